@@ -1,0 +1,31 @@
+# make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
+# make test    lint, and the whole test suite
+# Both set up .venv first, once.
+
+PYTHON ?= python3
+ARGS ?= --overwrite_output_dir
+# One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
+LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: train test clean
+
+train: .venv/installed
+	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
+
+test: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python >= 3.10 is needed, found $$($(PYTHON) --version); try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-test: .venv/installed pyproject.toml
+	.venv/bin/python -m pip install --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv *.egg-info
