@@ -1,0 +1,159 @@
+"""A timm architecture by name -> the network in the form that transformers and timm can both load.
+
+Also the two ends of it: what the network is fed, and how its head is scaled. Knows nothing about training.
+"""
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from hf_pneumonia.data.film import INTERPOLATION
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.errors import UsageError
+
+# ImageNet's three means and deviations, averaged: a film is gray, and three different numbers would only tint
+# it.
+MEAN, STD = 0.449, 0.226
+
+
+def build_model(
+    architecture: str, image_size: int, drop_rate: float = 0.0, pretrained: str = "false"
+) -> TimmWrapperForImageClassification:
+    """Build a two-class network.
+
+    Args:
+        architecture: a timm model name, with or without a weights tag (`resnet18.a1_in1k`).
+        image_size: side of the input in pixels.
+        drop_rate: dropout before the head, 0 to 1.
+        pretrained: "true" fetches timm's weights of that name from the Hub; "false" starts from timm's
+            initialisation; anything else is a local folder with a `model.safetensors` of that architecture.
+            The head is new in every case.
+
+    Returns:
+        A network for (b, 3, image_size, image_size) float input as `network_input` makes it, giving (b, 2)
+        logits in the order of LABELS. Its `save_pretrained` writes timm's own keys.
+
+    Raises:
+        UsageError: timm does not know the architecture, or the weights can't be had.
+    """
+    if not timm.is_model(architecture):
+        close = timm.list_models(f"*{architecture.split('.')[0]}*")[:3]
+        raise UsageError(
+            f"--model expects a timm architecture, got {architecture!r}"
+            + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them")
+        )
+    # What a loader must repeat to build the same network.
+    arguments: dict = {"drop_rate": drop_rate} if drop_rate else {}
+    # A vision transformer's grid of patches is fixed when it is built.
+    if timm.get_pretrained_cfg(architecture).fixed_input_size:
+        arguments["img_size"] = image_size
+    network = _timm_network(architecture, pretrained, {"num_classes": len(LABELS), **arguments})
+    config = TimmWrapperConfig(
+        architecture=architecture.split(".")[0],
+        num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+        model_args=arguments,  # never null: timm's own loader unpacks it
+    )
+    config.pretrained_cfg = _preprocessing(network, image_size)
+    config.num_features = network.num_features
+    # Built from a state dict: the class's own constructor would save keys that timm can't read.
+    return TimmWrapperForImageClassification.from_pretrained(
+        None, config=config, state_dict=network.state_dict()
+    )
+
+
+def network_input(films: torch.Tensor) -> torch.Tensor:
+    """Scale films as timm's evaluation transform does, to the last bit.
+
+    Args:
+        films: (b, h, w) uint8, or float in [0, 1] as augmentation leaves it.
+
+    Returns:
+        (b, 3, h, w) float32, normalised, channels last in memory. Stored films have one channel; three are
+        made here, since a one-channel network can't be loaded by `pipeline`.
+    """
+    if films.dtype == torch.uint8:
+        films = films.float().div_(255)
+    films = films.unsqueeze(1).sub(MEAN).div_(STD)
+    return films.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def scale_logits(model: TimmWrapperForImageClassification, factor: float) -> None:
+    """Multiply the network's logits by a constant, in place, by scaling its last linear layer.
+
+    Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature.
+    """
+    head = model.timm_model.get_classifier()
+    head.weight.mul_(factor)
+    if head.bias is not None:
+        head.bias.mul_(factor)
+
+
+def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.nn.Module:
+    if pretrained == "false":
+        return timm.create_model(architecture, **arguments)
+    if pretrained == "true":
+        try:
+            return timm.create_model(architecture, pretrained=True, **arguments)
+        # No connection, no such file, no weights of that name: timm and the Hub raise these three.
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"--pretrained true: the weights of {architecture} can't be fetched ({reason}); "
+                "connect, or give a folder that holds their model.safetensors, or start from scratch with "
+                "--pretrained false"
+            ) from error
+    file = _weights_file(architecture, Path(pretrained).expanduser())
+    # Through timm's own loader, which drops the head and fits position embeddings to another input size.
+    return timm.create_model(
+        architecture, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments
+    )
+
+
+def _weights_file(architecture: str, folder: Path) -> Path:
+    """The folder's weights, checked to be of this architecture: timm loads what fits in silence."""
+    file = folder / "model.safetensors" if folder.is_dir() else folder
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise UsageError(
+            f"--pretrained expects true, false, or a folder with model.safetensors, got {str(folder)!r}"
+        )
+    try:
+        with safe_open(file, "pt") as weights:
+            found = set(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"--pretrained {folder}: not a safetensors file ({error})") from error
+    with torch.device("meta"):
+        network = timm.create_model(architecture)
+    head = network.pretrained_cfg["classifier"]
+    head = (head,) if isinstance(head, str) else tuple(head)
+    wrong = [name for name in found ^ set(network.state_dict()) if not name.startswith(head)]
+    if wrong:
+        raise UsageError(
+            f"--pretrained {folder}: weights of another architecture than {architecture} "
+            f"({len(wrong)} tensors differ, {min(wrong)} among them); name theirs with --model"
+        )
+    return file
+
+
+def _preprocessing(network: torch.nn.Module, image_size: int) -> dict:
+    """What timm and transformers need to prepare an image exactly as training does."""
+    return {
+        "tag": "pneumonia",
+        "custom_load": False,
+        "input_size": [3, image_size, image_size],
+        "fixed_input_size": False,
+        "interpolation": INTERPOLATION,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "mean": [MEAN] * 3,
+        "std": [STD] * 3,
+        "num_classes": len(LABELS),
+        "pool_size": None,
+        "first_conv": network.pretrained_cfg.get("first_conv"),
+        "classifier": network.pretrained_cfg.get("classifier"),
+    }
