@@ -1,0 +1,1 @@
+"""The evidence: metrics, calibration, report and plots."""

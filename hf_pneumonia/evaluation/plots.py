@@ -1,0 +1,149 @@
+"""Figures of a finished run -> pictures. Computes nothing but the points of the ROC curve."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from hf_pneumonia.data.cache import FilmStore
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.report import Predictions
+
+# Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "figure.dpi": 120,
+    "savefig.bbox": "tight",
+}
+_BLUE, _ORANGE, _GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
+
+
+def plot_run(
+    folder: Path, report: dict, predictions: dict[str, Predictions], store: FilmStore, rows: np.ndarray
+) -> None:
+    """Write the pictures of a run.
+
+    Args:
+        folder: made where missing.
+        report: as written to report.json.
+        predictions: of the splits by name; `validation` and `test` are drawn.
+        store, rows: the films of the test split, in the order of its predictions.
+    """
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figures = {
+            "curves": _curves(report["history"]),
+            "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
+            "roc": _roc(report["splits"], predictions),
+            "class_distribution": _class_distribution(report["data"]["splits"]),
+            "samples": _samples(predictions["test"], store, rows),
+        }
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png")
+
+
+def _curves(history: list[dict]) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = [epoch["epoch"] for epoch in history]
+    best = max(history, key=lambda epoch: epoch["validation"]["auroc"] or 0)["epoch"]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, color in (("train", _BLUE), ("validation", _ORANGE)):
+            values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
+            axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
+        axes.axvline(best, color="gray", linestyle=":", label="best AUROC, kept")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _confusion_matrix(split: dict) -> Figure:
+    counts = split["confusion_matrix"]
+    table = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(2, 2):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{table[row, column]}\n{shares[row, column]:.1%}"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    axes.set(xticks=[0, 1], yticks=[0, 1], xlabel="predicted", ylabel="actual")
+    axes.set(xticklabels=LABELS, title=f"test films, threshold {split['threshold']:.2f}")
+    axes.set_yticklabels(LABELS, rotation=90, va="center")
+    axes.grid(False)
+    return figure
+
+
+def _roc(splits: dict, predictions: dict[str, Predictions]) -> Figure:
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, color in (("validation", _ORANGE), ("test", _BLUE)):
+        false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
+        axes.plot(
+            false_alarms, found, color=color, label=f"{name}, AUROC {splits[name]['auroc']['value']:.3f}"
+        )
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
+    )
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _class_distribution(counts: dict) -> Figure:
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, color) in enumerate(zip(LABELS, (_GREEN, _ORANGE), strict=True)):
+        films = [split["classes"][label] for split in counts.values()]
+        bars = axes.bar(np.arange(len(counts)) + 0.4 * index - 0.2, films, 0.38, color=color, label=label)
+        axes.bar_label(bars)
+    axes.set_xticks(
+        range(len(counts)), [f"{name}\n{split['patients']} patients" for name, split in counts.items()]
+    )
+    axes.set(ylabel="films")
+    axes.grid(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _samples(test: Predictions, store: FilmStore, rows: np.ndarray) -> Figure:
+    """Films with actual and predicted class: every kind of mistake is shown where there is one."""
+    chosen = _sample_indices(test, 12)
+    figure = Figure(figsize=(10, 8.2), layout="constrained")
+    for panel in figure.subplots(3, 4).flat:
+        panel.axis("off")
+    for panel, index in zip(figure.axes, chosen, strict=False):
+        predicted = int(test.probability[index] >= 0.5)
+        right = predicted == test.label[index]
+        panel.imshow(store[[rows[index]]][0], cmap="gray", vmin=0, vmax=255)
+        panel.set_title(
+            f"actual {LABELS[test.label[index]]}\n"
+            f"predicted {LABELS[predicted]}, p = {test.probability[index]:.2f}",
+            fontsize=9,
+            color="black" if right else "#b3261e",
+        )
+    return figure
+
+
+def _sample_indices(test: Predictions, count: int) -> np.ndarray:
+    """Up to `count` films, true and false, negative and positive in turn, as far as there are such."""
+    rng = np.random.default_rng(0)
+    predicted = test.probability >= 0.5
+    groups = [
+        list(rng.permutation(np.flatnonzero((test.label == label) & (predicted == called))))
+        for label in (0, 1)
+        for called in (False, True)
+    ]
+    chosen: list[int] = []
+    while len(chosen) < count and any(groups):
+        for group in groups:
+            if group and len(chosen) < count:
+                chosen.append(group.pop())
+    return np.array(sorted(chosen, key=lambda index: (test.label[index], test.probability[index])))
