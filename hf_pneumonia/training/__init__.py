@@ -1,0 +1,1 @@
+"""A recipe, and the Trainer that follows it."""

@@ -1,0 +1,237 @@
+"""What a recipe may say: one dataclass, filled from a YAML file and from flags that override it."""
+
+import dataclasses
+import difflib
+import json
+import os
+from argparse import SUPPRESS
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_pneumonia.errors import UsageError
+
+# Where a run is written and kept is no part of what it does; a token must not reach a file.
+_NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "cache_dir", "hub_token", "resume_from_checkpoint"}
+
+
+@dataclass
+class Recipe(TrainingArguments):
+    """transformers' TrainingArguments, with the films, the network and the augmentation beside them, and
+    with other defaults where its own do not suit films."""
+
+    dataset: str = field(
+        default="phantom", metadata={"help": "phantom, a local folder, or a Hub id (user/name)."}
+    )
+    model: str = field(default="resnet18.a1_in1k", metadata={"help": "timm architecture, by name."})
+    pretrained: str = field(
+        default="true",
+        metadata={
+            "help": "true: fetch timm's weights; false: from scratch; or a folder with model.safetensors."
+        },
+    )
+    image_size: int = field(
+        default=224, metadata={"help": "Side of the square film that the network sees, in pixels."}
+    )
+    drop_rate: float = field(
+        default=0.0, metadata={"help": "Dropout before the head, 0 to 1; 0 turns it off."}
+    )
+
+    rotation: float = field(default=0.0, metadata={"help": "Largest random rotation, in degrees; 0: off."})
+    zoom: float = field(default=0.0, metadata={"help": "Largest random change of scale (0.1: 10%%); 0: off."})
+    shift: float = field(
+        default=0.0, metadata={"help": "Largest random shift, as a share of the side; 0: off."}
+    )
+    blur: float = field(
+        default=0.0, metadata={"help": "Largest random Gaussian blur, sigma in pixels; 0: off."}
+    )
+    exposure: float = field(
+        default=0.0, metadata={"help": "Largest random change of gamma, contrast and brightness; 0: off."}
+    )
+    noise: float = field(
+        default=0.0, metadata={"help": "Largest random noise, sigma as a share of the gray range; 0: off."}
+    )
+    horizontal_flip: float = field(
+        default=0.0,
+        metadata={"help": "Probability of a mirrored film, heart and side marker with it; 0: off."},
+    )
+
+    adam_l2: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.optim.Adam: weight decay as a term of the gradient, on every parameter. Off: "
+            "AdamW (or `optim`), and neither biases nor normalisation layers decay."
+        },
+    )
+    lr_step_epochs: int = field(
+        default=0, metadata={"help": "Divide the learning rate by ten every so many epochs (StepLR); 0: off."}
+    )
+
+    max_unreadable: float = field(
+        default=0.05, metadata={"help": "Stop where a larger share of the films can't be read; 1: never."}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where decoded and simulated films are kept (default ~/.cache/hf-pneumonia)."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start over in an output folder that already holds a run."}
+    )
+
+    # Defaults of TrainingArguments that do not suit films.
+    output_dir: str | None = field(default=None, metadata={"help": "The run folder (default runs/<recipe>)."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16; unset: where the processor or GPU has it in hardware."},
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Films per step and process."})
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Films per forward pass when scoring."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When validation is scored."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When the training loss is logged."})
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Checkpoints kept beside the best one."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the best epoch, not the last."}
+    )
+    metric_for_best_model: str | None = field(
+        default="auroc", metadata={"help": "What makes an epoch the best."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hides a diverged loss; off."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Would drop the films; off."})
+    disable_tqdm: bool | None = field(
+        default=True, metadata={"help": "The Trainer's own bar; ours replaces it."}
+    )
+    report_to: str = field(
+        default="none", metadata={"help": "Experiment tracker: tensorboard, wandb, trackio ..."}
+    )
+    # Every parameter takes part in every step, and looking for others costs a pass over the graph.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "See TrainingArguments."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check()
+        no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        if self.bf16 is None:
+            self.bf16 = _has_bf16(self.use_cpu) and not self.fp16
+        if self.accelerator_config is None and not self.use_cpu:
+            self.accelerator_config = {"non_blocking": True}
+        super().__post_init__()
+
+    @property
+    def augmentation(self) -> dict[str, float]:
+        """Arguments of `Augment`."""
+        names = ("rotation", "zoom", "shift", "blur", "exposure", "noise", "horizontal_flip")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the decoded and simulated films."""
+        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        return Path(self.cache_dir).expanduser() if self.cache_dir else home / "hf-pneumonia"
+
+    def _check(self) -> None:
+        shares = ("drop_rate", "zoom", "shift", "noise", "horizontal_flip", "max_unreadable")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{name} expects a number from 0 to 1, got {getattr(self, name)}")
+        for name in ("rotation", "blur", "exposure", "lr_step_epochs"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} expects 0 (off) or more, got {getattr(self, name)}")
+        if not 32 <= self.image_size <= 2048:
+            raise UsageError(f"--image_size expects 32 to 2048 pixels, got {self.image_size}")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise UsageError(f"--num_train_epochs expects more than 0, got {self.num_train_epochs}")
+        if self.lr_step_epochs and self.max_steps > 0:
+            raise UsageError("--lr_step_epochs counts epochs: give --num_train_epochs and not --max_steps")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(message)
+
+
+def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
+    """Read `[RECIPE.yaml] [--flags]`.
+
+    Args:
+        argv: the command line without the program's name.
+        default: the recipe where none is named.
+
+    Returns:
+        The arguments, and the resolved recipe: every choice that the run depends on, as plain values that
+        `yaml.safe_dump` writes and this function reads again.
+
+    Raises:
+        UsageError: the recipe can't be read, or a key, flag or value is not known.
+    """
+    argv = list(argv)
+    path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default
+    parser = _Parser(Recipe, allow_abbrev=False, prog="train.py", usage="train.py [RECIPE.yaml] [--flags]")
+    if not {"-h", "--help"} & set(argv):
+        # Only what was said is parsed; the dataclass itself knows the defaults.
+        for action in parser._actions:
+            action.default = SUPPRESS
+    try:
+        given = vars(parser.parse_args(_tokens(_read_yaml(path))))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    flags = vars(parser.parse_args(argv))
+    given |= flags
+    given.setdefault("output_dir", f"runs/{path.stem}")
+    try:
+        recipe = Recipe(**given)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error
+    own = {
+        name: getattr(recipe, name)
+        for name in Recipe.__annotations__
+        if name not in TrainingArguments.__annotations__
+    }
+    resolved = {name: value for name, value in (own | given).items() if name not in _NOT_IN_RECIPE}
+    return recipe, resolved
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UsageError("no such recipe; recipes/ holds those that come with the project") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"can't be read as a recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise UsageError(f"expected lines of `key: value`, got {type(recipe).__name__}")
+    known = {field.name for field in dataclasses.fields(Recipe) if field.init}
+    for key in recipe:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise UsageError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return recipe
+
+
+def _tokens(recipe: dict) -> list[str]:
+    """A recipe as command line flags, so that one parser judges both."""
+    tokens = []
+    for key, value in recipe.items():
+        if isinstance(value, list):
+            tokens += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            tokens.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            tokens.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
+    return tokens
+
+
+def _has_bf16(use_cpu: bool) -> bool:
+    """Whether bfloat16 runs in hardware; emulated it is slower than float32."""
+    if use_cpu:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

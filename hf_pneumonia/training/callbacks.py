@@ -1,0 +1,45 @@
+"""What a person watching a training sees: one progress bar, and one line per epoch."""
+
+import time
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+
+class EpochLines(TrainerCallback):
+    """One bar over all steps and, after each epoch, its figures on training and validation."""
+
+    def __init__(self) -> None:
+        self.bar, self.started, self.training = None, 0.0, {}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = time.monotonic()
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit=" steps", disable=None
+            )
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" in (logs or {}):
+            self.training = logs
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
+        if self.bar is None or "eval_auroc" not in (metrics or {}):
+            return
+        best = state.best_metric is None or metrics["eval_auroc"] > state.best_metric
+        tqdm.write(
+            f"epoch {state.epoch:>3.0f}/{args.num_train_epochs:.0f}"
+            f"  loss {self.training.get('loss', float('nan')):.4f}, validation {metrics['eval_loss']:.4f}"
+            f"  accuracy {self.training.get('accuracy', float('nan')):.3f}, {metrics['eval_accuracy']:.3f}"
+            f"  AUROC {metrics['eval_auroc']:.4f}{' *' if best else '  '}"
+            f"  {time.monotonic() - self.started:5.0f} s"
+        )
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

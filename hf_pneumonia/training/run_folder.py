@@ -1,0 +1,54 @@
+"""The run folder: taken at the start, filled at the end, finished when report.json stands in it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from hf_pneumonia.errors import UsageError
+
+
+def check_run_folder(folder: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that can't be written, or holds a run that would be lost. Writes nothing.
+
+    Raises:
+        UsageError: the folder holds a run, or can't be made.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"--output_dir {folder}: {existing} is a file; choose another folder")
+    if overwrite:
+        return
+    if (folder / "report.json").exists():
+        raise UsageError(
+            f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
+            "--overwrite_output_dir"
+        )
+    if not resume and _checkpoints(folder):
+        raise UsageError(
+            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or start over with "
+            "--overwrite_output_dir"
+        )
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Take away what an earlier run left, its report first: without one it counts as unfinished."""
+    for name in ("report.json", "recipe.yaml", "config.json", "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / "plots", *_checkpoints(folder), *folder.glob("predictions_*.csv")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
+    """Write the recipe and, last of all, the report, and drop the checkpoints, which the model replaces."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    aside = folder / "report.json.part"
+    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    aside.rename(folder / "report.json")
+    for path in _checkpoints(folder):
+        shutil.rmtree(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"))

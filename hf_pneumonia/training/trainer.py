@@ -1,0 +1,149 @@
+"""The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them."""
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from hf_pneumonia.data.cache import FilmStore
+from hf_pneumonia.evaluation.calibration import pneumonia_probability
+from hf_pneumonia.evaluation.metrics import score_predictions
+from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.training.arguments import Recipe
+from hf_pneumonia.training.callbacks import EpochLines
+
+
+class FilmDataset(torch.utils.data.Dataset):
+    """Rows of a store with their labels. A whole batch is one read, so no worker processes are needed.
+
+    Args:
+        store: the films.
+        rows: (n,) rows of the store.
+        labels: (n,) 0 or 1.
+    """
+
+    def __init__(self, store: FilmStore, rows, labels) -> None:
+        self.store, self.rows, self.labels = store, rows, torch.as_tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """`pixel_values` (b, size, size) uint8 and `labels` (b,) int64, by a name torch's loader knows."""
+        return {
+            "pixel_values": torch.from_numpy(self.store[self.rows[indices]]),
+            "labels": self.labels[indices],
+        }
+
+
+class PneumoniaTrainer(Trainer):
+    """transformers' Trainer for films of uint8, which it augments and normalises on the device.
+
+    Args:
+        model: from `build_model`.
+        args: the recipe.
+        train_dataset, eval_dataset: films with labels.
+        augment: applied to training films only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Recipe,
+        train_dataset: FilmDataset,
+        eval_dataset: FilmDataset,
+        augment: Augment,
+    ) -> None:
+        model.to(memory_format=torch.channels_last)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=_as_is,
+            compute_metrics=_validation_scores,
+            callbacks=[EpochLines()],
+        )
+        self.remove_callback(PrinterCallback)
+        self.augment = augment
+        # Right answers and films since the last log, kept on the device: reading them every step would wait
+        # for it.
+        self._seen = torch.zeros(2, device=args.device)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        inputs = super()._prepare_inputs(inputs)
+        films = inputs["pixel_values"]
+        films = self.augment(films) if self.model.training else films
+        return {**inputs, "pixel_values": network_input(films)}
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            right = (outputs["logits"].detach().argmax(1) == labels).sum()
+            self._seen += torch.stack([right, torch.full_like(right, len(labels))])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            right, films = self.accelerator.reduce(self._seen, "sum").tolist()
+            logs["accuracy"] = right / max(films, 1)
+            self._seen.zero_()
+        super().log(logs, start_time)
+
+    def history(self) -> list[dict]:
+        """Loss and accuracy of each epoch: {"epoch", "train": {...}, "validation": {...}}."""
+        epochs: dict[float, dict] = {}
+        for line in self.state.log_history:
+            epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"]})
+            if "loss" in line:
+                names = ("loss", "accuracy", "learning_rate")
+                epoch["train"] = {name: line[name] for name in names}
+            elif "eval_loss" in line:
+                names = ("loss", "accuracy", "auroc")
+                epoch["validation"] = {name: line[f"eval_{name}"] for name in names}
+        return [epoch for epoch in epochs.values() if len(epoch) == 3]
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if not self.args.adam_l2:
+            return super().create_optimizer(model)
+        parameters = [
+            parameter for parameter in (model or self.model).parameters() if parameter.requires_grad
+        ]
+        betas = (self.args.adam_beta1, self.args.adam_beta2)
+        self.optimizer = torch.optim.Adam(
+            parameters, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if not self.args.lr_step_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        every = round(self.args.lr_step_epochs * num_training_steps / self.args.num_train_epochs)
+        self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer or self.optimizer, every, gamma=0.1)
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # The Trainer knows only LayerNorm; timm's own rule spares every bias and scale, BatchNorm's among
+        # them.
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        return 0  # nobody reads it, and counting parameters every step takes time
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The Trainer's own adds training_args.bin, a pickle that holds the raw Hub token.
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                output_dir or self.args.output_dir, state_dict=state_dict
+            )
+
+
+def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return batch
+
+
+def _validation_scores(predicted) -> dict[str, float]:
+    scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
+    return {name: value for name, value in scores.items() if isinstance(value, float)}

@@ -1,0 +1,167 @@
+"""Fine-tune a network on chest X-rays: `accelerate launch train.py [RECIPE.yaml] [--flags]`.
+
+Without arguments it trains on simulated films (recipes/quickstart.yaml). Every key of a recipe is a flag too.
+"""
+
+import errno
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.filmset import FilmSet, prepare_films
+from hf_pneumonia.data.sources import SPLITS
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation import calibration
+from hf_pneumonia.evaluation.plots import plot_run
+from hf_pneumonia.evaluation.report import Predictions, environment, score_films, split_report
+from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.build import build_model, scale_logits
+from hf_pneumonia.training.arguments import Recipe, parse_recipe
+from hf_pneumonia.training.run_folder import check_run_folder, clear_run_folder, finish_run_folder
+from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+
+QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+logger = logging.getLogger("hf_pneumonia")
+
+
+def main(argv: list[str]) -> None:
+    args, recipe = parse_recipe(argv, default=QUICKSTART)
+    run = Path(args.output_dir)
+    check_run_folder(run, args.overwrite_output_dir, bool(args.resume_from_checkpoint))
+    set_up(args)
+
+    if args.dataset == "phantom":
+        logger.info(
+            "Training on SIMULATED films. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
+        )
+    state = PartialState()
+    with state.local_main_process_first():  # the others find the films decoded
+        films = prepare_films(args.dataset, args.image_size, args.cache, args.max_unreadable)
+    for name, count in films.counts()["splits"].items():
+        logger.info(
+            "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
+        )
+
+    model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
+    train, validation = (
+        FilmDataset(films.store, films.rows(s), films.label[films.rows(s)]) for s in SPLITS[:2]
+    )
+    trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
+    # From here on each process draws its own augmentation and dropout.
+    set_seed(args.seed, device_specific=True)
+    if state.is_main_process and args.overwrite_output_dir:
+        clear_run_folder(run)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = time.monotonic() - started
+
+    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader will run
+    # them.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    chosen = calibrate(model, films, args)
+    model.config.pneumonia = {**chosen, "dataset": args.dataset, "split_sha256": films.fingerprint()}
+    predictions = {split: predict(model, films, split, args) for split in SPLITS}
+    report = {
+        "recipe": recipe,
+        "seed": args.seed,
+        "splits": {split: split_report(predictions[split]) for split in SPLITS},
+        "operating_point": {
+            **chosen,
+            **{split: split_report(predictions[split], chosen["threshold"]) for split in SPLITS[1:]},
+        },
+        "data": {"source": args.dataset, "simulated": args.dataset == "phantom", **films.counts()},
+        "history": trainer.history(),
+        "training_seconds": round(seconds, 1),
+        **environment(),
+    }
+    if state.is_main_process:
+        model.save_pretrained(run)
+        for split in SPLITS[1:]:
+            predictions[split].write_csv(run / f"predictions_{split}.csv")
+        plot_run(run / "plots", report, predictions, films.store, films.rows("test"))
+        finish_run_folder(run, recipe, report)
+        print_summary(run, report)
+
+
+def set_up(args: Recipe) -> None:
+    """One voice for all libraries and processes, all cores, one seed."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    if args.device.type == "cpu":
+        # `accelerate launch` sets OMP_NUM_THREADS to 1 where it is not told otherwise, and halves the speed
+        # or worse.
+        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    set_seed(args.seed)
+
+
+def calibrate(model: torch.nn.Module, films: FilmSet, args: Recipe) -> dict:
+    """Choose temperature and operating point on validation, and fold the temperature into the head."""
+    rows = films.rows("validation")
+    logits = score_films(model, films.store, rows, args.per_device_eval_batch_size)
+    temperature = calibration.fit_temperature(logits, films.label[rows])
+    scale_logits(model, 1 / temperature)
+    probability = calibration.pneumonia_probability(logits / temperature)
+    threshold = calibration.operating_point(films.label[rows], probability)
+    return {
+        "threshold": threshold,
+        "target_sensitivity": calibration.TARGET_SENSITIVITY,
+        "sensitivity": float(np.mean(probability[films.label[rows] == 1] >= threshold)),
+        "specificity": float(np.mean(probability[films.label[rows] == 0] < threshold)),
+        "temperature": temperature,
+    }
+
+
+def predict(model: torch.nn.Module, films: FilmSet, split: str, args: Recipe) -> Predictions:
+    rows = films.rows(split)
+    probability = calibration.pneumonia_probability(
+        score_films(model, films.store, rows, args.per_device_eval_batch_size)
+    )
+    return Predictions(
+        films.file[rows].tolist(), films.patient_id[rows].tolist(), films.label[rows], probability
+    )
+
+
+def print_summary(run: Path, report: dict) -> None:
+    test, films = report["splits"]["test"], report["data"]["splits"]["test"]["films"]
+    figures = ", ".join(
+        f"{name} {test[key]['value']:.3f}"
+        for name, key in [
+            ("AUROC", "auroc"),
+            *((key, key) for key in ("accuracy", "sensitivity", "specificity", "f1")),
+        ]
+        if test[key]["value"] is not None
+    )
+    kind = "simulated test films" if report["data"]["simulated"] else "test films"
+    print(f"\n{films} {kind}: {figures} (threshold 0.5)")
+    print(f"run folder: {run}")
+    print(f"next:  python app.py --model {run}")
+    print(f"       python push_to_hub.py {run} --repo USER/NAME")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        message = f"can't write {error.filename or ''}: {error.strerror}; see --output_dir and --cache_dir"
+    else:
+        sys.exit()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {message}", file=sys.stderr)
+    sys.exit(2)
