@@ -37,8 +37,8 @@ logger = logging.getLogger("hf_pneumonia")
 
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
-    run = Path(args.output_dir)
-    check_run_folder(run, args.overwrite_output_dir, bool(args.resume_from_checkpoint))
+    folder = Path(args.output_dir)
+    check_run_folder(folder, args.overwrite_output_dir, bool(args.resume_from_checkpoint))
     set_up(args)
 
     if args.dataset == "phantom":
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
     if state.is_main_process and args.overwrite_output_dir:
-        clear_run_folder(run)
+        clear_run_folder(folder)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.monotonic() - started
@@ -86,12 +86,12 @@ def main(argv: list[str]) -> None:
         **environment(),
     }
     if state.is_main_process:
-        model.save_pretrained(run)
+        model.save_pretrained(folder)
         for split in SPLITS[1:]:
-            predictions[split].write_csv(run / f"predictions_{split}.csv")
-        plot_run(run / "plots", report, predictions, films.store, films.rows("test"))
-        finish_run_folder(run, recipe, report)
-        print_summary(run, report)
+            predictions[split].write_csv(folder / f"predictions_{split}.csv")
+        plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+        finish_run_folder(folder, recipe, report)
+        print_summary(folder, report)
 
 
 def set_up(args: Recipe) -> None:
@@ -100,10 +100,17 @@ def set_up(args: Recipe) -> None:
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    processes = PartialState().num_processes
+    if processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        # Its CPU launcher knows several processes only with an MPI hostfile, and starts one without a word.
+        logger.warning(
+            "accelerate started one process of several; on CPUs: torchrun --nproc_per_node N train.py ..."
+        )
     if args.device.type == "cpu":
-        # `accelerate launch` sets OMP_NUM_THREADS to 1 where it is not told otherwise, and halves the speed
-        # or worse.
-        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        # `accelerate launch` sets OMP_NUM_THREADS to 1 where it is not told otherwise: half the speed, or less.
+        torch.set_num_threads(
+            max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+        )
     set_seed(args.seed)
 
 
@@ -134,7 +141,7 @@ def predict(model: torch.nn.Module, films: FilmSet, split: str, args: Recipe) ->
     )
 
 
-def print_summary(run: Path, report: dict) -> None:
+def print_summary(folder: Path, report: dict) -> None:
     test, films = report["splits"]["test"], report["data"]["splits"]["test"]["films"]
     figures = ", ".join(
         f"{name} {test[key]['value']:.3f}"
@@ -146,22 +153,26 @@ def print_summary(run: Path, report: dict) -> None:
     )
     kind = "simulated test films" if report["data"]["simulated"] else "test films"
     print(f"\n{films} {kind}: {figures} (threshold 0.5)")
-    print(f"run folder: {run}")
-    print(f"next:  python app.py --model {run}")
-    print(f"       python push_to_hub.py {run} --repo USER/NAME")
+    print(f"run folder: {folder}")
+    print(f"next:  python app.py --model {folder}")
+    print(f"       python push_to_hub.py {folder} --repo USER/NAME")
 
 
-if __name__ == "__main__":
+def run(argv: list[str]) -> int:
+    """Exit code of `main`; a mistake that the user can mend is one line on stderr, and 2."""
     try:
-        main(sys.argv[1:])
+        main(argv)
+        return 0
     except UsageError as error:
         message = str(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         message = f"can't write {error.filename or ''}: {error.strerror}; see --output_dir and --cache_dir"
-    else:
-        sys.exit()
     if os.environ.get("RANK", "0") == "0":
         print(f"train.py: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

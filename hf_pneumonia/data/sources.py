@@ -50,10 +50,10 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
         folder = cache_dir / f"phantom-v{phantom.VERSION}"
         if not folder.exists():
             phantom.write_dataset(folder)
-        return _load_folder(folder)
+        return _load_splits(folder, {split: folder / split for split in ("train", "test")})
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_folder(path)
+        return _load_splits(*_find_layout(path))
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(
             f"--dataset expects `phantom`, a folder or a Hub id (user/name), got {source!r}: no such folder"
@@ -61,8 +61,7 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
     return _load_hub(source)
 
 
-def _load_folder(root: Path) -> datasets.Dataset:
-    root, layout = _find_layout(root)
+def _load_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
     parts = []
     for split, folder in layout.items():
         patterns, count = _patterns(folder)
@@ -117,7 +116,8 @@ def films_of_hub(loaded: datasets.DatasetDict, name: str) -> datasets.Dataset:
             raise UsageError(
                 f"{name} has columns {rows.column_names}: expected `image`, and `label` with class names"
             )
-        rows = rows.rename_column(image, "image").cast_column("image", datasets.Image(decode=False))
+        rows = rows if image == "image" else rows.rename_column(image, "image")
+        rows = rows.cast_column("image", datasets.Image(decode=False))
         files = [
             f"{split}/{Path(image['path']).name if image['path'] else f'{row:06d}'}"
             for row, image in enumerate(rows["image"])
@@ -200,8 +200,9 @@ def _table(rows: datasets.Dataset, split: str, files: list[str], names: list[str
         for value, file in zip(given, files, strict=True)
     ]
     columns = {"file": files, "label": names, "patient_id": patients, "split": [split] * len(rows)}
-    rows = rows.select_columns("image").flatten_indices()
-    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(columns)], axis=1)
+    return datasets.concatenate_datasets(
+        [rows.select_columns("image"), datasets.Dataset.from_dict(columns)], axis=1
+    )
 
 
 def _merge(parts: list[datasets.Dataset], source: str) -> datasets.Dataset:

@@ -1,0 +1,70 @@
+"""Small films, made here, in the layout and with the file names that real data sets have."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Before any library reads them: nothing is fetched, and nobody's own caches are touched.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:
+    """A gray JPEG: two dark fields on light ground, one of them clouded where the label is 1."""
+    width, height = size
+    pixels = rng.normal(170, 12, (height, width))
+    pixels[10:60, 10:40] -= 90
+    pixels[10:60, 50:80] -= 90
+    if label:
+        pixels[35:60, 12:38] += 70
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+def write_films(folder: Path, normal: int, pneumonia: int, first: int = 0, names=("NORMAL", "PNEUMONIA")) -> None:
+    """Class folders of one film per patient, numbered from `first`."""
+    rng = np.random.default_rng(first)
+    for number in range(first, first + normal):
+        write_film(folder / names[0] / f"IM-{number:04d}-0001.jpeg", 0, rng)
+    for number in range(first, first + pneumonia):
+        write_film(folder / names[1] / f"person{number}_bacteria_{number}.jpeg", 1, rng)
+
+
+@pytest.fixture(scope="session")
+def film_folder(tmp_path_factory) -> Path:
+    """Split folders: 80 + 20 + 30 films, and more films of the first training patients."""
+    folder = tmp_path_factory.mktemp("films")
+    write_films(folder / "train", 40, 40)
+    write_films(folder / "val", 10, 10, first=100)
+    write_films(folder / "test", 12, 18, first=200)
+    rng = np.random.default_rng(7)
+    for number in range(5):
+        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_virus_9{number}.jpeg", 1, rng)
+    return folder
+
+
+def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """train.py in a process of its own, as a user starts it, or by a launcher: a module and its flags."""
+    start = [sys.executable, *(["-m", *launcher] if launcher else []), ROOT / "train.py", *map(str, flags)]
+    return subprocess.run(start, capture_output=True, text=True, timeout=300)
+
+
+TINY = ("--image_size", 64, "--num_train_epochs", 3, "--per_device_train_batch_size", 16, "--learning_rate", 1e-3)
+
+
+@pytest.fixture(scope="session")
+def finished_run(film_folder, tmp_path_factory) -> Path:
+    """A run folder as train.py leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run_train("--dataset", film_folder, "--output_dir", folder, *TINY)
+    assert done.returncode == 0, done.stderr
+    (folder.parent / "output.txt").write_text(done.stdout + done.stderr)
+    return folder

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, rotate
+
+from hf_pneumonia.modeling import augment
+from hf_pneumonia.modeling.augment import Augment
+
+ALL = dict(rotation=10, zoom=0.1, shift=0.05, blur=1.0, exposure=0.2, noise=0.02, horizontal_flip=0.5)
+
+
+@pytest.fixture
+def films():
+    """Two smooth films, so that resampling errors stay small."""
+    noise = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0)).numpy()
+    smooth = torch.from_numpy(gaussian_filter(noise, (0, 4, 4)))
+    return ((smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255).to(torch.uint8)
+
+
+@pytest.fixture
+def at_the_limit(monkeypatch):
+    """Every uniform draw at its upper limit, so that a result can be computed by hand."""
+    monkeypatch.setattr(augment, "_uniform", lambda films, limit: torch.full((len(films),), float(limit)))
+
+
+def test_with_everything_off_films_are_only_scaled_to_one(films):
+    assert torch.equal(Augment()(films), films.float() / 255)
+
+
+def test_the_input_is_left_as_it_is(films):
+    before = films.clone()
+    Augment(**ALL)(films)
+    assert torch.equal(films, before)
+
+
+def test_the_result_is_float_of_the_same_shape_between_zero_and_one(films):
+    result = Augment(**ALL)(films)
+    assert result.shape == films.shape and result.dtype == torch.float32
+    assert 0 <= result.min() and result.max() <= 1
+
+
+def test_the_same_seed_gives_the_same_films_and_another_seed_others(films):
+    def run(seed):
+        torch.manual_seed(seed)
+        return Augment(**ALL)(films)
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+def test_each_film_of_a_batch_draws_its_own_numbers(films):
+    same = films[:1].expand(2, -1, -1)
+    for name, value in ALL.items():
+        if name != "horizontal_flip":
+            torch.manual_seed(0)
+            first, second = Augment(**{name: value})(same)
+            assert not torch.equal(first, second), name
+
+
+def test_a_flip_mirrors_left_and_right(films):
+    torch.testing.assert_close(Augment(horizontal_flip=1.0)(films), films.flip(2) / 255, atol=1e-4, rtol=0)
+
+
+def test_nothing_is_mirrored_unless_asked(films):
+    assert torch.equal(Augment(horizontal_flip=0.0)(films), films / 255)
+
+
+def test_a_rotation_equals_scipys(films, at_the_limit):
+    turned = Augment(rotation=20)(films)
+    reference = torch.from_numpy(rotate(films[0].float().numpy() / 255, 20, reshape=False, order=1))
+    middle = slice(16, 48)
+    assert (turned[0] - reference)[middle, middle].abs().max() < 0.01
+
+
+def test_a_shift_moves_films_by_its_share_of_the_side(films, at_the_limit):
+    shifted = Augment(shift=8 / 64)(films)
+    torch.testing.assert_close(shifted[:, :56, :56], films[:, 8:, 8:] / 255, atol=1e-4, rtol=0)
+    assert not shifted[:, 57:, 57:].any()  # black, as outside the collimator
+
+
+def test_a_zoom_enlarges_about_the_middle(at_the_limit):
+    spot = torch.zeros(1, 65, 65, dtype=torch.uint8)
+    spot[:, 27:38, 27:38] = 255  # side 11, centred
+    assert Augment(zoom=0.5)(spot).sum() == pytest.approx((11 * 1.5) ** 2, rel=0.03)
+
+
+def test_the_blur_equals_scipys(films, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.ones(*size))
+    blurred = Augment(blur=1.5)(films)
+    reference = gaussian_filter(films[0].float().numpy() / 255, 1.5, mode="mirror", truncate=3.4)
+    torch.testing.assert_close(blurred[0], torch.from_numpy(reference), atol=2e-3, rtol=0)
+
+
+def test_the_exposure_follows_its_formula(films, at_the_limit):
+    values = (films[0] / 255.0).clamp(1e-4, 1) ** math.exp(0.1)
+    expected = (values - values.mean()) * math.exp(0.1) + values.mean() + 0.05
+    torch.testing.assert_close(Augment(exposure=0.1)(films)[0], expected.clamp(0, 1))
+
+
+def test_the_noise_has_at_most_the_stated_deviation():
+    torch.manual_seed(0)
+    gray = torch.full((200, 32, 32), 128, dtype=torch.uint8)
+    deviations = (Augment(noise=0.05)(gray) - 128 / 255).flatten(1).std(1)
+    assert 0.045 < deviations.max() < 0.053 and deviations.mean() == pytest.approx(0.025, rel=0.2)

@@ -1,0 +1,38 @@
+import pytest
+
+from hf_pneumonia.data.labels import label_of, patient_of
+
+
+@pytest.mark.parametrize("name", ["NORMAL", "normal", "0_normal", "Healthy", "No Finding", "no_pneumonia"])
+def test_normal_is_known_by_its_names(name):
+    assert label_of(name) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["PNEUMONIA", "1_pneumonia", "Bacterial", "viral", "Pneumonia-Viral", "BACTERIAL PNEUMONIA", "virus"]
+)
+def test_pneumonia_is_known_by_its_names(name):
+    assert label_of(name) == 1
+
+
+@pytest.mark.parametrize("name", ["0", "1", "covid", "tuberculosis", "abnormal", "", "pneumothorax"])
+def test_any_other_name_is_unknown(name):
+    assert label_of(name) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "patient"),
+    [
+        ("person1000_bacteria_2931.jpeg", "person1000"),
+        ("person1000_virus_1681.jpeg", "person1000"),
+        ("person447_virus_921_1.jpeg", "person447"),
+        ("IM-0115-0001.jpeg", "IM-0115"),
+        ("IM-0429-0001-0002.jpeg", "IM-0429"),
+        ("NORMAL2-IM-0383-0001.jpeg", "NORMAL2-IM-0383"),
+        ("BACTERIA-1008087-0001.jpeg", "BACTERIA-1008087"),
+        ("scan_0001.png", None),
+        ("person.jpeg", None),
+    ],
+)
+def test_the_patient_is_read_from_the_file_name(file, patient):
+    assert patient_of(file) == patient

@@ -1,0 +1,246 @@
+"""train.py from end to end: what it leaves, who can load it, and what it says to a mistake."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, TINY, run_train, write_films
+
+import train
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
+
+# Run where the package can't be imported by accident: answers must not depend on any code of ours.
+OTHER_TOOLS = """
+import csv, json, sys
+import timm, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+run = sys.argv[1]
+images = [Image.open(row["file"]).convert("RGB") for row in csv.DictReader(open(f"{run}/predictions_test.csv"))]
+
+model = AutoModelForImageClassification.from_pretrained(run).eval()
+processor = AutoImageProcessor.from_pretrained(run)
+with torch.no_grad():
+    logits = {"transformers": model(**processor(images)).logits}
+
+network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+with torch.no_grad():
+    logits["timm"] = network(torch.stack([transform(image) for image in images]))
+
+answers = pipeline("image-classification", model=run)(images)
+scores = [next(a["score"] for a in answer if a["label"] == "PNEUMONIA") for answer in answers]
+assert not any(name.startswith("hf_pneumonia") for name in sys.modules)
+print(json.dumps({
+    **{name: value.softmax(1)[:, 1].tolist() for name, value in logits.items()},
+    "pipeline": scores,
+    "labels": model.config.id2label,
+    "pneumonia": model.config.pneumonia,
+}))
+"""
+
+
+def _predictions(run: Path, split: str) -> list[dict]:
+    with open(run / f"predictions_{split}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _probabilities(run: Path, split: str = "test") -> np.ndarray:
+    return np.array([float(row["probability"]) for row in _predictions(run, split)])
+
+
+def _report(run: Path) -> dict:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run):
+    names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    assert names == {
+        "config.json", "model.safetensors", "recipe.yaml", "report.json",
+        "predictions_validation.csv", "predictions_test.csv",
+        *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution", "samples")),
+    }  # fmt: skip
+
+
+def test_the_network_learns_what_the_films_show(finished_run):
+    assert _report(finished_run)["splits"]["test"]["auroc"]["value"] > 0.9
+
+
+def test_every_published_figure_follows_from_the_predictions(finished_run):
+    report = _report(finished_run)
+    for split in ("validation", "test"):
+        labels = [int(row["label"] == "PNEUMONIA") for row in _predictions(finished_run, split)]
+        scores = score_predictions(labels, _probabilities(finished_run, split))
+        found = report["splits"][split]
+        assert {name: found[name]["value"] for name in METRICS} == pytest.approx(
+            {name: scores[name] for name in METRICS}
+        )
+        assert found["confusion_matrix"] == scores["confusion_matrix"]
+        assert all(found[name]["ci95"] is None for name in METRICS)
+    assert set(report["splits"]["train"]) == set(report["splits"]["test"])
+
+
+def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
+    report = _report(finished_run)
+    assert report["seed"] == 42 and {"torch", "timm", "transformers", "python"} <= report["versions"].keys()
+    assert report["data"]["splits"]["train"]["films"] == 85 and not report["data"]["simulated"]
+    assert [epoch["epoch"] for epoch in report["history"]] == [1, 2, 3]
+    assert yaml.safe_load((finished_run / "recipe.yaml").read_text()) == report["recipe"]
+
+
+def test_the_test_predictions_are_the_test_folder_and_nothing_else(finished_run, film_folder):
+    files = [row["file"] for row in _predictions(finished_run, "test")]
+    assert sorted(files) == sorted(str(path) for path in (film_folder / "test").glob("*/*"))
+    assert {row["patient_id"] for row in _predictions(finished_run, "test")}.isdisjoint(
+        row["patient_id"] for row in _predictions(finished_run, "validation")
+    )
+
+
+def test_other_peoples_tools_load_the_folder_and_give_trainings_own_answers(finished_run, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_TOOLS, str(finished_run)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for tool in ("transformers", "timm", "pipeline"):
+        np.testing.assert_allclose(answers[tool], _probabilities(finished_run), atol=1e-5, err_msg=tool)
+    assert answers["labels"] == {"0": "NORMAL", "1": "PNEUMONIA"}
+    assert answers["pneumonia"]["threshold"] == _report(finished_run)["operating_point"]["threshold"]
+
+
+def test_the_operating_point_reaches_its_sensitivity_on_validation(finished_run):
+    point = _report(finished_run)["operating_point"]
+    labels = np.array([row["label"] == "PNEUMONIA" for row in _predictions(finished_run, "validation")])
+    found = _probabilities(finished_run, "validation")[labels] >= point["threshold"]
+    assert np.mean(found) == pytest.approx(point["sensitivity"]) and np.mean(found) >= point["target_sensitivity"]
+
+
+def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finished_run):
+    output = (finished_run.parent / "output.txt").read_text()
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    assert "30 test films: AUROC" in output and f"run folder: {finished_run}" in output
+    assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
+
+
+def test_the_same_seed_gives_the_same_figures(finished_run, film_folder, tmp_path):
+    done = run_train("--dataset", film_folder, "--output_dir", tmp_path / "again", *TINY)
+    assert done.returncode == 0, done.stderr
+    first, second = _report(finished_run), _report(tmp_path / "again")
+    assert first["splits"] == second["splits"] and first["history"] == second["history"]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        finished_run / "model.safetensors"
+    ).read_bytes()
+
+
+def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_folder, tmp_path):
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    from hf_pneumonia.data.filmset import prepare_films
+    from hf_pneumonia.evaluation.calibration import pneumonia_probability
+    from hf_pneumonia.evaluation.report import score_films
+
+    run = tmp_path / "two"
+    flags = ("--dataset", film_folder, "--output_dir", run, *TINY, "--per_device_eval_batch_size", 7)
+    done = run_train(*flags, launcher=("torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1 and _report(run)["processes"] == 2
+
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    rows = films.rows("test")
+    assert [row["file"] for row in _predictions(run, "test")] == films.file[rows].tolist()
+    model = AutoModelForImageClassification.from_pretrained(run)
+    with torch.no_grad():
+        alone = pneumonia_probability(score_films(model, films.store, rows, batch_size=64))
+    np.testing.assert_allclose(_probabilities(run), alone, atol=1e-5)
+    assert _report(run)["splits"]["test"]["auroc"]["value"] > 0.8
+
+
+def test_accelerate_launch_trains_and_says_where_it_starts_fewer_processes_than_asked(film_folder, tmp_path):
+    launcher = ("accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2")
+    flags = ("--dataset", film_folder, "--output_dir", tmp_path / "run", *TINY, "--num_train_epochs", 1)
+    done = run_train(*flags, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    processes = _report(tmp_path / "run")["processes"]
+    assert processes == 2 or "started one process of several" in done.stderr
+    assert len(_predictions(tmp_path / "run", "test")) == 30
+
+
+def test_a_mistake_is_one_line_and_exit_code_two(tmp_path):
+    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip().splitlines()[-1].startswith("train.py: --dataset expects")
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to stand for a full disk")
+def test_a_full_disk_is_one_line_and_exit_code_two(film_folder, tmp_path, monkeypatch, capsys):
+    cache = tmp_path / "cache"
+    real_open = open
+
+    def full(path, mode="r", *args, **kwargs):
+        return real_open("/dev/full" if str(path).endswith("films.uint8") else path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", full)
+    argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache)]
+    assert train.run(argv) == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists() and not list((cache / "films").iterdir())
+
+
+def test_weights_that_cannot_be_fetched_leave_nothing_behind(film_folder, tmp_path):
+    argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), "--pretrained", "true"]
+    with pytest.raises(UsageError, match="--pretrained true"):
+        train.main([*argv, *map(str, TINY)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_overwritten_unless_told_to(finished_run, film_folder):
+    before = _report(finished_run)
+    with pytest.raises(UsageError, match="already holds a finished run.*--overwrite_output_dir"):
+        train.main(["--dataset", str(film_folder), "--output_dir", str(finished_run)])
+    assert _report(finished_run) == before
+
+
+def test_an_unfinished_run_is_not_thrown_away_unasked(film_folder, tmp_path):
+    (tmp_path / "run" / "checkpoint-9").mkdir(parents=True)
+    with pytest.raises(UsageError, match="unfinished run.*--resume_from_checkpoint"):
+        train.main(["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run")])
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(finished_run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_run, folder)
+    (folder / "checkpoint-9").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    train.clear_run_folder(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_an_output_folder_that_is_a_file_is_an_error(film_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        train.main(["--dataset", str(film_folder), "--output_dir", str(tmp_path / "file" / "run")])
+
+
+def test_films_that_are_too_few_are_an_error(tmp_path):
+    write_films(tmp_path / "films", 2, 2)
+    with pytest.raises(UsageError, match="too few to cut a test split"):
+        train.main(["--dataset", str(tmp_path / "films"), "--output_dir", str(tmp_path / "run")])
+
+
+def test_the_readme_names_every_recipe_and_flag():
+    readme = (ROOT / "README.md").read_text()
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        assert path.name in readme
