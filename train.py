@@ -107,10 +107,9 @@ def set_up(args: Recipe) -> None:
             "accelerate started one process of several; on CPUs: torchrun --nproc_per_node N train.py ..."
         )
     if args.device.type == "cpu":
-        # `accelerate launch` sets OMP_NUM_THREADS to 1 where it is not told otherwise: half the speed, or less.
-        torch.set_num_threads(
-            max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
-        )
+        # `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise: half the speed, or less.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        torch.set_num_threads(max(1, available_cores() // local))
     set_seed(args.seed)
 
 

@@ -29,7 +29,9 @@ def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
 
 
-def write_films(folder: Path, normal: int, pneumonia: int, first: int = 0, names=("NORMAL", "PNEUMONIA")) -> None:
+def write_films(
+    folder: Path, normal: int, pneumonia: int, first: int = 0, names=("NORMAL", "PNEUMONIA")
+) -> None:
     """Class folders of one film per patient, numbered from `first`."""
     rng = np.random.default_rng(first)
     for number in range(first, first + normal):
@@ -57,7 +59,16 @@ def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
     return subprocess.run(start, capture_output=True, text=True, timeout=300)
 
 
-TINY = ("--image_size", 64, "--num_train_epochs", 3, "--per_device_train_batch_size", 16, "--learning_rate", 1e-3)
+TINY = (
+    "--image_size",
+    64,
+    "--num_train_epochs",
+    3,
+    "--per_device_train_batch_size",
+    16,
+    "--learning_rate",
+    1e-3,
+)
 
 
 @pytest.fixture(scope="session")

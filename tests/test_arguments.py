@@ -26,7 +26,11 @@ def _parse(*argv):
 def test_without_arguments_the_default_recipe_is_read():
     args, resolved = _parse()
     assert args.dataset == "phantom" and args.pretrained == "false" and args.output_dir == "runs/quickstart"
-    assert resolved["image_size"] == args.image_size == yaml.safe_load(open(RECIPES / "quickstart.yaml"))["image_size"]
+    assert (
+        resolved["image_size"]
+        == args.image_size
+        == yaml.safe_load(open(RECIPES / "quickstart.yaml"))["image_size"]
+    )
 
 
 def test_a_flag_overrides_its_line_of_the_recipe(recipe):
@@ -69,13 +73,19 @@ def test_the_classic_recipe_is_what_it_says():
     args, _ = _parse(str(RECIPES / "classic.yaml"))
     assert (args.model.split(".")[0], args.pretrained, args.drop_rate) == ("resnet18", "true", 0.5)
     assert (args.adam_l2, args.learning_rate, args.weight_decay, args.lr_step_epochs) == (True, 1e-3, 1e-4, 7)
-    assert (args.num_train_epochs, args.per_device_train_batch_size, args.label_smoothing_factor) == (20, 32, 0)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.label_smoothing_factor) == (
+        20,
+        32,
+        0,
+    )
     on = {name for name, value in args.augmentation.items() if value}
     assert on == {"rotation", "blur", "horizontal_flip"}
 
 
 def test_an_unknown_key_is_an_error_that_guesses_the_intent(recipe):
-    with pytest.raises(UsageError, match="mine.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(
+        UsageError, match="mine.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'"
+    ):
         _parse(recipe(learning_rat=1))
 
 

@@ -20,7 +20,9 @@ def small():
 def test_the_saved_folder_holds_timms_own_keys_and_no_pickle(small, tmp_path):
     small.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    assert load_file(tmp_path / "model.safetensors").keys() == timm.create_model("resnet10t").state_dict().keys()
+    assert (
+        load_file(tmp_path / "model.safetensors").keys() == timm.create_model("resnet10t").state_dict().keys()
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_args"] == {"drop_rate": 0.5} and config["label_names"] == ["NORMAL", "PNEUMONIA"]
 

@@ -27,7 +27,9 @@ def test_a_film_in_another_mode_reads_as_the_same_gray(mode):
 
 
 def test_sixteen_bits_are_stretched_and_not_clipped_to_white():
-    film = np.asarray(read_film(_bytes(Image.fromarray(GRADIENT.astype(np.uint16) * 16))))  # 0 to 3776, as 12 bits
+    film = np.asarray(
+        read_film(_bytes(Image.fromarray(GRADIENT.astype(np.uint16) * 16)))
+    )  # 0 to 3776, as 12 bits
     assert film.min() == 0 and film.max() == 255
     assert np.abs(film - GRADIENT * (255 / 236)).max() <= 0.5
 
@@ -57,7 +59,9 @@ def test_squashing_keeps_the_whole_film_and_equals_pillow():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not an image", _bytes(Image.fromarray(GRADIENT), "JPEG")[:400]], ids=["empty", "text", "cut"]
+    "content",
+    [b"", b"not an image", _bytes(Image.fromarray(GRADIENT), "JPEG")[:400]],
+    ids=["empty", "text", "cut"],
 )
 def test_a_damaged_file_says_why_it_is_unreadable(content):
     with pytest.raises(UnreadableFilm, match=".+"):

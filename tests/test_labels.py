@@ -9,7 +9,8 @@ def test_normal_is_known_by_its_names(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["PNEUMONIA", "1_pneumonia", "Bacterial", "viral", "Pneumonia-Viral", "BACTERIAL PNEUMONIA", "virus"]
+    "name",
+    ["PNEUMONIA", "1_pneumonia", "Bacterial", "viral", "Pneumonia-Viral", "BACTERIAL PNEUMONIA", "virus"],
 )
 def test_pneumonia_is_known_by_its_names(name):
     assert label_of(name) == 1

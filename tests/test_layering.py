@@ -34,6 +34,8 @@ def test_every_folder_of_the_package_is_a_room():
 def test_the_scripts_at_the_top_are_imported_by_no_room():
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        modules = {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
         modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not modules & {"train", "app", "push_to_hub"}, path

@@ -4,7 +4,7 @@ from sklearn import metrics as sklearn
 
 from hf_pneumonia.evaluation.metrics import METRICS, PneumoniaMetric, score_predictions
 
-# By hand: threshold 0.5 calls films 0, 1, 2, 5; of the 4 pneumonias (0, 1, 2, 3) three are found, one alarm is false.
+# By hand: threshold 0.5 calls films 0, 1, 2, 5. Of 4 pneumonias (0 to 3) three are found; one alarm is false.
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.1, 0.7, 0.2, 0.4])
 
@@ -12,7 +12,7 @@ PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.1, 0.7, 0.2, 0.4])
 def test_the_figures_equal_a_table_computed_by_hand():
     scores = score_predictions(LABELS, PROBABILITIES)
     assert scores["confusion_matrix"] == {"tn": 3, "fp": 1, "fn": 1, "tp": 3}
-    # AUROC: of 16 pairs, 0.6 loses to 0.7, and 0.3 to 0.7 and 0.4. Average precision: 1/4 (1 + 1 + 3/4 + 4/6).
+    # AUROC: of 16 pairs, 0.6 loses to 0.7, and 0.3 to 0.7 and 0.4. Average precision by steps.
     expected = {
         "accuracy": 6 / 8, "precision": 3 / 4, "sensitivity": 3 / 4, "specificity": 3 / 4, "f1": 3 / 4,
         "auroc": 13 / 16, "average_precision": (1 + 1 + 3 / 4 + 4 / 6) / 4, "mcc": (9 - 1) / 16,

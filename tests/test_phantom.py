@@ -1,10 +1,6 @@
-"""The embedded data set: reproducible, free of shortcuts, and laid out as an image folder."""
-
-import csv
+"""The simulated films: reproducible, and free of shortcuts."""
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from hf_pneumonia.data import phantom
 
@@ -16,18 +12,6 @@ def sick_and_healthy(patient):
     """Each film of a patient with pneumonia, beside the same film without it."""
     sick = phantom._films(patient, 0, SIZE, sick=True)
     return zip(sick, phantom._films(patient, 0, SIZE, sick=False), strict=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "phantoms"
-    phantom.write_dataset(path, patients=36, size=64, workers=2)
-    return path
-
-
-def rows_of(folder, split):
-    with open(folder / split / "metadata.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_same_seed_gives_the_same_bytes_in_any_order():
@@ -79,38 +63,3 @@ def test_all_but_the_lesion_is_independent_of_the_label():
     for patient in PATIENTS:
         for sick, healthy in sick_and_healthy(patient):
             np.testing.assert_array_equal(sick.image[~sick.lesion], healthy.image[~sick.lesion])
-
-
-def test_no_patient_stands_in_two_splits(folder):
-    patients = {split: {row["patient_id"] for row in rows_of(folder, split)} for split in ("train", "test")}
-    assert not patients["train"] & patients["test"]
-    assert len(patients["train"]) == 28 and len(patients["test"]) == 8
-
-
-def test_the_folder_holds_the_simulated_films_under_their_labels(folder):
-    for split in ("train", "test"):
-        rows = rows_of(folder, split)
-        assert sorted(row["file_name"] for row in rows) == sorted(
-            path.relative_to(folder / split).as_posix() for path in (folder / split).glob("*/*.png")
-        )
-        for row in rows[:4]:
-            label, name = row["file_name"].split("/")
-            patient, number = name.removeprefix("phantom").removesuffix(".png").split("_")
-            expected = phantom.simulate_patient(int(patient), size=64)[int(number) - 1]
-            assert (expected.label, expected.pattern) == (label, row["pattern"])
-            np.testing.assert_array_equal(Image.open(folder / split / row["file_name"]), expected.image)
-            if label == "PNEUMONIA":
-                np.testing.assert_array_equal(Image.open(folder / "lesions" / name), expected.lesion)
-
-
-def test_a_folder_that_exists_is_left_as_it_is_and_nothing_else_is_left_behind(folder):
-    before = sorted(folder.rglob("*"))
-    phantom.write_dataset(folder, patients=4, size=64, workers=1)
-    assert sorted(folder.rglob("*")) == before
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_a_broken_run_leaves_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="size >= 64"):
-        phantom.write_dataset(tmp_path / "phantoms", patients=4, size=16, workers=1)
-    assert not list(tmp_path.iterdir())

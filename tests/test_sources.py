@@ -12,7 +12,10 @@ from hf_pneumonia.errors import UsageError
 
 
 def _labels(films) -> dict[str, str]:
-    return {file.rsplit("/", 1)[-1]: LABELS[label] for file, label in zip(films["file"], films["label"], strict=True)}
+    return {
+        file.rsplit("/", 1)[-1]: LABELS[label]
+        for file, label in zip(films["file"], films["label"], strict=True)
+    }
 
 
 def test_split_folders_give_every_film_with_its_split_label_and_patient(film_folder, tmp_path):
@@ -25,7 +28,9 @@ def test_split_folders_give_every_film_with_its_split_label_and_patient(film_fol
     assert films[row]["image"]["path"] == films[row]["file"]
 
 
-@pytest.mark.parametrize("names", [("0_normal", "1_pneumonia"), ("healthy", "Bacterial"), ("NORMAL", "viral")])
+@pytest.mark.parametrize(
+    "names", [("0_normal", "1_pneumonia"), ("healthy", "Bacterial"), ("NORMAL", "viral")]
+)
 def test_classes_are_mapped_by_name_and_never_by_index(tmp_path, names):
     write_films(tmp_path / "films", 3, 2, names=names)
     labels = _labels(load_films(str(tmp_path / "films"), tmp_path))
@@ -44,7 +49,9 @@ def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
     assert _labels(load_films(str(tmp_path / "films"), tmp_path))["scan.png"] == "NORMAL"
 
 
-def test_a_kaggle_archive_is_found_inside_its_folder_and_its_second_copy_ignored(film_folder, tmp_path, caplog):
+def test_a_kaggle_archive_is_found_inside_its_folder_and_its_second_copy_ignored(
+    film_folder, tmp_path, caplog
+):
     inner = tmp_path / "archive" / "chest_xray"
     shutil.copytree(film_folder, inner)
     shutil.copytree(film_folder, inner / "chest_xray")
@@ -71,7 +78,13 @@ def test_the_patient_comes_from_a_metadata_column_where_there_is_one(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(4):
         write_film(folder / ("NORMAL" if number < 2 else "PNEUMONIA") / f"{number}.png", number > 1, rng)
-    lines = ["file_name,patient_id", "NORMAL/0.png,a", "NORMAL/1.png,a", "PNEUMONIA/2.png,b", "PNEUMONIA/3.png,"]
+    lines = [
+        "file_name,patient_id",
+        "NORMAL/0.png,a",
+        "NORMAL/1.png,a",
+        "PNEUMONIA/2.png,b",
+        "PNEUMONIA/3.png,",
+    ]
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     films = load_films(str(folder), tmp_path)
     patients = dict(zip((file[-5] for file in films["file"]), films["patient_id"], strict=True))
@@ -99,7 +112,9 @@ def test_films_without_a_patient_id_are_patients_of_their_own_and_the_log_says_s
 def test_an_unknown_class_is_an_error_that_lists_what_was_found(tmp_path):
     write_films(tmp_path / "films", 2, 2)
     write_film(tmp_path / "films" / "TUBERCULOSIS" / "1.png", 1, np.random.default_rng(0))
-    with pytest.raises(UsageError, match="unknown class 'TUBERCULOSIS'.*found: NORMAL, PNEUMONIA, TUBERCULOSIS"):
+    with pytest.raises(
+        UsageError, match="unknown class 'TUBERCULOSIS'.*found: NORMAL, PNEUMONIA, TUBERCULOSIS"
+    ):
         load_films(str(tmp_path / "films"), tmp_path)
 
 

@@ -41,7 +41,11 @@ def test_a_missing_test_split_is_cut_by_patient_and_stratified():
     rows = _films("train", 200, 600, per_patient=4)
     split, notes = _assign(rows)
     assert "no test split" in notes
-    assert [np.sum(split == name) for name in ("test", "validation", "train")] == [160, 4 * (4 + 12), 800 - 160 - 64]
+    assert [np.sum(split == name) for name in ("test", "validation", "train")] == [
+        160,
+        4 * (4 + 12),
+        800 - 160 - 64,
+    ]
     for name in ("test", "validation"):
         labels = [label for (_, label, _), found in zip(rows, split, strict=True) if found == name]
         assert np.mean(labels) == pytest.approx(0.75, abs=0.02)
@@ -51,7 +55,11 @@ def test_a_missing_test_split_is_cut_by_patient_and_stratified():
 def test_no_patient_stands_in_two_splits_whatever_is_given(seed):
     rng = np.random.default_rng(seed)
     rows = [
-        (rng.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1]), int(rng.integers(2)), f"p{rng.integers(150)}")
+        (
+            rng.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1]),
+            int(rng.integers(2)),
+            f"p{rng.integers(150)}",
+        )
         for _ in range(600)
     ]
     split, _ = _assign(rows)

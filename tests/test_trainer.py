@@ -105,4 +105,6 @@ def test_only_training_films_are_augmented(trainer):
     run.model.eval()
     assert torch.equal(run._prepare_inputs(batch)["pixel_values"], run._prepare_inputs(batch)["pixel_values"])
     run.model.train()
-    assert not torch.equal(run._prepare_inputs(batch)["pixel_values"], run._prepare_inputs(batch)["pixel_values"])
+    assert not torch.equal(
+        run._prepare_inputs(batch)["pixel_values"], run._prepare_inputs(batch)["pixel_values"]
+    )

@@ -8,23 +8,15 @@ byte for byte the film of the same patient in health, so there is nothing but th
 This module knows nothing of networks, and its films teach nothing about real patients.
 """
 
-import csv
 import functools
 import math
-import multiprocessing
-import os
-import shutil
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 VERSION = 1  # goes up whenever the same seed gives other pictures: caches of older sets must not be reused
 
@@ -440,78 +432,3 @@ def simulate_patient(patient: int, seed: int = 0, size: int = 256) -> list[Phant
     if patient < 1 or size < 64:
         raise ValueError(f"expected patient >= 1 and size >= 64, got patient={patient} and size={size}")
     return _films(patient, seed, size, _is_sick(patient, seed))
-
-
-def _split(patient: int) -> str:
-    """Two pairs of patients in nine (22%) are for testing; a pair has one patient of each class."""
-    return "test" if (patient - 1) // 2 % 9 in (0, 5) else "train"
-
-
-def _keep_memory() -> None:
-    # glibc gives freed arrays back to the kernel until it has once freed a block of almost 32 MB (mallopt(3),
-    # on the dynamic mmap threshold). Page faults took half of the time of a film.
-    np.ones(30 * 2**20, np.uint8)
-
-
-def _write_patient(folder: Path, seed: int, size: int, patient: int) -> list[dict[str, str]]:
-    rows, split = [], _split(patient)
-    for number, film in enumerate(simulate_patient(patient, seed, size), start=1):
-        name = f"{film.patient_id}_{number}.png"
-        Image.fromarray(film.image).save(folder / split / film.label / name, compress_level=1)
-        if film.label == "PNEUMONIA":
-            Image.fromarray(film.lesion).save(folder / "lesions" / name)
-        file_name = f"{film.label}/{name}"
-        rows.append({"file_name": file_name, "patient_id": film.patient_id, "pattern": film.pattern})
-    return rows
-
-
-def _write_all(folder: Path, patients: int, seed: int, size: int, workers: int | None) -> None:
-    for part in ("train/NORMAL", "train/PNEUMONIA", "test/NORMAL", "test/PNEUMONIA", "lesions"):
-        (folder / part).mkdir(parents=True)
-    numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size)
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=_keep_memory) as pool:
-        done = list(tqdm(pool.map(job, numbers, 4), "simulating films", patients, unit=" patients", disable=None))
-    for split in ("train", "test"):
-        with open(folder / split / "metadata.csv", "w", newline="") as file:
-            table = csv.DictWriter(file, ["file_name", "patient_id", "pattern"], lineterminator="\n")
-            table.writeheader()
-            for patient, rows in zip(numbers, done, strict=True):
-                table.writerows(rows if _split(patient) == split else [])
-
-
-def write_dataset(
-    folder: Path, patients: int = 900, seed: int = 0, size: int = 256, workers: int | None = None
-) -> None:
-    """Write an `imagefolder` of simulated patients, in one piece: `folder` appears when it is complete.
-
-    In it, `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the films, `{train,test}/metadata.csv` has
-    the columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each film
-    with pneumonia. A patient is in one split only. A `folder` that exists, or that another process finishes
-    first, is left as it is.
-
-    Args:
-        folder: where to; its parents are made if need be.
-        patients: how many, at least 4: fewer leave a split without films.
-        seed, size: as for `simulate_patient`.
-        workers: processes; None is one per core.
-
-    Raises:
-        ValueError: `patients` is below 4, or `size` below 64.
-    """
-    folder = Path(folder)
-    if patients < 4:
-        raise ValueError(f"expected at least 4 patients, one of each class in each split, got {patients}")
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write_all(temporary, patients, seed, size, workers)
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was first, and its copy is the same
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_pneumonia.data import phantom
 from hf_pneumonia.data.labels import LABELS, label_of, patient_of
+from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
+from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
         UsageError: there is no such source, no image in it, or a class whose name is not known.
     """
     if source == "phantom":
-        folder = cache_dir / f"phantom-v{phantom.VERSION}"
+        folder = cache_dir / f"phantom-v{PHANTOM_VERSION}"
         if not folder.exists():
-            phantom.write_dataset(folder)
+            write_dataset(folder)
         return _load_splits(folder, {split: folder / split for split in ("train", "test")})
     path = Path(source).expanduser()
     if path.is_dir():
