@@ -1,0 +1,52 @@
+"""The Gradio page: `python app.py --model RUN_OR_REPO`. Wiring only."""
+
+import argparse
+import sys
+
+import gradio as gr
+
+from hf_pneumonia.data.film import UnreadableFilm
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+
+NOTE = (
+    "For research and teaching. This is no medical device: a film is read by a person who is trained for it."
+)
+
+
+def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
+    def classify(film: str) -> dict[str, float]:
+        try:
+            probability = classifier(film)
+        except UnreadableFilm as error:
+            raise gr.Error(f"This file can't be read as a film: {error}") from error
+        return {"Pneumonia": probability, "Normal": 1 - probability}
+
+    # Nothing is kept: no flagging, no analytics, no examples cached; uploads are deleted within ten minutes.
+    return gr.Interface(
+        classify,
+        gr.Image(type="filepath", image_mode=None, label="Chest film", sources=["upload", "clipboard"]),
+        gr.Label(label="Prediction"),
+        title="Pneumonia on chest films",
+        description=f"{NOTE} The operating point of this model is {classifier.threshold:.2f}.",
+        flagging_mode="never",
+        analytics_enabled=False,
+        delete_cache=(600, 600),
+        api_name="predict",
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    args = parser.parse_args(argv)
+    page = build_page(PneumoniaClassifier.from_pretrained(args.model))
+    page.queue(max_size=32).launch(max_file_size="20mb")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        sys.exit(2)

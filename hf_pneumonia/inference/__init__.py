@@ -1,0 +1,1 @@
+"""A film in, an answer out."""
