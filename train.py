@@ -11,23 +11,28 @@ import time
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from hf_pneumonia.data.cache import available_cores
-from hf_pneumonia.data.filmset import FilmSet, prepare_films
+from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.data.sources import SPLITS
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation import calibration
+from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.plots import plot_run
-from hf_pneumonia.evaluation.report import Predictions, environment, score_films, split_report
+from hf_pneumonia.evaluation.report import build_report
+from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model, scale_logits
+from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.run_folder import check_run_folder, clear_run_folder, finish_run_folder
+from hf_pneumonia.training.run_folder import (
+    check_free_space,
+    check_run_folder,
+    clear_run_folder,
+    finish_run_folder,
+)
 from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -38,7 +43,7 @@ logger = logging.getLogger("hf_pneumonia")
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
     folder = Path(args.output_dir)
-    check_run_folder(folder, args.overwrite_output_dir, bool(args.resume_from_checkpoint))
+    check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
     set_up(args)
 
     if args.dataset == "phantom":
@@ -54,9 +59,8 @@ def main(argv: list[str]) -> None:
         )
 
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
-    train, validation = (
-        FilmDataset(films.store, films.rows(s), films.label[films.rows(s)]) for s in SPLITS[:2]
-    )
+    check_free_space(folder, sum(p.nbytes for p in model.parameters()))
+    train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
     trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
@@ -66,28 +70,25 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.monotonic() - started
 
-    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader will run
-    # them.
+    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    chosen = calibrate(model, films, args)
-    model.config.pneumonia = {**chosen, "dataset": args.dataset, "split_sha256": films.fingerprint()}
-    predictions = {split: predict(model, films, split, args) for split in SPLITS}
-    report = {
-        "recipe": recipe,
-        "seed": args.seed,
-        "splits": {split: split_report(predictions[split]) for split in SPLITS},
-        "operating_point": {
-            **chosen,
-            **{split: split_report(predictions[split], chosen["threshold"]) for split in SPLITS[1:]},
-        },
-        "data": {"source": args.dataset, "simulated": args.dataset == "phantom", **films.counts()},
-        "history": trainer.history(),
-        "training_seconds": round(seconds, 1),
-        **environment(),
-    }
+    operating_point = calibrate(model, films, args.per_device_eval_batch_size)
+    # What is published names a local folder, but not the way to it.
+    source = Path(args.dataset).name if Path(args.dataset).is_dir() else args.dataset
+    model.config.pneumonia = {**operating_point, "dataset": source, "split_sha256": films.fingerprint()}
+    predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in SPLITS}
+    report = build_report(
+        predictions,
+        operating_point,
+        recipe=recipe,
+        seed=args.seed,
+        data={"source": source, "simulated": args.dataset == "phantom", **films.counts()},
+        history=trainer.history(),
+        training_seconds=round(seconds, 1),
+    )
     if state.is_main_process:
         model.save_pretrained(folder)
-        for split in SPLITS[1:]:
+        for split in ("validation", "test"):
             predictions[split].write_csv(folder / f"predictions_{split}.csv")
         plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
         finish_run_folder(folder, recipe, report)
@@ -111,33 +112,6 @@ def set_up(args: Recipe) -> None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         torch.set_num_threads(max(1, available_cores() // local))
     set_seed(args.seed)
-
-
-def calibrate(model: torch.nn.Module, films: FilmSet, args: Recipe) -> dict:
-    """Choose temperature and operating point on validation, and fold the temperature into the head."""
-    rows = films.rows("validation")
-    logits = score_films(model, films.store, rows, args.per_device_eval_batch_size)
-    temperature = calibration.fit_temperature(logits, films.label[rows])
-    scale_logits(model, 1 / temperature)
-    probability = calibration.pneumonia_probability(logits / temperature)
-    threshold = calibration.operating_point(films.label[rows], probability)
-    return {
-        "threshold": threshold,
-        "target_sensitivity": calibration.TARGET_SENSITIVITY,
-        "sensitivity": float(np.mean(probability[films.label[rows] == 1] >= threshold)),
-        "specificity": float(np.mean(probability[films.label[rows] == 0] < threshold)),
-        "temperature": temperature,
-    }
-
-
-def predict(model: torch.nn.Module, films: FilmSet, split: str, args: Recipe) -> Predictions:
-    rows = films.rows(split)
-    probability = calibration.pneumonia_probability(
-        score_films(model, films.store, rows, args.per_device_eval_batch_size)
-    )
-    return Predictions(
-        films.file[rows].tolist(), films.patient_id[rows].tolist(), films.label[rows], probability
-    )
 
 
 def print_summary(folder: Path, report: dict) -> None:
@@ -167,7 +141,7 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        message = f"can't write {error.filename or ''}: {error.strerror}; see --output_dir and --cache_dir"
+        message = f"{error.filename or 'a file'}: {error.strerror}; see --dataset, --output_dir, --cache_dir"
     if os.environ.get("RANK", "0") == "0":
         print(f"train.py: {message}", file=sys.stderr)
     return 2

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax
 
-from hf_pneumonia.evaluation.calibration import fit_temperature, operating_point, pneumonia_probability
+from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.evaluation.calibration import calibrate, fit_temperature, operating_point
+from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
+from hf_pneumonia.modeling.build import build_model
 
 
 def _overconfident(factor: float, n: int = 4000):
@@ -33,10 +36,6 @@ def test_perfect_separation_does_not_drive_the_temperature_to_zero():
     assert fit_temperature(logits, np.array([0, 1])) >= 0.5
 
 
-def test_the_probability_is_the_softmax_of_class_one():
-    assert pneumonia_probability(np.array([[0.0, np.log(3.0)]])) == pytest.approx([0.75])
-
-
 @pytest.mark.parametrize("sensitivity", [0.5, 0.9, 0.95, 1.0])
 def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitivity):
     rng = np.random.default_rng(1)
@@ -51,3 +50,18 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
     assert found(threshold) == found(best) >= sensitivity
     assert np.array_equal(probabilities >= threshold, probabilities >= best)
     assert threshold not in probabilities or threshold == probabilities.min()
+
+
+def test_calibrating_folds_the_temperature_into_the_network(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    rows, label = films.rows("validation"), films.label[films.rows("validation")]
+    model = build_model("resnet10t", 64)
+    before = score_films(model, films.store, rows, batch_size=8)
+    chosen = calibrate(model, films, batch_size=8)
+    after = score_films(model, films.store, rows, batch_size=8)
+    np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
+    called = pneumonia_probability(after) >= chosen["threshold"]
+    assert (np.mean(called[label == 1]), np.mean(~called[label == 0])) == pytest.approx(
+        (chosen["sensitivity"], chosen["specificity"])
+    )
+    assert chosen["sensitivity"] >= 0.95

@@ -1,9 +1,14 @@
 """What is chosen after training, from validation only: the temperature and the operating point."""
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, softmax
+from scipy.special import expit
 from sklearn.metrics import roc_curve
+
+from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
+from hf_pneumonia.modeling.build import scale_logits
 
 # Sensitivity that the operating point must reach on validation: a missed pneumonia costs more than a second
 # look.
@@ -12,11 +17,6 @@ TARGET_SENSITIVITY = 0.95
 # A validation split that is told apart without error has no best temperature: the likelihood grows as it
 # falls to zero, and every answer becomes 100%.
 _TEMPERATURES = (0.5, 10.0)
-
-
-def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
-    """(n, 2) logits -> (n,) float64 probability of class 1."""
-    return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, 1]
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -60,3 +60,26 @@ def operating_point(
         return float(last)
     ends = np.clip([last, below.max()], 1e-12, 1 - 1e-12)
     return float(expit(np.mean(np.log(ends) - np.log1p(-ends))))
+
+
+def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
+    """Choose temperature and operating point, and fold the temperature into the network's head, in place.
+
+    Returns:
+        `temperature`; `threshold` of the operating point for the calibrated probability; the
+        `target_sensitivity` that it was chosen for; its `sensitivity` and `specificity` on validation.
+    """
+    rows = films.rows("validation")
+    label = films.label[rows]
+    logits = score_films(model, films.store, rows, batch_size)
+    temperature = fit_temperature(logits, label)
+    scale_logits(model, 1 / temperature)
+    probability = pneumonia_probability(logits / temperature)
+    threshold = operating_point(label, probability)
+    return {
+        "threshold": threshold,
+        "target_sensitivity": TARGET_SENSITIVITY,
+        "sensitivity": float(np.mean(probability[label == 1] >= threshold)),
+        "specificity": float(np.mean(probability[label == 0] < threshold)),
+        "temperature": temperature,
+    }

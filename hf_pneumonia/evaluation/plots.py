@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.report import Predictions
+from hf_pneumonia.evaluation.scoring import Predictions
 
 # Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
 _STYLE = {

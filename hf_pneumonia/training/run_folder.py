@@ -9,15 +9,24 @@ import yaml
 from hf_pneumonia.errors import UsageError
 
 
-def check_run_folder(folder: Path, overwrite: bool, resume: bool) -> None:
+def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
     """Refuse a folder that can't be written, or holds a run that would be lost. Writes nothing.
 
+    Args:
+        folder: may or may not exist.
+        overwrite: whether a run in it may be lost.
+        resume: true to go on from the folder's newest checkpoint, or the path of a checkpoint.
+
     Raises:
-        UsageError: the folder holds a run, or can't be made.
+        UsageError: the folder holds a run, can't be made, or has nothing to go on from.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = _nearest_existing(folder)
     if not existing.is_dir():
         raise UsageError(f"--output_dir {folder}: {existing} is a file; choose another folder")
+    if resume is True and not _checkpoints(folder):
+        raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise UsageError(f"--resume_from_checkpoint expects true or a checkpoint's folder, got {resume!r}")
     if overwrite:
         return
     if (folder / "report.json").exists():
@@ -48,6 +57,29 @@ def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     aside.rename(folder / "report.json")
     for path in _checkpoints(folder):
         shutil.rmtree(path)
+
+
+def check_free_space(folder: Path, weights: int) -> None:
+    """Refuse to start a training whose checkpoints will not fit.
+
+    Args:
+        folder: the run folder.
+        weights: size of the network in bytes. A checkpoint takes three times that (Adam keeps two moments);
+            the best, the last and the one being written stand side by side, and the model itself comes last.
+
+    Raises:
+        UsageError: less than ten times `weights` is free.
+    """
+    free = shutil.disk_usage(_nearest_existing(folder)).free
+    if free < 10 * weights:
+        raise UsageError(
+            f"--output_dir {folder}: no space left for checkpoints ({weights / 1e5:.0f} MB needed, "
+            f"{free / 1e6:.0f} MB free); free some, or choose another folder"
+        )
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _checkpoints(folder: Path) -> list[Path]:

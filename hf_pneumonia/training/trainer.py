@@ -1,13 +1,14 @@
 """The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them."""
 
 import torch
+from timm.utils import distribute_bn
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
-from hf_pneumonia.data.cache import FilmStore
-from hf_pneumonia.evaluation.calibration import pneumonia_probability
+from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.evaluation.metrics import score_predictions
+from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
@@ -15,16 +16,11 @@ from hf_pneumonia.training.callbacks import EpochLines
 
 
 class FilmDataset(torch.utils.data.Dataset):
-    """Rows of a store with their labels. A whole batch is one read, so no worker processes are needed.
+    """The films of one split with their labels. A whole batch is one read: no worker processes are needed."""
 
-    Args:
-        store: the films.
-        rows: (n,) rows of the store.
-        labels: (n,) 0 or 1.
-    """
-
-    def __init__(self, store: FilmStore, rows, labels) -> None:
-        self.store, self.rows, self.labels = store, rows, torch.as_tensor(labels)
+    def __init__(self, films: FilmSet, split: str) -> None:
+        self.store, self.rows = films.store, films.rows(split)
+        self.labels = torch.from_numpy(films.label[self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,6 +80,12 @@ class PneumoniaTrainer(Trainer):
             right = (outputs["logits"].detach().argmax(1) == labels).sum()
             self._seen += torch.stack([right, torch.full_like(right, len(labels))])
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        if self.args.world_size > 1:
+            # Each process has met other films; without this each would also score, and save, another network.
+            distribute_bn(self.model, self.args.world_size, reduce=True)
+        return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
