@@ -99,6 +99,7 @@ def set_up(args: Recipe) -> None:
     """One voice for all libraries and processes, all cores, one seed."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     processes = PartialState().num_processes

@@ -123,3 +123,13 @@ def test_a_wrong_flag_is_an_error_of_one_line(flags, message):
     with pytest.raises(UsageError, match=message) as error:
         _parse(*flags)
     assert "\n" not in str(error.value)
+
+
+def test_the_help_shows_every_flag_of_the_project(capsys):
+    with pytest.raises(SystemExit) as stop:
+        _parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and len(text.splitlines()) < 150
+    assert all(
+        f"--{name} " in text for name in ("dataset", "pretrained", "rotation", "lr_step_epochs", "seed")
+    )

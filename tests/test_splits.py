@@ -37,6 +37,18 @@ def test_a_validation_split_of_sixteen_films_is_joined_to_train_and_cut_anew():
     assert {row[0] for row, found in zip(rows, split, strict=True) if found == "test"} == {"test"}
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "honoured"), [(40, 9, False), (40, 10, True), (400, 19, False), (400, 20, True)]
+)
+def test_a_small_data_set_needs_ten_validation_films_of_a_class_and_a_large_one_more(
+    train, validation, honoured
+):
+    rows = _films("train", train, train) + _films("validation", validation, validation, 1000)
+    split, _ = _assign(rows + _films("test", 20, 20, 2000))
+    given = split[2 * train : 2 * (train + validation)]
+    assert (set(given) == {"validation"}) is honoured
+
+
 def test_a_missing_test_split_is_cut_by_patient_and_stratified():
     rows = _films("train", 200, 600, per_patient=4)
     split, notes = _assign(rows)

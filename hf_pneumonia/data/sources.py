@@ -88,6 +88,7 @@ def _load_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
 
 
 def _load_hub(name: str) -> datasets.Dataset:
+    logger.info("fetching %s from the Hub", name)
     try:
         loaded = datasets.load_dataset(name)
     # Not found, gated, offline, no such host, a broken repository: for the user it is one thing.

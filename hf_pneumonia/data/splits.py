@@ -76,15 +76,12 @@ def assign_splits(
 def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
     """Whether validation holds too few films of a class to choose an epoch or a threshold by.
 
-    AUROC moves in steps of 1 / (films of one class), so fewer than 10 choose by luck; a large data set can
-    afford 50. A small data set that set a fifth of its training films aside meant it.
+    AUROC moves in steps of 1 / (films of one class): with fewer than 10 luck chooses. A large data set can afford
+    more, 5% of its training films, and 50 are enough.
     """
-    validation, train = split == "validation", split == "train"
-    if validation.sum() >= train.sum() / 5:
-        return False
-    for index in range(len(LABELS)):
-        needed = np.clip(0.05 * np.sum(train & (labels == index)), 10, 50)
-        if np.sum(validation & (labels == index)) < needed:
+    for label in range(len(LABELS)):
+        needed = np.clip(0.05 * np.sum((split == "train") & (labels == label)), 10, 50)
+        if np.sum((split == "validation") & (labels == label)) < needed:
             return True
     return False
 

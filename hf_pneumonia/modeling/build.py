@@ -3,6 +3,7 @@
 Also the two ends of it: what the network is fed, and how its head is scaled. Knows nothing about training.
 """
 
+import logging
 from pathlib import Path
 
 import timm
@@ -13,6 +14,8 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # ImageNet's three means and deviations, averaged: a film is gray, and three different numbers would only tint
 # it.
@@ -98,6 +101,7 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
     if pretrained == "false":
         return timm.create_model(architecture, **arguments)
     if pretrained == "true":
+        logger.info("fetching the weights of %s from the Hub", architecture)
         try:
             return timm.create_model(architecture, pretrained=True, **arguments)
         # No connection, no such file, no weights of that name: timm and the Hub raise these three.

@@ -17,6 +17,18 @@ from hf_pneumonia.errors import UsageError
 # Where a run is written and kept is no part of what it does; a token must not reach a file.
 _NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "cache_dir", "hub_token", "resume_from_checkpoint"}
 
+# Fields of TrainingArguments that `--help` shows beside the project's own.
+_SHOWN_IN_HELP = (
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "label_smoothing_factor",
+    "seed",
+    "resume_from_checkpoint",
+)
+
 
 @dataclass
 class Recipe(TrainingArguments):
@@ -159,6 +171,18 @@ class Recipe(TrainingArguments):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         raise UsageError(message)
+
+    def format_help(self) -> str:
+        """The flags that matter for films; TrainingArguments has a hundred more, and a page about them."""
+        order = [*Recipe.__annotations__, *_SHOWN_IN_HELP]
+        shown = sorted((a for a in self._actions if a.dest in order), key=lambda a: order.index(a.dest))
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.start_section("flags, each of which may be a line of a recipe too")
+        formatter.add_arguments(shown)
+        formatter.end_section()
+        formatter.add_text("So may be every field of transformers.TrainingArguments (see its documentation).")
+        return formatter.format_help()
 
 
 def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
