@@ -85,7 +85,7 @@ def test_films_of_a_patient_who_stands_in_test_too_are_left_out_and_counted():
     rows = _films("train", 100, 100) + _films("validation", 20, 20, 1000) + _films("test", 20, 20, 90)
     split, notes = _assign(rows)
     assert np.sum(split == "") == 20  # patients 90 to 99 of each class
-    assert "left out 20 films" in notes
+    assert "left out 20 films of train whose patient stands in test" in notes
 
 
 def test_the_cut_does_not_depend_on_the_order_of_the_films():

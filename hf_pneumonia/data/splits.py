@@ -56,9 +56,8 @@ def assign_splits(
     for winner, losers in (("test", ("validation", "train")), ("validation", ("train",))):
         shared = np.isin(split, losers) & np.isin(patients, np.unique(patients[split == winner]))
         if shared.any():
-            notes.append(
-                f"left out {shared.sum()} films of {', '.join(losers)} whose patient stands in {winner} too"
-            )
+            losing = " and ".join(sorted(set(split[shared])))
+            notes.append(f"left out {shared.sum()} films of {losing} whose patient stands in {winner} too")
             split[shared] = ""
     if "validation" not in split:
         _cut(split, labels, patients, "validation", VALIDATION_SHARE)
@@ -76,8 +75,8 @@ def assign_splits(
 def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
     """Whether validation holds too few films of a class to choose an epoch or a threshold by.
 
-    AUROC moves in steps of 1 / (films of one class): with fewer than 10 luck chooses. A large data set can afford
-    more, 5% of its training films, and 50 are enough.
+    AUROC moves in steps of 1 / (films of one class): with fewer than 10 luck chooses. A large data set can
+    afford more, 5% of its training films, and 50 are enough.
     """
     for label in range(len(LABELS)):
         needed = np.clip(0.05 * np.sum((split == "train") & (labels == label)), 10, 50)
