@@ -116,6 +116,7 @@ def test_a_recipe_that_does_not_exist_is_an_error():
         (("--image_size", "8"), "--image_size expects 32 to 2048"),
         (("--num_train_epochs", "0"), "--num_train_epochs expects more than 0"),
         (("--lr_scheduler_type", "zigzag"), "zigzag"),
+        (("--overwrite_output_dir", "--resume_from_checkpoint", "true"), "exclude each other"),
         (("--eval_strategy", "steps", "--save_strategy", "epoch"), "save and eval strategy"),
     ],
 )

@@ -75,5 +75,5 @@ def test_a_missing_file_is_unreadable(tmp_path):
 
 def test_a_huge_film_is_refused_before_it_is_decoded():
     header = _bytes(Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1)))
-    with pytest.raises(UnreadableFilm, match="pixels"):
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UnreadableFilm, match="pixels"):
         read_film(header)

@@ -164,6 +164,10 @@ class Recipe(TrainingArguments):
             raise UsageError(f"--image_size expects 32 to 2048 pixels, got {self.image_size}")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects more than 0, got {self.num_train_epochs}")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise UsageError(
+                "--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one"
+            )
         if self.lr_step_epochs and self.max_steps > 0:
             raise UsageError("--lr_step_epochs counts epochs: give --num_train_epochs and not --max_steps")
 
