@@ -129,13 +129,13 @@ class Recipe(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
         self._check()
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
         if self.bf16 is None:
             self.bf16 = _has_bf16(self.use_cpu) and not self.fp16
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
         if self.accelerator_config is None and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
