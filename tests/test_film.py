@@ -73,6 +73,21 @@ def test_a_missing_file_is_unreadable(tmp_path):
         read_film(tmp_path / "none.png")
 
 
+def test_a_failing_disk_is_not_taken_for_a_damaged_film(monkeypatch):
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        read_film("film.png")
+    assert not isinstance(error.value, UnreadableFilm)
+
+
+def test_pixels_that_are_no_numbers_are_unreadable():
+    with pytest.raises(UnreadableFilm, match="no numbers"):
+        read_film(_bytes(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
+
+
 def test_a_huge_film_is_refused_before_it_is_decoded():
     header = _bytes(Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1)))
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UnreadableFilm, match="pixels"):

@@ -88,15 +88,70 @@ def test_the_patient_comes_from_a_metadata_column_where_there_is_one(tmp_path):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     films = load_films(str(folder), tmp_path)
     patients = dict(zip((file[-5] for file in films["file"]), films["patient_id"], strict=True))
-    assert patients == {"0": "a", "1": "a", "2": "b", "3": str(folder / "PNEUMONIA" / "3.png")}
+    assert patients == {"0": "a", "1": "a", "2": "b", "3": "train/PNEUMONIA/3.png"}
     assert _labels(films)["0.png"] == "NORMAL"
 
 
-def test_a_metadata_file_that_leaves_out_films_is_an_error(tmp_path):
-    write_films(tmp_path / "films", 2, 2)
-    (tmp_path / "films" / "metadata.csv").write_text("file_name,patient_id\nNORMAL/IM-0000-0001.jpeg,a\n")
-    with pytest.raises(UsageError, match="holds 4 images but its metadata file lists 1"):
-        load_films(str(tmp_path / "films"), tmp_path)
+def _folder_with_metadata(folder, lines, name="metadata.csv"):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        write_film(folder / ("NORMAL" if number < 3 else "PNEUMONIA") / f"{number}.png", number > 2, rng)
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def test_patient_ids_are_text_and_not_numbers(tmp_path):
+    lines = [
+        "file_name,patient_id",
+        "NORMAL/0.png,0012",
+        "NORMAL/1.png,12",
+        "PNEUMONIA/3.png,",
+        "PNEUMONIA/4.png,7",
+    ]
+    films = load_films(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
+    patients = dict(zip((file[-5] for file in films["file"]), films["patient_id"], strict=True))
+    assert [patients[film] for film in "0143"] == ["0012", "12", "7", "train/PNEUMONIA/3.png"]
+
+
+def test_one_metadata_file_beside_the_split_folders_serves_them_all(film_folder, tmp_path):
+    folder = tmp_path / "films"
+    shutil.copytree(film_folder, folder)
+    files = sorted(path.relative_to(folder) for path in folder.glob("*/*/*"))
+    lines = [f'{{"file_name": "{file}", "patient_id": {number}}}' for number, file in enumerate(files)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    films = load_films(str(folder), tmp_path)
+    expected = {str(folder / file): str(number) for number, file in enumerate(files)}
+    assert dict(zip(films["file"], films["patient_id"], strict=True)) == expected
+
+
+def test_a_film_that_the_metadata_leave_out_is_kept(tmp_path):
+    folder = _folder_with_metadata(tmp_path / "films", ["file_name,patient_id", "NORMAL/0.png,a"])
+    assert len(load_films(folder, tmp_path)) == 6
+
+
+def test_classes_may_stand_in_the_metadata(tmp_path):
+    lines = ["file_name,label", *(f"{c}/{n}.png,{'viral' if n % 2 else 'healthy'}" for n, c in
+             enumerate(["NORMAL"] * 3 + ["PNEUMONIA"] * 3))]  # fmt: skip
+    labels = _labels(load_films(_folder_with_metadata(tmp_path / "films", lines), tmp_path))
+    assert labels == {f"{n}.png": LABELS[n % 2] for n in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name,patient_id", "NORMAL/0.png,a"], "expected a column file_name"),
+        (["file_name,patient_id", "elsewhere/0.png,a"], "lists none of its films"),
+        (["file_name,patient_id", "NORMAL/0.png,a\0b"], None),
+    ],
+)
+def test_metadata_that_do_not_fit_are_an_error_of_one_line(tmp_path, lines, message):
+    folder = _folder_with_metadata(tmp_path / "films", lines)
+    if message is None:
+        (tmp_path / "films" / "metadata.csv").write_bytes(b"\xff\xfe\x00bad")
+        message = "can't be read as a table"
+    with pytest.raises(UsageError, match=message) as error:
+        load_films(folder, tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_films_without_a_patient_id_are_patients_of_their_own_and_the_log_says_so(tmp_path, caplog):
@@ -167,3 +222,11 @@ def test_a_hub_data_set_with_numbers_for_classes_is_an_error(hub_data_set):
     numbers = hub_data_set.cast_column("label", datasets.Value("int64"))
     with pytest.raises(UsageError, match="`label` with class names"):
         films_of_hub(numbers, "user/films")
+
+
+def test_films_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set):
+    alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
+        lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True
+    )
+    films = films_of_hub(alike, "user/films")
+    assert len(set(films["file"])) == len(set(films["patient_id"])) == len(films) == 135

@@ -103,7 +103,7 @@ def test_a_split_without_one_of_the_classes_is_an_error():
 
 
 def test_too_few_patients_are_an_error_and_not_an_empty_split():
-    with pytest.raises(UsageError, match="2 NORMAL patients are too few"):
+    with pytest.raises(UsageError, match="too few NORMAL patients to cut a validation split"):
         _assign(_films("train", 2, 50))
 
 

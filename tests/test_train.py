@@ -277,7 +277,7 @@ def test_an_output_folder_that_is_a_file_is_an_error(film_folder, tmp_path):
 
 def test_films_that_are_too_few_are_an_error(tmp_path):
     write_films(tmp_path / "films", 2, 2)
-    with pytest.raises(UsageError, match="too few to cut a test split"):
+    with pytest.raises(UsageError, match="too few NORMAL patients to cut a validation split"):
         train.main(["--dataset", str(tmp_path / "films"), "--output_dir", str(tmp_path / "run")])
 
 

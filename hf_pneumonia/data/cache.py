@@ -68,6 +68,7 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
         aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
         try:
             _build(images, size, aside)
+            aside.chmod(0o755)  # mkdtemp makes it private
             _publish(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

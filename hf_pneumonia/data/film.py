@@ -34,6 +34,7 @@ def read_film(source: str | Path | bytes) -> Image.Image:
 
     Raises:
         UnreadableFilm: the file is missing, empty, truncated, not an image, or above MAX_PIXELS.
+        OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -44,9 +45,11 @@ def read_film(source: str | Path | bytes) -> Image.Image:
         raise
     except FileNotFoundError:
         raise UnreadableFilm("no such file") from None
-    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error, ValueError
-    # ...)
+    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
     except Exception as error:
+        # With a number it is the disk or the system, not the film: such a fault must not be kept in a store.
+        if isinstance(error, OSError) and error.errno:
+            raise
         message = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UnreadableFilm(message or type(error).__name__) from error
 
@@ -74,6 +77,8 @@ def _to_gray(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit films at 255, which turns them white.
         values = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise UnreadableFilm("pixels that are no numbers")
         low, high = float(values.min()), float(values.max())
         scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
         return Image.fromarray(scaled.round().astype(np.uint8))

@@ -3,7 +3,6 @@
 import csv
 import functools
 import multiprocessing
-import os
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.phantom import simulate_patient
 
 
@@ -81,7 +81,7 @@ def _write_all(folder: Path, patients: int, seed: int, size: int, workers: int |
         (folder / part).mkdir(parents=True)
     numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size)
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=_keep_memory) as pool:
+    with ProcessPoolExecutor(workers or available_cores(), context, initializer=_keep_memory) as pool:
         rows = pool.map(job, numbers, chunksize=4)
         done = list(tqdm(rows, "simulating films", patients, unit=" patients", disable=None))
     for split in ("train", "test"):

@@ -9,6 +9,7 @@ import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_pneumonia.data.labels import LABELS, label_of, patient_of
+from hf_pneumonia.data.metadata import read_metadata
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.errors import UsageError
@@ -28,7 +29,6 @@ _SPLIT_NAMES = {
 _IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "class")
 _IMAGE_EXTENSIONS = set(ImageFolder.EXTENSIONS)
-_METADATA_FILES = set(ImageFolder.METADATA_FILENAMES)
 
 
 def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
@@ -53,7 +53,7 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
             write_dataset(folder)
         return _load_splits(folder, {split: folder / split for split in ("train", "test")})
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return _load_splits(*_find_layout(path))
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(
@@ -63,27 +63,42 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
 
 
 def _load_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
+    metadata, listed = read_metadata(root), 0
     parts = []
     for split, folder in layout.items():
         patterns, count = _patterns(folder)
         if not count:
             continue
-        rows = datasets.load_dataset("imagefolder", data_files={split: patterns}, drop_labels=True)[split]
-        rows = rows.cast_column("image", datasets.Image(decode=False))
+        rows = datasets.load_dataset(
+            "imagefolder", data_files={split: patterns}, drop_labels=True, drop_metadata=True
+        )[split].cast_column("image", datasets.Image(decode=False))
         if len(rows) != count:
             raise UsageError(
-                f"{folder} holds {count} images but its metadata file lists {len(rows)}: "
-                "list every image or remove it"
+                f"{folder} holds {count} images, {len(rows)} of them could be listed: "
+                "linked folders are not followed, put the films themselves there"
             )
         paths = [Path(image["path"]) for image in rows["image"]]
         inside = [path.relative_to(folder.resolve()) for path in paths]
-        named = _string_column(rows, _LABEL_COLUMNS)
-        names = [name or _class_folder(path, folder) for name, path in zip(named, inside, strict=True)]
-        parts.append(_table(rows, split, [str(folder / path) for path in inside], names))
+        said = [metadata.get(path, {}) for path in paths]
+        listed += sum(map(bool, said))
+        names = [
+            _class_name(row) or _class_folder(path, folder) for row, path in zip(said, inside, strict=True)
+        ]
+        columns = {
+            "file": [str(folder / path) for path in inside],
+            "label": names,
+            "patient_id": [
+                row.get("patient_id") or patient_of(path.name) for row, path in zip(said, inside, strict=True)
+            ],
+            "place": [f"{split}/{path.as_posix()}" for path in inside],
+        }
+        parts.append(_table(rows, split, columns))
     if not parts:
         raise UsageError(
             f"no images in {root}: expected class folders NORMAL and PNEUMONIA, or train, val, test"
         )
+    if metadata and not listed:
+        raise UsageError(f"the metadata file in {root} lists none of its films: file_name is relative to it")
     return _merge(parts, str(root))
 
 
@@ -120,11 +135,20 @@ def films_of_hub(loaded: datasets.DatasetDict, name: str) -> datasets.Dataset:
             )
         rows = rows if image == "image" else rows.rename_column(image, "image")
         rows = rows.cast_column("image", datasets.Image(decode=False))
-        files = [
-            f"{split}/{Path(image['path']).name if image['path'] else f'{row:06d}'}"
-            for row, image in enumerate(rows["image"])
-        ]
-        parts.append(_table(rows, split, files, names))
+        names_of_files = [Path(image["path"] or "").name for image in rows["image"]]
+        given = rows["patient_id"] if "patient_id" in rows.column_names else [None] * len(rows)
+        # The row number keeps films apart whose repository calls them all alike.
+        places = [f"{split}/{row:06d}/{file}".rstrip("/") for row, file in enumerate(names_of_files)]
+        columns = {
+            "file": places,
+            "label": names,
+            "patient_id": [
+                patient_of(file) if patient in (None, "") else str(patient)
+                for patient, file in zip(given, names_of_files, strict=True)
+            ],
+            "place": places,
+        }
+        parts.append(_table(rows, split, columns))
     return _merge(parts, name)
 
 
@@ -160,19 +184,23 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _patterns(folder: Path) -> tuple[list[str], int]:
-    """Glob patterns for `imagefolder` that match a folder's images and metadata only; number of images."""
+    """Glob patterns for `imagefolder` that match a folder's images and nothing else; number of images."""
     endings, count = set(), 0
-    for _, children, names in os.walk(folder):
+    for _, children, names in os.walk(folder, followlinks=True):
         children[:] = [name for name in children if not name.startswith((".", "__"))]
         for name in names:
             ending = os.path.splitext(name)[1]
             if ending.lower() in _IMAGE_EXTENSIONS and not name.startswith("."):
                 endings.add(f"*{ending}")
                 count += 1
-            elif name in _METADATA_FILES:
-                endings.add(name)
     base = glob.escape(str(folder.resolve()))
     return [f"{base}/**/{ending}" for ending in sorted(endings)], count
+
+
+def _class_name(row: dict[str, str]) -> str | None:
+    """Class that a metadata file names; a number is no name, and the folder decides."""
+    name = next((row[column] for column in _LABEL_COLUMNS if column in row), "")
+    return None if name.isdigit() else name or None
 
 
 def _class_folder(path: Path, folder: Path) -> str:
@@ -194,16 +222,12 @@ def _string_column(rows: datasets.Dataset, candidates: tuple[str, ...]) -> list[
     return [None] * len(rows)
 
 
-def _table(rows: datasets.Dataset, split: str, files: list[str], names: list[str]) -> datasets.Dataset:
-    """The common columns; `label` still holds the class's own name, for `_merge` to judge them together."""
-    given = rows["patient_id"] if "patient_id" in rows.column_names else [None] * len(rows)
-    patients = [
-        str(value) if value is not None and value == value else patient_of(Path(file).name) or ""
-        for value, file in zip(given, files, strict=True)
-    ]
-    columns = {"file": files, "label": names, "patient_id": patients, "split": [split] * len(rows)}
+def _table(rows: datasets.Dataset, split: str, columns: dict[str, list]) -> datasets.Dataset:
+    """Images with `file`, `label` (the class's own name), `patient_id` (or None), `place` in the source."""
+    columns = {**columns, "split": [split] * len(rows)}
+    features = datasets.Features({name: datasets.Value("string") for name in columns})
     return datasets.concatenate_datasets(
-        [rows.select_columns("image"), datasets.Dataset.from_dict(columns)], axis=1
+        [rows.select_columns("image"), datasets.Dataset.from_dict(columns, features=features)], axis=1
     )
 
 
@@ -219,19 +243,17 @@ def _merge(parts: list[datasets.Dataset], source: str) -> datasets.Dataset:
         )
     if len(set(labels.values())) < 2:
         raise UsageError(f"one class only in {source} (found: {', '.join(sorted(labels))}): both are needed")
-    nameless = films["patient_id"][:].count("")
-    if nameless:
+    patients = films["patient_id"][:]
+    if nameless := patients.count(None):
         logger.warning(
             "no patient id in %d of %d file names: each such film is its own patient", nameless, len(films)
         )
     columns = {
         "label": [labels[name] for name in names],
-        "patient_id": [
-            patient or file for patient, file in zip(films["patient_id"], films["file"], strict=True)
-        ],
+        "patient_id": [patient or place for patient, place in zip(patients, films["place"], strict=True)],
     }
     features = datasets.Features(
         label=datasets.ClassLabel(names=list(LABELS)), patient_id=datasets.Value("string")
     )
     replaced = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.concatenate_datasets([films.remove_columns(list(columns)), replaced], axis=1)
+    return datasets.concatenate_datasets([films.remove_columns([*columns, "place"]), replaced], axis=1)

@@ -92,10 +92,9 @@ def _cut(split: np.ndarray, labels: np.ndarray, patients: np.ndarray, name: str,
     everyone = set(patients[split == "train"])
     chosen: list[str] = []
     for label, group in zip(LABELS, (sorted(everyone - sick), sorted(sick)), strict=True):
-        # One patient must stay for training, and one for a split that is still to be cut.
-        if len(group) < 3:
+        if len(group) < 2:
             raise UsageError(
-                f"{len(group)} {label} patients are too few to cut a {name} split: at least 3 are needed"
+                f"too few {label} patients to cut a {name} split: each split needs at least one of each class"
             )
         chosen.extend(rng.permutation(group)[: max(1, round(share * len(group)))])
     split[(split == "train") & np.isin(patients, chosen)] = name
