@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
     args = parser.parse_args(argv)
     page = build_page(PneumoniaClassifier.from_pretrained(args.model))
-    page.queue(max_size=32).launch(max_file_size="20mb")
+    page.queue(max_size=32).launch(max_file_size="20mb", run_history=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.publishing.hub import publish_run
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
     try:
         print(publish_run(args.run, args.repo, args.private, HfApi()))
     # No connection, no login, no right to write: for the user it is one thing.
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"can't publish to {args.repo} ({reason}); `hf auth login`, or set HF_TOKEN"

@@ -27,6 +27,7 @@ from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
+from hf_pneumonia.training.launch import start_missing_processes
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -61,7 +62,14 @@ def main(argv: list[str]) -> None:
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
-    trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
+    try:
+        trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
+    except (
+        ValueError,
+        RuntimeError,
+        ImportError,
+    ) as error:  # flags that do not go together, or lack a package
+        raise UsageError(str(error).splitlines()[0]) from error
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
     if state.is_main_process and args.overwrite_output_dir:
@@ -84,6 +92,7 @@ def main(argv: list[str]) -> None:
         seed=args.seed,
         data={"source": source, "simulated": args.dataset == "phantom", **films.counts()},
         history=trainer.history(),
+        kept_epoch=trainer.kept_epoch,
         training_seconds=round(seconds, 1),
     )
     if state.is_main_process:
@@ -102,15 +111,9 @@ def set_up(args: Recipe) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    processes = PartialState().num_processes
-    if processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
-        # Its CPU launcher knows several processes only with an MPI hostfile, and starts one without a word.
-        logger.warning(
-            "accelerate started one process of several; on CPUs: torchrun --nproc_per_node N train.py ..."
-        )
     if args.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise: half the speed, or less.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, available_cores() // local))
     set_seed(args.seed)
 
@@ -127,9 +130,12 @@ def print_summary(folder: Path, report: dict) -> None:
     )
     kind = "simulated test films" if report["data"]["simulated"] else "test films"
     print(f"\n{films} {kind}: {figures} (threshold 0.5)")
+    # As it can be typed here: a .venv that is not activated is named.
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     print(f"run folder: {folder}")
-    print(f"next:  python app.py --model {folder}")
-    print(f"       python push_to_hub.py {folder} --repo USER/NAME")
+    print(f"next:  {python} app.py --model {folder}")
+    print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
 
 
 def run(argv: list[str]) -> int:
@@ -149,4 +155,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    start_missing_processes(__file__, sys.argv[1:])
     sys.exit(run(sys.argv[1:]))

@@ -55,6 +55,8 @@ def test_the_resolved_recipe_reads_back_to_the_same_run(recipe, tmp_path):
     (tmp_path / "resolved.yaml").write_text(yaml.safe_dump(resolved))
     again, resolved_again = _parse(str(tmp_path / "resolved.yaml"))
     assert resolved_again == resolved
+    assert resolved["seed"] == 42 and resolved["learning_rate"] == args.learning_rate
+    assert resolved["bf16"] is args.bf16 and resolved["lr_scheduler_type"] == "linear"
     assert (again.model, again.rotation, again.blur, again.weight_decay) == ("resnet50", 5, 1, 0.1)
 
 
@@ -111,10 +113,18 @@ def test_a_recipe_that_does_not_exist_is_an_error():
     [
         (("--learning_rate", "fast"), "invalid float value: 'fast'"),
         (("--no_such_flag", "1"), "unrecognized arguments: --no_such_flag"),
-        (("--drop_rate", "1.5"), "--drop_rate expects a number from 0 to 1, got 1.5"),
-        (("--rotation", "-3"), "--rotation expects 0"),
-        (("--image_size", "8"), "--image_size expects 32 to 2048"),
-        (("--num_train_epochs", "0"), "--num_train_epochs expects more than 0"),
+        (("--drop_rate", "1.5"), "--drop_rate expects a number from 0 to 0.99, got 1.5"),
+        (("--rotation", "nan"), "--rotation expects a number from 0 to 180, got nan"),
+        (("--per_device_train_batch_size", "0"), "--per_device_train_batch_size expects a number from 1"),
+        (("--learning_rate", "-1"), "--learning_rate expects a number from 0"),
+        (("--seed", "-1"), "--seed expects a number from 0"),
+        (("--num_train_epochs", "nan"), "--num_train_epochs expects a number above 0, got nan"),
+        (("--metric_for_best_model", "foo"), "--metric_for_best_model expects one of loss, accuracy"),
+        (("--push_to_hub", "true"), "by push_to_hub.py"),
+        (("--seed", "1", "recipe.yaml"), "the recipe comes first"),
+        (("--rotation", "-3"), "--rotation expects a number from 0 to 180"),
+        (("--image_size", "8"), "--image_size expects a number from 32 to 2048"),
+        (("--num_train_epochs", "0"), "--num_train_epochs expects a number above 0"),
         (("--lr_scheduler_type", "zigzag"), "zigzag"),
         (("--overwrite_output_dir", "--resume_from_checkpoint", "true"), "exclude each other"),
         (("--eval_strategy", "steps", "--save_strategy", "epoch"), "save and eval strategy"),

@@ -88,6 +88,36 @@ def test_weights_of_another_architecture_are_refused(tmp_path, other):
         build_model("resnet10t", 64, pretrained=str(tmp_path))
 
 
+def test_weights_of_other_shapes_are_refused(tmp_path):
+    weights = timm.create_model("resnet10t").state_dict()
+    weights["conv1.0.weight"] = weights["conv1.0.weight"][:, :1].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="of other shapes"):
+        build_model("resnet10t", 64, pretrained=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["deit_tiny_distilled_patch16_224", "test_convnext", "test_mambaout"]
+)
+def test_heads_of_other_kinds_are_scaled_too(architecture):
+    model = build_model(architecture, 64).eval()
+    films = network_input(torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        before = model(films).logits
+        scale_logits(model, 0.25)
+        torch.testing.assert_close(model(films).logits, before / 4)
+
+
+def test_a_network_that_does_not_take_such_films_is_an_error_before_training():
+    with pytest.raises(UsageError, match="does not work with --image_size 40"):
+        build_model("test_vit", 40)
+
+
+def test_an_unknown_tag_is_an_error():
+    with pytest.raises(UsageError, match="--model resnet18.foo"):
+        build_model("resnet18.foo", 64)
+
+
 def test_a_damaged_weights_file_is_an_error(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 50)
     with pytest.raises(UsageError, match="not a safetensors file"):

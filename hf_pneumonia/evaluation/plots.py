@@ -38,7 +38,7 @@ def plot_run(
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         figures = {
-            "curves": _curves(report["history"]),
+            "curves": _curves(report["history"], report["kept_epoch"]),
             "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
             "roc": _roc(report["splits"], predictions),
             "class_distribution": _class_distribution(report["data"]["splits"]),
@@ -48,15 +48,14 @@ def plot_run(
             figure.savefig(folder / f"{name}.png")
 
 
-def _curves(history: list[dict]) -> Figure:
+def _curves(history: list[dict], kept: float) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
-    best = max(history, key=lambda epoch: epoch["validation"]["auroc"] or 0)["epoch"]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", _BLUE), ("validation", _ORANGE)):
             values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
-        axes.axvline(best, color="gray", linestyle=":", label="best AUROC, kept")
+        axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

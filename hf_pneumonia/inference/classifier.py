@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification
 
 from hf_pneumonia.data.film import film_array
@@ -34,7 +35,7 @@ class PneumoniaClassifier:
         """
         try:
             model = AutoModelForImageClassification.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
                 f"--model expects a run folder or a Hub repository, got {name!r}: {reason}"

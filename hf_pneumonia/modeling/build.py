@@ -48,10 +48,14 @@ def build_model(
             f"--model expects a timm architecture, got {architecture!r}"
             + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them")
         )
+    try:
+        pretrained_cfg = timm.get_pretrained_cfg(architecture)
+    except RuntimeError as error:
+        raise UsageError(f"--model {architecture}: {error}; leave out what follows the dot") from error
     # What a loader must repeat to build the same network.
     arguments: dict = {"drop_rate": drop_rate} if drop_rate else {}
     # A vision transformer's grid of patches is fixed when it is built.
-    if timm.get_pretrained_cfg(architecture).fixed_input_size:
+    if pretrained_cfg.fixed_input_size:
         arguments["img_size"] = image_size
     network = _timm_network(architecture, pretrained, {"num_classes": len(LABELS), **arguments})
     config = TimmWrapperConfig(
@@ -64,9 +68,11 @@ def build_model(
     config.pretrained_cfg = _preprocessing(network, image_size)
     config.num_features = network.num_features
     # Built from a state dict: the class's own constructor would save keys that timm can't read.
-    return TimmWrapperForImageClassification.from_pretrained(
+    model = TimmWrapperForImageClassification.from_pretrained(
         None, config=config, state_dict=network.state_dict()
     )
+    _try(model, architecture, image_size)
+    return model
 
 
 def network_input(films: torch.Tensor) -> torch.Tensor:
@@ -91,10 +97,39 @@ def scale_logits(model: TimmWrapperForImageClassification, factor: float) -> Non
 
     Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature.
     """
-    head = model.timm_model.get_classifier()
-    head.weight.mul_(factor)
-    if head.bias is not None:
-        head.bias.mul_(factor)
+    heads = model.timm_model.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        last = [
+            module for module in head.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        ][-1]
+        last.weight.mul_(factor)
+        if last.bias is not None:
+            last.bias.mul_(factor)
+
+
+@torch.no_grad()
+def _try(model: TimmWrapperForImageClassification, architecture: str, image_size: int) -> None:
+    """Find out before the training, not after it, whether the network takes such films and is calibrated.
+
+    Raises:
+        UsageError: it does not, or can't.
+    """
+    films = torch.rand(2, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    try:
+        logits = model(network_input(films)).logits
+        scale_logits(model, 2)
+        doubled = model(network_input(films)).logits
+        scale_logits(model, 0.5)
+    except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"--model {architecture} does not work with --image_size {image_size}: {reason}"
+        ) from error
+    if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
+        raise UsageError(
+            f"--model {architecture}: its head is not linear and can't be calibrated; try another"
+        )
 
 
 def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.nn.Module:
@@ -113,10 +148,16 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
                 "--pretrained false"
             ) from error
     file = _weights_file(architecture, Path(pretrained).expanduser())
-    # Through timm's own loader, which drops the head and fits position embeddings to another input size.
-    return timm.create_model(
-        architecture, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments
-    )
+    try:
+        # Through timm's own loader, which drops the head and fits position embeddings to another input size.
+        return timm.create_model(
+            architecture, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments
+        )
+    except RuntimeError as error:  # tensors of other shapes
+        raise UsageError(
+            f"--pretrained {pretrained}: weights of another architecture than {architecture}, "
+            "of other shapes; name theirs with --model"
+        ) from error
 
 
 def _weights_file(architecture: str, folder: Path) -> Path:

@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
+import re
 from argparse import SUPPRESS
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -13,9 +16,53 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.metrics import METRICS
+
+# Fields of TrainingArguments that decide what a run computes: written to the resolved recipe though unsaid.
+_DECISIVE = (
+    "seed",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+)
 
 # Where a run is written and kept is no part of what it does; a token must not reach a file.
 _NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "cache_dir", "hub_token", "resume_from_checkpoint"}
+
+# Bounds, both included, of what would otherwise fail late or train nonsense.
+_RANGES = {
+    "image_size": (32, 2048),
+    "drop_rate": (0, 0.99),
+    "rotation": (0, 180),
+    "zoom": (0, 0.9),
+    "shift": (0, 1),
+    "blur": (0, 20),
+    "exposure": (0, 5),
+    "noise": (0, 1),
+    "horizontal_flip": (0, 1),
+    "max_unreadable": (0, 1),
+    "lr_step_epochs": (0, 100_000),
+    "seed": (0, 2**32 - 1),
+    "per_device_train_batch_size": (1, 100_000),
+    "per_device_eval_batch_size": (1, 100_000),
+    "gradient_accumulation_steps": (1, 100_000),
+    "learning_rate": (0, 1000),
+    "weight_decay": (0, 1000),
+    "label_smoothing_factor": (0, 0.99),
+}
 
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
@@ -131,6 +178,8 @@ class Recipe(TrainingArguments):
     def __post_init__(self) -> None:
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
+        if self.pretrained.lower() in ("true", "false"):
+            self.pretrained = self.pretrained.lower()
         self._check()
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
@@ -153,17 +202,20 @@ class Recipe(TrainingArguments):
         return Path(self.cache_dir).expanduser() if self.cache_dir else home / "hf-pneumonia"
 
     def _check(self) -> None:
-        shares = ("drop_rate", "zoom", "shift", "noise", "horizontal_flip", "max_unreadable")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} expects a number from 0 to 1, got {getattr(self, name)}")
-        for name in ("rotation", "blur", "exposure", "lr_step_epochs"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name} expects 0 (off) or more, got {getattr(self, name)}")
-        if not 32 <= self.image_size <= 2048:
-            raise UsageError(f"--image_size expects 32 to 2048 pixels, got {self.image_size}")
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
-            raise UsageError(f"--num_train_epochs expects more than 0, got {self.num_train_epochs}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            # Written so that nan, which is neither less nor more than anything, fails.
+            if not low <= value <= high:
+                raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
+        if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
+            raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
+        if self.metric_for_best_model not in (*METRICS, "loss"):
+            raise UsageError(
+                f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, "
+                f"got {self.metric_for_best_model!r}"
+            )
+        if self.push_to_hub:
+            raise UsageError("--push_to_hub: a run is published when it is finished, by push_to_hub.py")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UsageError(
                 "--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one"
@@ -174,7 +226,8 @@ class Recipe(TrainingArguments):
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
-        raise UsageError(message)
+        hint = "; the recipe comes first" if re.search(r"unrecognized.*\.ya?ml", message) else ""
+        raise UsageError(message + hint)
 
     def format_help(self) -> str:
         """The flags that matter for films; TrainingArguments has a hundred more, and a page about them."""
@@ -214,20 +267,19 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
         given = vars(parser.parse_args(_tokens(_read_yaml(path))))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    flags = vars(parser.parse_args(argv))
-    given |= flags
+    given |= vars(parser.parse_args(argv))
     given.setdefault("output_dir", f"runs/{path.stem}")
     try:
         recipe = Recipe(**given)
     except (ValueError, ImportError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error
-    own = {
-        name: getattr(recipe, name)
-        for name in Recipe.__annotations__
-        if name not in TrainingArguments.__annotations__
+        raise UsageError(str(error).splitlines()[0]) from error
+    own = [name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__]
+    resolved = {**given, **{name: getattr(recipe, name) for name in (*own, *_DECISIVE)}}
+    return recipe, {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in resolved.items()
+        if name not in _NOT_IN_RECIPE
     }
-    resolved = {name: value for name, value in (own | given).items() if name not in _NOT_IN_RECIPE}
-    return recipe, resolved
 
 
 def _read_yaml(path: Path) -> dict:

@@ -30,7 +30,8 @@ class EpochLines(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         if self.bar is None or "eval_auroc" not in (metrics or {}):
             return
-        best = state.best_metric is None or metrics["eval_auroc"] > state.best_metric
+        score, sign = metrics[f"eval_{args.metric_for_best_model}"], 1 if args.greater_is_better else -1
+        best = state.best_metric is None or sign * score > sign * state.best_metric
         tqdm.write(
             f"epoch {state.epoch:>3.0f}/{args.num_train_epochs:.0f}"
             f"  loss {self.training.get('loss', float('nan')):.4f}, validation {metrics['eval_loss']:.4f}"

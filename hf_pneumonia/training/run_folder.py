@@ -1,6 +1,7 @@
 """The run folder: taken at the start, filled at the end, finished when report.json stands in it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     existing = _nearest_existing(folder)
     if not existing.is_dir():
         raise UsageError(f"--output_dir {folder}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK):
+        raise UsageError(
+            f"--output_dir {folder}: no permission to write in {existing}; choose another folder"
+        )
     if resume is True and not _checkpoints(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
     if isinstance(resume, str) and not Path(resume).is_dir():
@@ -32,6 +37,11 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     if (folder / "report.json").exists():
         raise UsageError(
             f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
+            "--overwrite_output_dir"
+        )
+    if not _checkpoints(folder) and (folder / "model.safetensors").exists():
+        raise UsageError(
+            f"{folder} already holds a model; choose another --output_dir, or replace it with "
             "--overwrite_output_dir"
         )
     if not resume and _checkpoints(folder):

@@ -1,5 +1,6 @@
 """The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them."""
 
+import numpy as np
 import torch
 from timm.utils import distribute_bn
 from torch import nn
@@ -7,6 +8,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment
@@ -107,6 +109,14 @@ class PneumoniaTrainer(Trainer):
                 epoch["validation"] = {name: line[f"eval_{name}"] for name in names}
         return [epoch for epoch in epochs.values() if len(epoch) == 3]
 
+    @property
+    def kept_epoch(self) -> float:
+        """The epoch whose weights are left: the best by `metric_for_best_model`, or else the last."""
+        step = self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step
+        return next(
+            (line["epoch"] for line in self.state.log_history if line["step"] == step), self.state.epoch
+        )
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if not self.args.adam_l2:
             return super().create_optimizer(model)
@@ -147,5 +157,7 @@ def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _validation_scores(predicted) -> dict[str, float]:
+    if not np.isfinite(predicted.predictions).all():
+        raise UsageError("the training diverged: the network's answers are no numbers; lower --learning_rate")
     scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
     return {name: value for name, value in scores.items() if isinstance(value, float)}
