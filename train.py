@@ -27,7 +27,7 @@ from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.launch import start_missing_processes
+from hf_pneumonia.training.launch import local_main_first, start_missing_processes
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             "Training on SIMULATED films. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
         )
     state = PartialState()
-    with state.local_main_process_first():  # the others find the films decoded
+    with local_main_first(state):  # the others find the films decoded
         films = prepare_films(args.dataset, args.image_size, args.cache, args.max_unreadable)
     for name, count in films.counts()["splits"].items():
         logger.info(

@@ -198,6 +198,14 @@ def test_a_mistake_is_one_line_and_exit_code_two(tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
+def test_a_mistake_is_said_once_by_several_processes(tmp_path):
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run", launcher=launcher)
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    assert done.stderr.count("train.py: --dataset expects") == 1
+    assert "RuntimeError" not in done.stderr and "DistBackendError" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to stand for a full disk")
 def test_a_full_disk_is_one_line_and_exit_code_two(film_folder, tmp_path, monkeypatch, capsys):
     cache = tmp_path / "cache"

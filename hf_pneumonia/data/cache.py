@@ -70,6 +70,9 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
             _build(images, size, aside)
             aside.chmod(0o755)  # mkdtemp makes it private
             _publish(aside, folder)
+        except OSError as error:
+            error.filename = error.filename or str(folder.parent)  # a full disk does not say which
+            raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return FilmStore(folder)

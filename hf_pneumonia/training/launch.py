@@ -1,12 +1,31 @@
-"""Processes on CPUs: what `accelerate launch --cpu --num_processes N` is asked for and does not do."""
+"""Several processes: what Accelerate leaves to its users."""
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
+from accelerate import PartialState
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
+
+
+@contextmanager
+def local_main_first(state: PartialState) -> Iterator[None]:
+    """Run a block on each machine's main process, and then on the others.
+
+    Accelerate's own context leaves the others waiting where the main process fails. Here they go on, and meet
+    the same mistake of the user by themselves.
+    """
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            state.wait_for_everyone()
 
 
 def start_missing_processes(script: str, argv: list[str]) -> None:
