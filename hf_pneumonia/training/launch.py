@@ -44,7 +44,8 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
     launcher = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     for name in ("processes", "machines"):
         launcher.add_argument(f"--num_{name}", f"--num-{name}", type=int, default=1)
-    asked, _ = launcher.parse_known_args(psutil.Process().parent().cmdline())
+    parent = psutil.Process().parent()
+    asked, _ = launcher.parse_known_args(parent.cmdline() if parent else [])
     if asked.num_processes > 1 and asked.num_machines == 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={asked.num_processes}"]
         os.execv(sys.executable, [sys.executable, *torchrun, script, *argv])
