@@ -64,11 +64,8 @@ def main(argv: list[str]) -> None:
     train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
     try:
         trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
-    except (
-        ValueError,
-        RuntimeError,
-        ImportError,
-    ) as error:  # flags that do not go together, or lack a package
+    # Flags that do not go together, or lack a package.
+    except (ValueError, RuntimeError, ImportError) as error:
         raise UsageError(str(error).splitlines()[0]) from error
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
@@ -82,7 +79,8 @@ def main(argv: list[str]) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     operating_point = calibrate(model, films, args.per_device_eval_batch_size)
     # What is published names a local folder, but not the way to it.
-    source = Path(args.dataset).name if Path(args.dataset).is_dir() else args.dataset
+    place = Path(args.dataset).expanduser()
+    source = place.resolve().name if args.dataset != "phantom" and place.is_dir() else args.dataset
     model.config.pneumonia = {**operating_point, "dataset": source, "split_sha256": films.fingerprint()}
     predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in SPLITS}
     report = build_report(

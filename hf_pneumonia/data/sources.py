@@ -35,8 +35,8 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
     """Load a source as one table, a row per film, in a stable order.
 
     Args:
-        source: `phantom`, a local folder (split folders, or class folders alone), or the id of a Hub data
-        set.
+        source: `phantom`, a local folder (split folders, or class folders alone), or the id of a Hub
+            data set.
         cache_dir: where the phantoms are kept once simulated.
 
     Returns:
@@ -49,8 +49,7 @@ def load_films(source: str, cache_dir: Path) -> datasets.Dataset:
     """
     if source == "phantom":
         folder = cache_dir / f"phantom-v{PHANTOM_VERSION}"
-        if not folder.exists():
-            write_dataset(folder)
+        write_dataset(folder)  # leaves a folder that exists as it is
         return _load_splits(folder, {split: folder / split for split in ("train", "test")})
     path = Path(source).expanduser()
     if source and path.is_dir():
@@ -129,7 +128,7 @@ def films_of_hub(loaded: datasets.DatasetDict, name: str) -> datasets.Dataset:
             raise UsageError(f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
         image = next((column for column in _IMAGE_COLUMNS if column in rows.column_names), None)
         names = _string_column(rows, _LABEL_COLUMNS)
-        if image is None or not any(names):
+        if image is None or not all(names):
             raise UsageError(
                 f"{name} has columns {rows.column_names}: expected `image`, and `label` with class names"
             )
