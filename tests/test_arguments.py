@@ -60,6 +60,11 @@ def test_the_resolved_recipe_reads_back_to_the_same_run(recipe, tmp_path):
     assert (again.model, again.rotation, again.blur, again.weight_decay) == ("resnet50", 5, 1, 0.1)
 
 
+def test_films_are_ordered_by_the_seed_unless_told_otherwise():
+    assert _parse("--seed", "7")[0].data_seed == 7
+    assert _parse("--seed", "7", "--data_seed", "3")[0].data_seed == 3
+
+
 def test_neither_place_nor_token_stands_in_the_resolved_recipe(recipe):
     _, resolved = _parse(recipe(seed=1), "--hub_token", "hf_x", "--cache_dir", "/x", "--output_dir", "/y")
     assert not {"hub_token", "cache_dir", "output_dir"} & resolved.keys()

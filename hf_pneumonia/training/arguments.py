@@ -56,6 +56,7 @@ _RANGES = {
     "max_unreadable": (0, 1),
     "lr_step_epochs": (0, 100_000),
     "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
     "per_device_train_batch_size": (1, 100_000),
     "per_device_eval_batch_size": (1, 100_000),
     "gradient_accumulation_steps": (1, 100_000),
@@ -180,6 +181,10 @@ class Recipe(TrainingArguments):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
         if self.pretrained.lower() in ("true", "false"):
             self.pretrained = self.pretrained.lower()
+        if self.data_seed is None:
+            # Else Accelerate orders the films by torch's seed, which differs between processes: an epoch
+            # would miss some films and repeat others.
+            self.data_seed = self.seed
         self._check()
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
