@@ -60,6 +60,17 @@ def test_the_resolved_recipe_reads_back_to_the_same_run(recipe, tmp_path):
     assert (again.model, again.rotation, again.blur, again.weight_decay) == ("resnet50", 5, 1, 0.1)
 
 
+def test_a_strength_of_the_augmentation_is_one_number_or_one_for_each_class(tmp_path):
+    (tmp_path / "r.yaml").write_text("rotation: [20, 5]   # NORMAL, PNEUMONIA\nzoom: 0.1\nshift: [0.2]\n")
+    args, resolved = _parse(str(tmp_path / "r.yaml"), "--blur", "1.5", "0", "--noise", "0.02")
+    assert args.augmentation == {
+        "rotation": [20, 5], "zoom": 0.1, "shift": 0.2, "blur": [1.5, 0], "exposure": 0, "noise": 0.02,
+        "horizontal_flip": 0,
+    }  # fmt: skip
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
+    assert _parse(str(tmp_path / "again.yaml"))[0].augmentation == args.augmentation
+
+
 def test_films_are_ordered_by_the_seed_unless_told_otherwise():
     assert _parse("--seed", "7")[0].data_seed == 7
     assert _parse("--seed", "7", "--data_seed", "3")[0].data_seed == 3
@@ -128,6 +139,9 @@ def test_a_recipe_that_does_not_exist_is_an_error():
         (("--push_to_hub", "true"), "by push_to_hub.py"),
         (("--seed", "1", "recipe.yaml"), "the recipe comes first"),
         (("--rotation", "-3"), "--rotation expects a number from 0 to 180"),
+        (("--rotation", "20", "200"), "--rotation expects a number from 0 to 180, got 200"),
+        (("--rotation", "1", "2", "3"), "--rotation expects one number, or two: NORMAL, PNEUMONIA; got 3"),
+        (("--rotation",), "--rotation: expected at least one argument"),
         (("--image_size", "8"), "--image_size expects a number from 32 to 2048"),
         (("--num_train_epochs", "0"), "--num_train_epochs expects a number above 0"),
         (("--lr_scheduler_type", "zigzag"), "zigzag"),

@@ -48,6 +48,49 @@ def test_the_same_seed_gives_the_same_films_and_another_seed_others(films):
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
+def test_a_pair_of_equal_strengths_is_one_strength(films):
+    def run(strengths):
+        torch.manual_seed(1)
+        return Augment(**strengths)(films)
+
+    pairs = {name: value if name == "horizontal_flip" else (value, value) for name, value in ALL.items()}
+    assert torch.equal(run(pairs), run(ALL))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "horizontal_flip"])
+def test_films_of_a_class_of_strength_zero_are_left_exactly_as_they_are(films, name):
+    labels = torch.tensor([1, 0])
+    for strengths, kept in [((ALL[name], 0), 0), ((0, ALL[name]), 1)]:
+        torch.manual_seed(0)
+        result = Augment(**{name: strengths})(films, labels)
+        assert torch.equal(result[kept], films[kept] / 255)
+        assert not torch.equal(result[1 - kept], films[1 - kept] / 255)
+
+
+def test_each_film_is_varied_as_one_strength_for_all_would_vary_it(films):
+    labels, weak = torch.tensor([0, 1]), {name: value / 2 for name, value in ALL.items()}
+
+    def run(augment):
+        torch.manual_seed(0)
+        return augment(films, labels)
+
+    for name, strength in ALL.items():
+        if name != "horizontal_flip":
+            both = run(Augment(**{name: (strength, weak[name])}))
+            torch.testing.assert_close(both[0], run(Augment(**{name: strength}))[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(both[1], run(Augment(**{name: weak[name]}))[1], atol=1e-3, rtol=0)
+
+
+def test_a_class_that_is_warped_by_zero_beside_a_flip_is_the_same_film_within_rounding(films):
+    result = Augment(rotation=(30, 0), horizontal_flip=1e-9)(films, torch.tensor([1, 0]))
+    torch.testing.assert_close(result[0], films[0] / 255, atol=1e-5, rtol=0)
+
+
+def test_strengths_that_differ_by_class_need_labels(films):
+    with pytest.raises(ValueError, match="20 and 5, need the films' labels"):
+        Augment(rotation=(20, 5))(films)
+
+
 def test_each_film_of_a_batch_draws_its_own_numbers(films):
     same = films[:1].expand(2, -1, -1)
     for name, value in ALL.items():

@@ -6,7 +6,7 @@ import torch
 
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import parse_recipe
 from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
 
@@ -104,3 +104,13 @@ def test_only_training_films_are_augmented(trainer):
     assert not torch.equal(
         run._prepare_inputs(batch)["pixel_values"], run._prepare_inputs(batch)["pixel_values"]
     )
+
+
+def test_each_training_film_is_augmented_as_its_class_wants(trainer):
+    run = trainer("--noise", "0.5", "0", "--rotation", "0", "--shift", "0", "--zoom", "0", "--exposure", "0")
+    run.model.train()
+    batch = run.train_dataset.__getitems__([0, len(run.train_dataset) - 1])
+    assert batch["labels"].tolist() == [0, 1]
+    normal, pneumonia = run._prepare_inputs(batch)["pixel_values"]
+    expected = network_input(batch["pixel_values"])
+    assert torch.equal(pneumonia, expected[1]) and not torch.allclose(normal, expected[0], atol=0.1)

@@ -1,10 +1,15 @@
-"""Batched augmentation on the device, on gray films. Knows nothing about files, labels or normalisation."""
+"""Batched augmentation on the device, on gray films. Knows nothing about files or normalisation."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# One strength for all films, or two: NORMAL, PNEUMONIA.
+Strength = float | tuple[float, float]
+# One strength for all films of a batch, or (b,) float32.
+Limit = float | torch.Tensor
 
 
 class Augment(nn.Module):
@@ -13,6 +18,11 @@ class Augment(nn.Module):
     One warp (rotation, zoom, shift and flip in a single resampling), then blur, exposure and noise. Applied
     in training only; the random numbers come from torch's global generator of the films' device, which a
     checkpoint holds.
+
+    All but the flip may have two strengths, for NORMAL and for PNEUMONIA, so that the class of fewer films is
+    varied more. What only one class goes through is a cue of that class: where none but NORMAL films are
+    blurred, blurred means normal. The training loss falls by it, and only validation, which is never
+    augmented, shows in its AUROC what it cost. Keep both strengths within what films of both classes show.
 
     Args:
         rotation: largest angle to either side, in degrees; 0 turns it off.
@@ -28,53 +38,68 @@ class Augment(nn.Module):
 
     def __init__(
         self,
-        rotation: float = 0.0,
-        zoom: float = 0.0,
-        shift: float = 0.0,
-        blur: float = 0.0,
-        exposure: float = 0.0,
-        noise: float = 0.0,
+        rotation: Strength = 0.0,
+        zoom: Strength = 0.0,
+        shift: Strength = 0.0,
+        blur: Strength = 0.0,
+        exposure: Strength = 0.0,
+        noise: Strength = 0.0,
         horizontal_flip: float = 0.0,
     ) -> None:
         super().__init__()
-        self.rotation, self.zoom, self.shift = rotation, zoom, shift
-        self.blur, self.exposure, self.noise = blur, exposure, noise
+        self.rotation, self.zoom, self.shift = _pair(rotation), _pair(zoom), _pair(shift)
+        self.blur, self.exposure, self.noise = _pair(blur), _pair(exposure), _pair(noise)
         self.horizontal_flip = horizontal_flip
 
     @torch.no_grad()
-    def forward(self, films: torch.Tensor) -> torch.Tensor:
-        """(b, h, w) uint8 -> (b, h, w) float32 in [0, 1]. The input is left as it is."""
+    def forward(self, films: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Vary a batch. The input is left as it is.
+
+        Args:
+            films: (b, h, w) uint8.
+            labels: (b,) int64, 0 or 1, on the films' device; needed only where a strength differs by class.
+
+        Returns:
+            (b, h, w) float32 in [0, 1]. A film whose class has strength 0 comes out of that step unchanged.
+
+        Raises:
+            ValueError: a strength differs by class, and there are no labels.
+        """
         films = films.float().div(255)
-        if self.rotation or self.zoom or self.shift or self.horizontal_flip:
-            films = self._warp(films)
-        if self.blur:
-            films = self._blur(films)
-        if self.exposure:
-            films = self._expose(films)
-        if self.noise:
-            deviation = torch.rand(len(films), 1, 1, device=films.device) * self.noise
-            films = films + deviation * torch.randn_like(films)
+        if any((*self.rotation, *self.zoom, *self.shift, self.horizontal_flip)):
+            rotation, zoom, shift = (_of_class(s, labels) for s in (self.rotation, self.zoom, self.shift))
+            warped = self._warp(films, rotation, zoom, shift)
+            films = _where(rotation + zoom + shift + self.horizontal_flip, warped, films)
+        if any(self.blur):
+            blur = _of_class(self.blur, labels)
+            films = _where(blur, self._blur(films, blur), films)
+        if any(self.exposure):
+            exposure = _of_class(self.exposure, labels)
+            films = _where(exposure, self._expose(films, exposure), films)
+        if any(self.noise):
+            deviation = torch.rand(len(films), device=films.device) * _of_class(self.noise, labels)
+            films = films + deviation.view(-1, 1, 1) * torch.randn_like(films)
         return films.clamp_(0, 1)
 
-    def _warp(self, films: torch.Tensor) -> torch.Tensor:
+    def _warp(self, films: torch.Tensor, rotation: Limit, zoom: Limit, shift: Limit) -> torch.Tensor:
         b, h, w = films.shape
-        angle = _uniform(films, math.radians(self.rotation))
-        scale_x, scale_y = 1 + _uniform(films, self.zoom), 1 + _uniform(films, self.zoom)
+        angle = _uniform(films, rotation * (math.pi / 180))
+        scale_x, scale_y = 1 + _uniform(films, zoom), 1 + _uniform(films, zoom)
         flip = torch.where(torch.rand(b, device=films.device) < self.horizontal_flip, -1.0, 1.0)
         # Rows of the inverse map in grid_sample's coordinates, which run from -1 to 1: a shift by a share s
         # of the side is 2 s.
         cos, sin = torch.cos(angle), torch.sin(angle)
-        across = torch.stack([flip * cos / scale_x, -sin / scale_x, 2 * _uniform(films, self.shift)], 1)
-        down = torch.stack([flip * sin / scale_y, cos / scale_y, 2 * _uniform(films, self.shift)], 1)
+        across = torch.stack([flip * cos / scale_x, -sin / scale_x, 2 * _uniform(films, shift)], 1)
+        down = torch.stack([flip * sin / scale_y, cos / scale_y, 2 * _uniform(films, shift)], 1)
         grid = F.affine_grid(torch.stack([across, down], 1), [b, 1, h, w], align_corners=False)
         # Zeros outside, as outside the collimator.
         return F.grid_sample(films.unsqueeze(1), grid, "bilinear", "zeros", align_corners=False).squeeze(1)
 
-    def _blur(self, films: torch.Tensor) -> torch.Tensor:
+    def _blur(self, films: torch.Tensor, blur: Limit) -> torch.Tensor:
         """Separable Gaussian, a width for each film: a grouped convolution with a film per group."""
         b, h, w = films.shape
-        reach = min(math.ceil(3 * self.blur), min(h, w) - 1)
-        sigma = (torch.rand(b, 1, device=films.device) * self.blur).clamp_min(1e-3)
+        reach = min(math.ceil(3 * max(self.blur)), min(h, w) - 1)
+        sigma = (torch.rand(b, device=films.device) * blur).clamp_min(1e-3).unsqueeze(1)
         offsets = torch.arange(-reach, reach + 1, device=films.device)
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         kernel = (kernel / kernel.sum(1, keepdim=True)).unsqueeze(1)
@@ -82,13 +107,37 @@ class Augment(nn.Module):
         across = F.conv2d(padded, kernel.unsqueeze(2), groups=b)
         return F.conv2d(across, kernel.unsqueeze(3), groups=b).squeeze(0)
 
-    def _expose(self, films: torch.Tensor) -> torch.Tensor:
-        gamma, contrast, brightness = (_uniform(films, self.exposure).view(-1, 1, 1) for _ in range(3))
+    def _expose(self, films: torch.Tensor, exposure: Limit) -> torch.Tensor:
+        gamma, contrast, brightness = (_uniform(films, exposure).view(-1, 1, 1) for _ in range(3))
         films = films.clamp(1e-4, 1).pow(torch.exp(gamma))
         mean = films.mean(dim=(1, 2), keepdim=True)
         return (films - mean) * torch.exp(contrast) + mean + 0.5 * brightness
 
 
-def _uniform(films: torch.Tensor, limit: float) -> torch.Tensor:
+def _pair(strength: Strength) -> tuple[float, float]:
+    if isinstance(strength, int | float):
+        return strength, strength
+    normal, pneumonia = strength
+    return normal, pneumonia
+
+
+def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:
+    """The one strength of all films, or (b,) float32 by the class of each."""
+    normal, pneumonia = pair
+    if normal == pneumonia:
+        return normal
+    if labels is None:
+        raise ValueError(
+            f"strengths that differ by class, {normal:g} and {pneumonia:g}, need the films' labels"
+        )
+    return torch.where(labels == 1, pneumonia, normal)
+
+
+def _where(limit: Limit, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """(b, h, w) `after`, but `before` for films whose limit is 0: a step of strength 0 still rounds."""
+    return torch.where(limit.view(-1, 1, 1) > 0, after, before) if torch.is_tensor(limit) else after
+
+
+def _uniform(films: torch.Tensor, limit: Limit) -> torch.Tensor:
     """(b,) numbers between -limit and limit."""
     return (torch.rand(len(films), device=films.device) * 2 - 1) * limit

@@ -65,6 +65,9 @@ _RANGES = {
     "label_smoothing_factor": (0, 0.99),
 }
 
+# Strengths of the augmentation that may differ by class.
+_BY_CLASS = ("rotation", "zoom", "shift", "blur", "exposure", "noise")
+
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
     "num_train_epochs",
@@ -76,6 +79,12 @@ _SHOWN_IN_HELP = (
     "seed",
     "resume_from_checkpoint",
 )
+
+
+def _strength(text: str) -> list[float]:
+    """A field of `_BY_CLASS`: one number for every film, or two."""
+    text += "; 0: off. Two numbers: for NORMAL, for PNEUMONIA."
+    return field(default_factory=lambda: [0.0], metadata={"help": text})
 
 
 @dataclass
@@ -100,20 +109,12 @@ class Recipe(TrainingArguments):
         default=0.0, metadata={"help": "Dropout before the head, 0 to 1; 0 turns it off."}
     )
 
-    rotation: float = field(default=0.0, metadata={"help": "Largest random rotation, in degrees; 0: off."})
-    zoom: float = field(default=0.0, metadata={"help": "Largest random change of scale (0.1: 10%%); 0: off."})
-    shift: float = field(
-        default=0.0, metadata={"help": "Largest random shift, as a share of the side; 0: off."}
-    )
-    blur: float = field(
-        default=0.0, metadata={"help": "Largest random Gaussian blur, sigma in pixels; 0: off."}
-    )
-    exposure: float = field(
-        default=0.0, metadata={"help": "Largest random change of gamma, contrast and brightness; 0: off."}
-    )
-    noise: float = field(
-        default=0.0, metadata={"help": "Largest random noise, sigma as a share of the gray range; 0: off."}
-    )
+    rotation: list[float] = _strength("Largest random rotation, in degrees")
+    zoom: list[float] = _strength("Largest random change of scale (0.1: 10%%)")
+    shift: list[float] = _strength("Largest random shift, as a share of the side")
+    blur: list[float] = _strength("Largest random Gaussian blur, sigma in pixels")
+    exposure: list[float] = _strength("Largest random change of gamma, contrast and brightness")
+    noise: list[float] = _strength("Largest random noise, sigma as a share of the gray range")
     horizontal_flip: float = field(
         default=0.0,
         metadata={"help": "Probability of a mirrored film, heart and side marker with it; 0: off."},
@@ -186,6 +187,10 @@ class Recipe(TrainingArguments):
             # would miss some films and repeat others.
             self.data_seed = self.seed
         self._check()
+        for name in _BY_CLASS:
+            # One number stays one, in the resolved recipe too.
+            values = _numbers(getattr(self, name))
+            setattr(self, name, values if len(values) == 2 else values[0])
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
         if self.bf16 is None:
@@ -195,10 +200,9 @@ class Recipe(TrainingArguments):
         super().__post_init__()
 
     @property
-    def augmentation(self) -> dict[str, float]:
+    def augmentation(self) -> dict[str, float | list[float]]:
         """Arguments of `Augment`."""
-        names = ("rotation", "zoom", "shift", "blur", "exposure", "noise", "horizontal_flip")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*_BY_CLASS, "horizontal_flip")}
 
     @property
     def cache(self) -> Path:
@@ -207,11 +211,14 @@ class Recipe(TrainingArguments):
         return Path(self.cache_dir).expanduser() if self.cache_dir else home / "hf-pneumonia"
 
     def _check(self) -> None:
+        for name in _BY_CLASS:
+            if len(values := _numbers(getattr(self, name))) not in (1, 2):
+                raise UsageError(f"--{name} expects one number, or two: NORMAL, PNEUMONIA; got {len(values)}")
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            # Written so that nan, which is neither less nor more than anything, fails.
-            if not low <= value <= high:
-                raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
+            for value in _numbers(getattr(self, name)):
+                # Written so that nan, which is neither less nor more than anything, fails.
+                if not low <= value <= high:
+                    raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
         if self.metric_for_best_model not in (*METRICS, "loss"):
@@ -302,6 +309,10 @@ def _read_yaml(path: Path) -> dict:
             close = difflib.get_close_matches(str(key), known, n=1)
             raise UsageError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     return recipe
+
+
+def _numbers(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def _tokens(recipe: dict) -> list[str]:

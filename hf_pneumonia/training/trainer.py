@@ -72,7 +72,7 @@ class PneumoniaTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
         films = inputs["pixel_values"]
-        films = self.augment(films) if self.model.training else films
+        films = self.augment(films, inputs["labels"]) if self.model.training else films
         return {**inputs, "pixel_values": network_input(films)}
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
