@@ -142,6 +142,7 @@ def test_a_recipe_that_does_not_exist_is_an_error():
         (("--rotation", "20", "200"), "--rotation expects a number from 0 to 180, got 200"),
         (("--rotation", "1", "2", "3"), "--rotation expects one number, or two: NORMAL, PNEUMONIA; got 3"),
         (("--rotation",), "--rotation: expected at least one argument"),
+        (("--imbalance", "both"), "--imbalance expects one of none, weights, sampler, got 'both'"),
         (("--image_size", "8"), "--image_size expects a number from 32 to 2048"),
         (("--num_train_epochs", "0"), "--num_train_epochs expects a number above 0"),
         (("--lr_scheduler_type", "zigzag"), "zigzag"),

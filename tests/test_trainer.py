@@ -1,8 +1,11 @@
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.modeling.augment import Augment
@@ -114,3 +117,63 @@ def test_each_training_film_is_augmented_as_its_class_wants(trainer):
     normal, pneumonia = run._prepare_inputs(batch)["pixel_values"]
     expected = network_input(batch["pixel_values"])
     assert torch.equal(pneumonia, expected[1]) and not torch.allclose(normal, expected[0], atol=0.1)
+
+
+STEP = ("--optim", "sgd", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--learning_rate", "0.1")
+STEP += ("--weight_decay", "0", "--max_grad_norm", "0", "--max_steps", "1", "--drop_rate", "0")
+STEP += ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
+STEP += ("--rotation", "0", "--zoom", "0", "--shift", "0", "--exposure", "0")
+
+
+def _with_fewer_normal_films(run, train=0, validation=0):
+    """The same trainer where so many of the normal films, which come first, are missing."""
+    for films, missing in ((run.train_dataset, train), (run.eval_dataset, validation)):
+        films.rows, films.labels = films.rows[missing:], films.labels[missing:]
+    return PneumoniaTrainer(run.model, run.args, run.train_dataset, run.eval_dataset, run.augment)
+
+
+def test_a_step_with_weights_is_that_of_the_weighted_films_of_all_its_batches(trainer):
+    flags = ("--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2")
+    flags += ("--label_smoothing_factor", "0.1", "--imbalance", "weights")
+    run = _with_fewer_normal_films(trainer(*STEP, *flags), train=30)
+    labels, read, batches = run.train_dataset.labels, run.train_dataset.__getitems__, []
+    assert labels.bincount().tolist() == [10, 45]
+    run.train_dataset.__getitems__ = lambda rows: batches.append(read(rows)) or batches[-1]
+    by_hand = copy.deepcopy(run.model).train()
+    run.train()
+
+    balanced = torch.tensor(compute_class_weight("balanced", classes=np.array([0, 1]), y=labels.numpy()))
+    total = 0
+    for batch in batches[:2]:
+        log_p = by_hand(network_input(batch["pixel_values"])).logits.log_softmax(1)
+        smooth = F.one_hot(batch["labels"], 2) * 0.9 + 0.05
+        total = total - (balanced[batch["labels"]] * (smooth * log_p).sum(1)).sum() / 32
+    total.backward()
+    for name, parameter in by_hand.named_parameters():
+        expected = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(run.model.get_parameter(name).detach(), expected, atol=1e-5, rtol=0)
+    assert run.state.log_history[-1]["train_loss"] == pytest.approx(total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("imbalance", ["none", "weights", "sampler"])
+def test_the_validation_loss_is_the_mean_over_films_or_over_classes(trainer, imbalance):
+    run = _with_fewer_normal_films(trainer("--imbalance", imbalance), validation=6)
+    run.model.timm_model.get_classifier().bias.data[1] = 1.0  # so that the classes' losses differ
+    batch = run.eval_dataset.__getitems__(range(14))
+    with torch.no_grad():
+        logits = run.model.eval()(network_input(batch["pixel_values"])).logits
+    losses, labels = F.cross_entropy(logits, batch["labels"], reduction="none"), batch["labels"]
+    assert labels.sum() == 10
+    by_class = (losses[labels == 0].mean() + losses[labels == 1].mean()) / 2
+    expected = losses.mean() if imbalance == "none" else by_class
+    assert losses.mean().item() != pytest.approx(by_class.item(), rel=0.1)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("imbalance", ["weights", "sampler"])
+def test_a_run_against_imbalance_has_a_history_as_every_run(trainer, imbalance):
+    run = trainer("--num_train_epochs", "1", "--imbalance", imbalance, "--metric_for_best_model", "loss")
+    run.train()
+    (epoch,) = run.history()
+    assert 0 < epoch["train"]["loss"] < 5 and 0 <= epoch["train"]["accuracy"] <= 1
+    assert epoch["validation"]["loss"] == run.state.best_metric

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
+from hf_pneumonia.training.imbalance import IMBALANCE
 
 # Fields of TrainingArguments that decide what a run computes: written to the resolved recipe though unsaid.
 _DECISIVE = (
@@ -120,6 +121,13 @@ class Recipe(TrainingArguments):
         metadata={"help": "Probability of a mirrored film, heart and side marker with it; 0: off."},
     )
 
+    imbalance: str = field(
+        default="none",
+        metadata={
+            "help": "Classes of unequal size: none; weights in the loss; or a sampler that draws as many "
+            "films of each. The last two change what a probability means: see the README."
+        },
+    )
     adam_l2: bool = field(
         default=False,
         metadata={
@@ -226,6 +234,8 @@ class Recipe(TrainingArguments):
                 f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, "
                 f"got {self.metric_for_best_model!r}"
             )
+        if self.imbalance not in IMBALANCE:
+            raise UsageError(f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}")
         if self.push_to_hub:
             raise UsageError("--push_to_hub: a run is published when it is finished, by push_to_hub.py")
         if self.overwrite_output_dir and self.resume_from_checkpoint:

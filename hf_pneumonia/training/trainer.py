@@ -15,6 +15,7 @@ from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.callbacks import EpochLines
+from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 
 
 class FilmDataset(torch.utils.data.Dataset):
@@ -37,6 +38,10 @@ class FilmDataset(torch.utils.data.Dataset):
 
 class PneumoniaTrainer(Trainer):
     """transformers' Trainer for films of uint8, which it augments and normalises on the device.
+
+    With `imbalance: weights` or `sampler` the validation loss is weighted too, by validation's own counts.
+    Like the training loss it is then that of a population with as many films of each class: the two can be
+    compared, and `metric_for_best_model: loss` chooses by what is trained.
 
     Args:
         model: from `build_model`.
@@ -65,6 +70,11 @@ class PneumoniaTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.augment = augment
+        # By whether the network is training.
+        self._weights = {
+            training: class_weights(films.labels).to(args.device)
+            for training, films in ((True, train_dataset), (False, eval_dataset))
+        }
         # Right answers and films since the last log, kept on the device: reading them every step would wait
         # for it.
         self._seen = torch.zeros(2, device=args.device)
@@ -75,9 +85,22 @@ class PneumoniaTrainer(Trainer):
         films = self.augment(films, inputs["labels"]) if self.model.training else films
         return {**inputs, "pixel_values": network_input(films)}
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        loader = super().get_train_dataloader()
+        if self.args.imbalance == "sampler":
+            # Set as Accelerate sets its own. Given to the loader beforehand, by `_get_train_sampler`, several
+            # processes that go on within an epoch would not tell it the epoch.
+            loader.set_sampler(BalancedSampler(self.train_dataset.labels, self.args.data_seed))
+        return loader
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.args.imbalance == "weights" or (self.args.imbalance == "sampler" and not model.training):
+            # A mean over the batch, as the network's own loss is: the Trainer divides it by the batches of a
+            # step, and the processes average their gradients.
+            smoothing, weights = self.args.label_smoothing_factor, self._weights[model.training]
+            loss = weighted_cross_entropy(outputs["logits"], labels, weights, smoothing)
         if model.training:
             right = (outputs["logits"].detach().argmax(1) == labels).sum()
             self._seen += torch.stack([right, torch.full_like(right, len(labels))])

@@ -1,0 +1,77 @@
+"""What can be done about classes of unequal size: films drawn in equal numbers, or weights in the loss.
+
+Both train the network for a population with as many sick as healthy: where it fits, its logit of pneumonia
+lies log(pneumonias / normals) of the training split below what it would be without. AUROC does not notice
+such a shift, and the operating point, a threshold chosen on validation, moves along. Probabilities, and
+figures at threshold 0.5, stay those of the balanced population: the temperature, though fitted to validation
+in its own proportions, scales logits and can't shift them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+IMBALANCE = ("none", "weights", "sampler")
+
+
+class BalancedSampler(torch.utils.data.Sampler[int]):
+    """As many films as there are, half of each class (one more of the larger where the number is odd).
+
+    Of the larger class a new part is drawn each epoch, no film twice; the smaller is repeated whole, so that
+    the times that two of its films are drawn differ by one at most. Films of the two classes alternate: every
+    batch is half and half, and so are those films that Accelerate repeats to give each process as many.
+
+    The order follows from seed and epoch alone. It is the same in every process, and Accelerate hands each
+    its own batches of it.
+
+    Args:
+        labels: (n,) int64, 0 or 1, both present.
+        seed: of the order; 0 or more.
+    """
+
+    def __init__(self, labels: torch.Tensor, seed: int) -> None:
+        classes = [np.flatnonzero(labels.numpy() == label) for label in (0, 1)]
+        self.smaller, self.larger = sorted(classes, key=len)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.smaller) + len(self.larger)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = np.empty(len(self), dtype=np.int64)
+        for places, films in ((order[0::2], self.larger), (order[1::2], self.smaller)):
+            rounds = -(-len(places) // len(films))
+            places[:] = np.concatenate([rng.permutation(films) for _ in range(rounds)])[: len(places)]
+        return iter(order.tolist())
+
+
+def class_weights(labels: torch.Tensor) -> torch.Tensor:
+    """(n,) int64 labels -> (2,) float32 n / (2 n_class): over these films the weights average to 1."""
+    return len(labels) / (2 * torch.bincount(labels, minlength=2))
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross entropy in which a film counts as often as its class's weight says.
+
+    Divided by the number of films, and not by the sum of their weights as torch's own: that sum differs from
+    batch to batch, and the mean over batches or processes would not be that over their films.
+
+    Args:
+        logits: (b, 2) float.
+        labels: (b,) int64.
+        weights: (2,) float32, of each class.
+        label_smoothing: share of a label spread over both classes, 0 to 1.
+
+    Returns:
+        Scalar float.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return (weights[labels] * losses).mean()
