@@ -45,7 +45,7 @@ def test_an_unreadable_film_is_listed_by_row_with_its_reason(images, tmp_path):
 
 def test_a_second_run_decodes_nothing(images, tmp_path, monkeypatch):
     first = open_store(images, 32, tmp_path)
-    monkeypatch.setattr(cache, "film_array", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "read_film", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(open_store(images, 32, tmp_path).films, first.films)
 
 

@@ -1,10 +1,12 @@
 """The film store: every film decoded once to a square of uint8, kept on disk and memory-mapped.
 
-Knows nothing about labels or splits: row i of the store is row i of the table that it was built from.
+Beside the squares lie a thumbnail of each film, what can be told of it only at its full size, and which films
+are alike. Knows nothing about labels or splits: row i of the store is row i of the table it was built from.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,12 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, film_array
+from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
+from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_film, squash
+from hf_pneumonia.data.overlays import colour_share, text_rows
+
+logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 1
+_FORMAT = 2
+
+_FACTS = np.dtype(
+    [("sha256", "S64"), ("width", "i4"), ("height", "i4"), ("text_rows", "i4"), ("colour_share", "f4")]
+)
 
 
 def available_cores() -> int:
@@ -31,12 +42,21 @@ class FilmStore:
 
     Attributes:
         films: (n, size, size) uint8 memory map; an unreadable film is all zero.
+        thumbnails: (n, THUMBNAIL, THUMBNAIL) uint8 memory map, made from the films at their full size.
+        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, and `text_rows`
+            and `colour_share` as in overlays.py; zero but for the hash where a film is unreadable.
         unreadable: row -> reason, of the films that could not be decoded.
     """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
-        self.films = np.memmap(folder / "films.uint8", dtype=np.uint8, mode="r", shape=tuple(index["shape"]))
+        n, size = index["films"], index["size"]
+        self.films = np.memmap(folder / "films.uint8", dtype=np.uint8, mode="r", shape=(n, size, size))
+        self.thumbnails = np.memmap(
+            folder / "thumbnails.uint8", dtype=np.uint8, mode="r", shape=(n, THUMBNAIL, THUMBNAIL)
+        )
+        self.facts = np.load(folder / "facts.npy")
+        self._folder = folder
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
 
     def __len__(self) -> int:
@@ -50,6 +70,18 @@ class FilmStore:
     def size(self) -> int:
         """Side of the films in pixels."""
         return self.films.shape[1]
+
+    def copies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of films that are alike, as `find_copies` gives them; sought once and kept in the store."""
+        file = self._folder / f"copies-v{VERSION}.npz"
+        if not file.exists():
+            logger.info("looking for copies among %d films", len(self))
+            pairs, correlation = find_copies(self.thumbnails)
+            aside = file.with_name(f".{os.getpid()}-{file.name}")
+            np.savez(aside, pairs=pairs, correlation=correlation)
+            aside.replace(file)
+        with np.load(file) as found:
+            return found["pairs"], found["correlation"]
 
 
 def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
@@ -93,28 +125,62 @@ def _key(images: Sequence[dict], size: int) -> str:
 
 
 def _build(images: Sequence[dict], size: int, folder: Path) -> None:
-    def decode(row: int) -> np.ndarray | str:
+    def decode(row: int) -> tuple[np.ndarray, np.ndarray, np.void] | tuple[str, str]:
         image = images[row]
-        try:
-            return film_array(image["path"] if image["bytes"] is None else image["bytes"], size)
-        except UnreadableFilm as error:
-            return str(error)
+        return _decode(image["path"] if image["bytes"] is None else image["bytes"], size)
 
     unreadable: dict[int, str] = {}
-    # Threads, since Pillow decodes and resizes without holding Python's lock. Written to the file and not
+    facts = np.zeros(len(images), _FACTS)
+    # Threads, since Pillow decodes and resizes without holding Python's lock. Written to the files and not
     # through a map: a full disk is then an OSError, and not a killed process.
-    with ThreadPoolExecutor(available_cores()) as pool, open(folder / "films.uint8", "wb") as file:
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,
+        open(folder / "films.uint8", "wb") as films,
+        open(folder / "thumbnails.uint8", "wb") as thumbnails,
+    ):
         decoded = pool.map(decode, range(len(images)))
-        for row, film in enumerate(tqdm(decoded, "decoding films", len(images), unit=" films", disable=None)):
+        for row, (film, thumbnail, fact) in enumerate(
+            tqdm(decoded, "decoding films", len(images), unit=" films", disable=None)
+        ):
             if isinstance(film, str):
                 unreadable[row] = film
-                film = np.zeros((size, size), np.uint8)
-            file.write(film.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / "index.json").write_text(
-        json.dumps({"shape": [len(images), size, size], "unreadable": unreadable})
-    )
+                film, thumbnail = np.zeros((size, size), np.uint8), np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
+            films.write(film.tobytes())
+            thumbnails.write(thumbnail.tobytes())
+            facts[row] = fact
+        for file in (films, thumbnails):
+            file.flush()
+            os.fsync(file.fileno())
+    np.save(folder / "facts.npy", facts)
+    index = {"films": len(images), "size": size, "unreadable": unreadable}
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarray | None, tuple]:
+    """Square, thumbnail and facts of one film; the reason in the square's place where it is unreadable."""
+    try:
+        film = read_film(source)
+    except UnreadableFilm as error:
+        return str(error), None, (_sha256(source), 0, 0, 0, 0.0)
+    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source))
+    # Reduced by whole numbers first: near enough for a thumbnail, and five times as quick on a large film.
+    thumbnail = film.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return squash(film, size), np.asarray(thumbnail), facts
+
+
+def _sha256(source: str | bytes) -> str:
+    """Of a file's bytes; "" where they can't be had, which `read_film` says better."""
+    digest = hashlib.sha256()
+    if isinstance(source, bytes):
+        digest.update(source)
+        return digest.hexdigest()
+    try:
+        with open(source, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def _publish(aside: Path, folder: Path) -> None:

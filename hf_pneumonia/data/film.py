@@ -55,19 +55,23 @@ def read_film(source: str | Path | bytes) -> Image.Image:
 
 
 def film_array(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one film and squash it to the network's input.
+    """Decode one film and squash it to the network's input: `squash(read_film(source), size)`."""
+    return squash(read_film(source), size)
+
+
+def squash(film: Image.Image, size: int) -> np.ndarray:
+    """Bring a film to the network's input.
 
     The whole film is kept and its aspect ratio given up (timm's `crop_mode: squash`, `crop_pct: 1.0`): a
     centre crop would cut 30% of the width of a 1300 x 950 film, and lung with it.
 
     Args:
-        source: as for `read_film`.
+        film: of mode 'L'.
         size: side of the square in pixels.
 
     Returns:
         (size, size) uint8.
     """
-    film = read_film(source)
     if film.size != (size, size):
         film = film.resize((size, size), Image.Resampling[INTERPOLATION.upper()])
     return np.asarray(film)

@@ -1,0 +1,64 @@
+"""What was drawn onto a film after it was taken: burned-in text and colour. Cheap signs, not a reading.
+
+A network may read "A-P" or an exposure time off a film where only sick children have one.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops
+
+# From so many rows on, a film is listed as carrying text. Looked at on 300 full-size films: a side marker
+# alone has 0, electrodes and cables up to 5, "A-P" 10 and more, lines of text 20 and more.
+TEXT_ROWS = 8
+
+# From this share of coloured pixels on, a film is listed as carrying colour.
+COLOUR_SHARE = 0.001
+
+_CONTRAST = 64  # gray levels that a stroke of a letter stands out from both of its sides
+_COLOUR = 64  # difference between channels, beyond what compression and a tint leave
+
+
+def text_rows(film: Image.Image) -> int:
+    """Rows of pixels near the top and bottom edge that look like a line of letters.
+
+    Such a row crosses four or more thin bright strokes within a tenth of its width. Small films (below 400
+    pixels) always give 0: letters are blurred away there, for a network too.
+
+    Args:
+        film: Pillow image of mode 'L' at its full size.
+    """
+    pixels = np.asarray(film)
+    height, width = pixels.shape
+    if min(width, height) < 400:
+        return 0
+    # Text stands in the corners; the middle, with ribs and electrodes, is not looked at.
+    edge = height // 6
+    stroke = round(0.006 * width)
+    found = 0
+    for strip in (pixels[:edge], pixels[-edge:]):
+        ground = np.maximum(strip[:, : -2 * stroke], strip[:, 2 * stroke :])
+        bright = strip[:, stroke:-stroke] >= np.minimum(ground, 255 - _CONTRAST) + _CONTRAST
+        bright &= ground <= 255 - _CONTRAST
+        starts = bright[:, 1:] & ~bright[:, :-1]
+        starts = starts[np.count_nonzero(starts, axis=1) >= 4]
+        before = np.cumsum(starts, axis=1)
+        window = width // 10
+        found += int(((before[:, window:] - before[:, :-window]).max(axis=1, initial=0) >= 4).sum())
+    return found
+
+
+def colour_share(source: str | Path | bytes) -> float:
+    """Share of clearly coloured pixels, 0 to 1, of an image that `read_film` can read; 0 for other kinds."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode not in ("RGB", "RGBA", "P", "PA"):
+                return 0.0
+            image.draft("RGB", (256, 256))  # a JPEG is decoded at a fraction of its size
+            red, green, blue = image.convert("RGB").split()
+    except Image.UnidentifiedImageError:
+        return 0.0  # DICOM, which is no colour picture here
+    apart = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    apart = ImageChops.lighter(apart, ImageChops.difference(blue, red))
+    return sum(apart.histogram()[_COLOUR + 1 :]) / (apart.width * apart.height)
