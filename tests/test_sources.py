@@ -6,8 +6,9 @@ import pytest
 from conftest import write_film, write_films
 from datasets.table import embed_table_storage
 
+from hf_pneumonia.data.hub_dataset import films_of_hub
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.sources import films_of_hub, load_films
+from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.errors import UsageError
 
 
@@ -209,8 +210,14 @@ def hub_data_set(film_folder, tmp_path):
     return datasets.load_dataset(str(tmp_path / "repository"))
 
 
-def test_a_hub_data_set_gives_the_films_of_its_folder(film_folder, hub_data_set, tmp_path):
-    from_folder, from_hub = load_films(str(film_folder), tmp_path), films_of_hub(hub_data_set, "user/films")
+def _load_from_hub(loaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
+    return load_films("user/films", tmp_path)
+
+
+def test_a_hub_data_set_gives_the_films_of_its_folder(film_folder, hub_data_set, tmp_path, monkeypatch):
+    from_folder = load_films(str(film_folder), tmp_path)
+    from_hub = _load_from_hub(hub_data_set, monkeypatch, tmp_path)
     assert from_hub[0]["image"]["bytes"]
     assert _labels(from_hub) == _labels(from_folder)
     assert sorted(zip(from_hub["split"], from_hub["patient_id"], strict=True)) == sorted(
@@ -224,9 +231,9 @@ def test_a_hub_data_set_with_numbers_for_classes_is_an_error(hub_data_set):
         films_of_hub(numbers, "user/films")
 
 
-def test_films_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set):
+def test_films_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set, monkeypatch, tmp_path):
     alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
         lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True
     )
-    films = films_of_hub(alike, "user/films")
+    films = _load_from_hub(alike, monkeypatch, tmp_path)
     assert len(set(films["file"])) == len(set(films["patient_id"])) == len(films) == 135

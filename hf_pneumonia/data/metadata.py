@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from hf_pneumonia.errors import UsageError
@@ -28,7 +27,7 @@ def read_metadata(root: Path) -> dict[Path, dict[str, str]]:
         children[:] = [name for name in children if not name.startswith((".", "__"))]
         for name in set(names).intersection(_NAMES):
             file = Path(parent, name)
-            for row in _rows(file):
+            for row in read_rows(file):
                 if not row.get("file_name"):
                     raise UsageError(f"{file}: expected a column file_name with the path of each film")
                 film = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
@@ -36,7 +35,12 @@ def read_metadata(root: Path) -> dict[Path, dict[str, str]]:
     return table
 
 
-def _rows(file: Path) -> Iterable[dict[str, str]]:
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Lines of a CSV or JSON lines file as text: column -> value, "" where a cell is missing.
+
+    Raises:
+        UsageError: it can't be read as a table.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".csv":

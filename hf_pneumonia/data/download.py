@@ -1,0 +1,89 @@
+"""Sources that must be fetched or unpacked before they are a folder: Kaggle data sets and zip files."""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_kaggle(name: str) -> Path:
+    """Folder of the Kaggle data set `owner/name`, downloaded by kagglehub into its own cache.
+
+    Raises:
+        UsageError: kagglehub is not installed, or the data set can't be had.
+    """
+    try:
+        import kagglehub
+        from kagglehub import exceptions
+    except ImportError:
+        raise UsageError(
+            f"--dataset kaggle:{name} needs kagglehub, which is optional: pip install 'kagglehub~=1.0'"
+        ) from None
+    logger.info("fetching %s from Kaggle", name)
+    try:
+        return Path(kagglehub.dataset_download(name))
+    # No such name, no login, no network, a broken archive: they have no base in common.
+    except (
+        OSError,
+        ValueError,
+        exceptions.BackendError,
+        exceptions.CredentialError,
+        exceptions.DataCorruptionError,
+        exceptions.NotFoundError,
+        exceptions.UnauthenticatedError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"--dataset kaggle:{name} can't be had ({reason[:300]}); check the name and the connection, "
+            "log in (kaggle.json from kaggle.com/settings in ~/.kaggle), or give the unpacked folder"
+        ) from error
+
+
+def unpack(archive: Path, cache_dir: Path) -> Path:
+    """Folder with the content of a zip file, unpacked once into `cache_dir`/zips.
+
+    Raises:
+        UsageError: the file is damaged, locked by a password, or larger than the free space once unpacked.
+    """
+    status = archive.stat()
+    key = f"{archive.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    folder = cache_dir / "zips" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            needed = sum(entry.file_size for entry in content.infolist())
+            free = shutil.disk_usage(folder.parent).free
+            if needed > free:
+                raise UsageError(
+                    f"{archive} holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {cache_dir}; "
+                    "free some, or choose another --cache_dir"
+                )
+            logger.info("unpacking %s, once", archive)
+            # Built aside and renamed when whole: a folder that exists is complete.
+            with tempfile.TemporaryDirectory(prefix="unpacking-", dir=folder.parent) as aside:
+                content.extractall(aside)
+                os.chmod(aside, 0o755)  # mkdtemp makes it private
+                _rename(Path(aside), folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{archive} can't be unpacked: {error}; fetch it again, or give a folder") from error
+    return folder
+
+
+def _rename(aside: Path, folder: Path) -> None:
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        # Another process unpacked the same archive meanwhile; anything else is a real failure.
+        if not folder.exists():
+            raise
+    aside.mkdir(exist_ok=True)  # for the temporary folder's own cleaning up

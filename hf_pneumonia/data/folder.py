@@ -1,0 +1,172 @@
+"""A folder of films -> rows: split and class folders as `imagefolder` reads them, DICOM files, metadata."""
+
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from hf_pneumonia.data.labels import label_of, patient_of
+from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_listing
+from hf_pneumonia.data.metadata import read_metadata
+from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, film_rows
+from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_ENDINGS = set(ImageFolder.EXTENSIONS)
+_DICOM_ENDINGS = {".dcm", ".dicom"}
+
+
+def films_of_folder(root: Path) -> datasets.Dataset:
+    """Rows of a folder's films.
+
+    A folder with class folders is read by them, below split folders or alone; one without, but with a CSV
+    file, by that file (`films_of_listing`).
+
+    Raises:
+        UsageError: there is no film in it, or two folders for one split.
+    """
+    if (listing := _lone_listing(root)) is not None:
+        return films_of_listing(listing)
+    return films_of_splits(*_find_layout(root))
+
+
+def films_of_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
+    """Rows of the films in the folder of each split; metadata files anywhere below `root` are heeded."""
+    metadata, listed = read_metadata(root), 0
+    parts = []
+    for split, folder in layout.items():
+        images = _list_images(folder, split)
+        if not len(images):
+            continue
+        paths = [Path(image["path"]) for image in images["image"]]
+        inside = [path.relative_to(folder.resolve()) for path in paths]
+        said = [metadata.get(path, {}) for path in paths]
+        listed += sum(map(bool, said))
+        parts.append(
+            film_rows(
+                images,
+                file=[str(folder / path) for path in inside],
+                class_name=[
+                    _class_name(row) or _class_folder(path, folder)
+                    for row, path in zip(said, inside, strict=True)
+                ],
+                patient_id=[
+                    row.get("patient_id") or patient_of(path.name)
+                    for row, path in zip(said, inside, strict=True)
+                ],
+                place=[f"{split}/{path.as_posix()}" for path in inside],
+                split=[split] * len(paths),
+            )
+        )
+    if not parts:
+        raise UsageError(
+            f"no images in {root}: expected class folders NORMAL and PNEUMONIA, or train, val, test"
+        )
+    if metadata and not listed:
+        raise UsageError(f"the metadata file in {root} lists none of its films: file_name is relative to it")
+    return datasets.concatenate_datasets(parts)
+
+
+def _find_layout(root: Path) -> tuple[Path, dict[str, Path]]:
+    """Folder of each split; a folder of class folders is all train. Descends into a lone wrapping folder."""
+    folders = sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+    )
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split in splits:
+            raise UsageError(f"{root} holds both {splits[split].name} and {folder.name}: keep one")
+        if split:
+            splits[split] = folder
+    if splits:
+        # Kaggle's archive carries a second copy of everything in chest_xray/ beside the split folders.
+        if ignored := [folder.name for folder in folders if folder not in splits.values()]:
+            logger.warning("%s: folders beside the splits are ignored: %s", root, ", ".join(ignored))
+        return root, {split: splits[split] for split in SPLITS if split in splits}
+    if (
+        len(folders) == 1
+        and not _images(root)
+        and label_of(folders[0].name) is None
+        and not _images(folders[0])
+    ):
+        return _find_layout(folders[0])
+    return root, {"train": root}
+
+
+def _lone_listing(root: Path) -> Path | None:
+    """The folder's CSV file, where no class folder says what the films are."""
+    listings = [path for path in sorted(root.glob("*.csv")) if path.name != "metadata.csv"]
+    if not listings or any(label_of(folder.name) is not None for folder, _ in _walk(root)):
+        return None
+    if len(listings) > 1:
+        names = ", ".join(path.name for path in listings)
+        raise UsageError(
+            f"{root} holds several CSV files ({names}): give the one with the labels as --dataset"
+        )
+    return listings[0]
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over."""
+    for parent, children, names in os.walk(root, followlinks=True):
+        children[:] = [name for name in children if not name.startswith((".", "__"))]
+        yield Path(parent), [name for name in names if not name.startswith(".")]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in (_IMAGE_ENDINGS | _DICOM_ENDINGS)]
+
+
+def _list_images(folder: Path, split: str) -> datasets.Dataset:
+    """Table with the column `image`: images as `imagefolder` lists them, and then the DICOM files."""
+    endings, count, dicoms = set(), 0, []
+    for parent, names in _walk(folder):
+        for name in names:
+            ending = os.path.splitext(name)[1]
+            if ending.lower() in _IMAGE_ENDINGS:
+                endings.add(f"*{ending}")
+                count += 1
+            elif ending.lower() in _DICOM_ENDINGS or (not ending and _is_dicom(parent / name)):
+                dicoms.append(str((parent / name).resolve()))
+    undecoded = datasets.Features(image=datasets.Image(decode=False))
+    rows = [{"path": path, "bytes": None} for path in sorted(dicoms)]
+    images = datasets.Dataset.from_dict({"image": rows}, features=undecoded)
+    if not count:
+        return images
+    base = glob.escape(str(folder.resolve()))
+    listed = datasets.load_dataset(
+        "imagefolder",
+        data_files={split: [f"{base}/**/{ending}" for ending in sorted(endings)]},
+        drop_labels=True,
+        drop_metadata=True,
+    )[split].cast(undecoded)
+    if len(listed) != count:
+        raise UsageError(
+            f"{folder} holds {count} images, {len(listed)} of them could be listed: "
+            "linked folders are not followed, put the films themselves there"
+        )
+    return datasets.concatenate_datasets([listed, images])
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file without an ending, as an archive of a hospital exports them, says that it is DICOM."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _class_name(row: dict[str, str]) -> str | None:
+    """Class that a metadata file names; a number is no name, and the folder decides."""
+    name = next((row[column] for column in LABEL_COLUMNS if column in row), "")
+    return None if name.isdigit() else name or None
+
+
+def _class_folder(path: Path, folder: Path) -> str:
+    """Name of the innermost folder around a film that is a known class, else of the folder it lies in."""
+    around = [parent.name for parent in path.parents if parent.name] or [folder.name]
+    return next((name for name in around if label_of(name) is not None), around[0])
