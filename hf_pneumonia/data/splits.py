@@ -5,49 +5,92 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 
-VALIDATION_SHARE = 0.10  # of the training patients
-TEST_SHARE = 0.20  # of all patients, where a source has no test split
+VALIDATION_SHARE = 0.10  # of the training films
+TEST_SHARE = 0.20  # of all films, where a source has no test split
 
-# The cut belongs to the data and not to a run: runs with other seeds must be scored on the same films.
-_SEED = 0
+
+def parse_split(split: str) -> tuple[float, float, float] | None:
+    """Shares of train, validation and test that "70/20/10" asks for (any three numbers: they add up to the
+    whole), None for "official": the splits that the sources have.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if split == "official":
+        return None
+    try:
+        numbers = [float(number) for number in split.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
+        raise UsageError(
+            "--split expects `official` or the shares of train, validation and test, all above 0, as in "
+            f"70/20/10; got {split!r}"
+        )
+    train, validation, test = (number / sum(numbers) for number in numbers)
+    return train, validation, test
 
 
 def assign_splits(
-    given: Sequence[str], labels: Sequence[int], patients: Sequence[str]
+    given: Sequence[str],
+    labels: Sequence[int],
+    patients: Sequence[str],
+    *,
+    clusters: Sequence[str] | None = None,
+    strata: Sequence[str] | None = None,
+    shares: tuple[float, float, float] | None = None,
+    seed: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
     """Decide the split of every film so that no patient stands in two.
 
-    Splits that exist are honoured. A missing test split is cut from the patients; a validation split that is
-    missing, or too small to choose anything, is cut anew from the training patients. Where a given split
-    shares patients with another, the test split wins, then validation, and the films of these patients in
-    the other split are left out. The result depends on the set of patients, not on the order of the films.
+    Without `shares`, splits that exist are honoured. A missing test split is cut from the rest; a validation
+    split that is missing, or too small to choose anything, is cut anew from train. Where a given split shares
+    patients with another, the test split wins, then validation, and the films of these patients in the other
+    split are left out. With `shares` everything is cut anew.
+
+    The result depends on the set of films, not on their order.
 
     Args:
-        given: (n,) "train", "validation" or "test".
+        given: (n,) one of SPLITS, or another name, whose films are left as they are.
         labels: (n,) 0 or 1.
         patients: (n,) patient ids.
+        clusters: (n,) ids of patients that may be one; a cut keeps them together. By default the patients.
+        strata: (n,) what a cut balances beside the label, such as the source. By default nothing.
+        shares: of train, validation and test, adding up to 1.
+        seed: of the cuts. No part of a run's own seed: runs must be scored on the same films.
 
     Returns:
-        (n,) array of "train", "validation", "test", or "" for a film left out; and one line for each decision
-        that a person should know of.
+        (n,) array of the splits, "" for a film left out; and one line for each decision that a person should
+        know of.
 
     Raises:
         UsageError: a split lacks one of the classes, or there are too few patients to cut one.
     """
     split = np.array(given, dtype="<U10")
     labels, patients = np.asarray(labels), np.asarray(patients, dtype=str)
+    clusters = patients if clusters is None else np.asarray(clusters, dtype=str)
     notes = []
 
+    def cut(shares: dict[str, float]) -> None:
+        rows = np.flatnonzero(split == "train")
+        extra = labels[rows] if strata is None else np.asarray(strata, dtype=str)[rows]
+        split[rows] = _cut(labels[rows], clusters[rows], extra, shares, seed)
+
+    if shares:
+        split[np.isin(split, SPLITS)] = "train"
+        cut(dict(zip(SPLITS, shares, strict=True)))
+        notes.append("split anew: " + ", ".join(f"{_size(split, patients, name)} {name}" for name in SPLITS))
     if "train" not in split:
         raise UsageError(
             f"no training films: expected a `train` split, found {', '.join(sorted(set(split)))}"
         )
     if "test" not in split:
-        _cut(split, labels, patients, "test", TEST_SHARE)
+        cut({"train": 1 - TEST_SHARE, "test": TEST_SHARE})
         notes.append(f"no test split found: cut {_size(split, patients, 'test')} as a test split")
-    if "validation" in split and _too_small(split, labels):
+    if "validation" in split and not shares and _too_small(split, labels):
         notes.append(
             f"validation split of {np.sum(split == 'validation')} films is too small to choose anything: "
             "joined to train"
@@ -60,10 +103,10 @@ def assign_splits(
             notes.append(f"left out {shared.sum()} films of {losing} whose patient stands in {winner} too")
             split[shared] = ""
     if "validation" not in split:
-        _cut(split, labels, patients, "validation", VALIDATION_SHARE)
+        cut({"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE})
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
 
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         for index, label in enumerate(LABELS):
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
@@ -85,19 +128,46 @@ def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
     return False
 
 
-def _cut(split: np.ndarray, labels: np.ndarray, patients: np.ndarray, name: str, share: float) -> None:
-    """Move `share` of the training patients to the split `name`, in place, stratified by their label."""
-    rng = np.random.default_rng(_SEED)
-    sick = set(patients[(split == "train") & (labels == 1)])
-    everyone = set(patients[split == "train"])
-    chosen: list[str] = []
-    for label, group in zip(LABELS, (sorted(everyone - sick), sorted(sick)), strict=True):
-        if len(group) < 2:
+def _cut(
+    labels: np.ndarray, clusters: np.ndarray, strata: np.ndarray, shares: dict[str, float], seed: int
+) -> np.ndarray:
+    """(n,) split of each film, so that every split has its share of the films of each label and stratum.
+
+    Whole clusters are dealt out, the largest first and in random order where they are equally large, each to
+    the split that lacks most, as a share of its own size, of what the cluster brings: so patients with many
+    films are spread like all others. The small ones come last and even things out.
+    """
+    names = list(shares)
+    for index, label in enumerate(LABELS):
+        if len(np.unique(clusters[labels == index])) < len(names):
             raise UsageError(
-                f"too few {label} patients to cut a {name} split: each split needs at least one of each class"
+                f"too few {label} patients to cut a {' and a '.join(names[1:])} split: "
+                "each split needs at least one of each class"
             )
-        chosen.extend(rng.permutation(group)[: max(1, round(share * len(group)))])
-    split[(split == "train") & np.isin(patients, chosen)] = name
+    kinds, kind = np.unique(np.stack([labels.astype(str), strata.astype(str)]), axis=1, return_inverse=True)
+    ids, cluster = np.unique(clusters, return_inverse=True)
+    films = np.zeros((len(ids), kinds.shape[1]))
+    np.add.at(films, (cluster, kind.reshape(-1)), 1)
+
+    # By share of its own kind: ten films of a rare kind weigh as much as a thousand of a common one.
+    weight = films / films.sum(0)
+    size = np.array(list(shares.values()))
+    missing = np.repeat(size[:, None], kinds.shape[1], axis=1)
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(ids)), -films.sum(1)))
+    # A split without a film of a class is of no use: the smallest are served one cluster of each class first.
+    home = np.full(len(ids), -1)
+    for index in range(len(LABELS)):
+        has = films[:, kinds[0] == str(index)].sum(1) > 0
+        for name in size.argsort():
+            if not np.any(has & (home == name)):
+                chosen = next(one for one in order[::-1] if has[one] and home[one] < 0)
+                home[chosen] = name
+                missing[name] -= weight[chosen]
+    for one in order:
+        if home[one] < 0:
+            home[one] = np.argmax(missing @ weight[one] / size)
+            missing[home[one]] -= weight[one]
+    return np.array(names, dtype="<U10")[home[cluster]]
 
 
 def _size(split: np.ndarray, patients: np.ndarray, name: str) -> str:
