@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.data.sources import SPLITS
+from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.plots import plot_run

@@ -42,7 +42,7 @@ def test_too_many_unreadable_films_stop_the_run_unless_allowed(damaged, tmp_path
     folder, _ = damaged
     with pytest.raises(UsageError, match="4 of 135 films can't be read.*--max_unreadable"):
         prepare_films(str(folder), 32, tmp_path, max_unreadable=0.02)
-    assert len(prepare_films(str(folder), 32, tmp_path, max_unreadable=1).unreadable) == 4
+    assert len(prepare_films(str(folder), 32, tmp_path, max_unreadable=1).store.unreadable) == 4
 
 
 def test_the_fingerprint_changes_with_a_label_and_not_with_the_folders_place(film_folder, tmp_path):

@@ -1,41 +1,63 @@
-"""A source made ready for a network: its table, its store and its splits, joined."""
+"""Sources made ready for a network: their table, store, copies and splits, joined. Here the rules stand.
+
+The test split wins over validation, and validation over train; films of one patient, and copies of one film,
+never stand in two splits; a film counts once however many copies of it there are; copies that contradict each
+other about the label teach nothing and are left out.
+"""
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hf_pneumonia.data.cache import FilmStore, open_store
-from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.sources import SPLITS, load_films
-from hf_pneumonia.data.splits import assign_splits
+from hf_pneumonia.data.duplicates import COPY, connect
+from hf_pneumonia.data.labels import LABELS, coarse_patient
+from hf_pneumonia.data.rows import SPLITS
+from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.splits import assign_splits, parse_split
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+# Why a film is not used.
+UNREADABLE = "unreadable"
+COPIES = "copy"
+CONFLICT = "copies with different labels"
+PATIENT = "patient of another split"
+
 
 @dataclass(frozen=True)
 class FilmSet:
-    """The readable films of a source.
+    """The films of one or several sources, and what becomes of each.
 
     Attributes:
         store: decoded films, by row.
-        file, patient_id: (n,) str, by row of the store.
+        file, source, patient_id: (n,) str, by row of the store, as the source has them.
+        patient: (n,) str, the patient after joining those who share a film.
         label: (n,) int64, index into LABELS.
-        split: (n,) "train", "validation", "test", or "" for a film that is not used.
-        unreadable: file -> reason.
+        given: (n,) the split that the source has the film in.
+        split: (n,) "train", "validation", "test", "covid" (scored only), or "" for a film that is not used.
+        duplicate_group: (n,) int64, lowest row of the films that are copies of one; its own row for a film
+            without copies.
+        reason: (n,) why a film is not used: one of this module's constants, or "".
         notes: what was decided about the splits, a line each.
     """
 
     store: FilmStore
     file: np.ndarray
+    source: np.ndarray
     patient_id: np.ndarray
+    patient: np.ndarray
     label: np.ndarray
+    given: np.ndarray
     split: np.ndarray
-    unreadable: dict[str, str]
+    duplicate_group: np.ndarray
+    reason: np.ndarray
     notes: list[str]
 
     def rows(self, split: str) -> np.ndarray:
@@ -48,13 +70,17 @@ class FilmSet:
         for name in SPLITS:
             rows = self.rows(name)
             classes = {label: int(np.sum(self.label[rows] == index)) for index, label in enumerate(LABELS)}
-            patients = len(np.unique(self.patient_id[rows]))
+            patients = len(np.unique(self.patient[rows]))
             splits[name] = {"films": len(rows), "patients": patients, "classes": classes}
-        unreadable = [{"file": file, "reason": reason} for file, reason in self.unreadable.items()]
+        removed = Counter(self.reason.tolist())
         return {
             "splits": splits,
-            "left_out": int(np.sum(self.split == "")) - len(unreadable),
-            "unreadable": unreadable,
+            "sources": {source: int(np.sum(self.source == source)) for source in np.unique(self.source)},
+            "left_out": int(np.sum(self.reason != "") - removed[UNREADABLE]),
+            "removed": {reason: removed[reason] for reason in (UNREADABLE, COPIES, CONFLICT, PATIENT)},
+            "unreadable": [
+                {"file": self.file[row], "reason": reason} for row, reason in self.store.unreadable.items()
+            ],
             "notes": self.notes,
             "split_sha256": self.fingerprint(),
         }
@@ -71,37 +97,138 @@ class FilmSet:
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def prepare_films(source: str, size: int, cache_dir: Path, max_unreadable: float = 0.05) -> FilmSet:
-    """Load a source, decode its films once, and split them by patient.
+def prepare_films(
+    sources: str | Sequence[str],
+    size: int,
+    cache_dir: Path,
+    max_unreadable: float = 0.05,
+    *,
+    split: str = "official",
+    split_seed: int = 0,
+    covid: str = "drop",
+) -> FilmSet:
+    """Load sources, decode their films once, find copies, and split them by patient.
 
     Args:
-        source: as for `load_films`.
+        sources: as for `load_films`.
         size: side of the decoded films in pixels.
-        cache_dir: for decoded and simulated films.
+        cache_dir: for decoded, unpacked and simulated films.
         max_unreadable: largest share of unreadable films to put up with, 0 to 1.
+        split: "official", or shares such as "70/20/10" (`parse_split`).
+        split_seed: of the splits that are cut.
+        covid: as for `load_films`.
 
     Raises:
-        UsageError: the source can't be used, or too many films can't be read.
+        UsageError: a source can't be used, too many films can't be read, or there are too few to split.
     """
-    table = load_films(source, cache_dir)
+    shares = parse_split(split)
+    table = load_films(sources, cache_dir, covid)
     store = open_store(table["image"], size, cache_dir)
-    file = np.array(table["file"][:], dtype=object)
+    file, source, patient_id, given = (
+        np.array(table[column][:], dtype=object) for column in ("file", "source", "patient_id", "split")
+    )
     label = np.array(table["label"][:])
-    patient_id = np.array(table["patient_id"][:], dtype=object)
+    _check_readable(store, file, max_unreadable)
 
-    unreadable = {file[row]: reason for row, reason in store.unreadable.items()}
-    if unreadable:
-        name, reason = next(iter(unreadable.items()))
-        found = f"{len(unreadable)} of {len(file)} films can't be read (the first: {name}: {reason})"
-        if len(unreadable) > max_unreadable * len(file):
-            raise UsageError(f"{found}; mend or remove them, or allow them with --max_unreadable 1")
-        logger.warning("%s; they are left out and listed in the report", found)
-
-    readable = np.ones(len(file), dtype=bool)
-    readable[list(store.unreadable)] = False
-    split = np.full(len(file), "", dtype="<U10")
-    given = np.array(table["split"][:])[readable]
-    split[readable], notes = assign_splits(given, label[readable], patient_id[readable])
-    for note in notes:
+    group = _duplicate_groups(store)
+    honoured = np.array(given, dtype="<U10")
+    if shares:
+        honoured[np.isin(honoured, SPLITS)] = "train"
+    reason = _settle_copies(store, group, label, honoured, source, file)
+    used = reason == ""
+    patient = _one_patient(patient_id, group)
+    coarse = _one_patient([coarse_patient(one) for one in patient_id], group)
+    assigned = np.full(len(file), "", dtype="<U10")
+    assigned[used], notes = assign_splits(
+        given[used],
+        label[used],
+        patient[used],
+        clusters=coarse[used],
+        strata=source[used],
+        shares=shares,
+        seed=split_seed,
+    )
+    reason[used & (assigned == "")] = PATIENT
+    films = FilmSet(store, file, source, patient_id, patient, label, given, assigned, group, reason, notes)
+    for note in [*_notes_on_copies(films), *notes]:
         logger.info("%s", note)
-    return FilmSet(store, file, patient_id, label, split, unreadable, notes)
+    return films
+
+
+def _check_readable(store: FilmStore, file: np.ndarray, max_unreadable: float) -> None:
+    if not store.unreadable:
+        return
+    row, reason = next(iter(store.unreadable.items()))
+    found = f"{len(store.unreadable)} of {len(file)} films can't be read (the first: {file[row]}: {reason})"
+    if len(store.unreadable) > max_unreadable * len(file):
+        raise UsageError(f"{found}; mend or remove them, or allow them with --max_unreadable 1")
+    logger.warning("%s; they are left out and listed in the report", found)
+
+
+def _duplicate_groups(store: FilmStore) -> np.ndarray:
+    """(n,) lowest row of the films that are copies of one, by their bytes or by their pixels."""
+    pairs, correlation = store.copies()
+    hashes = store.facts["sha256"]
+    _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)
+    same_bytes = same_bytes[hashes != b""]  # no hash: the file can't be opened
+    return connect(len(hashes), np.concatenate([pairs[correlation >= COPY], same_bytes]))
+
+
+def _one_patient(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
+    """(n,) patient ids after joining those who share a film: one child can have an id in each source, and a
+    renamed copy has none. The shortest id stands for all: the place of a film without an id is longer."""
+    ids = np.array(sorted(set(patients), key=lambda one: (len(one), one)), dtype=object)
+    rank = {one: index for index, one in enumerate(ids)}
+    patient = np.array([rank[one] for one in patients], dtype=np.int64)
+    joined = connect(len(ids), np.stack([patient, patient[group]], axis=1))
+    return ids[joined[patient]]
+
+
+def _settle_copies(
+    store: FilmStore,
+    group: np.ndarray,
+    label: np.ndarray,
+    split: np.ndarray,
+    source: np.ndarray,
+    file: np.ndarray,
+) -> np.ndarray:
+    """(n,) reason for every film that is not used because it is unreadable or because of its copies."""
+    reason = np.full(len(group), "", dtype=object)
+    reason[list(store.unreadable)] = UNREADABLE
+    readable = np.flatnonzero(reason == "")
+    order = readable[np.argsort(group[readable], kind="stable")]
+    for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(rows) == 1:
+            continue
+        in_test = rows[split[rows] == "test"]
+        # Nothing about who comes first in the list: of the best split the largest film, then by content.
+        best = min(rows, key=lambda row: (_RANK[split[row]], *_preference(store, row), file[row]))
+        reason[rows] = COPIES
+        if len(set(label[rows])) > 1:
+            reason[rows] = CONFLICT
+        if len(in_test):
+            # A test split is judged on as it was published: whole, copies inside one source included.
+            keep = in_test[source[in_test] == source[best]]
+            reason[keep] = ""
+        elif len(set(label[rows])) == 1:
+            reason[best] = ""
+    return reason
+
+
+# Which of several copies is kept: the one that judges before the one that teaches.
+_RANK = {"test": 0, "validation": 1, "train": 2, "covid": 3}
+
+
+def _preference(store: FilmStore, row: int) -> tuple[int, bytes]:
+    fact = store.facts[row]
+    return -int(fact["width"]) * int(fact["height"]), bytes(fact["sha256"])
+
+
+def _notes_on_copies(films: FilmSet) -> list[str]:
+    notes = []
+    if copies := int(np.sum(films.reason == COPIES)):
+        notes.append(f"left out {copies} films that are copies of others: each film counts once")
+    if conflicting := int(np.sum(films.reason == CONFLICT)):
+        notes.append(f"left out {conflicting} films with copies of another label")
+    return notes

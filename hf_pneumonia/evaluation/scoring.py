@@ -78,5 +78,5 @@ def predict_split(model: torch.nn.Module, films: FilmSet, split: str, batch_size
     rows = films.rows(split)
     probability = pneumonia_probability(score_films(model, films.store, rows, batch_size))
     return Predictions(
-        films.file[rows].tolist(), films.patient_id[rows].tolist(), films.label[rows], probability
+        films.file[rows].tolist(), films.patient[rows].tolist(), films.label[rows], probability
     )
