@@ -1,4 +1,4 @@
-"""The one exception that means: the person at the keyboard can mend this."""
+"""The exceptions that mean something to whoever catches them; every other one is a bug."""
 
 
 class UsageError(Exception):
@@ -6,3 +6,7 @@ class UsageError(Exception):
 
     The entry scripts print it and exit with code 2; every other exception is a bug and keeps its traceback.
     """
+
+
+class UnreadableFilm(ValueError):
+    """The file is no image that can be read as a film; the message says why, without the file's name."""

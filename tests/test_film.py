@@ -1,12 +1,19 @@
 import io
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from hf_pneumonia.data.film import MAX_PIXELS, UnreadableFilm, film_array, read_film
+from hf_pneumonia.data import film as module
+from hf_pneumonia.data.film import MAX_BYTES, MAX_PIXELS, UnreadableFilm, film_array, read_film
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
+GRAY = Image.fromarray(GRADIENT)
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -15,80 +22,252 @@ def _bytes(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_gray_film_is_read_as_it_is():
-    assert np.array_equal(np.asarray(read_film(_bytes(Image.fromarray(GRADIENT)))), GRADIENT)
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
-def test_a_film_in_another_mode_reads_as_the_same_gray(mode):
-    pixels = np.where(GRADIENT > 100, 255, 0).astype(np.uint8)
-    image = Image.fromarray(pixels).convert(mode)
-    assert np.array_equal(np.asarray(read_film(_bytes(image))), pixels)
+def _png(pixels: list, colour: int, depth: int = 8, more: bytes = b"", size: tuple | None = None) -> bytes:
+    """One row, written by hand: what Pillow writes it may also misread. `colour`: 0 gray, 2 RGB, 3 palette,
+    4 gray and alpha, 6 RGBA."""
+    row = np.array(pixels, ">u2" if depth == 16 else "u1")
+    header = struct.pack(">2I5B", *(size or (len(row), 1)), depth, colour, 0, 0, 0)
+    content = _chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + more + content + _chunk(b"IEND", b"")
 
 
-def test_sixteen_bits_are_stretched_and_not_clipped_to_white():
-    film = np.asarray(
-        read_film(_bytes(Image.fromarray(GRADIENT.astype(np.uint16) * 16)))
-    )  # 0 to 3776, as 12 bits
-    assert film.min() == 0 and film.max() == 255
-    assert np.abs(film - GRADIENT * (255 / 236)).max() <= 0.5
+def _tiff(
+    pixels: np.ndarray, photometric: int = 1, bits: int = 0, compressed=False, big=False, size=()
+) -> bytes:
+    """One row, written by hand. `photometric`: 0 WhiteIsZero, 1 BlackIsZero."""
+    order = ">" if big else "<"
+    content = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    content = zlib.compress(content) if compressed else content
+    width, height = size or (8 * pixels.size if bits == 1 else pixels.size, 1)
+    tags = [
+        *((256, width), (257, height), (258, bits or 8 * pixels.itemsize), (259, 8 if compressed else 1)),
+        *((262, photometric), (273, 8), (277, 1), (278, height), (279, len(content))),
+        (339, {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]),
+    ]
+    start = struct.pack(order + "2sHI", b"MM" if big else b"II", 42, 8 + len(content))
+    entries = [struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags]
+    return start + content + struct.pack(order + "H", len(tags)) + b"".join(entries) + b"\0\0\0\0"
 
 
-def test_a_flat_sixteen_bit_film_reads_as_black():
-    assert not np.asarray(read_film(_bytes(Image.fromarray(np.full((9, 9), 700, np.uint16))))).any()
-
-
-def test_the_exif_tag_turns_a_film_upright():
+def _exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
-    film = read_film(_bytes(Image.fromarray(GRADIENT), exif=exif))
-    assert np.array_equal(np.asarray(film), np.rot90(GRADIENT, -1))
+    exif[0x0112] = orientation
+    return exif
+
+
+PALETTE = _chunk(b"PLTE", bytes([0, 0, 0, 100, 100, 100, 255, 255, 255]))
+SQUARE = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
+TWELVE = np.array([0, 1000, 2000, 4000])  # stretched: 0, 63.75, 127.5, 255
+
+FILMS = {
+    "gray of 8 bits": (_png([0, 1, 200], 0), [[0, 1, 200]]),
+    "gray of 1 bit": (_bytes(Image.fromarray(np.array([[False, True]]))), [[0, 255]]),
+    "gray of 16 bits": (_png([*TWELVE], 0, 16), [[0, 64, 128, 255]]),
+    "gray of 16 bits, none dark": (_png([100, 200, 300], 0, 16), [[0, 128, 255]]),
+    # 0.299 R + 0.587 G + 0.114 B
+    "RGB": (_png([(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)], 2), [[76, 150, 29, 9]]),
+    "RGB of 16 bits": (_png([(v, v, v) for v in (0, 0x8000, 0xFFFF)], 2, 16), [[0, 128, 255]]),
+    "gray and alpha": (_png([(10, 0), (200, 255)], 4), [[10, 200]]),
+    "gray and alpha of 16 bits": (_png([(0, 0), (0x8000, 9), (0xFFFF, 9)], 4, 16), [[0, 128, 255]]),
+    "RGBA": (_png([(10, 10, 10, 0), (200, 200, 200, 255)], 6), [[10, 200]]),
+    "palette": (_png([0, 1, 2, 1], 3, more=PALETTE), [[0, 100, 255, 100]]),
+    "transparent palette": (
+        _png([0, 1, 2, 1], 3, more=PALETTE + _chunk(b"tRNS", b"\0\x80\xff")),
+        [[0, 100, 255, 100]],
+    ),
+    "turned by 180 degrees": (_bytes(SQUARE, exif=_exif(3)), [[40, 30], [20, 10]]),
+    "turned by 90 degrees": (_bytes(SQUARE, exif=_exif(6)), [[30, 10], [40, 20]]),
+    "turned by 270 degrees": (_bytes(SQUARE, exif=_exif(8)), [[20, 40], [10, 30]]),
+    "mirrored": (_bytes(SQUARE, exif=_exif(2)), [[20, 10], [40, 30]]),
+    "TIFF turned by 90 degrees": (_bytes(SQUARE, "TIFF", exif=_exif(6)), [[30, 10], [40, 20]]),
+    "TIFF": (_tiff(np.array([0, 10, 255], np.uint8)), [[0, 10, 255]]),
+    "TIFF, white is zero": (_tiff(np.array([0, 10, 255], np.uint8), 0), [[255, 245, 0]]),
+    "TIFF of 1 bit": (_tiff(np.array([0x0F], np.uint8), 1, 1), [[0] * 4 + [255] * 4]),
+    "TIFF of 1 bit, white is zero": (_tiff(np.array([0x0F], np.uint8), 0, 1), [[255] * 4 + [0] * 4]),
+    "TIFF of 16 bits": (_tiff(TWELVE.astype("u2")), [[0, 64, 128, 255]]),
+    "TIFF of 16 bits, big-endian": (_tiff(TWELVE.astype("u2"), big=True), [[0, 64, 128, 255]]),
+    "TIFF of 16 bits, big-endian, compressed": (
+        _tiff(TWELVE.astype("u2"), big=True, compressed=True),
+        [[0, 64, 128, 255]],
+    ),
+    "TIFF of 16 bits, white is zero": (_tiff(TWELVE.astype("u2"), 0), [[255, 191, 128, 0]]),
+    "TIFF of 16 bits, white is zero, compressed": (
+        _tiff(TWELVE.astype("u2"), 0, compressed=True),
+        [[255, 191, 128, 0]],
+    ),
+    "TIFF of 16 bits with a sign": (_tiff(np.array([-1000, 0, 1000], "i2")), [[0, 128, 255]]),
+    "TIFF of float": (_tiff(np.array([0, 0.25, 0.5, 1], "f4")), [[0, 64, 128, 255]]),
+    "TIFF of float, white is zero": (_tiff(np.array([0, 0.25, 0.5, 1], "f4"), 0), [[255, 191, 128, 0]]),
+    "TIFF of RGB": (_bytes(SQUARE.convert("RGB"), "TIFF"), [[10, 20], [30, 40]]),
+    "TIFF, LZW": (_bytes(SQUARE, "TIFF", compression="tiff_lzw"), [[10, 20], [30, 40]]),
+    "PGM of 12 bits": (b"P5 4 1 4095\n" + struct.pack(">4H", 0, 1365, 2730, 4095), [[0, 85, 170, 255]]),
+    "GIF": (_bytes(SQUARE, "GIF"), [[10, 20], [30, 40]]),
+    "BMP": (_bytes(SQUARE, "BMP"), [[10, 20], [30, 40]]),
+    "WebP": (_bytes(SQUARE, "WEBP", lossless=True), [[10, 20], [30, 40]]),
+    "JPEG 2000": (_bytes(SQUARE, "JPEG2000"), [[10, 20], [30, 40]]),
+    "JPEG 2000 of 16 bits": (
+        _bytes(Image.fromarray(TWELVE.astype("u2")[None]), "JPEG2000"),
+        [[0, 64, 128, 255]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_film_of_every_kind_has_the_pixels_that_were_written(name):
+    content, pixels = FILMS[name]
+    film = read_film(content)
+    assert film.mode == "L"
+    assert np.asarray(film).tolist() == pixels
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_nearly_the_pixels_that_were_written(mode, progressive):
+    film = read_film(_bytes(GRAY.convert(mode), "JPEG", quality=95, progressive=progressive))
+    assert np.abs(np.asarray(film).astype(int) - GRADIENT).max() <= 3
+
+
+def test_of_a_phones_two_pictures_the_first_is_the_film():
+    second = Image.fromarray(255 - GRADIENT)
+    film = read_film(_bytes(GRAY, "MPO", save_all=True, append_images=[second], quality=95))
+    assert np.abs(np.asarray(film).astype(int) - GRADIENT).max() <= 3
+
+
+def _two(kind: str) -> bytes:
+    return _bytes(GRAY, kind, save_all=True, append_images=[Image.fromarray(255 - GRADIENT)])
+
+
+UNREADABLE = {
+    "empty": (b"", "^empty file$"),
+    "text": (b"not an image", "^not an image$"),
+    "zeros": (bytes(1000), "^not an image$"),
+    "HTML": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "HTML"),
+    "HTML without doctype": (b"\xef\xbb\xbf<html lang=en>", "HTML"),
+    "JPEG cut in half": (_bytes(GRAY, "JPEG")[:400], "truncated"),
+    "progressive JPEG cut short": (_bytes(GRAY, "JPEG", progressive=True)[:-30], "truncated"),
+    "JPEG cut in its header": (_bytes(GRAY, "JPEG")[:20], "(?i)truncated|damaged header"),
+    "PNG cut in half": (_bytes(GRAY)[:60], "truncated"),
+    "JPEG 2000 cut short": (_bytes(GRAY, "JPEG2000")[:-20], "broken"),
+    "PNG with a damaged header": (_bytes(GRAY)[:20] + b"\7" + _bytes(GRAY)[21:], "PNG with a damaged header"),
+    "PNG of 50,000 x 50,000": (_png([0], 0, size=(50_000, 50_000)), "more than 100,000,000 pixels"),
+    "TIFF of 50,000 x 50,000": (_tiff(np.zeros(1, "u1"), size=(50_000, 50_000)), "more than 100,000,000"),
+    "BMP of 50,000 x 50,000": (
+        _bytes(GRAY, "BMP")[:18] + struct.pack("<2I", 50_000, 50_000) + _bytes(GRAY, "BMP")[26:],
+        "more than 100,000,000 pixels",
+    ),
+    "animated GIF": (_two("GIF"), "several frames"),
+    "animated PNG": (_two("PNG"), "several frames"),
+    "animated WebP": (_two("WEBP"), "several frames"),
+    "TIFF of two pages": (_two("TIFF"), "several frames"),
+    "CMYK JPEG": (_bytes(GRAY.convert("CMYK"), "JPEG"), "CMYK"),
+    "CMYK TIFF": (_bytes(GRAY.convert("CMYK"), "TIFF"), "CMYK"),
+    "LAB": (_bytes(Image.merge("LAB", [GRAY] * 3), "TIFF"), "LAB"),
+    "blank of 16 bits": (_png([700, 700], 0, 16), "^blank: every pixel is 700$"),
+    "blank of float": (_tiff(np.array([0.5, 0.5], "f4"), 0), "^blank: every pixel is 0.5$"),
+    "blank of 16 bits and RGB": (_png([(9, 9, 9), (99, 99, 99)], 2, 16), "blank"),
+    "12 bits in 16 bits of RGB": (
+        _png([(0, 0, 0), (4095, 4095, 4095)], 2, 16),
+        "16 grays: save it as 16-bit",
+    ),
+    "drawn in the alpha alone": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
+    "no numbers": (_tiff(np.array([0, np.nan, 1], "f4")), "no numbers"),
+    "8 bits with a sign": (_tiff(np.array([-5, 5], "i1")), "sign"),
+    # Pillow reads 1, 2 and 3 as 4.6e-41, 9e-44 and 2.3e-41.
+    "float that Pillow garbles": (_tiff(np.array([1, 2, 3], "f4"), big=True, compressed=True), "big-endian"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_film_says_why_in_one_line(name, tmp_path):
+    content, reason = UNREADABLE[name]
+    (tmp_path / "film.jpg").write_bytes(content)  # whatever it is, it may be called so
+    for source in (content, tmp_path / "film.jpg"):
+        with pytest.raises(UnreadableFilm, match=reason) as error:
+            read_film(source)
+        assert "\n" not in str(error.value)
+
+
+def test_no_film_starts_a_program(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
+    with pytest.raises(UnreadableFilm, match="not an image"):
+        read_film(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
 def test_a_path_and_its_bytes_read_the_same(tmp_path):
     path = tmp_path / "film.jpeg"
-    path.write_bytes(_bytes(Image.fromarray(GRADIENT), "JPEG"))
-    assert read_film(path) == read_film(path.read_bytes())
+    path.write_bytes(_bytes(GRAY, "JPEG"))
+    assert read_film(path) == read_film(str(path)) == read_film(path.read_bytes())
 
 
 def test_squashing_keeps_the_whole_film_and_equals_pillow():
-    film = film_array(_bytes(Image.fromarray(GRADIENT)), 32)
-    reference = Image.fromarray(GRADIENT).resize((32, 32), Image.Resampling.BICUBIC)
+    film = film_array(_bytes(GRAY), 32)
+    reference = GRAY.resize((32, 32), Image.Resampling.BICUBIC)
     assert film.shape == (32, 32) and film.dtype == np.uint8
     assert np.array_equal(film, np.asarray(reference))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not an image", _bytes(Image.fromarray(GRADIENT), "JPEG")[:400]],
-    ids=["empty", "text", "cut"],
-)
-def test_a_damaged_file_says_why_it_is_unreadable(content):
-    with pytest.raises(UnreadableFilm, match=".+"):
-        read_film(content)
-
-
-def test_a_missing_file_is_unreadable(tmp_path):
+@pytest.mark.parametrize("name", ["none.png", "zero\0byte.png"])
+def test_a_missing_file_is_unreadable(tmp_path, name):
     with pytest.raises(UnreadableFilm, match="no such file"):
-        read_film(tmp_path / "none.png")
+        read_film(tmp_path / name)
 
 
 def test_a_failing_disk_is_not_taken_for_a_damaged_film(monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(module, "open", fail, raising=False)
     with pytest.raises(OSError, match="Input/output error") as error:
         read_film("film.png")
     assert not isinstance(error.value, UnreadableFilm)
 
 
-def test_pixels_that_are_no_numbers_are_unreadable():
-    with pytest.raises(UnreadableFilm, match="no numbers"):
-        read_film(_bytes(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
+def test_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        read_film(tmp_path)
 
 
 def test_a_huge_film_is_refused_before_it_is_decoded():
     header = _bytes(Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1)))
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UnreadableFilm, match="pixels"):
         read_film(header)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "film.png"
+    with open(path, "wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(UnreadableFilm, match="268,435,457 bytes, more than 268,435,456"):
+        read_film(path)
+
+
+def test_huge_bytes_are_refused_as_a_huge_file_is(monkeypatch):
+    content = _bytes(GRAY)
+    monkeypatch.setattr(module, "MAX_BYTES", len(content))
+    read_film(content)
+    with pytest.raises(UnreadableFilm, match="bytes"):
+        read_film(content + b"\0")
+
+
+DAMAGED = ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
+@pytest.mark.parametrize("kind", DAMAGED)
+@settings(derandomize=True, max_examples=80, deadline=None, database=None)
+@given(data=st.data())
+def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
+    content = bytearray(_bytes(GRAY, kind))
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        film = read_film(content)
+    except UnreadableFilm as error:
+        assert str(error)
+    else:
+        assert film.mode == "L" and film.width * film.height > 0

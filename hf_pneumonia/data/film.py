@@ -4,10 +4,15 @@ The same function serves training and prediction: a film that is read in two way
 """
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from hf_pneumonia.data.dicom import read_dicom
+from hf_pneumonia.data.dicom_header import is_dicom
+from hf_pneumonia.errors import UnreadableFilm
 
 # One resampling filter for the store, the saved processor and serving. Pillow's resize is antialiased, which
 # is also what timm's evaluation transform does with this name.
@@ -17,41 +22,62 @@ INTERPOLATION = "bicubic"
 # Pillow by itself only warns at 89 megapixels.
 MAX_PIXELS = 100_000_000
 
+# Room for MAX_PIXELS of 16 bits, uncompressed, and for what stands around them.
+MAX_BYTES = 256 * 2**20
 
-class UnreadableFilm(ValueError):
-    """The file is no image that can be read as a film; the message says why, without the file's name."""
+# What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"\0\0\0\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+}
 
 
 def read_film(source: str | Path | bytes) -> Image.Image:
     """Decode one film at its full size.
 
     Args:
-        source: path of an image file, or its bytes (anything that Pillow opens: JPEG, PNG, TIFF ...).
+        source: path of a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file, or its bytes. Its
+            content says which, not its name.
 
     Returns:
-        Pillow image of mode 'L', turned upright by its EXIF tag. Films of more than 8 bits are stretched from
-        their darkest to their brightest value.
+        Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. A DICOM film is what its window
+        shows; other films of more than 8 bits are stretched from their darkest to their brightest value.
 
     Raises:
-        UnreadableFilm: the file is missing, empty, truncated, not an image, or above MAX_PIXELS.
+        UnreadableFilm: the file is missing, empty, truncated, not an image, not one film, of colours that
+            can't be told, blank where it would be stretched, or above MAX_BYTES or MAX_PIXELS.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
+    # Read whole, ahead of decoding: an OSError of here is the disk's and not the film's, though damaged bytes
+    # make Pillow seek to places that a file refuses with a number too.
+    data = source if isinstance(source, bytes) else _read_file(source)
+    if not data:
+        raise UnreadableFilm("empty file")
+    _check_size(len(data))
+    if is_dicom(data):
+        return Image.fromarray(read_dicom(data, MAX_PIXELS))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableFilm(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            return _to_gray(ImageOps.exif_transpose(image))
+            return _to_gray(image)
     except UnreadableFilm:
         raise
-    except FileNotFoundError:
-        raise UnreadableFilm("no such file") from None
+    except Image.DecompressionBombError:
+        raise UnreadableFilm(f"more than {MAX_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableFilm(_why_no_image(data)) from error
     # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
     except Exception as error:
-        # With a number it is the disk or the system, not the film: such a fault must not be kept in a store.
-        if isinstance(error, OSError) and error.errno:
-            raise
-        message = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UnreadableFilm(message or type(error).__name__) from error
+        raise UnreadableFilm(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def film_array(source: str | Path | bytes, size: int) -> np.ndarray:
@@ -77,14 +103,96 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
     return np.asarray(film)
 
 
+def _read_file(path: str | Path) -> bytes:
+    try:
+        file = open(path, "rb")
+    except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
+        raise UnreadableFilm("no such file") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        _check_size(size)
+        return file.read(size)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
+
+
+def _why_no_image(data: bytes) -> str:
+    beginning = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if beginning.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not an image"  # what a download leaves that failed or wanted a login
+    for start, kind in _BEGINNINGS.items():
+        if data.startswith(start):
+            return f"{kind} with a damaged header, or of a kind that Pillow does not read"
+    return "not an image"
+
+
 def _to_gray(image: Image.Image) -> Image.Image:
+    _refuse_what_pillow_misreads(image)
+    # Asked before it is decoded, which forgets both.
+    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    cut_to_8_bits = ";16" in _layout(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit films at 255, which turns them white.
-        values = np.asarray(image, dtype=np.float32)
-        if not np.isfinite(values).all():
-            raise UnreadableFilm("pixels that are no numbers")
-        low, high = float(values.min()), float(values.max())
-        scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8))
+        # Pillow turns WhiteIsZero over for up to 8 bits only.
+        return _stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
     # Alpha is dropped, not blended: so do `pipeline` and every loader that calls `.convert("RGB")`.
-    return image.convert("L")
+    transparent = image.info.pop("transparency", None) is not None or image.mode in (
+        "LA",
+        "PA",
+        "RGBA",
+        "RGBa",
+    )
+    gray = image.convert("L")
+    if cut_to_8_bits:
+        return _stretch_rest(gray)
+    if transparent and np.ptp(gray.getextrema()) == 0:
+        raise UnreadableFilm("blank without its transparency: save it without an alpha channel")
+    return gray
+
+
+def _refuse_what_pillow_misreads(image: Image.Image) -> None:
+    # The second picture of a phone's JPEG (MPO) is a preview or another view; the first is the picture.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        # Not counted: that means to walk through the whole file.
+        raise UnreadableFilm("several frames (an animation or several pages), expected one film")
+    if image.mode == "CMYK":
+        # Adobe writes them inverted, and some writers do not: a film of the wrong sign looks like a film.
+        raise UnreadableFilm("CMYK colours (made for print): save it as gray or RGB")
+    if image.mode == "LAB":
+        raise UnreadableFilm("LAB colours: save it as gray or RGB")
+    if image.format != "TIFF":
+        return
+    if image.mode == "L" and image.tag_v2.get(339) == (2,):
+        raise UnreadableFilm("TIFF of 8 bits with a sign: save it as 8 bits without")
+    # libtiff hands over numbers in the machine's byte order, and Pillow turns these round once more.
+    if image.tile[0][0] == "libtiff" and image.mode in ("I", "F") and image.tag_v2.prefix == b"MM":
+        raise UnreadableFilm("compressed big-endian TIFF of float or signed numbers: save it uncompressed")
+
+
+def _layout(image: Image.Image) -> str:
+    """Pillow's name of the pixels' layout in the file ("RGB;16B"); "" where it keeps none."""
+    options = image.tile[0][3] if image.tile else ""
+    return str(options[0] if isinstance(options, tuple) and options else options)
+
+
+def _stretch(values: np.ndarray) -> Image.Image:
+    # Pillow's own conversion clips 16-bit films at 255, which turns them white.
+    if not np.isfinite(values).all():
+        raise UnreadableFilm("pixels that are no numbers")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
+    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
+
+
+def _stretch_rest(gray: Image.Image) -> Image.Image:
+    """What Pillow leaves of 16-bit colour: the upper 8 bits, of which a film of 12 bits fills four."""
+    low, high = gray.getextrema()
+    if low < high < low + 63:
+        raise UnreadableFilm(
+            f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
+        )
+    return _stretch(np.asarray(gray, dtype=np.float32))

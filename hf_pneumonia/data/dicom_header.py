@@ -1,0 +1,246 @@
+"""Bytes of a DICOM file -> the values that describe its pixels, and where the pixels lie.
+
+Knows nothing about patients: the elements in `_READ` and `_LUTS` are looked at, every other one is stepped
+over by its length. The reader of pydicom is not used for this: asked for a few tags, it still parses
+sequences of others, and its warnings quote values, which in a damaged file may be a patient's.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hf_pneumonia.errors import UnreadableFilm
+
+_READ = {
+    0x00280002: "SamplesPerPixel",
+    0x00280004: "PhotometricInterpretation",
+    0x00280006: "PlanarConfiguration",
+    0x00280008: "NumberOfFrames",
+    0x00280010: "Rows",
+    0x00280011: "Columns",
+    0x00280100: "BitsAllocated",
+    0x00280101: "BitsStored",
+    0x00280103: "PixelRepresentation",
+    0x00280120: "PixelPaddingValue",
+    0x00280121: "PixelPaddingRangeLimit",
+    0x00281050: "WindowCenter",
+    0x00281051: "WindowWidth",
+    0x00281052: "RescaleIntercept",
+    0x00281053: "RescaleSlope",
+    0x00281056: "VOILUTFunction",
+}
+_LUTS = {0x00283000: "ModalityLUTSequence", 0x00283010: "VOILUTSequence"}
+_LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
+_TRANSFER_SYNTAX = 0x00020010
+_PIXEL_DATA = 0x7FE00010
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+
+# The kinds of values whose length has four bytes (DICOM PS3.5, 7.1.2).
+_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+
+IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+
+
+@dataclass
+class DicomHeader:
+    """What a DICOM file says of its pixels.
+
+    Attributes:
+        syntax: UID of the transfer syntax, digits and dots.
+        order: "<" or ">", the byte order of numbers.
+        pixels: (start, stop) of the pixel data in the file; to its end where their length is open.
+        pixels_vr: "OB", "OW", or "" where the file does not say.
+    """
+
+    syntax: str
+    order: str
+    pixels: tuple[int, int] = (0, 0)
+    pixels_vr: str = ""
+    _values: dict[str, bytes] = field(default_factory=dict)
+    _luts: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return len(self._values.get(name, b"")) >= 2
+
+    def integer(self, name: str, default: int | None = None, signed: bool = False) -> int:
+        """A number of 16 bits.
+
+        Raises:
+            UnreadableFilm: it is missing and has no default, or is damaged.
+        """
+        value = self._values.get(name, b"")
+        if not value and default is not None:
+            return default
+        if len(value) < 2:
+            raise UnreadableFilm(f"DICOM without {name}" if not value else f"damaged DICOM: {name}")
+        return struct.unpack_from(self.order + ("h" if signed else "H"), value)[0]
+
+    def decimal(self, name: str) -> float | None:
+        """The first of the numbers that are written as text; None where there is none.
+
+        Raises:
+            UnreadableFilm: it is no number.
+        """
+        text = self.text(name).split("\\")[0].strip()
+        if not text:
+            return None
+        # Not what Python takes for a number ("1_0", "nan"), but what DICOM does.
+        if not re.fullmatch(r"[-+0-9.eE]{1,64}", text):
+            raise UnreadableFilm(f"damaged DICOM: {name}")
+        try:
+            number = float(text)
+        except ValueError:
+            raise UnreadableFilm(f"damaged DICOM: {name}") from None
+        if not math.isfinite(number):
+            raise UnreadableFilm(f"damaged DICOM: {name}")
+        return number
+
+    def text(self, name: str) -> str:
+        """A text without its padding. It may hold anything in a damaged file: compare it, never show it."""
+        return self._values.get(name, b"").decode("latin-1").strip(" \0")
+
+    def lut(self, name: str) -> tuple[int, np.ndarray] | None:
+        """A look-up table: (first value that it maps, as 16 bits without sign; (entries,) integers), or None.
+
+        Raises:
+            UnreadableFilm: it is damaged.
+        """
+        if name not in self._luts:
+            return None
+        descriptor, data = self._luts[name]
+        if len(descriptor) < 6:
+            raise UnreadableFilm(f"damaged DICOM: {name}")
+        entries, first, _ = struct.unpack_from(self.order + "3H", descriptor)
+        entries = entries or 2**16  # the standard's way to write 65,536 in 16 bits
+        if len(data) >= 2 * entries:
+            return first, np.frombuffer(data, self.order + "u2", entries)
+        if len(data) >= entries:  # tables of 8 bits may be packed
+            return first, np.frombuffer(data, "u1", entries)
+        raise UnreadableFilm(f"damaged DICOM: {name}")
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether this is a DICOM file: by its mark, or, from before there was one, by the group it begins with.
+
+    No image format that `film` reads begins so. The name of the file is not asked: films also come as bytes.
+    """
+    return data[128:132] == b"DICM" or (data[:1] in (b"\x02", b"\x08") and data[1:4] in _FIRST_ELEMENTS)
+
+
+# The rest of the first tag of a file without mark, such as (0002,0000) or (0008,0005).
+_FIRST_ELEMENTS = {
+    bytes((0, element, 0)) for element in (0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18)
+}
+
+
+def read_header(data: bytes) -> DicomHeader:
+    """Find what describes the pixels.
+
+    Raises:
+        UnreadableFilm: no pixels, cut off, damaged or deflated. No value of the file is in the message.
+    """
+    position, syntax = _read_meta(data, 132 if data[128:132] == b"DICM" else 0)
+    if syntax == DEFLATED:
+        # Its size is known only once it is inflated, and no film is kept so.
+        raise UnreadableFilm("DICOM that is deflated as a whole: save it in another transfer syntax")
+    # Asked of the bytes, as pydicom does too: some writers declare the one and write the other.
+    explicit = _is_vr(data[position + 4 : position + 6])
+    header = DicomHeader(syntax or (EXPLICIT if explicit else IMPLICIT), ">" if syntax == BIG_ENDIAN else "<")
+    layout = explicit, header.order
+    for tag, vr, start, stop in _elements(data, position, layout):
+        if tag == _PIXEL_DATA:
+            header.pixels, header.pixels_vr = (start, stop), vr.decode("latin-1") if vr in _LONG else ""
+            return header
+        if tag in _READ:
+            header._values[_READ[tag]] = data[start:stop]
+        elif tag in _LUTS and (lut := _read_lut(data, start, stop, layout)):
+            header._luts[_LUTS[tag]] = lut
+    raise UnreadableFilm("DICOM without pixels, or cut off before them")
+
+
+def _read_meta(data: bytes, position: int) -> tuple[int, str]:
+    """(where the data set begins, transfer syntax or "")."""
+    syntax = ""
+    while data[position : position + 2] == b"\x02\x00":  # group 2, always explicit and little-endian
+        tag, _, length, start = _element(data, position, (True, "<"))
+        position = start + length
+        if tag == _TRANSFER_SYNTAX:
+            syntax = data[start:position].decode("latin-1").strip(" \0")
+    if not re.fullmatch(r"[0-9.]{0,64}", syntax):
+        raise UnreadableFilm("damaged DICOM: TransferSyntaxUID")
+    return position, syntax
+
+
+def _read_lut(data: bytes, start: int, stop: int, layout: tuple[bool, str]) -> tuple[bytes, bytes] | None:
+    """(descriptor, data) of the first item of a sequence, or None where it has none."""
+    if stop - start < 8:
+        return None
+    tag, _, length, start = _element(data, start, layout)
+    if tag != _ITEM:
+        return None
+    item = data[start : min(stop, start + length)]
+    found = {tag: item[first:last] for tag, _, first, last in _elements(item, 0, layout)}
+    return found.get(_LUT_DESCRIPTOR, b""), found.get(_LUT_DATA, b"")
+
+
+def _elements(data: bytes, position: int, layout: tuple[bool, str]) -> Iterator[tuple[int, bytes, int, int]]:
+    """(tag, kind of value, start and stop of the value) of each element of one level, up to the pixels."""
+    while position + 8 <= len(data):
+        tag, vr, length, start = _element(data, position, layout)
+        if tag == _ITEM_END:
+            return
+        if tag == _PIXEL_DATA:
+            yield tag, vr, start, min(start + length, len(data))
+            return
+        position = start + length if length != _UNDEFINED else _end_of_sequence(data, start, layout)
+        yield tag, vr, start, position
+
+
+def _end_of_sequence(data: bytes, position: int, layout: tuple[bool, str]) -> int:
+    """Where a value of open length ends. Counts openings, so that no nesting exhausts the stack."""
+    depth = 1
+    while depth:
+        tag, _, length, position = _element(data, position, layout)
+        if tag in (_ITEM_END, _SEQUENCE_END):
+            depth -= 1
+        elif length == _UNDEFINED:
+            depth += 1
+        else:
+            position += length
+    return position
+
+
+def _element(data: bytes, position: int, layout: tuple[bool, str]) -> tuple[int, bytes, int, int]:
+    """(tag, kind of value or b"", length, where the value starts) of the element at this position."""
+    explicit, order = layout
+    try:
+        group, element = struct.unpack_from(order + "HH", data, position)
+        vr = data[position + 4 : position + 6]
+        # Items have no kind; nor have elements that a writer took over as they were from an implicit file.
+        if not explicit or group == 0xFFFE or not _is_vr(vr):
+            return (
+                group << 16 | element,
+                b"",
+                struct.unpack_from(order + "I", data, position + 4)[0],
+                position + 8,
+            )
+        if vr in _LONG:
+            return (
+                group << 16 | element,
+                vr,
+                struct.unpack_from(order + "I", data, position + 8)[0],
+                position + 12,
+            )
+        return group << 16 | element, vr, struct.unpack_from(order + "H", data, position + 6)[0], position + 8
+    except struct.error:
+        raise UnreadableFilm("DICOM that is cut off") from None
+
+
+def _is_vr(two: bytes) -> bool:
+    return len(two) == 2 and all(0x41 <= letter <= 0x5A for letter in two)
