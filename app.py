@@ -6,7 +6,7 @@ import sys
 import gradio as gr
 
 from hf_pneumonia.data.film import UnreadableFilm
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import run_script
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 
 NOTE = (
@@ -45,8 +45,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UsageError as error:
-        print(f"app.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script("app.py", main, sys.argv[1:]))

@@ -8,7 +8,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.publishing.hub import publish_run
 
 
@@ -31,8 +31,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UsageError as error:
-        print(f"push_to_hub.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script("push_to_hub.py", main, sys.argv[1:]))

@@ -3,7 +3,6 @@
 Without arguments it trains on simulated films (recipes/quickstart.yaml). Every key of a recipe is a flag too.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -16,10 +15,13 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from hf_pneumonia.data.audit import check_leakage
+from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.data.rows import SPLITS
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.data.sources import short_names
+from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
@@ -47,13 +49,23 @@ def main(argv: list[str]) -> None:
     check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
     set_up(args)
 
-    if args.dataset == "phantom":
+    simulated = args.dataset == ["phantom"]
+    if simulated:
         logger.info(
             "Training on SIMULATED films. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
         )
     state = PartialState()
     with local_main_first(state):  # the others find the films decoded
-        films = prepare_films(args.dataset, args.image_size, args.cache, args.max_unreadable)
+        films = prepare_films(
+            args.dataset,
+            args.image_size,
+            args.cache,
+            args.max_unreadable,
+            split=args.split,
+            split_seed=args.split_seed,
+            covid=args.covid,
+        )
+    leakage = check_leakage(films, Path(args.pretrained) / "audit" / "manifest.csv", args.allow_leakage)
     for name, count in films.counts()["splits"].items():
         logger.info(
             "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
@@ -71,6 +83,7 @@ def main(argv: list[str]) -> None:
     set_seed(args.seed, device_specific=True)
     if state.is_main_process and args.overwrite_output_dir:
         clear_run_folder(folder)
+    findings = write_audit(films, folder / "audit") if state.is_main_process else None
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.monotonic() - started
@@ -78,17 +91,20 @@ def main(argv: list[str]) -> None:
     # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     operating_point = calibrate(model, films, args.per_device_eval_batch_size)
-    # What is published names a local folder, but not the way to it.
-    place = Path(args.dataset).expanduser()
-    source = place.resolve().name if args.dataset != "phantom" and place.is_dir() else args.dataset
-    model.config.pneumonia = {**operating_point, "dataset": source, "split_sha256": films.fingerprint()}
-    predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in SPLITS}
+    # What is published names its sources, but not the way to them.
+    source = ", ".join(short_names(args.dataset))
+    facts = {"dataset": source, "split_sha256": films.fingerprint(), "leakage": leakage}
+    facts["leakage_allowed"] = args.allow_leakage
+    model.config.pneumonia = {**operating_point, **facts}
+    scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
+    predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in scored}
     report = build_report(
         predictions,
         operating_point,
         recipe=recipe,
         seed=args.seed,
-        data={"source": source, "simulated": args.dataset == "phantom", **films.counts()},
+        data={"source": source, "simulated": simulated, **films.counts(), "leakage": leakage},
+        audit=findings,
         history=trainer.history(),
         kept_epoch=trainer.kept_epoch,
         training_seconds=round(seconds, 1),
@@ -136,22 +152,6 @@ def print_summary(folder: Path, report: dict) -> None:
     print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
 
 
-def run(argv: list[str]) -> int:
-    """Exit code of `main`; a mistake that the user can mend is one line on stderr, and 2."""
-    try:
-        main(argv)
-        return 0
-    except UsageError as error:
-        message = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        message = f"{error.filename or 'a file'}: {error.strerror}; see --dataset, --output_dir, --cache_dir"
-    if os.environ.get("RANK", "0") == "0":
-        print(f"train.py: {message}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
     start_missing_processes(__file__, sys.argv[1:])
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_script("train.py", main, sys.argv[1:]))

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, run_train, write_films
 from transformers import TrainingArguments
 
 import train
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.training.arguments import Recipe
 
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_exit_code_two(film_folder, tmp_path, monkey
 
     monkeypatch.setattr("builtins.open", full)
     argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache)]
-    assert train.run(argv) == 2
+    assert run_script("train.py", train.main, argv) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists() and not list((cache / "films").iterdir())
 

@@ -37,6 +37,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_cache() -> Path:
+    """Folder of the decoded, unpacked and simulated films where none is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
+
+
 class FilmStore:
     """Films as a read-only memory map; only the pages of the rows that are asked for are ever in memory.
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 # Side of a thumbnail in pixels. At 32 two films of one child come close to copies of one film.
 THUMBNAIL = 64
 
-# Least correlation of two copies; see the module's docstring. Pairs from ALIKE on are shown to a person.
+# Least correlation of two copies; see the module's docstring. Between ALIKE and COPY are films of one child,
+# as far as a person can see, under two ids at times.
 COPY = 0.88
-ALIKE = 0.75
+ALIKE = 0.8
 
 # Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
 VERSION = 1

@@ -106,6 +106,7 @@ def prepare_films(
     split: str = "official",
     split_seed: int = 0,
     covid: str = "drop",
+    must_split: bool = True,
 ) -> FilmSet:
     """Load sources, decode their films once, find copies, and split them by patient.
 
@@ -117,6 +118,7 @@ def prepare_films(
         split: "official", or shares such as "70/20/10" (`parse_split`).
         split_seed: of the splits that are cut.
         covid: as for `load_films`.
+        must_split: whether films that can't be split are an error; else they stay as their source has them.
 
     Raises:
         UsageError: a source can't be used, too many films can't be read, or there are too few to split.
@@ -137,17 +139,24 @@ def prepare_films(
     reason = _settle_copies(store, group, label, honoured, source, file)
     used = reason == ""
     patient = _one_patient(patient_id, group)
-    coarse = _one_patient([coarse_patient(one) for one in patient_id], group)
+    # A cut loses nothing by keeping together who might be one child; splits as given would lose films.
+    pairs, _ = store.copies()
+    perhaps = _one_patient([coarse_patient(one) for one in patient_id], connect(len(group), pairs))
     assigned = np.full(len(file), "", dtype="<U10")
-    assigned[used], notes = assign_splits(
-        given[used],
-        label[used],
-        patient[used],
-        clusters=coarse[used],
-        strata=source[used],
-        shares=shares,
-        seed=split_seed,
-    )
+    try:
+        assigned[used], notes = assign_splits(
+            given[used],
+            label[used],
+            patient[used],
+            clusters=perhaps[used],
+            strata=source[used],
+            shares=shares,
+            seed=split_seed,
+        )
+    except UsageError as error:
+        if must_split:
+            raise
+        assigned[used], notes = given[used], [f"no splits: {error}"]
     reason[used & (assigned == "")] = PATIENT
     films = FilmSet(store, file, source, patient_id, patient, label, given, assigned, group, reason, notes)
     for note in [*_notes_on_copies(films), *notes]:

@@ -14,6 +14,7 @@ from hf_pneumonia.data.labels import LABELS, is_covid, label_of, patient_of
 from hf_pneumonia.data.listing import films_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
+from hf_pneumonia.data.rows import SPLIT_NAMES
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -59,14 +60,15 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
 
 def short_names(names: Sequence[str]) -> list[str]:
     """What the sources are called in tables and reports: a local one by its last folder, as far as these
-    differ, and never by the way to it."""
-    parts = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
-    length = 1
-    while length < max(map(len, parts)):
-        if len({part[-length:] for part in parts}) == len(parts):
+    differ, and never by the way to it. A split's name alone tells nothing: what is above it comes too."""
+    paths = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
+    for length in range(1, max(map(len, paths))):
+        tails = [path[-(length + (path[-1].lower() in SPLIT_NAMES)) :] for path in paths]
+        if len(set(tails)) == len(tails):
             break
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
+    else:
+        tails = paths
+    return ["/".join(tail) for tail in tails]
 
 
 def _is_local(name: str) -> bool:

@@ -15,6 +15,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_pneumonia.data.cache import default_cache
+from hf_pneumonia.data.sources import COVID
+from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
 from hf_pneumonia.training.imbalance import IMBALANCE
@@ -57,6 +60,7 @@ _RANGES = {
     "max_unreadable": (0, 1),
     "lr_step_epochs": (0, 100_000),
     "seed": (0, 2**32 - 1),
+    "split_seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
     "per_device_train_batch_size": (1, 100_000),
     "per_device_eval_batch_size": (1, 100_000),
@@ -93,8 +97,30 @@ class Recipe(TrainingArguments):
     """transformers' TrainingArguments, with the films, the network and the augmentation beside them, and
     with other defaults where its own do not suit films."""
 
-    dataset: str = field(
-        default="phantom", metadata={"help": "phantom, a local folder, or a Hub id (user/name)."}
+    dataset: list[str] = field(
+        default_factory=lambda: ["phantom"],
+        metadata={
+            "help": "One source or several: phantom, a folder, a .zip or .csv file, kaggle:owner/name, or "
+            "a Hub id (user/name)."
+        },
+    )
+    split: str = field(
+        default="official",
+        metadata={
+            "help": "official: the splits that the sources have, cut where they have none; or the shares of "
+            "train, validation and test, as in 70/20/10, to split all films anew."
+        },
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits that are cut."})
+    covid: str = field(
+        default="drop",
+        metadata={
+            "help": "Films of COVID-19: drop; pneumonia, to count them as such; or keep, to score them apart."
+        },
+    )
+    allow_leakage: bool = field(
+        default=False,
+        metadata={"help": "Train though leakage is left; said in the report, the config and the card."},
     )
     model: str = field(default="resnet18.a1_in1k", metadata={"help": "timm architecture, by name."})
     pretrained: str = field(
@@ -215,8 +241,7 @@ class Recipe(TrainingArguments):
     @property
     def cache(self) -> Path:
         """Folder of the decoded and simulated films."""
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return Path(self.cache_dir).expanduser() if self.cache_dir else home / "hf-pneumonia"
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache()
 
     def _check(self) -> None:
         for name in _BY_CLASS:
@@ -234,6 +259,9 @@ class Recipe(TrainingArguments):
                 f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, "
                 f"got {self.metric_for_best_model!r}"
             )
+        parse_split(self.split)
+        if self.covid not in COVID:
+            raise UsageError(f"--covid expects one of {', '.join(COVID)}, got {self.covid!r}")
         if self.imbalance not in IMBALANCE:
             raise UsageError(f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}")
         if self.push_to_hub:

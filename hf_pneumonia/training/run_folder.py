@@ -55,7 +55,12 @@ def clear_run_folder(folder: Path) -> None:
     """Take away what an earlier run left, its report first: without one it counts as unfinished."""
     for name in ("report.json", "recipe.yaml", "config.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / "plots", *_checkpoints(folder), *folder.glob("predictions_*.csv")):
+    for path in (
+        folder / "plots",
+        folder / "audit",
+        *_checkpoints(folder),
+        *folder.glob("predictions_*.csv"),
+    ):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
