@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, TINY, run_train, write_films
+from PIL import Image
 from transformers import TrainingArguments
 
 import train
@@ -68,8 +69,10 @@ def _report(run: Path) -> dict:
 
 def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run):
     names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    names = {name for name in names if not (name.startswith("audit/") and name.endswith(".png"))}
     assert names == {
         "config.json", "model.safetensors", "recipe.yaml", "report.json",
+        "audit/audit.json", "audit/audit.md", "audit/manifest.csv",
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),
         "plots/samples.png",
@@ -143,6 +146,59 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
     ]
     assert "30 test films: AUROC" in output and f"run folder: {finished_run}" in output
     assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
+
+
+@pytest.fixture(scope="module")
+def merged_run(film_folder, tmp_path_factory):
+    """Trained on the folder, and on a second one with 12 of its training films, enlarged and renamed, 6 of its
+    test films renamed, and 4 films of COVID-19."""
+    folder, run = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("runs") / "merged"
+    for label in ("NORMAL", "PNEUMONIA"):
+        for split, count in (("train", 6), ("test", 3)):
+            for number, path in enumerate(sorted((film_folder / split / label).iterdir())[:count]):
+                film = Image.open(path)
+                copy = folder / label / f"{split}{number}.png"
+                copy.parent.mkdir(exist_ok=True)
+                film.resize((2 * film.width, 2 * film.height)).save(copy)
+    write_films(folder, 4, 0, first=900, names=("COVID-19", ""))
+    done = run_train("--dataset", film_folder, folder, "--covid", "keep", "--output_dir", run, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "4 films of COVID-19 are kept apart" in done.stderr
+    return run
+
+
+def test_copies_in_a_second_source_are_removed_and_reported(merged_run, finished_run):
+    data = _report(merged_run)["data"]
+    assert data["removed"]["copy"] == 18 and sum(data["sources"].values()) == 135 + 18 + 4
+    before = _report(finished_run)["data"]["splits"]
+    assert [data["splits"][name]["films"] for name in before] == [count["films"] for count in before.values()]
+    assert {row["kept"] for row in _manifest(merged_run) if row["split"] == "test"} == {"true"}
+
+
+def _manifest(run: Path) -> list[dict]:
+    with open(run / "audit" / "manifest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_films_of_covid_that_are_kept_are_scored_and_nothing_else(merged_run):
+    report = _report(merged_run)
+    matrix = report["splits"]["covid"]["confusion_matrix"]
+    assert (matrix["tp"] + matrix["fn"], matrix["tn"] + matrix["fp"]) == (4, 0)
+    assert sum(row["split"] == "covid" for row in _manifest(merged_run)) == 4
+
+
+def test_weights_of_a_run_that_saw_the_test_films_are_refused_and_the_flag_is_remembered(
+    finished_run, film_folder, tmp_path
+):
+    flags = ["--dataset", film_folder, "--split", "60/20/20", "--pretrained", finished_run]
+    flags += ["--output_dir", tmp_path / "run", *TINY]
+    done = run_train(*flags)
+    assert done.returncode == 2 and "leakage is left" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    assert run_train(*flags, "--allow_leakage", "true").returncode == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
+    assert config["leakage_allowed"] is True
+    assert config["leakage"]["films_seen"] == _report(tmp_path / "run")["data"]["leakage"]["films_seen"] > 0
 
 
 def test_the_same_seed_gives_the_same_figures(finished_run, film_folder, tmp_path):

@@ -45,7 +45,7 @@ def summary(findings: dict) -> list[str]:
     """The findings in a few lines, for a terminal."""
     removed, copies, leaks = findings["removed"], findings["duplicates"], findings["leakage"]
     lines = [
-        f"{findings['films']} films of {len(findings['sources'])} sources; left out: "
+        f"{findings['films']} films, sources: {', '.join(findings['sources'])}; left out: "
         + ", ".join(f"{count} ({reason})" for reason, count in removed.items()),
         f"{copies['groups']} groups of copies ({copies['films']} films), "
         f"{copies['groups_of_equal_bytes']} of them of equal bytes; "
@@ -160,7 +160,7 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
         "sources have are held to the id as it is.",
         "## Copies",
         f"{copies['groups']} groups of {copies['films']} films, {copies['groups_across_sources']} of them "
-        f"across sources. {copies['pairs_by_pixels']} pairs were found by pixels (correlation {COPY} or more).",
+        f"across sources; {copies['pairs_by_pixels']} pairs found by pixels: correlation {COPY} or more.",
         *[f"### {title}\n\n![{title}]({name}.png)" for name, title in pictures.items()],
         "## Copies with different labels",
         _list([", ".join(names) for names in findings["conflicting_labels"]]),

@@ -1,0 +1,207 @@
+"""The audit of a small folder whose faults are known, against counts made by hand."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_film
+from PIL import Image, ImageDraw
+
+from hf_pneumonia.__main__ import main
+from hf_pneumonia.data.audit import COLUMNS, check_leakage, crossing_ids, seen_before, write_manifest
+from hf_pneumonia.data.audit_page import write_audit
+from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.errors import UsageError, run_script
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Split folders of 12 + 12 training, 10 + 10 validation and 10 + 10 test films, and then:
+
+    a copy of a test film in train under another name; a copy inside train; a pair of copies with two labels;
+    a test patient with another film in train; a coarse pair (IM-0300, NORMAL2-IM-0300); a damaged film.
+    """
+    folder = tmp_path_factory.mktemp("faulty") / "films"
+    rng = np.random.default_rng(0)
+    for split, first, count in (("train", 0, 12), ("val", 100, 10), ("test", 200, 10)):
+        for number in range(first, first + count):
+            write_film(folder / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg", 0, rng)
+            write_film(folder / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", 1, rng)
+    normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
+    shutil.copy(folder / "test" / "PNEUMONIA" / "person200_virus_1.jpeg", sick / "x1.jpeg")
+    shutil.copy(normal / "IM-0000-0001.jpeg", normal / "x2.jpeg")
+    shutil.copy(normal / "IM-0001-0001.jpeg", sick / "x3.jpeg")
+    write_film(normal / "IM-0200-0002.jpeg", 0, rng)
+    write_film(normal / "IM-0300-0001.jpeg", 0, rng)
+    write_film(folder / "test" / "NORMAL" / "NORMAL2-IM-0300-0001.jpeg", 0, rng)
+    (sick / "person11_virus_1.jpeg").write_bytes(b"<html>not found</html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audited(faulty, tmp_path_factory):
+    """Its films, findings, and the folder that the audit wrote."""
+    folder = tmp_path_factory.mktemp("audit")
+    films = prepare_films(str(faulty), 64, tmp_path_factory.mktemp("cache"), max_unreadable=1)
+    return films, write_audit(films, folder / "out"), folder / "out"
+
+
+def test_every_fault_is_counted(audited):
+    _, findings, _ = audited
+    assert findings["films"] == 70
+    assert findings["removed"] == {
+        "unreadable": 1,
+        "copy": 2,  # x1, and one of IM-0000 and x2
+        "copies with different labels": 2,
+        "patient of another split": 1,
+    }
+    assert findings["unreadable"][0]["reason"].startswith("an HTML page")
+    assert findings["duplicates"]["groups"] == findings["duplicates"]["groups_of_equal_bytes"] == 3
+    assert [len(group) for group in findings["conflicting_labels"]] == [2]
+
+
+def test_leaks_are_counted_as_given_and_none_is_left_but_the_coarse_one(audited):
+    _, findings, _ = audited
+    assert findings["leakage"] == {
+        "as_given": {"patients_fine": 1, "patients_coarse": 2, "duplicate_groups": 1},
+        "as_used": {"patients_fine": 0, "patients_coarse": 1, "duplicate_groups": 0},
+    }
+
+
+def test_the_manifest_has_a_line_for_every_film_and_says_what_became_of_it(audited, faulty):
+    films, _, folder = audited
+    with open(folder / "manifest.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = {row["path"].removeprefix(f"{faulty}/"): row for row in reader}
+    assert tuple(reader.fieldnames) == COLUMNS
+    assert len(rows) == 70 and sum(row["kept"] == "true" for row in rows.values()) == 64
+    copy, test = rows["train/PNEUMONIA/x1.jpeg"], rows["test/PNEUMONIA/person200_virus_1.jpeg"]
+    assert copy["content_hash"] == test["content_hash"] and len(test["content_hash"]) == 64
+    assert copy["duplicate_group"] == test["duplicate_group"] != ""
+    assert (copy["kept"], copy["split"], test["kept"], test["split"]) == ("false", "train", "true", "test")
+    assert copy["reason"] == f"copy of {faulty}/test/PNEUMONIA/person200_virus_1.jpeg"
+    assert rows["train/NORMAL/IM-0001-0001.jpeg"]["reason"] == "copies with different labels"
+    assert rows["train/NORMAL/IM-0200-0002.jpeg"]["reason"] == "patient of another split"
+    assert rows["train/PNEUMONIA/person11_virus_1.jpeg"]["reason"].startswith("unreadable: an HTML page")
+    alone = rows["train/NORMAL/IM-0005-0001.jpeg"]
+    assert (alone["duplicate_group"], alone["reason"], alone["label"]) == ("", "", "NORMAL")
+    assert (alone["source"], alone["patient_id"]) == ("films", "IM-0005")
+
+
+def test_the_page_shows_a_picture_for_every_kind_of_pair_there_is(audited):
+    _, findings, folder = audited
+    text = (folder / "audit.md").read_text()
+    pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
+    assert (
+        pictures
+        == {path.name for path in folder.glob("*.png")}
+        >= {
+            "different_labels.png",
+            "across_splits.png",
+        }
+    )
+    for name in pictures:
+        Image.open(folder / name).verify()
+    assert json.loads((folder / "audit.json").read_text()) == findings
+
+
+def test_a_second_audit_leaves_no_picture_of_the_first(audited, film_folder, tmp_path):
+    _, _, folder = audited
+    shutil.copytree(folder, tmp_path / "out")
+    write_audit(prepare_films(str(film_folder), 64, tmp_path / "cache"), tmp_path / "out")
+    assert not (tmp_path / "out" / "different_labels.png").exists()
+
+
+def test_names_of_files_are_no_markup_in_the_page(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        write_film(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
+        write_film(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
+    (tmp_path / "films" / "NORMAL" / "a|b<script>[x](y).png").write_bytes(b"")
+    write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path, max_unreadable=1), tmp_path / "out")
+    text = (tmp_path / "out" / "audit.md").read_text()
+    assert r"a\|b\<script\>\[x\](y).png: empty file" in text
+
+
+def test_an_id_crosses_where_it_stands_in_two_of_the_three_splits():
+    ids = np.array(["a", "a", "b", "b", "c", "c", "d"])
+    split = np.array(["train", "test", "train", "train", "train", "", "covid"])
+    assert crossing_ids(ids, split) == {"a"}
+
+
+def test_text_that_only_sick_films_carry_tells_the_label(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        write_film(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng, size=(600, 500))
+        path = tmp_path / "films" / "PNEUMONIA" / f"{number}.png"
+        write_film(path, 1, rng, size=(600, 500))
+        film = Image.open(path)
+        ImageDraw.Draw(film).text((8, 8), "mAs 2.56 kV 55 15:42:07", fill=255, font_size=20)
+        film.save(path)
+    findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
+    assert findings["overlays"]["text"] == {"NORMAL": 0, "PNEUMONIA": 10}
+    assert findings["label_told_by"]["burned-in text"] == 1.0
+    assert findings["label_told_by"]["source"] == findings["label_told_by"]["aspect ratio of the file"] == 0.5
+
+
+def test_a_source_of_one_class_tells_the_label(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        write_film(tmp_path / "one" / "NORMAL" / f"{number}.png", 0, rng)
+        write_film(tmp_path / "two" / "PNEUMONIA" / f"{number}.png", 1, rng)
+    films = prepare_films([str(tmp_path / "one"), str(tmp_path / "two")], 64, tmp_path)
+    assert write_audit(films, tmp_path / "out")["label_told_by"]["source"] == 1.0
+
+
+def test_weights_that_have_seen_test_films_are_refused_unless_allowed(faulty, tmp_path):
+    first = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1)
+    write_manifest(first, tmp_path / "manifest.csv")
+    assert check_leakage(first, tmp_path / "manifest.csv", allowed=False)["films_seen"] == 0
+    second = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1, split="1/1/1")
+    # By hand: films that judge now, and taught then.
+    now = np.isin(second.split, ("validation", "test"))
+    expected = int(np.sum(now & (first.split == "train")))
+    assert seen_before(second, tmp_path / "manifest.csv") == expected > 0
+    with pytest.raises(UsageError, match=f"{expected} validation and test films .* --allow_leakage") as error:
+        check_leakage(second, tmp_path / "manifest.csv", allowed=False)
+    assert "\n" not in str(error.value)
+    assert check_leakage(second, tmp_path / "manifest.csv", allowed=True)["films_seen"] == expected
+
+
+def test_leakage_between_splits_would_be_seen_anew(audited, tmp_path):
+    films, _, _ = audited
+    row = np.flatnonzero(films.split == "test")[0]
+    films.patient_id[row], kept = "IM-0005", films.patient_id[row]
+    with pytest.raises(UsageError, match="leakage is left: 1 patients"):
+        check_leakage(films, tmp_path / "none.csv", allowed=False)
+    films.patient_id[row] = kept
+
+
+def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(2):  # too few to cut a split
+        write_film(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
+        write_film(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
+    argv = ["audit", str(tmp_path / "films"), "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path)]
+    assert run_script("hf_pneumonia", main, argv) == 0
+    assert "4 films, sources: films" in capsys.readouterr().out
+    assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["/no/such/folder"], "no such folder"),
+        (["phantom", "--split", "70/30"], "--split expects"),
+        (["phantom", "--output", __file__], "is a file"),
+    ],
+)
+def test_a_mistake_at_the_command_is_one_line_and_exit_code_two(flags, message, tmp_path, capsys):
+    argv = ["audit", "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path), *flags]
+    assert run_script("hf_pneumonia", main, argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
