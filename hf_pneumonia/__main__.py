@@ -13,6 +13,8 @@ from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.sources import COVID
 from hf_pneumonia.errors import UsageError, run_script
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
+
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
@@ -41,10 +43,12 @@ def audit(films: FilmSet, folder: Path) -> None:
 
 
 def explore(films: FilmSet, folder: Path) -> None:
-    # Imported late: matplotlib takes its time.
+    # Imported late: these take their time.
     from hf_pneumonia.evaluation.exploration import explore_films
+    from hf_pneumonia.training.arguments import parse_recipe
 
-    explore_films(films, folder)
+    recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
+    explore_films(films, folder, recipe.augmentation)
     print(f"pictures: {folder / 'index.html'}")
 
 

@@ -150,8 +150,8 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
 
 @pytest.fixture(scope="module")
 def merged_run(film_folder, tmp_path_factory):
-    """Trained on the folder, and on a second one with 12 of its training films, enlarged and renamed, 6 of its
-    test films renamed, and 4 films of COVID-19."""
+    """Trained on the folder, and on a second one with 12 of its training films and 6 of its test films, all
+    enlarged and renamed, and 4 films of COVID-19."""
     folder, run = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("runs") / "merged"
     for label in ("NORMAL", "PNEUMONIA"):
         for split, count in (("train", 6), ("test", 3)):
