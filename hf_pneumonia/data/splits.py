@@ -48,13 +48,13 @@ def assign_splits(
 
     Without `shares`, splits that exist are honoured. A missing test split is cut from the rest; a validation
     split that is missing, or too small to choose anything, is cut anew from train. Where a given split shares
-    patients with another, the test split wins, then validation, and the films of these patients in the other
-    split are left out. With `shares` everything is cut anew.
+    patients with another, the test split wins, then validation, then train, and the films of these patients
+    in the other split are left out. With `shares` everything is cut anew.
 
     The result depends on the set of films, not on their order.
 
     Args:
-        given: (n,) one of SPLITS, or another name, whose films are left as they are.
+        given: (n,) one of SPLITS, or another name, whose films nothing is cut from.
         labels: (n,) 0 or 1.
         patients: (n,) patient ids.
         clusters: (n,) ids of patients that may be one; a cut keeps them together. By default the patients.
@@ -105,6 +105,16 @@ def assign_splits(
     if "validation" not in split:
         cut({"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE})
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
+    # What is only scored must be as new to the network as the test split is.
+    ours = np.isin(split, SPLITS)
+    shared = ~ours & (split != "") & np.isin(patients, np.unique(patients[ours]))
+    if shared.any():
+        losing, winning = (
+            " and ".join(sorted(set(split[rows])))
+            for rows in (shared, ours & np.isin(patients, patients[shared]))
+        )
+        notes.append(f"left out {shared.sum()} films of {losing} whose patient stands in {winning} too")
+        split[shared] = ""
 
     for name in SPLITS:
         for index, label in enumerate(LABELS):
