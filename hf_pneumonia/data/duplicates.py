@@ -7,6 +7,7 @@ copies at another size reach 0.986 and more, with up to 5% cut off every side 0.
 reach at most 0.86, and of two children 0.83.
 """
 
+import hashlib
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 
@@ -23,7 +24,7 @@ COPY = 0.9
 ALIKE = 0.8
 
 # Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
-VERSION = 1
+VERSION = 2
 
 _CHUNK = 512  # films, or pairs, that are worked on at a time
 _NEIGHBOURS = 8  # nearest films that are laid over each film; copies cut by 5% a side were among the first 8
@@ -45,23 +46,30 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         (m, 2) int64, rows of pairs with the lower row first, in order; and (m,) float32 correlations, all
-        of them at least ALIKE. Which pairs are found does not depend on the order of the films. Films
-        without any structure (blank ones) are in no pair.
+        of them at least ALIKE. Of films with equal thumbnails the first stands for all: they are paired with
+        it, and it alone with others. But for that, which pairs are found does not depend on the order of the
+        films. Films without any structure (blank ones) are in no pair.
     """
+    # Without this a film with many equal copies would have no other neighbours, and its resized copy none.
+    first = _first_equals(thumbnails)
+    again = np.flatnonzero(first < np.arange(len(first)))
     # Small products: a thread for each chunk is quicker than all threads in each product, and far quicker
     # where other processes want the same cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            pairs = _propose(thumbnails, pool)
+            pairs = _propose(thumbnails, np.flatnonzero(first == np.arange(len(first))), pool)
             chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
             overlaid = pool.map(partial(_overlay_rows, thumbnails), chunks)
             correlations = np.concatenate([np.empty(0, np.float32), *overlaid])
     finally:
         torch.set_num_threads(threads)
     alike = correlations >= ALIKE
-    return pairs[alike], correlations[alike]
+    pairs = np.concatenate([np.stack([first[again], again], axis=1), pairs[alike]])
+    correlations = np.concatenate([np.ones(len(again), np.float32), correlations[alike]])
+    order = np.lexsort(pairs.T[::-1])
+    return pairs[order], correlations[order]
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:
@@ -87,10 +95,20 @@ def connect(count: int, links: np.ndarray) -> np.ndarray:
         group = lowest
 
 
-def _propose(thumbnails: np.ndarray, pool: Executor) -> np.ndarray:
-    """(m, 2) int64 pairs of rows worth a closer look, lower row first, without repetition."""
-    starts = range(0, len(thumbnails), _CHUNK)
-    parts = list(pool.map(partial(_hashes, thumbnails), starts))
+def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
+    """(n,) first row with the same thumbnail; a blank film's own."""
+    seen: dict[bytes, int] = {}
+    first = np.arange(len(thumbnails))
+    for row, thumbnail in enumerate(thumbnails):
+        if thumbnail.std() > 1:
+            first[row] = seen.setdefault(hashlib.sha256(thumbnail.tobytes()).digest(), row)
+    return first
+
+
+def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.ndarray:
+    """(m, 2) int64 pairs of the chosen rows worth a closer look, lower row first, without repetition."""
+    chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
+    parts = list(pool.map(partial(_hashes, thumbnails), chunks))
     if not sum(len(hashes) for hashes, _ in parts):
         return np.empty((0, 2), dtype=np.int64)
     hashes, rows = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -133,9 +151,9 @@ def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int
     return np.stack([low[chosen], high[chosen]], axis=1)
 
 
-def _hashes(thumbnails: np.ndarray, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perceptual hashes of a chunk: (up to 2 n, d) float32 of length one, and their rows; blank films have
-    none.
+def _hashes(thumbnails: np.ndarray, chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perceptual hashes of a chunk of rows: (up to 2 n, d) float32 of length one, and their rows; blank
+    films have none.
 
     The lowest cosine frequencies of the film after coarse local normalisation, as in the common "pHash", but
     with their size where that keeps only the sign. Each film has two: as a whole, and without its edge, so
@@ -143,14 +161,14 @@ def _hashes(thumbnails: np.ndarray, start: int) -> tuple[torch.Tensor, torch.Ten
     """
     side = torch.arange(THUMBNAIL)
     cosine = torch.cos(torch.pi / THUMBNAIL * (side + 0.5) * torch.arange(_FREQUENCIES)[:, None])
-    whole = torch.tensor(thumbnails[start : start + _CHUNK]).float()[:, None]
+    whole = torch.from_numpy(thumbnails[chunk]).float()[:, None]
     structured = (whole.flatten(1).std(1) > 1).nonzero().squeeze(1)
     whole = whole[structured]
     inner = whole[:, :, _EDGE:-_EDGE, _EDGE:-_EDGE]
     inner = F.interpolate(inner, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False)
     views = torch.cat([whole, inner])
     spectrum = (cosine @ _normalise(views, 10) @ cosine.T).flatten(1)
-    return F.normalize(spectrum[:, 1:]), start + structured.repeat(2)  # the first number is the mean
+    return F.normalize(spectrum[:, 1:]), torch.from_numpy(chunk)[structured].repeat(2)  # without the mean
 
 
 def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
