@@ -180,7 +180,8 @@ def _duplicate_groups(store: FilmStore) -> np.ndarray:
     hashes = store.facts["sha256"]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)
-    same_bytes = same_bytes[hashes != b""]  # no hash: the file can't be opened
+    # Two films of which nothing can be read (empty files, say) show nothing that is alike.
+    same_bytes = np.delete(same_bytes, list(store.unreadable), axis=0)
     return connect(len(hashes), np.concatenate([pairs[correlation >= COPY], same_bytes]))
 
 
