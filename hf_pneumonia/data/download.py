@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import lzma
 import os
 import shutil
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -12,6 +14,9 @@ from pathlib import Path
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+# What the readers of archives raise on damaged ones.
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 
 def fetch_kaggle(name: str) -> Path:
@@ -39,6 +44,7 @@ def fetch_kaggle(name: str) -> Path:
         exceptions.DataCorruptionError,
         exceptions.NotFoundError,
         exceptions.UnauthenticatedError,
+        *_BROKEN,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
@@ -74,7 +80,7 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
                 content.extractall(aside)
                 os.chmod(aside, 0o755)  # mkdtemp makes it private
                 _rename(Path(aside), folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_BROKEN, NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{archive} can't be unpacked: {error}; fetch it again, or give a folder") from error
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_pneumonia.data.labels import label_of, patient_of
+from hf_pneumonia.data.labels import is_class, patient_of
 from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_listing
 from hf_pneumonia.data.metadata import read_metadata
 from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, film_rows
@@ -30,9 +30,10 @@ def films_of_folder(root: Path) -> datasets.Dataset:
     Raises:
         UsageError: there is no film in it, or two folders for one split.
     """
+    root = _find_root(root)
     if (listing := _lone_listing(root)) is not None:
         return films_of_listing(listing)
-    return films_of_splits(*_find_layout(root))
+    return films_of_splits(root, _find_layout(root))
 
 
 def films_of_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
@@ -72,11 +73,21 @@ def films_of_splits(root: Path, layout: dict[str, Path]) -> datasets.Dataset:
     return datasets.concatenate_datasets(parts)
 
 
-def _find_layout(root: Path) -> tuple[Path, dict[str, Path]]:
-    """Folder of each split; a folder of class folders is all train. Descends into a lone wrapping folder."""
-    folders = sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
-    )
+def _find_root(root: Path) -> Path:
+    """The folder itself, or the one inside it where there is nothing else, as in most archives."""
+    folders = _folders(root)
+    if len(folders) != 1 or _images(root) or _listings(root):
+        return root
+    inner = folders[0]
+    if inner.name.lower() in SPLIT_NAMES or is_class(inner.name):
+        return root
+    # A folder of films that no file describes is a class of unknown name, and reported as that.
+    return root if _images(inner) and not _listings(inner) else _find_root(inner)
+
+
+def _find_layout(root: Path) -> dict[str, Path]:
+    """Folder of each split; a folder of class folders is all train."""
+    folders = _folders(root)
     splits: dict[str, Path] = {}
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
@@ -88,21 +99,14 @@ def _find_layout(root: Path) -> tuple[Path, dict[str, Path]]:
         # Kaggle's archive carries a second copy of everything in chest_xray/ beside the split folders.
         if ignored := [folder.name for folder in folders if folder not in splits.values()]:
             logger.warning("%s: folders beside the splits are ignored: %s", root, ", ".join(ignored))
-        return root, {split: splits[split] for split in SPLITS if split in splits}
-    if (
-        len(folders) == 1
-        and not _images(root)
-        and label_of(folders[0].name) is None
-        and not _images(folders[0])
-    ):
-        return _find_layout(folders[0])
-    return root, {"train": root}
+        return {split: splits[split] for split in SPLITS if split in splits}
+    return {"train": root}
 
 
 def _lone_listing(root: Path) -> Path | None:
     """The folder's CSV file, where no class folder says what the films are."""
-    listings = [path for path in sorted(root.glob("*.csv")) if path.name != "metadata.csv"]
-    if not listings or any(label_of(folder.name) is not None for folder, _ in _walk(root)):
+    listings = _listings(root)
+    if not listings or any(is_class(folder.name) for folder, _ in _walk(root) if folder != root):
         return None
     if len(listings) > 1:
         names = ", ".join(path.name for path in listings)
@@ -114,9 +118,27 @@ def _lone_listing(root: Path) -> Path | None:
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over."""
+    seen = set()
     for parent, children, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # a link back to a folder around it, which would never end
+            children.clear()
+            continue
+        seen.add(place)
         children[:] = [name for name in children if not name.startswith((".", "__"))]
         yield Path(parent), [name for name in names if not name.startswith(".")]
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _listings(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".csv" and not path.name.startswith(".") and path.name != "metadata.csv"
+    )
 
 
 def _images(folder: Path) -> list[Path]:
@@ -126,14 +148,17 @@ def _images(folder: Path) -> list[Path]:
 def _list_images(folder: Path, split: str) -> datasets.Dataset:
     """Table with the column `image`: images as `imagefolder` lists them, and then the DICOM files."""
     endings, count, dicoms = set(), 0, []
-    for parent, names in _walk(folder):
+    for parent, names in _walk(folder.resolve()):
         for name in names:
             ending = os.path.splitext(name)[1]
             if ending.lower() in _IMAGE_ENDINGS:
                 endings.add(f"*{ending}")
                 count += 1
-            elif ending.lower() in _DICOM_ENDINGS or (not ending and _is_dicom(parent / name)):
-                dicoms.append(str((parent / name).resolve()))
+            # 1.2.840.10008 is a name without an ending too
+            elif ending.lower() in _DICOM_ENDINGS or (
+                (not ending or ending[1:].isdigit()) and _is_dicom(parent / name)
+            ):
+                dicoms.append(str(parent / name))
     undecoded = datasets.Features(image=datasets.Image(decode=False))
     rows = [{"path": path, "bytes": None} for path in sorted(dicoms)]
     images = datasets.Dataset.from_dict({"image": rows}, features=undecoded)
@@ -156,6 +181,8 @@ def _list_images(folder: Path, split: str) -> datasets.Dataset:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file without an ending, as an archive of a hospital exports them, says that it is DICOM."""
+    if not path.is_file():  # a broken link, or a pipe that never ends
+        return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -169,4 +196,4 @@ def _class_name(row: dict[str, str]) -> str | None:
 def _class_folder(path: Path, folder: Path) -> str:
     """Name of the innermost folder around a film that is a known class, else of the folder it lies in."""
     around = [parent.name for parent in path.parents if parent.name] or [folder.name]
-    return next((name for name in around if label_of(name) is not None), around[0])
+    return next((name for name in around if is_class(name)), around[0])

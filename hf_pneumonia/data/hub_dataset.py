@@ -26,7 +26,7 @@ def fetch_hub_dataset(name: str) -> datasets.Dataset:
         loaded = datasets.load_dataset(name)
     # Not found, gated, offline, no such host, a broken repository: for the user it is one thing.
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
             f"--dataset {name}: no such folder, and the Hub data set can't be had ({reason}); "
             "check the name and the connection, or download it and give the folder"

@@ -43,6 +43,11 @@ def label_of(class_name: str) -> int | None:
     return 1 if letters in _PNEUMONIA else None
 
 
+def is_class(name: str) -> bool:
+    """Whether a folder of this name holds films of one class."""
+    return label_of(name) is not None or is_covid(name)
+
+
 def is_covid(class_name: str) -> bool:
     """Whether a class is COVID-19, a class of its own in kaggle:prashant268/chest-xray-covid19-pneumonia."""
     return _letters(class_name) in _COVID

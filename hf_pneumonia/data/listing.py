@@ -40,7 +40,9 @@ def films_of_listing(file: Path) -> datasets.Dataset:
             no film is where the file says.
     """
     rows = read_rows(file)
-    columns = {re.sub(r"[^a-z]", "", name.lower()): name for name in (rows[0] if rows else ())}
+    columns: dict[str, str] = {}
+    for name in rows[0] if rows else ():
+        columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
     film, label, patient, split = (
         next((columns[name] for name in names if name in columns), None)
         for names in (_FILM, _LABEL, _PATIENT, _SPLIT)
@@ -91,7 +93,7 @@ def _locate(file: Path, names: list[str]) -> list[Path]:
     """Path of each film; where there is no such file the path that it should have, to be reported."""
     root = file.parent.absolute()
     paths = [root / os.path.expanduser(name) for name in names]
-    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    missing = [index for index, path in enumerate(paths) if not os.path.isfile(path)]
     if missing:
         below: dict[str, list[Path]] = {}
         for parent, _, found in os.walk(root, followlinks=True):
@@ -107,6 +109,6 @@ def _locate(file: Path, names: list[str]) -> list[Path]:
                 )
             if candidates:
                 paths[index] = candidates[0]
-    if not any(path.is_file() for path in paths):
+    if not any(os.path.isfile(path) for path in paths):
         raise UsageError(f"{file}: none of its {len(names)} films is there (the first: {paths[0]})")
     return paths

@@ -43,7 +43,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".csv":
+        if file.suffix.lower() == ".csv":
             rows = list(csv.DictReader(text.splitlines()))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -60,15 +60,14 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
 
 def short_names(names: Sequence[str]) -> list[str]:
     """What the sources are called in tables and reports: a local one by its last folder, as far as these
-    differ, and never by the way to it. A split's name alone tells nothing: what is above it comes too."""
-    paths = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
-    for length in range(1, max(map(len, paths))):
-        tails = [path[-(length + (path[-1].lower() in SPLIT_NAMES)) :] for path in paths]
-        if len(set(tails)) == len(tails):
+    differ, and never by the way to it."""
+    parts = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
+    length = 1
+    while length < max(map(len, parts)):
+        if len({"/".join(part[-length:]) for part in parts}) == len(parts):
             break
-    else:
-        tails = paths
-    return ["/".join(tail) for tail in tails]
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def _is_local(name: str) -> bool:
@@ -87,7 +86,11 @@ def _load(name: str, cache_dir: Path) -> datasets.Dataset:
     if name and path.is_dir():
         return films_of_folder(path)
     if path.is_file() and path.suffix.lower() == ".zip":
-        return films_of_folder(unpack(path, cache_dir))
+        folder = unpack(path, cache_dir)
+        try:
+            return films_of_folder(folder)
+        except UsageError as error:  # the user knows the archive, and not where it was unpacked
+            raise UsageError(str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
         return films_of_listing(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
