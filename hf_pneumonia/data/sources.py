@@ -59,15 +59,17 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What the sources are called in tables and reports: a local one by its last folder, as far as these
-    differ, and never by the way to it."""
+    """What the sources are called in tables and reports: a local one by its last folder, and by as few more
+    as tell it from the others; never by the way to it."""
     parts = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
-    length = 1
-    while length < max(map(len, parts)):
-        if len({"/".join(part[-length:]) for part in parts}) == len(parts):
-            break
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
+    short = []
+    for index, part in enumerate(parts):
+        others = ["/" + "/".join(other) for row, other in enumerate(parts) if row != index]
+        length = 1
+        while length < len(part) and any(name.endswith("/" + "/".join(part[-length:])) for name in others):
+            length += 1
+        short.append("/".join(part[-length:]))
+    return short
 
 
 def _is_local(name: str) -> bool:
