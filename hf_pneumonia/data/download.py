@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 # What the readers of archives raise on damaged ones.
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+_CONTRADICTION = (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def fetch_kaggle(name: str) -> Path:
@@ -80,7 +81,10 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
                 content.extractall(aside)
                 os.chmod(aside, 0o755)  # mkdtemp makes it private
                 _rename(Path(aside), folder)
-    except (*_BROKEN, NotImplementedError, RuntimeError) as error:
+    except (*_BROKEN, NotImplementedError, RuntimeError, OSError) as error:
+        # With a number it is the disk or the system, but for a place that is both a file and a folder.
+        if getattr(error, "errno", None) and not isinstance(error, _CONTRADICTION):
+            raise
         raise UsageError(f"{archive} can't be unpacked: {error}; fetch it again, or give a folder") from error
     return folder
 
