@@ -1,14 +1,13 @@
+import logging
 import shutil
+from collections import Counter
 
-import datasets
 import numpy as np
 import pytest
 from conftest import write_film, write_films
-from datasets.table import embed_table_storage
 
-from hf_pneumonia.data.hub_dataset import films_of_hub
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.sources import load_films, short_names
 from hf_pneumonia.errors import UsageError
 
 
@@ -195,45 +194,162 @@ def test_a_missing_folder_is_an_error(tmp_path, source):
         load_films(source, tmp_path)
 
 
-def test_a_hub_data_set_that_cannot_be_reached_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="--dataset no/such-data-set: .* can't be had"):
-        load_films("no/such-data-set", tmp_path)
+def _write_pair(folder, names, first=0):
+    """One film of each class, with these names."""
+    rng = np.random.default_rng(first)
+    for label, (name, kind) in enumerate(zip(names, ("NORMAL", "PNEUMONIA"), strict=True)):
+        write_film(folder / kind / name, label, rng)
+    return str(folder)
+
+
+def test_several_sources_are_one_table_in_their_order_and_each_film_tells_its_own(tmp_path):
+    write_films(tmp_path / "one", 2, 3)
+    write_films(tmp_path / "two" / "train", 1, 2, first=10)
+    write_films(tmp_path / "two" / "test", 2, 1, first=20)
+    films = load_films([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path)
+    assert films["source"][:] == ["one"] * 5 + ["two"] * 6
+    assert films["split"][:] == ["train"] * 8 + ["test"] * 3
+    alone = load_films(str(tmp_path / "one"), tmp_path)
+    for column in ("file", "label", "patient_id", "source"):
+        assert films[column][:5] == alone[column][:]
+
+
+def test_ids_of_a_column_mean_something_in_their_source_only(tmp_path):
+    sources = [_write_pair(tmp_path / name, ("0.png", "1.png")) for name in ("one", "two")]
+    for source in ("one", "two"):
+        lines = "file_name,patient_id\nNORMAL/0.png,12\nPNEUMONIA/1.png,13\n"
+        (tmp_path / source / "metadata.csv").write_text(lines)
+    assert load_films(sources, tmp_path)["patient_id"][:] == ["one:12", "one:13", "two:12", "two:13"]
+    assert load_films(sources[0], tmp_path)["patient_id"][:] == ["12", "13"]
+
+
+def test_films_without_an_id_are_patients_of_their_own_in_every_source(tmp_path):
+    sources = [_write_pair(tmp_path / name, ("a.png", "b.png")) for name in ("one", "two")]
+    assert len(set(load_films(sources, tmp_path)["patient_id"])) == 4
+
+
+def test_names_of_the_guangzhou_films_mean_the_same_child_in_every_source(tmp_path):
+    names = ("IM-0115-0001.jpeg", "person7_virus_9.jpeg")
+    others = ("IM-0115-0002.jpeg", "person7_bacteria_8.jpeg")
+    sources = [_write_pair(tmp_path / "one", names), _write_pair(tmp_path / "two", others)]
+    assert load_films(sources, tmp_path)["patient_id"][:] == ["IM-0115", "person7"] * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["/data/films"], ["films"]),
+        (["/data/one", "/data/two"], ["one", "two"]),
+        (["/a/films", "/b/films"], ["a/films", "b/films"]),
+        (["/a/x/films", "/b/x/films", "/c"], ["a/x/films", "b/x/films", "c"]),
+        (["phantom", "user/films", "kaggle:user/films"], ["phantom", "user/films", "kaggle:user/films"]),
+        (["/data/phantom", "phantom"], ["data/phantom", "phantom"]),
+        (["user/films", "/b/user/films", "/c/other/films"], ["user/films", "b/user/films", "c/other/films"]),
+        (["/films", "/a/films"], ["//films", "a/films"]),
+    ],
+)
+def test_a_source_is_called_by_its_last_folder_as_far_as_names_differ(tmp_path, monkeypatch, names, short):
+    """Paths are below a folder of the test's own, where the first step of each begins."""
+    for name in names:
+        if name.startswith("/"):
+            (tmp_path / name[1:]).mkdir(parents=True, exist_ok=True)
+    there = [str(tmp_path / name[1:]) if name.startswith("/") else name for name in names]
+    expected = [name.replace("//", f"{tmp_path.name}/") for name in short]
+    assert short_names(there) == expected
+
+
+@pytest.mark.parametrize("spelling", ["films", "./films/", "other/../films", "link", "~/films"])
+def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, monkeypatch, spelling):
+    write_films(tmp_path / "films", 2, 2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "films")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=f"--dataset names {tmp_path}/films twice"):
+        load_films(["films", spelling], tmp_path)
+
+
+def test_a_name_that_is_no_folder_twice_is_an_error_too(tmp_path):
+    with pytest.raises(UsageError, match="--dataset names user/films twice"):
+        load_films(["user/films", "user/films"], tmp_path)
+
+
+def test_a_source_of_one_class_is_of_use_beside_another(tmp_path):
+    write_films(tmp_path / "healthy only", 4, 0, first=50)
+    write_films(tmp_path / "both", 2, 2)
+    films = load_films([str(tmp_path / "healthy only"), str(tmp_path / "both")], tmp_path)
+    assert Counter(zip(films["source"], films["label"], strict=True)) == {
+        ("healthy only", 0): 4, ("both", 0): 2, ("both", 1): 2,
+    }  # fmt: skip
+
+
+def test_two_sources_of_the_same_class_are_an_error_that_names_both(tmp_path):
+    for name in ("one", "two"):
+        write_films(tmp_path / name, 2, 0)
+    with pytest.raises(UsageError, match="one class only in .*one, .*two .found: NORMAL"):
+        load_films([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path)
 
 
 @pytest.fixture
-def hub_data_set(film_folder, tmp_path):
-    """The same films as a repository of parquet files with the bytes inside, which is what the Hub serves."""
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(film_folder))
-    for name, rows in loaded.items():
-        rows = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
-        rows.to_parquet(tmp_path / "repository" / f"{name}-00000-of-00001.parquet")
-    return datasets.load_dataset(str(tmp_path / "repository"))
+def with_covid(tmp_path):
+    write_films(tmp_path / "films", 3, 2)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        write_film(tmp_path / "films" / "COVID-19" / f"c{number}.png", 1, rng)
+    return str(tmp_path / "films")
 
 
-def _load_from_hub(loaded, monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
-    return load_films("user/films", tmp_path)
+@pytest.mark.parametrize(
+    ("covid", "table", "line"),
+    [
+        ("drop", {("train", 0): 3, ("train", 1): 2}, "left out (--covid pneumonia counts them in"),
+        ("pneumonia", {("train", 0): 3, ("train", 1): 6}, "counted as PNEUMONIA"),
+        ("keep", {("train", 0): 3, ("train", 1): 2, ("covid", 1): 4}, "kept apart: not trained on"),
+    ],
+)
+def test_covid_is_dropped_mapped_or_kept_and_the_log_says_so(
+    with_covid, tmp_path, caplog, covid, table, line
+):
+    caplog.set_level(logging.INFO)
+    films = load_films(with_covid, tmp_path, covid)
+    assert Counter(zip(films["split"], films["label"], strict=True)) == table
+    for file, split in zip(films["file"], films["split"], strict=True):
+        assert (split == "covid") is (covid == "keep" and "COVID-19" in file)
+    assert f"films: 4 films of COVID-19 are {line}" in caplog.text
 
 
-def test_a_hub_data_set_gives_the_films_of_its_folder(film_folder, hub_data_set, tmp_path, monkeypatch):
-    from_folder = load_films(str(film_folder), tmp_path)
-    from_hub = _load_from_hub(hub_data_set, monkeypatch, tmp_path)
-    assert from_hub[0]["image"]["bytes"]
-    assert _labels(from_hub) == _labels(from_folder)
-    assert sorted(zip(from_hub["split"], from_hub["patient_id"], strict=True)) == sorted(
-        zip(from_folder["split"], from_folder["patient_id"], strict=True)
-    )
+def test_nothing_is_said_of_covid_where_there_is_none(film_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    load_films(str(film_folder), tmp_path, "keep")
+    assert "COVID" not in caplog.text
 
 
-def test_a_hub_data_set_with_numbers_for_classes_is_an_error(hub_data_set):
-    numbers = hub_data_set.cast_column("label", datasets.Value("int64"))
-    with pytest.raises(UsageError, match="`label` with class names"):
-        films_of_hub(numbers, "user/films")
+def test_covid_alone_beside_normal_films_is_one_class_unless_it_is_counted_in(tmp_path):
+    rng = np.random.default_rng(0)
+    write_film(tmp_path / "films" / "NORMAL" / "a.png", 0, rng)
+    write_film(tmp_path / "films" / "covid" / "b.png", 1, rng)
+    with pytest.raises(UsageError, match="one class only .*found: NORMAL"):
+        load_films(str(tmp_path / "films"), tmp_path, "drop")
+    assert load_films(str(tmp_path / "films"), tmp_path, "pneumonia")["label"][:] == [0, 1]
 
 
-def test_films_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set, monkeypatch, tmp_path):
-    alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
-        lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True
-    )
-    films = _load_from_hub(alike, monkeypatch, tmp_path)
-    assert len(set(films["file"])) == len(set(films["patient_id"])) == len(films) == 135
+def test_a_csv_file_and_a_zip_file_are_sources_like_a_folder(tmp_path):
+    write_films(tmp_path / "films", 2, 2)
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "films")
+    lines = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in tmp_path.glob("films/*/*")]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    sources = [str(tmp_path / name) for name in ("films", "packed.zip", "list.csv")]
+    films = load_films(sources, tmp_path / "cache")
+    expected = {
+        file.rsplit("/", 1)[1]: LABELS[label]
+        for file, label in zip(films["file"][:4], films["label"][:4], strict=True)
+    }
+    for start, name in enumerate(("films", "packed.zip", "list.csv")):
+        part = films.select(range(4 * start, 4 * start + 4))
+        assert set(part["source"]) == {name} and _labels(part) == expected
+
+
+def test_a_file_of_another_kind_is_no_source(tmp_path):
+    (tmp_path / "films.tar").write_text("")
+    with pytest.raises(UsageError, match="--dataset expects .*films.tar.*it is none of these"):
+        load_films(str(tmp_path / "films.tar"), tmp_path)
