@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from hf_pneumonia.data import cache
 from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.duplicates import THUMBNAIL
 
 
 @pytest.fixture
@@ -78,3 +80,35 @@ def test_a_process_that_was_overtaken_takes_the_others_store(images, tmp_path, m
     assert len(open_store(images, 32, tmp_path)) == 7
     assert len(list((tmp_path / "films").glob("*/index.json"))) == 1
     assert not list((tmp_path / "films").glob("building-*"))
+
+
+def test_the_facts_of_a_film_are_those_of_its_file(images, tmp_path):
+    store = open_store(images, 32, tmp_path)
+    for row in range(7):
+        content = (tmp_path / "films" / f"{row}.png").read_bytes()
+        assert store.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
+    assert store.facts["width"].tolist() == [90, 90, 90, 0, 90, 90, 90]
+    assert store.facts["height"].tolist() == [70, 70, 70, 0, 70, 70, 70]
+
+
+def test_a_file_that_is_not_there_has_no_hash_and_is_unreadable(tmp_path):
+    store = open_store([{"path": str(tmp_path / "lost.png"), "bytes": None}], 32, tmp_path)
+    assert store.unreadable == {0: "no such file"} and store.facts["sha256"][0] == b""
+
+
+def test_thumbnails_are_made_from_the_whole_film_and_not_from_the_square(images, tmp_path):
+    """A square of 8 pixels would leave a thumbnail without detail."""
+    store = open_store(images, 8, tmp_path)
+    film = Image.open(images[0]["path"]).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    assert store.thumbnails.shape == (7, THUMBNAIL, THUMBNAIL) and not store.thumbnails[3].any()
+    assert np.abs(store.thumbnails[0].astype(int) - np.asarray(film)).max() <= 2
+
+
+def test_copies_are_sought_once_and_kept_in_the_store(images, tmp_path, monkeypatch):
+    (tmp_path / "films" / "1.png").write_bytes((tmp_path / "films" / "6.png").read_bytes())
+    pairs, correlation = open_store(images, 32, tmp_path).copies()
+    assert [1, 6] in pairs.tolist() and correlation[pairs.tolist().index([1, 6])] == pytest.approx(1)
+    monkeypatch.setattr(cache, "find_copies", lambda _: pytest.fail("sought again"))
+    again, same = open_store(images, 32, tmp_path).copies()
+    assert np.array_equal(again, pairs) and np.array_equal(same, correlation)
+    assert not list((tmp_path / "films").glob("*/.*"))

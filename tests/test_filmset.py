@@ -1,9 +1,17 @@
+import logging
 import shutil
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
 
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data import filmset
+from hf_pneumonia.data.filmset import CONFLICT, COPIES, PATIENT, UNREADABLE, prepare_films
 from hf_pneumonia.errors import UsageError
 
 
@@ -52,3 +60,301 @@ def test_the_fingerprint_changes_with_a_label_and_not_with_the_folders_place(fil
     path = next((tmp_path / "moved" / "train" / "NORMAL").iterdir())
     path.rename(tmp_path / "moved" / "train" / "PNEUMONIA" / path.name)
     assert prepare_films(str(tmp_path / "moved"), 32, tmp_path).fingerprint() != first
+
+
+class _Store:
+    """What the rules need of a store: hashes and sizes, who is alike, and what can't be read."""
+
+    def __init__(self, sha256, width, pairs, correlation, unreadable):
+        self.facts = np.zeros(len(sha256), [("sha256", "S64"), ("width", "i4"), ("height", "i4")])
+        self.facts["sha256"], self.facts["width"], self.facts["height"] = sha256, width, width
+        self.unreadable = {int(row): "damaged" for row in unreadable}
+        self._copies = np.reshape(pairs, (-1, 2)).astype(np.int64), np.array(correlation, dtype=np.float32)
+
+    def __len__(self):
+        return len(self.facts)
+
+    def copies(self):
+        return self._copies
+
+
+def _prepare(table, store, **options):
+    """`prepare_films` on a table and a store that are given."""
+    with mock.patch.multiple(filmset, load_films=lambda *_: table, open_store=lambda *_: store):
+        return prepare_films("", 32, Path(), 1.0, **options)
+
+
+@st.composite
+def sources(draw):
+    """A table of films and copies, as a dictionary; `film` says what is a copy of what, `bytes` which copies
+    are byte for byte. Splits, labels, patients and sources of copies differ as they like."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    distinct = draw(st.integers(60, 150))
+    film = np.concatenate([np.arange(distinct), rng.integers(distinct, size=draw(st.integers(0, 60)))])
+    n = len(film)
+    child = rng.integers(draw(st.sampled_from([30, 100, 1000])), size=distinct)[film]
+    label = (child % 2) ^ (rng.random(n) < draw(st.sampled_from([0, 0.05, 0.3])))
+    renamed = rng.random(n) < 0.2
+    splits = draw(st.sampled_from([("train",), ("train", "train", "test"), ("train", "validation", "test"),
+                                   ("train", "train", "test", "covid")]))  # fmt: skip
+    given = rng.choice(splits, n)
+    return {
+        "film": film,
+        "bytes": rng.integers(draw(st.sampled_from([1, 3])), size=n),
+        "width": rng.choice([100, 200, 300], n),
+        "unreadable": rng.random(n) < draw(st.sampled_from([0, 0.05])),
+        "file": np.array([f"f{row:03d}" for row in rng.permutation(n)]),
+        "source": rng.choice(["a", "b"], n),
+        "patient_id": np.array(
+            [f"renamed{row:04d}" if renamed[row] else f"p{child[row]}" for row in range(n)]
+        ),
+        "label": np.where(given == "covid", 1, label),
+        "split": given,
+    }
+
+
+def _run(films, order=None, **options):
+    """The table in some order -> what becomes of each film, in the table's own order; None where it can't
+    be split. Alike are a film's versions in a chain, and some strangers nearly."""
+    rows = np.arange(len(films["film"])) if order is None else order
+    films = {name: column[rows] for name, column in films.items()}
+    unreadable = np.flatnonzero(films["unreadable"])
+    # All damaged files are empty, and so the same: that must join nobody.
+    sha = [
+        "empty" if bad else f"{film}-{version}"
+        for bad, film, version in zip(films["unreadable"], films["film"], films["bytes"], strict=True)
+    ]
+    pairs, correlation = [], []
+    for one in np.unique(films["film"]):
+        same = np.setdiff1d(np.flatnonzero(films["film"] == one), unreadable)
+        pairs += zip(same[:-1], same[1:], strict=True)
+        correlation += [0.9] * max(len(same) - 1, 0)
+    pairs += [(0, 1), (2, 5)]
+    correlation += [0.87 if films["film"][low] != films["film"][high] else 0.9 for low, high in pairs[-2:]]
+    store = _Store(sha, films["width"], pairs, correlation, unreadable)
+    table = {name: films[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
+    try:
+        found = _prepare({**table, "image": []}, store, **options)
+    except UsageError:
+        return None
+    back = np.argsort(rows)
+    return found.split[back], found.reason[back], found.fingerprint()
+
+
+def _groups(films):
+    """Rows of the readable versions of each film."""
+    readable = ~films["unreadable"]
+    return [np.flatnonzero(readable & (films["film"] == one)) for one in np.unique(films["film"][readable])]
+
+
+def _children(films):
+    """Patients joined where they share a readable film, by brute force."""
+    child = {patient: {patient} for patient in films["patient_id"]}
+    for rows in _groups(films):
+        joined = set().union(*(child[patient] for patient in films["patient_id"][rows]))
+        for patient in joined:
+            child[patient] = joined
+    return np.array([min(child[patient]) for patient in films["patient_id"]])
+
+
+RULES = settings(derandomize=True, deadline=None, max_examples=80)
+CASES = given(sources(), st.sampled_from(["official", "70/20/10", "1/1/1"]), st.integers(0, 9))
+
+
+@RULES
+@CASES
+def test_no_patient_and_no_film_ever_stands_in_two_splits(films, split, seed):
+    found = _run(films, split=split, split_seed=seed)
+    assume(found)
+    children = _children(films)
+    for rows in [*_groups(films), *(np.flatnonzero(children == one) for one in np.unique(children))]:
+        assert len(set(found[0][rows]) - {""}) <= 1
+
+
+@RULES
+@CASES
+def test_a_film_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(films, split, seed):
+    found = _run(films, split=split, split_seed=seed)
+    assume(found)
+    best_first = ["test", "validation", "train", "covid"]
+    for rows in _groups(films):
+        used = rows[found[0][rows] != ""]
+        if set(found[0][used]) <= {"train", "validation", "covid"} or split != "official":
+            assert len(used) <= 1
+        if len(used) != 1:
+            continue
+        if split == "official":
+            best = min(films["split"][rows], key=best_first.index)
+            rivals = rows[films["split"][rows] == best]
+        else:  # the splits of the sources count for nothing
+            rivals = rows[films["split"][rows] != "covid"]
+        assert films["width"][used[0]] == films["width"][rivals if len(rivals) else rows].max()
+
+
+@RULES
+@given(sources(), st.integers(0, 9))
+def test_a_test_film_never_gives_way_to_a_film_to_train_on(films, seed):
+    found = _run(films, split_seed=seed)
+    assume(found and "test" in films["split"])
+    for rows in _groups(films):
+        in_test = rows[films["split"][rows] == "test"]
+        if not len(in_test):
+            continue
+        kept = rows[found[0][rows] != ""]
+        assert set(kept) <= set(in_test) and len(kept)
+        # of one source all of its test films are kept, of the others none
+        of_one = set(films["source"][kept])
+        assert len(of_one) == 1 and set(kept) == {row for row in in_test if films["source"][row] in of_one}
+
+
+@RULES
+@CASES
+def test_copies_of_different_labels_teach_nothing_and_are_listed(films, split, seed):
+    found = _run(films, split=split, split_seed=seed)
+    assume(found)
+    for rows in _groups(films):
+        if len(set(films["label"][rows])) == 1:
+            assert CONFLICT not in found[1][rows]
+            continue
+        official_test = split == "official" and "test" in films["split"][rows]
+        assert set(found[0][rows]) <= ({"", "test"} if official_test else {""})
+        assert set(found[1][rows]) <= ({"", CONFLICT} if official_test else {CONFLICT})
+
+
+@RULES
+@CASES
+def test_every_film_has_a_split_or_a_reason_and_no_film_gets_lost(films, split, seed):
+    found = _run(films, split=split, split_seed=seed)
+    assume(found)
+    assert np.array_equal(found[0] == "", found[1] != "")
+    assert np.array_equal(found[1] == UNREADABLE, films["unreadable"])
+    for rows in _groups(films):
+        if len(set(films["label"][rows])) == 1:  # one film stands for all, or gives way to another split
+            assert (found[0][rows] != "").any() or PATIENT in found[1][rows]
+        assert len(rows) > 1 or found[1][rows[0]] in ("", PATIENT)
+    if split != "official":
+        assert set(found[1][found[1] == PATIENT]) == set() or "covid" in films["split"]
+
+
+@RULES
+@CASES
+def test_what_becomes_of_a_film_does_not_depend_on_its_place_in_the_list(films, split, seed):
+    found = _run(films, split=split, split_seed=seed)
+    order = np.random.default_rng(seed).permutation(len(films["film"]))
+    shuffled = _run(films, order, split=split, split_seed=seed)
+    assume(found)
+    assert all(np.array_equal(one, other) for one, other in zip(found, shuffled, strict=True))
+
+
+def _picture(rng) -> Image.Image:
+    """Light clouds of several sizes, 240 x 200: no two are alike, and copies stay so when cut or resized."""
+    clouds = sum(ndimage.gaussian_filter(rng.normal(size=(200, 240)), size) * size for size in (2, 5, 12))
+    return Image.fromarray((128 + 40 * clouds / clouds.std()).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """Two sources, and copies among and inside them; what must become of each copy is in the tests below."""
+    root = tmp_path_factory.mktemp("copied")
+    rng = np.random.default_rng(0)
+    pictures = {}
+    for source in ("one", "two"):
+        for split, count in (("train", 24), ("val", 10), ("test", 5)):
+            for number in range(count):
+                for kind, name in (("NORMAL", "n"), ("PNEUMONIA", "p")):
+                    path = f"{source}/{split}/{kind}/{name}{number}.png"
+                    pictures[path] = _picture(rng)
+                    (root / path).parent.mkdir(parents=True, exist_ok=True)
+                    pictures[path].save(root / path)
+
+    def copy(original, path, change=lambda film: film, **options):
+        change(pictures[original]).save(root / path, **options)
+
+    shutil.copy(root / "one/train/NORMAL/n0.png", root / "one/train/NORMAL/twin.png")
+    copy("one/train/NORMAL/n1.png", "two/train/NORMAL/large.png", lambda film: film.resize((480, 400)))
+    copy("one/train/NORMAL/n2.png", "two/test/NORMAL/of train.jpg", quality=60)
+    copy("one/train/NORMAL/n3.png", "two/val/NORMAL/cut.png", lambda film: film.crop((5, 6, 235, 195)))
+    copy("one/train/NORMAL/n4.png", "two/train/PNEUMONIA/denied.jpg", quality=60)
+    copy("one/test/PNEUMONIA/p0.png", "two/train/NORMAL/denied too.png", lambda film: film.resize((200, 170)))
+    copy("one/test/PNEUMONIA/p1.png", "one/test/PNEUMONIA/again.jpg", quality=60)
+    copy("two/test/NORMAL/n1.png", "one/train/NORMAL/IM-0001-0001.jpeg", quality=60)
+    _picture(rng).save(root / "one/train/NORMAL/IM-0001-0002.jpeg")
+    for path in ("one/train/NORMAL/empty.png", "two/test/NORMAL/empty.png"):
+        (root / path).write_bytes(b"")
+    return root
+
+
+FATES = {
+    "one/train/NORMAL/n1.png": ("", COPIES),
+    "two/train/NORMAL/large.png": ("train", ""),
+    "one/train/NORMAL/n2.png": ("", COPIES),
+    "two/test/NORMAL/of train.jpg": ("test", ""),
+    "one/train/NORMAL/n3.png": ("", COPIES),
+    "two/val/NORMAL/cut.png": ("validation", ""),
+    "one/train/NORMAL/n4.png": ("", CONFLICT),
+    "two/train/PNEUMONIA/denied.jpg": ("", CONFLICT),
+    "one/test/PNEUMONIA/p0.png": ("test", ""),
+    "two/train/NORMAL/denied too.png": ("", CONFLICT),
+    "one/test/PNEUMONIA/p1.png": ("test", ""),
+    "one/test/PNEUMONIA/again.jpg": ("test", ""),
+    "two/test/NORMAL/n1.png": ("test", ""),
+    "one/train/NORMAL/IM-0001-0001.jpeg": ("", COPIES),
+    "one/train/NORMAL/IM-0001-0002.jpeg": ("", PATIENT),
+    "one/train/NORMAL/empty.png": ("", UNREADABLE),
+    "two/test/NORMAL/empty.png": ("", UNREADABLE),
+}
+NAMES = {"train": "train", "val": "validation", "test": "test"}
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_every_copy_in_real_folders_meets_its_fate_and_every_other_film_stays(
+    copied, tmp_path, order, caplog
+):
+    caplog.set_level(logging.INFO)
+    films = prepare_films([str(copied / name) for name in order], 32, tmp_path)
+    paths = [str(Path(file).relative_to(copied)) for file in films.file]
+    fates = dict(zip(paths, zip(films.split, films.reason, strict=True), strict=True))
+    twins = [fates.pop(f"one/train/NORMAL/{name}.png") for name in ("n0", "twin")]
+    assert sorted(twins) == [("", COPIES), ("train", "")]
+    assert {path: fates.pop(path) for path in FATES} == FATES
+    assert fates == {path: (NAMES[path.split("/")[1]], "") for path in fates}
+    assert films.counts()["removed"] == {UNREADABLE: 2, COPIES: 5, CONFLICT: 3, PATIENT: 1}
+    assert "left out 3 films with copies of another label" in caplog.text
+
+
+def test_a_split_of_ones_own_cuts_what_is_left_after_copies(copied, tmp_path):
+    sources = [str(copied / name) for name in ("one", "two")]
+    films = prepare_films(sources, 32, tmp_path, split="60/20/20", split_seed=3)
+    used = films.split != ""
+    groups = films.duplicate_group[used]
+    assert len(set(groups)) == len(groups)
+    assert set(films.reason) == {"", COPIES, CONFLICT, UNREADABLE}
+    for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
+        rows = films.rows(name)
+        assert len(rows) == pytest.approx(share * used.sum(), abs=4)
+        assert np.mean(films.label[rows]) == pytest.approx(np.mean(films.label[used]), abs=0.05)
+        assert np.mean(films.source[rows] == "one") == pytest.approx(
+            np.mean(films.source[used] == "one"), abs=0.05
+        )
+    again = prepare_films(sources[::-1], 32, tmp_path, split="60/20/20", split_seed=3)
+    assert again.fingerprint() == films.fingerprint()
+    assert (
+        prepare_films(sources, 32, tmp_path, split="60/20/20", split_seed=4).fingerprint()
+        != films.fingerprint()
+    )
+
+
+def test_films_of_covid_are_scored_apart_unless_training_shows_their_patient(copied, tmp_path):
+    shutil.copytree(copied / "one", tmp_path / "one")
+    rng = np.random.default_rng(9)
+    covid = tmp_path / "one" / "train" / "COVID19"
+    covid.mkdir()
+    for name in ("new.png", "IM-0500-0001.png", "IM-0500-0002.png"):
+        _picture(rng).save(covid / name)
+    _picture(rng).save(tmp_path / "one" / "train" / "NORMAL" / "IM-0500-0003.png")
+    Image.open(tmp_path / "one/train/PNEUMONIA/p3.png").resize((300, 250)).save(covid / "p3.png")
+    films = prepare_films(str(tmp_path / "one"), 32, tmp_path, covid="keep")
+    fates = {
+        Path(file).name: split for file, split in zip(films.file, films.split, strict=True) if "COVID" in file
+    }
+    assert fates == {"new.png": "covid", "IM-0500-0001.png": "", "IM-0500-0002.png": "", "p3.png": ""}

@@ -1,6 +1,6 @@
 import pytest
 
-from hf_pneumonia.data.labels import label_of, patient_of
+from hf_pneumonia.data.labels import coarse_patient, is_class, is_covid, label_of, patient_of
 
 
 @pytest.mark.parametrize("name", ["NORMAL", "normal", "0_normal", "Healthy", "No Finding", "no_pneumonia"])
@@ -10,7 +10,8 @@ def test_normal_is_known_by_its_names(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["PNEUMONIA", "1_pneumonia", "Bacterial", "viral", "Pneumonia-Viral", "BACTERIAL PNEUMONIA", "virus"],
+    ["PNEUMONIA", "1_pneumonia", "Bacterial", "viral", "Pneumonia-Viral", "BACTERIAL PNEUMONIA", "virus"]
+    + ["opacity", "Lung Opacity"],
 )
 def test_pneumonia_is_known_by_its_names(name):
     assert label_of(name) == 1
@@ -37,3 +38,31 @@ def test_any_other_name_is_unknown(name):
 )
 def test_the_patient_is_read_from_the_file_name(file, patient):
     assert patient_of(file) == patient
+
+
+@pytest.mark.parametrize("name", ["COVID19", "covid-19", "COVID", "Covid-19 Pneumonia", "coronavirus"])
+def test_covid_is_a_class_that_is_neither_of_the_two(name):
+    assert is_covid(name) and label_of(name) is None and is_class(name)
+
+
+@pytest.mark.parametrize("name", ["NORMAL", "viral", "non-covid", "train", "", "archive"])
+def test_nothing_else_is_covid(name):
+    assert not is_covid(name)
+    assert is_class(name) is (name in ("NORMAL", "viral"))
+
+
+@pytest.mark.parametrize(
+    ("patient", "coarse"),
+    [
+        ("NORMAL2-IM-0383", "IM-0383"),
+        ("NORMAL-IM-0383", "IM-0383"),
+        ("normal2-im-0383", "im-0383"),
+        ("IM-0383", "IM-0383"),
+        ("NORMAL-28501", "NORMAL-28501"),
+        ("BACTERIA-1008087", "BACTERIA-1008087"),
+        ("person12", "person12"),
+        ("hospital:NORMAL2-IM-0383", "hospital:NORMAL2-IM-0383"),
+    ],
+)
+def test_the_coarse_reading_drops_the_series_of_a_guangzhou_id_and_nothing_else(patient, coarse):
+    assert coarse_patient(patient) == coarse
