@@ -48,7 +48,7 @@ def measure(films: int, cache_dir: Path) -> dict:
 
     started = time.perf_counter()
     with ThreadPoolExecutor(available_cores()) as pool:
-        proposed = duplicates._propose(thumbnails, pool)
+        proposed = duplicates._propose(thumbnails, np.arange(len(thumbnails)), pool)
     propose = time.perf_counter() - started
     hashes, rows = (torch.cat(part) for part in zip(*_hashes(thumbnails), strict=True))
     started = time.perf_counter()
@@ -74,7 +74,8 @@ def measure(films: int, cache_dir: Path) -> dict:
 
 
 def _hashes(thumbnails: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [duplicates._hashes(thumbnails, start) for start in range(0, len(thumbnails), duplicates._CHUNK)]
+    chunks = np.array_split(np.arange(len(thumbnails)), len(thumbnails) // duplicates._CHUNK + 1)
+    return [duplicates._hashes(thumbnails, chunk) for chunk in chunks]
 
 
 def main() -> None:

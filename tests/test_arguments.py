@@ -25,7 +25,7 @@ def _parse(*argv):
 
 def test_without_arguments_the_default_recipe_is_read():
     args, resolved = _parse()
-    assert args.dataset == "phantom" and args.pretrained == "false" and args.output_dir == "runs/quickstart"
+    assert args.dataset == ["phantom"] and args.pretrained == "false" and args.output_dir == "runs/quickstart"
     assert (
         resolved["image_size"]
         == args.image_size

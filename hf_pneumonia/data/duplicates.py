@@ -14,6 +14,8 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # Side of a thumbnail in pixels: ribs and vessels are still to be seen, and 50,000 of them are 205 MB.
 THUMBNAIL = 64
@@ -82,17 +84,11 @@ def connect(count: int, links: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int64, the lowest node of each node's group; a node without links is its own.
     """
-    group = np.arange(count)
-    while True:
-        lowest = group.copy()
-        if len(links):
-            low = np.minimum(group[links[:, 0]], group[links[:, 1]])
-            np.minimum.at(lowest, group[links[:, 0]], low)
-            np.minimum.at(lowest, group[links[:, 1]], low)
-        lowest = lowest[lowest[group]]
-        if np.array_equal(lowest, group):
-            return group
-        group = lowest
+    links = np.asarray(links).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links), dtype=bool), tuple(links.T)), (count, count))
+    _, group = connected_components(graph, directed=False)
+    _, first = np.unique(group, return_index=True)
+    return first[group]
 
 
 def _first_equals(thumbnails: np.ndarray) -> np.ndarray:

@@ -140,8 +140,8 @@ def prepare_films(
     used = reason == ""
     patient = _one_patient(patient_id, group)
     # A cut loses nothing by keeping together who might be one child; splits as given would lose films.
-    pairs, _ = store.copies()
-    perhaps = _one_patient([coarse_patient(one) for one in patient_id], connect(len(group), pairs))
+    links = np.concatenate([store.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
+    perhaps = _one_patient([coarse_patient(one) for one in patient_id], connect(len(group), links))
     assigned = np.full(len(file), "", dtype="<U10")
     try:
         assigned[used], notes = assign_splits(

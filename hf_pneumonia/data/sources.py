@@ -60,12 +60,13 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
 
 def short_names(names: Sequence[str]) -> list[str]:
     """What the sources are called in tables and reports: a local one by its last folder, and by as few more
-    as tell it from the others; never by the way to it."""
+    as tell it from the others; never by the way to it. The name of a split alone tells nothing, and what is
+    above it comes too."""
     parts = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
     short = []
     for index, part in enumerate(parts):
         others = ["/" + "/".join(other) for row, other in enumerate(parts) if row != index]
-        length = 1
+        length = 2 if part[-1].lower() in SPLIT_NAMES else 1
         while length < len(part) and any(name.endswith("/" + "/".join(part[-length:])) for name in others):
             length += 1
         short.append("/".join(part[-length:]))
