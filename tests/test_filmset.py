@@ -129,7 +129,8 @@ def _run(films, order=None, **options):
         same = np.setdiff1d(np.flatnonzero(films["film"] == one), unreadable)
         pairs += zip(same[:-1], same[1:], strict=True)
         correlation += [0.9] * max(len(same) - 1, 0)
-    pairs += [(0, 1), (2, 5)]
+    back = np.argsort(rows)
+    pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same films in any order
     correlation += [0.87 if films["film"][low] != films["film"][high] else 0.9 for low, high in pairs[-2:]]
     store = _Store(sha, films["width"], pairs, correlation, unreadable)
     table = {name: films[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
@@ -137,7 +138,6 @@ def _run(films, order=None, **options):
         found = _prepare({**table, "image": []}, store, **options)
     except UsageError:
         return None
-    back = np.argsort(rows)
     return found.split[back], found.reason[back], found.fingerprint()
 
 
