@@ -26,7 +26,7 @@ from hf_pneumonia.data.cache import FilmStore, available_cores, default_cache, o
 from hf_pneumonia.data.phantom_folder import write_dataset
 
 FILMS_PER_PATIENT = 1.5  # on average
-SIZE = 96
+SIZE = 64  # that of a thumbnail: nothing else is looked at
 
 
 def build(films: int, cache_dir: Path) -> FilmStore:
