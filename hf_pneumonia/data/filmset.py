@@ -133,15 +133,10 @@ def prepare_films(
     _check_readable(store, file, max_unreadable)
 
     group = _duplicate_groups(store)
-    honoured = np.array(given, dtype="<U10")
-    if shares:
-        honoured[np.isin(honoured, SPLITS)] = "train"
+    honoured = np.where(np.isin(given, SPLITS), "train", given) if shares else given
     reason = _settle_copies(store, group, label, honoured, source, file)
     used = reason == ""
-    patient = _one_patient(patient_id, group)
-    # A cut loses nothing by keeping together who might be one child; splits as given would lose films.
-    links = np.concatenate([store.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
-    perhaps = _one_patient([coarse_patient(one) for one in patient_id], connect(len(group), links))
+    patient, perhaps = _patients(patient_id, group, store.copies()[0])
     assigned = np.full(len(file), "", dtype="<U10")
     try:
         assigned[used], notes = assign_splits(
@@ -162,6 +157,17 @@ def prepare_films(
     for note in [*_notes_on_copies(films), *notes]:
         logger.info("%s", note)
     return films
+
+
+def _patients(patient_id: np.ndarray, group: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) patients, and (n,) the same after joining those who might be one.
+
+    A cut loses nothing by keeping together whoever might be one child, by a coarse reading of the ids or by
+    films that are alike; splits as they are given would lose films by it.
+    """
+    links = np.concatenate([alike, np.stack([np.arange(len(group)), group], axis=1)])
+    coarse = [coarse_patient(one) for one in patient_id]
+    return _one_patient(patient_id, group), _one_patient(coarse, connect(len(group), links))
 
 
 def _check_readable(store: FilmStore, file: np.ndarray, max_unreadable: float) -> None:

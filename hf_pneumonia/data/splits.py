@@ -96,33 +96,40 @@ def assign_splits(
             "joined to train"
         )
         split[split == "validation"] = "train"
-    for winner, losers in (("test", ("validation", "train")), ("validation", ("train",))):
-        shared = np.isin(split, losers) & np.isin(patients, np.unique(patients[split == winner]))
-        if shared.any():
-            losing = " and ".join(sorted(set(split[shared])))
-            notes.append(f"left out {shared.sum()} films of {losing} whose patient stands in {winner} too")
-            split[shared] = ""
+    notes += _leave_out(split, patients, ("test",), ("validation", "train"))
+    notes += _leave_out(split, patients, ("validation",), ("train",))
     if "validation" not in split:
         cut({"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE})
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
     # What is only scored must be as new to the network as the test split is.
-    ours = np.isin(split, SPLITS)
-    shared = ~ours & (split != "") & np.isin(patients, np.unique(patients[ours]))
-    if shared.any():
-        losing, winning = (
-            " and ".join(sorted(set(split[rows])))
-            for rows in (shared, ours & np.isin(patients, patients[shared]))
-        )
-        notes.append(f"left out {shared.sum()} films of {losing} whose patient stands in {winning} too")
-        split[shared] = ""
+    notes += _leave_out(split, patients, SPLITS, tuple(set(split) - {*SPLITS, ""}))
+    _check_classes(split, labels)
+    return split, notes
 
+
+def _leave_out(
+    split: np.ndarray, patients: np.ndarray, winners: Sequence[str], losers: Sequence[str]
+) -> list[str]:
+    """Take films of the losing splits out, in place, whose patient stands in a winning one; a line if so."""
+    winning = np.isin(split, winners)
+    shared = np.isin(split, losers) & np.isin(patients, np.unique(patients[winning]))
+    if not shared.any():
+        return []
+    lost, won = (
+        " and ".join(sorted(set(split[rows])))
+        for rows in (shared, winning & np.isin(patients, np.unique(patients[shared])))
+    )
+    split[shared] = ""
+    return [f"left out {shared.sum()} films of {lost} whose patient stands in {won} too"]
+
+
+def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
     for name in SPLITS:
         for index, label in enumerate(LABELS):
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
                     f"the {name} split has no {label} film: both classes are needed in every split"
                 )
-    return split, notes
 
 
 def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
