@@ -23,6 +23,8 @@ def main(argv: list[str]) -> None:
     datasets.disable_progress_bars()
     if args.output.exists() and not args.output.is_dir():
         raise UsageError(f"--output {args.output} is a file; choose a folder")
+    if args.split_seed < 0:
+        raise UsageError(f"--split_seed expects a number from 0, got {args.split_seed}")
     films = prepare_films(
         args.source,
         224,
@@ -52,8 +54,13 @@ def explore(films: FilmSet, folder: Path) -> None:
     print(f"pictures: {folder / 'index.html'}")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hf_pneumonia", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="python -m hf_pneumonia", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="audit | explore", required=True)
     for run, text in (
         (audit, "find unreadable films, copies, leaks and shortcuts, and write a manifest"),

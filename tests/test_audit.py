@@ -197,6 +197,8 @@ def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
         (["/no/such/folder"], "no such folder"),
         (["phantom", "--split", "70/30"], "--split expects"),
         (["phantom", "--output", __file__], "is a file"),
+        (["phantom", "--outptu", "x"], "unrecognized arguments: --outptu x; see"),
+        (["phantom", "--covid", "maybe"], "invalid choice: 'maybe'"),
     ],
 )
 def test_a_mistake_at_the_command_is_one_line_and_exit_code_two(flags, message, tmp_path, capsys):
