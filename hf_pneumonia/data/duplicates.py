@@ -26,7 +26,7 @@ COPY = 0.9
 ALIKE = 0.8
 
 # Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
-VERSION = 2
+VERSION = 3
 
 _CHUNK = 512  # films, or pairs, that are worked on at a time
 _NEIGHBOURS = 8  # nearest films that are laid over each film; copies cut by 5% a side were among the first 8
@@ -52,26 +52,41 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         it, and it alone with others. But for that, which pairs are found does not depend on the order of the
         films. Films without any structure (blank ones) are in no pair.
     """
-    # Without this a film with many equal copies would have no other neighbours, and its resized copy none.
-    first = _first_equals(thumbnails)
-    again = np.flatnonzero(first < np.arange(len(first)))
     # Small products: a thread for each chunk is quicker than all threads in each product, and far quicker
     # where other processes want the same cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            pairs = _propose(thumbnails, np.flatnonzero(first == np.arange(len(first))), pool)
-            chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
-            overlaid = pool.map(partial(_overlay_rows, thumbnails), chunks)
-            correlations = np.concatenate([np.empty(0, np.float32), *overlaid])
+            return _search(thumbnails, pool)
     finally:
         torch.set_num_threads(threads)
-    alike = correlations >= ALIKE
-    pairs = np.concatenate([np.stack([first[again], again], axis=1), pairs[alike]])
-    correlations = np.concatenate([np.ones(len(again), np.float32), correlations[alike]])
-    order = np.lexsort(pairs.T[::-1])
-    return pairs[order], correlations[order]
+
+
+def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndarray]:
+    """A film with many copies has no room for other neighbours, and two crowds of copies would never meet. So
+    one film stands for its equals, and in each further round one for each crowd, until nothing new is found.
+    """
+    first = _first_equals(thumbnails)
+    again = np.flatnonzero(first < np.arange(len(first)))
+    found, likeness = np.stack([first[again], again], axis=1), np.ones(len(again), dtype=np.float32)
+    chosen = np.flatnonzero(first == np.arange(len(first)))
+    crowds = chosen
+    while len(crowds):
+        pairs = _propose(thumbnails, chosen, pool)
+        pairs = pairs[np.isin(pairs, crowds).any(axis=1)]
+        chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+        overlaid = pool.map(partial(_overlay_rows, thumbnails), chunks)
+        correlations = np.concatenate([np.empty(0, np.float32), *overlaid])
+        alike = correlations >= ALIKE
+        found = np.concatenate([found, pairs[alike]])
+        likeness = np.concatenate([likeness, correlations[alike]])
+        group = connect(len(first), found[likeness >= COPY])
+        before, chosen = len(chosen), np.unique(group[chosen])
+        size = np.bincount(group, minlength=len(first))
+        crowds = chosen[size[chosen] > _NEIGHBOURS // 2] if len(chosen) < before else chosen[:0]
+    found, once = np.unique(found, axis=0, return_index=True)
+    return found, likeness[once]
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:

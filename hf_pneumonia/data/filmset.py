@@ -138,12 +138,17 @@ def prepare_films(
     used = reason == ""
     patient, perhaps = _patients(patient_id, group, store.copies()[0])
     assigned = np.full(len(file), "", dtype="<U10")
+    if must_split and "train" in honoured and not np.any(honoured[used] == "train"):
+        raise UsageError(
+            f"none of the {np.sum(honoured == 'train')} training films is left: they are unreadable, copies "
+            "of test films, or contradict each other; `python -m hf_pneumonia audit` shows them"
+        )
     try:
         assigned[used], notes = assign_splits(
             given[used],
             label[used],
             patient[used],
-            clusters=perhaps[used],
+            clusters=_by_content(perhaps, store)[used],
             strata=source[used],
             shares=shares,
             seed=split_seed,
@@ -168,6 +173,17 @@ def _patients(patient_id: np.ndarray, group: np.ndarray, alike: np.ndarray) -> t
     links = np.concatenate([alike, np.stack([np.arange(len(group)), group], axis=1)])
     coarse = [coarse_patient(one) for one in patient_id]
     return _one_patient(patient_id, group), _one_patient(coarse, connect(len(group), links))
+
+
+def _by_content(cluster: np.ndarray, store: FilmStore) -> np.ndarray:
+    """(n,) clusters named by the least of their films' hashes: a cut then depends on the films, and not on
+    what they or their folders are called."""
+    ids, which = np.unique(cluster.astype(str), return_inverse=True)
+    least = np.full(len(ids), b"~", dtype="S64")  # after every hexadecimal digit
+    hashes = store.facts["sha256"]
+    for row in hashes.argsort()[::-1]:
+        least[which[row]] = hashes[row]
+    return least[which].astype(str)
 
 
 def _check_readable(store: FilmStore, file: np.ndarray, max_unreadable: float) -> None:
@@ -211,15 +227,18 @@ def _settle_copies(
 ) -> np.ndarray:
     """(n,) reason for every film that is not used because it is unreadable or because of its copies."""
     reason = np.full(len(group), "", dtype=object)
+    name = [Path(path).name for path in file]
     reason[list(store.unreadable)] = UNREADABLE
     readable = np.flatnonzero(reason == "")
     order = readable[np.argsort(group[readable], kind="stable")]
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        if len(rows) == 1:
+        if len(rows) < 2:
             continue
         in_test = rows[split[rows] == "test"]
         # Nothing about who comes first in the list: of the best split the largest film, then by content.
-        best = min(rows, key=lambda row: (_RANK[split[row]], *_preference(store, row), file[row]))
+        best = min(
+            rows, key=lambda row: (_RANK[split[row]], *_preference(store, row), source[row], name[row])
+        )
         reason[rows] = COPIES
         if len(set(label[rows])) > 1:
             reason[rows] = CONFLICT

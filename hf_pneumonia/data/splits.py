@@ -25,7 +25,7 @@ def parse_split(split: str) -> tuple[float, float, float] | None:
         numbers = [float(number) for number in split.split("/")]
     except ValueError:
         numbers = []
-    if len(numbers) != 3 or not all(0 < number < float("inf") for number in numbers):
+    if len(numbers) != 3 or not all(number > 0 for number in numbers) or not np.isfinite(sum(numbers)):
         raise UsageError(
             "--split expects `official` or the shares of train, validation and test, all above 0, as in "
             f"70/20/10; got {split!r}"
@@ -101,6 +101,8 @@ def assign_splits(
     if "validation" not in split:
         cut({"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE})
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
+        if _too_small(split, labels):
+            notes.append("validation is small: which epoch and which threshold are best is left to luck")
     # What is only scored must be as new to the network as the test split is.
     notes += _leave_out(split, patients, SPLITS, tuple(set(split) - {*SPLITS, ""}))
     _check_classes(split, labels)
@@ -182,7 +184,8 @@ def _cut(
                 missing[name] -= weight[chosen]
     for one in order:
         if home[one] < 0:
-            home[one] = np.argmax(missing @ weight[one] / size)
+            # Rounded: a tie must not be broken by the order in which the kinds were added up.
+            home[one] = np.argmax(np.round(missing @ weight[one] / size, 9))
             missing[home[one]] -= weight[one]
     return np.array(names, dtype="<U10")[home[cluster]]
 
