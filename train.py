@@ -15,7 +15,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from hf_pneumonia.data.audit import check_leakage
+from hf_pneumonia.data.audit import SEEN, check_leakage, read_seen, write_seen
 from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.filmset import prepare_films
@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
             split_seed=args.split_seed,
             covid=args.covid,
         )
-    leakage = check_leakage(films, Path(args.pretrained) / "audit" / "manifest.csv", args.allow_leakage)
+    weights = None if args.pretrained in ("true", "false") else Path(args.pretrained).expanduser()
+    leakage = check_leakage(films, weights, args.allow_leakage)
     for name, count in films.counts()["splits"].items():
         logger.info(
             "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
@@ -81,9 +82,13 @@ def main(argv: list[str]) -> None:
         raise UsageError(str(error).splitlines()[0]) from error
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
-    if state.is_main_process and args.overwrite_output_dir:
-        clear_run_folder(folder)
-    findings = write_audit(films, folder / "audit") if state.is_main_process else None
+    findings = None
+    if state.is_main_process:
+        seen = read_seen(weights) if weights else []  # before the folder is cleared: it may be the same one
+        if args.overwrite_output_dir:
+            clear_run_folder(folder)
+        findings = write_audit(films, folder / "audit")
+        write_seen(seen, folder / "audit" / SEEN)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -21,8 +22,11 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hf_pneumonia").setLevel(logging.INFO)
     datasets.disable_progress_bars()
-    if args.output.exists() and not args.output.is_dir():
-        raise UsageError(f"--output {args.output} is a file; choose a folder")
+    # Before the films are decoded, which takes its time.
+    existing = next(path for path in (args.output, *args.output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problem = "can't be written to" if existing.is_dir() else "is a file"
+        raise UsageError(f"--output {args.output}: {existing} {problem}; choose another folder")
     if args.split_seed < 0:
         raise UsageError(f"--split_seed expects a number from 0, got {args.split_seed}")
     films = prepare_films(

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Callable
 
 # Faults of the disk and of rights to it, which a user can mend; any other OSError is a bug.
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_MENDABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 class UsageError(Exception):
@@ -25,6 +33,9 @@ def run_script(program: str, main: Callable[[list[str]], None], argv: list[str])
     try:
         main(argv)
         return 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130  # as the shell counts Ctrl-C
     except UsageError as error:
         message = str(error)
     except OSError as error:

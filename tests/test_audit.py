@@ -11,9 +11,18 @@ from conftest import write_film
 from PIL import Image, ImageDraw
 
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.audit import COLUMNS, check_leakage, crossing_ids, seen_before, write_manifest
+from hf_pneumonia.data.audit import (
+    COLUMNS,
+    SEEN,
+    check_leakage,
+    crossing_ids,
+    read_seen,
+    write_manifest,
+    write_seen,
+)
 from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.errors import UsageError, run_script
 
 
@@ -95,14 +104,8 @@ def test_the_page_shows_a_picture_for_every_kind_of_pair_there_is(audited):
     _, findings, folder = audited
     text = (folder / "audit.md").read_text()
     pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
-    assert (
-        pictures
-        == {path.name for path in folder.glob("*.png")}
-        >= {
-            "different_labels.png",
-            "across_splits.png",
-        }
-    )
+    assert pictures == {path.name for path in folder.glob("*.png")}
+    assert {"different_labels.png", "across_splits.png"} <= pictures
     for name in pictures:
         Image.open(folder / name).verify()
     assert json.loads((folder / "audit.json").read_text()) == findings
@@ -111,8 +114,10 @@ def test_the_page_shows_a_picture_for_every_kind_of_pair_there_is(audited):
 def test_a_second_audit_leaves_no_picture_of_the_first(audited, film_folder, tmp_path):
     _, _, folder = audited
     shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "of_the_user.png").touch()
     write_audit(prepare_films(str(film_folder), 64, tmp_path / "cache"), tmp_path / "out")
     assert not (tmp_path / "out" / "different_labels.png").exists()
+    assert (tmp_path / "out" / "of_the_user.png").exists()
 
 
 def test_names_of_files_are_no_markup_in_the_page(tmp_path):
@@ -144,7 +149,7 @@ def test_text_that_only_sick_films_carry_tells_the_label(tmp_path):
     findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
     assert findings["overlays"]["text"] == {"NORMAL": 0, "PNEUMONIA": 10}
     assert findings["label_told_by"]["burned-in text"] == 1.0
-    assert findings["label_told_by"]["source"] == findings["label_told_by"]["aspect ratio of the file"] == 0.5
+    assert findings["label_told_by"]["source"] == findings["label_told_by"]["width / height"] == 0.5
 
 
 def test_a_source_of_one_class_tells_the_label(tmp_path):
@@ -156,19 +161,55 @@ def test_a_source_of_one_class_tells_the_label(tmp_path):
     assert write_audit(films, tmp_path / "out")["label_told_by"]["source"] == 1.0
 
 
+def _run_folder(films, folder):
+    """What a training leaves of its audit."""
+    (folder / "audit").mkdir(parents=True)
+    write_manifest(films, folder / "audit" / "manifest.csv")
+    return folder
+
+
 def test_weights_that_have_seen_test_films_are_refused_unless_allowed(faulty, tmp_path):
     first = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1)
-    write_manifest(first, tmp_path / "manifest.csv")
-    assert check_leakage(first, tmp_path / "manifest.csv", allowed=False)["films_seen"] == 0
+    run = _run_folder(first, tmp_path / "run")
     second = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1, split="1/1/1")
-    # By hand: films that judge now, and taught then.
-    now = np.isin(second.split, ("validation", "test"))
-    expected = int(np.sum(now & (first.split == "train")))
-    assert seen_before(second, tmp_path / "manifest.csv") == expected > 0
+    # By hand: films that judge now, and taught then; what validates now may have validated then.
+    sha, was = first.store.facts["sha256"], first.split
+    then = {name: {sha[row] for row in np.flatnonzero(was == name)} for name in ("train", "validation")}
+    expected = sum(sha[row] in then["train"] | then["validation"] for row in second.rows("test"))
+    expected += sum(sha[row] in then["train"] for row in second.rows("validation"))
     with pytest.raises(UsageError, match=f"{expected} validation and test films .* --allow_leakage") as error:
-        check_leakage(second, tmp_path / "manifest.csv", allowed=False)
-    assert "\n" not in str(error.value)
-    assert check_leakage(second, tmp_path / "manifest.csv", allowed=True)["films_seen"] == expected
+        check_leakage(second, run, allowed=False)
+    assert "\n" not in str(error.value) and expected > 0
+    for weights in (run, run / "checkpoint-3"):
+        assert check_leakage(second, weights, allowed=True)["films_seen"] == expected
+    assert check_leakage(second, None, allowed=False)["films_seen"] == 0
+
+
+def test_going_on_with_the_same_split_is_no_leak(faulty, tmp_path):
+    films = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1)
+    run = _run_folder(films, tmp_path / "run")
+    assert len(read_seen(run)) == np.sum(np.isin(films.split, ("train", "validation")))
+    assert check_leakage(films, run, allowed=False)["films_seen"] == 0
+
+
+def test_a_run_remembers_what_the_weights_before_it_had_seen(faulty, film_folder, tmp_path):
+    first = _run_folder(prepare_films(str(faulty), 64, tmp_path, max_unreadable=1), tmp_path / "first")
+    second = _run_folder(prepare_films(str(film_folder), 64, tmp_path), tmp_path / "second")
+    write_seen(read_seen(first), second / "audit" / SEEN)
+    assert len(read_seen(second)) == 105 + len(read_seen(first))
+
+
+def test_weights_without_a_manifest_are_said_to_be_unknown(faulty, tmp_path, caplog):
+    assert read_seen(tmp_path) == []
+    assert "what its weights were trained on is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("patient", "known"),
+    [("person12", True), ("IM-0115", True), ("NORMAL2-IM-0383", True), ("12", False), ("train/a.png", False)],
+)
+def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere(patient, known):
+    assert is_global_id(patient) is known
 
 
 def test_leakage_between_splits_would_be_seen_anew(audited, tmp_path):
@@ -176,7 +217,7 @@ def test_leakage_between_splits_would_be_seen_anew(audited, tmp_path):
     row = np.flatnonzero(films.split == "test")[0]
     films.patient_id[row], kept = "IM-0005", films.patient_id[row]
     with pytest.raises(UsageError, match="leakage is left: 1 patients"):
-        check_leakage(films, tmp_path / "none.csv", allowed=False)
+        check_leakage(films, None, allowed=False)
     films.patient_id[row] = kept
 
 

@@ -13,6 +13,7 @@ import torch
 from conftest import write_film, write_films
 from PIL import Image
 
+from hf_pneumonia.data.audit import auroc_alone
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.evaluation import film_facts
@@ -21,7 +22,6 @@ from hf_pneumonia.evaluation.exploration import compare_kinds, count_films, expl
 from hf_pneumonia.evaluation.exploration_plots import patients_by_films, ratio
 from hf_pneumonia.evaluation.film_facts import (
     FilmFacts,
-    auroc_alone,
     choose_films,
     films_of_patients,
     measure_films,
@@ -152,7 +152,8 @@ def test_the_table_counts_what_stands_in_the_folders(explored, sources):
     assert found["train"] == [40 + 6, 45 + 9 + 3, 0, 103, 98]
     assert found["covid"] == [0, 0, 3, 3, 3]
     assert found["all"] == [sum(found[split][i] for split in films_splits(found)) for i in range(5)]
-    for split, counts in films.counts()["splits"].items():
+    for split in ("train", "validation", "test"):
+        counts = films.counts()["splits"][split]
         assert found[split] == [*counts["classes"].values(), 0, counts["films"], counts["patients"]]
 
 

@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import write_film
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -358,3 +359,42 @@ def test_films_of_covid_are_scored_apart_unless_training_shows_their_patient(cop
         Path(file).name: split for file, split in zip(films.file, films.split, strict=True) if "COVID" in file
     }
     assert fates == {"new.png": "covid", "IM-0500-0001.png": "", "IM-0500-0002.png": "", "p3.png": ""}
+
+
+def test_the_cut_does_not_depend_on_what_films_and_folders_are_called(tmp_path):
+    """Films without patient ids, renamed one by one, in renamed class folders of a renamed source."""
+    rng = np.random.default_rng(0)
+    pictures = [_picture(rng) for _ in range(60)]
+    found = []
+    for folder, names, order in (
+        ("a", ("NORMAL", "PNEUMONIA"), range(60)),
+        ("b", ("healthy", "viral"), range(59, -1, -1)),
+    ):
+        for place, number in enumerate(order):
+            path = tmp_path / folder / names[number % 2] / f"{place:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures[number].save(path)
+        films = prepare_films(str(tmp_path / folder), 32, tmp_path / "cache", split="2/1/1")
+        hashes = films.store.facts["sha256"].tolist()
+        found.append(dict(zip(hashes, films.split.tolist(), strict=True)))
+    assert found[0] == found[1] and set(found[0].values()) == {"train", "validation", "test"}
+
+
+def test_films_of_which_none_can_be_read_are_reported_and_not_trained_on(tmp_path):
+    for name in ("NORMAL/a.png", "NORMAL/b.png", "PNEUMONIA/c.png"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="none of the 3 training films is left"):
+        prepare_films(str(tmp_path / "films"), 32, tmp_path, 1.0)
+    films = prepare_films(str(tmp_path / "films"), 32, tmp_path, 1.0, must_split=False)
+    assert films.counts()["removed"]["unreadable"] == 3 and not films.split.any()
+
+
+def test_training_films_that_are_all_copies_of_test_films_are_said_to_be(tmp_path):
+    for number in range(6):
+        for split in ("train", "test"):
+            path = tmp_path / "films" / split / ("NORMAL", "PNEUMONIA")[number % 2] / f"{split}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_film(path, number % 2, np.random.default_rng(number))
+    with pytest.raises(UsageError, match="none of the 6 training films is left: .* copies of test films"):
+        prepare_films(str(tmp_path / "films"), 32, tmp_path)

@@ -108,7 +108,7 @@ def test_a_film_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(fol
     [
         (("path,age", "a.png,4"), "expected columns `path` and `label` .*, got path, age"),
         (("label", "NORMAL"), "expected columns `path` and `label`"),
-        (("path;label", "a.png;NORMAL"), "expected columns .*got path;label"),
+        (("path:label", "a.png:NORMAL"), "expected columns .*got path:label"),
         (("path,label",), "an empty file"),
         ((), "an empty file"),
         (("path,label", "a.png,NORMAL", "b.png,"), "line 3: no label"),
@@ -125,6 +125,17 @@ def test_a_table_that_is_no_list_of_films_is_an_error_of_one_line(folder, lines,
 def test_a_bare_name_that_two_films_have_is_an_error_that_names_both(folder):
     write_film(folder / "other" / "e.png", 0, np.random.default_rng(0))
     _error(folder, "path,label", "e.png,NORMAL", match="e.png may be .*e.png or .*e.png; give the path")
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_cells_may_be_parted_as_spreadsheets_do_and_empty_lines_are_none(folder, sign):
+    rows = _rows(folder, f"path{sign}label", f"a.png{sign}NORMAL", sign)
+    assert rows["class_name"][:] == ["NORMAL"]
+
+
+def test_a_path_may_be_written_as_windows_does(folder):
+    write_film(folder / "sub" / "w.png", 0, np.random.default_rng(0))
+    assert _rows(folder, "path,label", r"sub\w.png,NORMAL")["file"][0] == str(folder / "sub" / "w.png")
 
 
 def test_a_film_that_stands_twice_and_alike_is_one_film(folder):

@@ -4,6 +4,7 @@ Finds and counts only. What becomes of a film was decided by the rules of filmse
 """
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import COPIES, UNREADABLE, FilmSet
-from hf_pneumonia.data.labels import LABELS, coarse_patient
-from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS
+from hf_pneumonia.data.labels import LABELS, coarse_patient, is_global_id
+from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "audit/manifest.csv"  # in a run folder
+SEEN = "seen_before.csv"  # beside it: what the weights that a run started from had seen
+_TEACHING = ("train", "validation")  # validation chose the epoch and the temperature
 
 COLUMNS = (
     "path",
@@ -37,8 +44,9 @@ def audit_films(films: FilmSet) -> dict:
         Plain values: `films`, `sources` and `removed` (counts); `duplicates` (groups of copies, those of
         equal bytes among them, and pairs found by pixels); `conflicting_labels`; `leakage`, as the sources
         have their splits and as they are used (`crossing`); `overlays` (films with burned-in text or colour,
-        by class); `balance` (films by split, class and source); and `label_told_by`, the AUROC with which
-        each thing that is no anatomy tells the label by itself, 0.5 being not at all.
+        by class), `searched_for_text` and `blank` (films); `balance` (films by split, class and source); and
+        `label_told_by`, the AUROC with which each thing that is no anatomy tells the label by itself, 0.5
+        being not at all, in the source where it tells most.
     """
     pairs, correlation = films.store.copies()
     groups = copy_groups(films)
@@ -68,8 +76,10 @@ def audit_films(films: FilmSet) -> dict:
             name: {label: int(np.sum(seen & readable & (films.label == i))) for i, label in enumerate(LABELS)}
             for name, seen in (("text", text), ("colour", colour))
         },
+        "searched_for_text": int(np.sum(np.minimum(facts["width"], facts["height"]) >= TEXT_SIDE)),
+        "blank": int(np.sum(readable & (films.store.thumbnails.std(axis=(1, 2)) <= 1))),
         "balance": _balance(films),
-        "label_told_by": _label_told_by(films, readable),
+        "label_told_by": _label_told_by(films),
     }
 
 
@@ -108,7 +118,8 @@ def write_manifest(films: FilmSet, path: Path) -> None:
     """One line per film: where it stands, and why it is not used where it isn't.
 
     `split` is the one that it is used in, for films that are left out the one that the source has it in;
-    `duplicate_group` is empty for films without copies; `content_hash` is the SHA-256 of the file's bytes.
+    `patient_id` is the patient after joining those who share a film; `duplicate_group` is empty for films
+    without copies; `content_hash` is the SHA-256 of the file's bytes.
     """
     group = np.full(len(films.file), "", dtype=object)
     kept_copy = {}
@@ -130,7 +141,7 @@ def write_manifest(films: FilmSet, path: Path) -> None:
                     films.source[row],
                     films.split[row] or films.given[row],
                     LABELS[films.label[row]],
-                    films.patient_id[row],
+                    films.patient[row],
                     films.store.facts["sha256"][row].decode(),
                     group[row],
                     "true" if films.split[row] else "false",
@@ -139,7 +150,7 @@ def write_manifest(films: FilmSet, path: Path) -> None:
             )
 
 
-def check_leakage(films: FilmSet, manifest: Path, allowed: bool) -> dict[str, int]:
+def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[str, int]:
     """Refuse films on which no figure could be trusted.
 
     The rules of filmset.py mend what leaks between splits; it is counted here anew, from the splits as they
@@ -147,7 +158,7 @@ def check_leakage(films: FilmSet, manifest: Path, allowed: bool) -> dict[str, in
 
     Args:
         films: split.
-        manifest: of the run that the starting weights are from; it need not exist.
+        weights: folder of the starting weights, None where there are none.
         allowed: whether to go on all the same.
 
     Returns:
@@ -160,39 +171,68 @@ def check_leakage(films: FilmSet, manifest: Path, allowed: bool) -> dict[str, in
     left = {
         "patients": crossed["patients_fine"],
         "duplicate_groups": crossed["duplicate_groups"],
-        "films_seen": seen_before(films, manifest) if manifest.exists() else 0,
+        "films_seen": seen_before(films, read_seen(weights)) if weights else 0,
     }
     if any(left.values()) and not allowed:
         raise UsageError(
             f"leakage is left: {left['patients']} patients and {left['duplicate_groups']} groups of copies "
             f"in two splits, {left['films_seen']} validation and test films that the starting weights were "
             "trained on; start from other weights or keep their split, or go on with --allow_leakage true, "
-            "which the model's card will say"
+            "which the report and the model's config.json will say"
         )
     return left
 
 
-def seen_before(films: FilmSet, manifest: Path) -> int:
-    """Validation and test films that weights have been trained on, by the manifest of the run they are from.
+def read_seen(weights: Path) -> list[dict[str, str]]:
+    """Lines of the films that weights were trained or chosen by, from the run folder's own manifest, and from
+    what that run kept of the runs before it (`SEEN`).
 
-    By the bytes of the film, or by its patient, where the patient has an id.
+    A folder without a manifest may hold anything; that is said, and nothing can be checked.
 
     Raises:
-        UsageError: the file is no manifest.
+        UsageError: the manifest is none.
     """
-    with open(manifest, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise UsageError(f"{manifest} is no manifest: expected columns {', '.join(COLUMNS)}")
-        trained = [row for row in reader if row["kept"] == "true" and row["split"] == "train"]
-    hashes = {row["content_hash"] for row in trained}
-    # The place of a film stands for an id that is not known, and says nothing in another data set.
-    patients = {row["patient_id"] for row in trained if "/" not in row["patient_id"]}
-    rows = np.flatnonzero(np.isin(films.split, ("validation", "test")))
-    return sum(
-        films.store.facts["sha256"][row].decode() in hashes or films.patient_id[row] in patients
-        for row in rows
-    )
+    # A checkpoint lies inside its run folder.
+    audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
+    if audit is None:
+        logger.warning("%s has no %s: what its weights were trained on is not known", weights, MANIFEST)
+        return []
+    seen = []
+    for path in (audit / "manifest.csv", audit / SEEN):
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                    raise UsageError(f"{path} is no manifest: expected columns {', '.join(COLUMNS)}")
+                seen += [row for row in reader if row["kept"] == "true" and row["split"] in _TEACHING]
+    return seen
+
+
+def write_seen(seen: list[dict[str, str]], path: Path) -> None:
+    """Keep `read_seen` of the starting weights, so that the runs that start from this one know it too."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(seen)
+
+
+def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
+    """Number of test films that are among the lines of `read_seen`, and of validation films that are among
+    its training films.
+
+    By the bytes of the film, or by its patient where the id means the same in every copy of the data set
+    (`is_global_id`). A film that was saved anew, of a patient without such an id, is not recognised.
+    """
+    count = 0
+    for judge, teachers in (("test", _TEACHING), ("validation", ("train",))):
+        taught = [row for row in seen if row["split"] in teachers]
+        hashes = {row["content_hash"].encode() for row in taught}
+        patients = {row["patient_id"] for row in taught if is_global_id(row["patient_id"])}
+        count += sum(
+            bytes(films.store.facts["sha256"][row]) in hashes or films.patient[row] in patients
+            for row in films.rows(judge)
+        )
+    return count
 
 
 def _groups_of_equal_bytes(hashes: np.ndarray) -> int:
@@ -202,32 +242,54 @@ def _groups_of_equal_bytes(hashes: np.ndarray) -> int:
 
 def _balance(films: FilmSet) -> dict:
     """Split -> source -> class -> number of films."""
+    splits = [*SPLITS, *sorted(set(films.split) - {*SPLITS, ""})]
     return {
         split: {
             source: {
-                label: int(np.sum(films.label[rows] == index)) for index, label in enumerate(LABELS)
+                label: int(np.sum((films.split == split) & (films.source == source) & (films.label == index)))
+                for index, label in enumerate(LABELS)
             }
             for source in np.unique(films.source)
-            for rows in [np.flatnonzero((films.split == split) & (films.source == source))]
         }
-        for split in SPLITS
-    }  # fmt: skip
+        for split in splits
+    }
 
 
-def _label_told_by(films: FilmSet, readable: np.ndarray) -> dict[str, float]:
-    """AUROC of each sign by itself, in the better of its two directions, over the films that are used."""
-    rows = np.flatnonzero(readable & np.isin(films.split, SPLITS))
-    label, facts = films.label[rows], films.store.facts[rows]
-    if len(set(label)) < 2:
-        return {}
+def _label_told_by(films: FilmSet) -> dict[str, float]:
+    """AUROC of each sign by itself, over the films that are used: of all films, or of the one source where it
+    is higher, since a sign that only one source gives away is drowned in the sum."""
+    rows = np.flatnonzero(np.isin(films.split, SPLITS))
+    label, source, facts = films.label[rows], films.source[rows], films.store.facts[rows]
     # Each source scored by its share of pneumonia: the best that knowing nothing but the source can do.
-    share = {source: label[films.source[rows] == source].mean() for source in set(films.source[rows])}
+    share = {one: label[source == one].mean() for one in set(source)}
+    told = {"source": auroc_alone(np.array([share[one] for one in source]), label)}
     signs = {
-        "source": np.array([share[source] for source in films.source[rows]]),
-        "aspect ratio of the file": facts["width"] / facts["height"],
-        "pixels of the file": facts["width"].astype(float) * facts["height"],
+        "width of the file": facts["width"],
+        "height of the file": facts["height"],
+        "width / height": facts["width"] / np.maximum(facts["height"], 1),
         "burned-in text": facts["text_rows"] >= TEXT_ROWS,
         "colour": facts["colour_share"] >= COLOUR_SHARE,
     }
-    scores = {name: roc_auc_score(label, sign) for name, sign in signs.items()}
-    return {name: round(float(max(score, 1 - score)), 4) for name, score in scores.items()}
+    # With fewer than ten films of a class luck tells the label.
+    large = [source == one for one in share if np.bincount(label[source == one], minlength=2).min() >= 10]
+    for name, sign in signs.items():
+        areas = [auroc_alone(sign[rows], label[rows]) for rows in (np.full(len(label), True), *large)]
+        told[name] = max((area for area in areas if area is not None), default=None)
+    return {name: round(area, 4) for name, area in told.items() if area is not None}
+
+
+def auroc_alone(values: np.ndarray, label: np.ndarray) -> float | None:
+    """How well one number tells PNEUMONIA from NORMAL, without a look at the lungs: 0.5 not at all, 1 always.
+
+    Args:
+        values: (k,) any number of each film. Whether the larger or the smaller one is the sick is left open.
+        label: (k,) 0 or 1; films of another number do not count.
+
+    Returns:
+        None where a class has no film.
+    """
+    judged = label < len(LABELS)
+    if len(np.unique(label[judged])) < 2:
+        return None
+    area = float(roc_auc_score(label[judged], values[judged]))
+    return max(area, 1 - area)

@@ -28,13 +28,12 @@ def write_audit(films: FilmSet, folder: Path) -> dict:
     """
     findings = audit_films(films)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
     (folder / "audit.json").write_text(json.dumps(findings, indent=2) + "\n")
     write_manifest(films, folder / "manifest.csv")
     pictures = {}
     for name, (title, pairs) in _pairs_to_see(films).items():
-        if len(pairs):
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier audit
+        if pairs:
             _draw_pairs(films, pairs, folder / f"{name}.png")
             pictures[name] = title
     (folder / "audit.md").write_text(_page(films, findings, pictures))
@@ -60,7 +59,10 @@ def summary(findings: dict) -> list[str]:
     for name, classes in findings["overlays"].items():
         if any(classes.values()):
             found = ", ".join(f"{count} {label}" for label, count in classes.items())
-            lines.append(f"films with burned-in {name}: {found}")
+            among = f" of {findings['searched_for_text']} that are large enough" if name == "text" else ""
+            lines.append(f"films with burned-in {name}: {found}{among}")
+    if findings["blank"]:
+        lines.append(f"blank films, of one gray: {findings['blank']}")
     return lines
 
 
@@ -167,10 +169,11 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
         "## Unreadable",
         _list([f"{film['file']}: {film['reason']}" for film in findings["unreadable"]]),
         "## What else tells the label",
-        "AUROC of one sign by itself, without a look at the lungs: 0.5 tells nothing, 1 tells all. A network "
-        "can learn whatever tells much here instead of pneumonia.",
+        "AUROC of one sign by itself, without a look at the lungs: 0.5 tells nothing, 1 tells all; over all "
+        "films, or in the source where it tells more. A network can learn whatever tells much here.",
         _table(["sign", "AUROC"], [[name, f"{v:.3f}"] for name, v in findings["label_told_by"].items()]),
-        f"Films with burned-in text ({TEXT_ROWS} or more rows of letters near an edge) or colour:",
+        f"Films with burned-in text ({TEXT_ROWS} or more rows of letters near an edge) or colour. "
+        f"{findings['searched_for_text']} films were searched for text; the others are too small.",
         _table(["", *LABELS], [[name, *classes.values()] for name, classes in findings["overlays"].items()]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"

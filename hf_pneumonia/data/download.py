@@ -68,6 +68,8 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as content:
+            if any(entry.flag_bits & 1 for entry in content.infolist()):
+                raise UsageError(f"{archive} is locked by a password: unpack it, and give the folder")
             needed = sum(entry.file_size for entry in content.infolist())
             free = shutil.disk_usage(folder.parent).free
             if needed > free:

@@ -67,7 +67,7 @@ class FilmSet:
     def counts(self) -> dict:
         """Films, patients and films per class of each split, and what was left out and why."""
         splits = {}
-        for name in SPLITS:
+        for name in [*SPLITS, *sorted(set(self.split) - {*SPLITS, ""})]:
             rows = self.rows(name)
             classes = {label: int(np.sum(self.label[rows] == index)) for index, label in enumerate(LABELS)}
             patients = len(np.unique(self.patient[rows]))

@@ -66,6 +66,11 @@ def patient_of(file_name: str) -> str | None:
     return None
 
 
+def is_global_id(patient_id: str) -> bool:
+    """Whether an id is one of those that file names tell, and so means the same child in every copy."""
+    return patient_id in (patient_of(f"{patient_id}-1"), patient_of(f"{patient_id}_virus_1"))
+
+
 def coarse_patient(patient_id: str) -> str:
     """The number in an id, without the series that it was counted in: NORMAL2-IM-0383 is IM-0383.
 

@@ -93,6 +93,12 @@ def _locate(file: Path, names: list[str]) -> list[Path]:
     """Path of each film; where there is no such file the path that it should have, to be reported."""
     root = file.parent.absolute()
     paths = [root / os.path.expanduser(name) for name in names]
+    # Written on Windows.
+    slashed = [root / name.replace("\\", "/") for name in names]
+    paths = [
+        other if not os.path.isfile(path) and os.path.isfile(other) else path
+        for path, other in zip(paths, slashed, strict=True)
+    ]
     missing = [index for index, path in enumerate(paths) if not os.path.isfile(path)]
     if missing:
         below: dict[str, list[Path]] = {}

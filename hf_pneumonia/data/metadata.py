@@ -44,7 +44,9 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            # Spreadsheets of half the world part cells by a semicolon.
+            head = text.partition("\n")[0]
+            rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
@@ -52,7 +54,8 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{file} can't be read as a table: {error}") from error
     # A cell too few is None, and what is too much stands under the name None.
-    return [
+    rows = [
         {key: "" if value is None else str(value).strip() for key, value in row.items() if key}
         for row in rows
     ]
+    return [row for row in rows if any(row.values())]

@@ -13,6 +13,10 @@ from PIL import Image, ImageChops
 # alone has 0, electrodes and cables up to 5, "A-P" 10 and more, lines of text 20 and more.
 TEXT_ROWS = 8
 
+# Films with a shorter side than this, in pixels, are not searched for text: letters are blurred away there,
+# for a network too.
+TEXT_SIDE = 400
+
 # From this share of coloured pixels on, a film is listed as carrying colour.
 COLOUR_SHARE = 0.001
 
@@ -23,15 +27,15 @@ _COLOUR = 64  # difference between channels, beyond what compression and a tint 
 def text_rows(film: Image.Image) -> int:
     """Rows of pixels near the top and bottom edge that look like a line of letters.
 
-    Such a row crosses four or more thin bright strokes within a tenth of its width. Small films (below 400
-    pixels) always give 0: letters are blurred away there, for a network too.
+    Such a row crosses four or more thin bright strokes within a tenth of its width. Small films (TEXT_SIDE)
+    always give 0.
 
     Args:
         film: Pillow image of mode 'L' at its full size.
     """
     pixels = np.asarray(film)
     height, width = pixels.shape
-    if min(width, height) < 400:
+    if min(width, height) < TEXT_SIDE:
         return 0
     # Text stands in the corners; the middle, with ribs and electrodes, is not looked at.
     edge = height // 6

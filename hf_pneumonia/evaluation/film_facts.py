@@ -4,17 +4,13 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS
+from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 
 # What films are told apart by here: the classes, and the films of COVID-19 where they are kept apart.
 KINDS = (*LABELS, "COVID-19")
-
-# Films with a side below this are not searched for text (overlays.text_rows).
-TEXT_SIDE = 400
 
 _PIXELS = 1 << 22  # that are in memory at a time
 
@@ -109,23 +105,6 @@ def _measure_gray(films: FilmSet, row: np.ndarray, kind: np.ndarray) -> tuple[np
         for index in np.unique(kind[chunk]):
             levels[index] += np.bincount(pixels[kind[chunk] == index].reshape(-1), minlength=256)
     return brightness, levels
-
-
-def auroc_alone(values: np.ndarray, kind: np.ndarray) -> float | None:
-    """How well one number tells PNEUMONIA from NORMAL, without a look at the lungs: 0.5 not at all, 1 always.
-
-    Args:
-        values: (k,) any number of each film. Whether the larger or the smaller one is the sick is left open.
-        kind: (k,) index into KINDS; films of COVID-19 do not count.
-
-    Returns:
-        None where a class has no film.
-    """
-    judged = kind < len(LABELS)
-    if len(np.unique(kind[judged])) < 2:
-        return None
-    area = float(roc_auc_score(kind[judged], values[judged]))
-    return max(area, 1 - area)
 
 
 def films_of_patients(facts: FilmFacts, kind: int) -> np.ndarray:

@@ -120,7 +120,7 @@ class Recipe(TrainingArguments):
     )
     allow_leakage: bool = field(
         default=False,
-        metadata={"help": "Train though leakage is left; said in the report, the config and the card."},
+        metadata={"help": "Train though leakage is left; said in the report and in the model's config.json."},
     )
     model: str = field(default="resnet18.a1_in1k", metadata={"help": "timm architecture, by name."})
     pretrained: str = field(
