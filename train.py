@@ -15,10 +15,11 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from hf_pneumonia.data.audit import SEEN, check_leakage, read_seen, write_seen
+from hf_pneumonia.data.audit import check_leakage
 from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script

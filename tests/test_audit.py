@@ -11,18 +11,11 @@ from conftest import write_film
 from PIL import Image, ImageDraw
 
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.audit import (
-    COLUMNS,
-    SEEN,
-    check_leakage,
-    crossing_ids,
-    read_seen,
-    write_manifest,
-    write_seen,
-)
+from hf_pneumonia.data.audit import check_leakage, crossing_ids
 from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.data.labels import is_global_id
+from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 
 

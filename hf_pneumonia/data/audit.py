@@ -1,10 +1,8 @@
-"""A film set -> what is wrong with it, in figures: findings as plain values, and the manifest.
+"""A film set -> what is wrong with it, in figures, and the refusal to train on it.
 
 Finds and counts only. What becomes of a film was decided by the rules of filmset.py before.
 """
 
-import csv
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,29 +10,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.duplicates import COPY
-from hf_pneumonia.data.filmset import COPIES, UNREADABLE, FilmSet
+from hf_pneumonia.data.filmset import UNREADABLE, FilmSet
 from hf_pneumonia.data.labels import LABELS, coarse_patient, is_global_id
+from hf_pneumonia.data.manifest import TEACHING, read_seen
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
-
-logger = logging.getLogger(__name__)
-
-MANIFEST = "audit/manifest.csv"  # in a run folder
-SEEN = "seen_before.csv"  # beside it: what the weights that a run started from had seen
-_TEACHING = ("train", "validation")  # validation chose the epoch and the temperature
-
-COLUMNS = (
-    "path",
-    "source",
-    "split",
-    "label",
-    "patient_id",
-    "content_hash",
-    "duplicate_group",
-    "kept",
-    "reason",
-)
 
 
 def audit_films(films: FilmSet) -> dict:
@@ -49,7 +30,7 @@ def audit_films(films: FilmSet) -> dict:
         being not at all, in the source where it tells most.
     """
     pairs, correlation = films.store.copies()
-    groups = copy_groups(films)
+    groups = films.copy_groups()
     conflicting = [rows for rows in groups if len(set(films.label[rows])) > 1]
     readable = films.reason != UNREADABLE
     facts = films.store.facts
@@ -77,17 +58,10 @@ def audit_films(films: FilmSet) -> dict:
             for name, seen in (("text", text), ("colour", colour))
         },
         "searched_for_text": int(np.sum(np.minimum(facts["width"], facts["height"]) >= TEXT_SIDE)),
-        "blank": int(np.sum(readable & (films.store.thumbnails.std(axis=(1, 2)) <= 1))),
+        "blank": int(np.sum(readable & _blank(films.store.thumbnails))),
         "balance": _balance(films),
         "label_told_by": _label_told_by(films),
     }
-
-
-def copy_groups(films: FilmSet) -> list[np.ndarray]:
-    """Rows of each group of two or more copies, in order."""
-    order = np.argsort(films.duplicate_group, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(films.duplicate_group[order])) + 1)
-    return [rows for rows in groups if len(rows) > 1]
 
 
 def crossing(films: FilmSet, split: np.ndarray) -> dict[str, int]:
@@ -112,42 +86,6 @@ def crossing_ids(ids: Sequence, split: np.ndarray) -> set:
     """The ids that stand in more than one of SPLITS."""
     seen = {name: {ids[row] for row in np.flatnonzero(split == name)} for name in SPLITS}
     return {one for name in SPLITS for one in seen[name] if sum(one in other for other in seen.values()) > 1}
-
-
-def write_manifest(films: FilmSet, path: Path) -> None:
-    """One line per film: where it stands, and why it is not used where it isn't.
-
-    `split` is the one that it is used in, for films that are left out the one that the source has it in;
-    `patient_id` is the patient after joining those who share a film; `duplicate_group` is empty for films
-    without copies; `content_hash` is the SHA-256 of the file's bytes.
-    """
-    group = np.full(len(films.file), "", dtype=object)
-    kept_copy = {}
-    for number, rows in enumerate(copy_groups(films), start=1):
-        group[rows] = number
-        kept_copy |= {row: kept for row in rows for kept in rows[films.split[rows] != ""][:1]}
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in range(len(films.file)):
-            reason = films.reason[row]
-            if reason == UNREADABLE:
-                reason = f"{UNREADABLE}: {films.store.unreadable[row]}"
-            elif reason == COPIES and row in kept_copy:
-                reason = f"{COPIES} of {films.file[kept_copy[row]]}"
-            writer.writerow(
-                [
-                    films.file[row],
-                    films.source[row],
-                    films.split[row] or films.given[row],
-                    LABELS[films.label[row]],
-                    films.patient[row],
-                    films.store.facts["sha256"][row].decode(),
-                    group[row],
-                    "true" if films.split[row] else "false",
-                    reason,
-                ]
-            )
 
 
 def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[str, int]:
@@ -183,39 +121,6 @@ def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[s
     return left
 
 
-def read_seen(weights: Path) -> list[dict[str, str]]:
-    """Lines of the films that weights were trained or chosen by, from the run folder's own manifest, and from
-    what that run kept of the runs before it (`SEEN`).
-
-    A folder without a manifest may hold anything; that is said, and nothing can be checked.
-
-    Raises:
-        UsageError: the manifest is none.
-    """
-    # A checkpoint lies inside its run folder.
-    audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
-    if audit is None:
-        logger.warning("%s has no %s: what its weights were trained on is not known", weights, MANIFEST)
-        return []
-    seen = []
-    for path in (audit / "manifest.csv", audit / SEEN):
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                    raise UsageError(f"{path} is no manifest: expected columns {', '.join(COLUMNS)}")
-                seen += [row for row in reader if row["kept"] == "true" and row["split"] in _TEACHING]
-    return seen
-
-
-def write_seen(seen: list[dict[str, str]], path: Path) -> None:
-    """Keep `read_seen` of the starting weights, so that the runs that start from this one know it too."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(seen)
-
-
 def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
     """Number of test films that are among the lines of `read_seen`, and of validation films that are among
     its training films.
@@ -224,7 +129,7 @@ def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
     (`is_global_id`). A film that was saved anew, of a patient without such an id, is not recognised.
     """
     count = 0
-    for judge, teachers in (("test", _TEACHING), ("validation", ("train",))):
+    for judge, teachers in (("test", TEACHING), ("validation", ("train",))):
         taught = [row for row in seen if row["split"] in teachers]
         hashes = {row["content_hash"].encode() for row in taught}
         patients = {row["patient_id"] for row in taught if is_global_id(row["patient_id"])}
@@ -238,6 +143,12 @@ def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
 def _groups_of_equal_bytes(hashes: np.ndarray) -> int:
     _, count = np.unique(hashes[hashes != b""], return_counts=True)
     return int(np.sum(count > 1))
+
+
+def _blank(thumbnails: np.ndarray) -> np.ndarray:
+    """(n,) whether a film is of one gray."""
+    chunks = (thumbnails[start : start + 1024] for start in range(0, len(thumbnails), 1024))
+    return np.concatenate([np.empty(0, bool), *(chunk.std(axis=(1, 2)) <= 1 for chunk in chunks)])
 
 
 def _balance(films: FilmSet) -> dict:

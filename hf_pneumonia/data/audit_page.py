@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_pneumonia.data.audit import audit_films, copy_groups, crossing_ids, write_manifest
+from hf_pneumonia.data.audit import audit_films, crossing_ids
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.data.manifest import write_manifest
 from hf_pneumonia.data.overlays import TEXT_ROWS
 
 _SHOWN = 6  # pairs in a picture
@@ -74,7 +75,7 @@ def _pairs_to_see(films: FilmSet) -> dict[str, tuple[str, list[tuple[int, int, s
     def word(pair: tuple[int, int]) -> str:
         return f"correlation {likeness[pair]:.3f}" if pair in likeness else "equal bytes"
 
-    groups = copy_groups(films)
+    groups = films.copy_groups()
     conflicting, across = [], []
     crossed = crossing_ids(films.duplicate_group, films.given)
     for rows in groups:

@@ -64,6 +64,12 @@ class FilmSet:
         """(k,) rows of one split, in the order of the source."""
         return np.flatnonzero(self.split == split)
 
+    def copy_groups(self) -> list[np.ndarray]:
+        """Rows of each group of two or more copies, in order."""
+        order = np.argsort(self.duplicate_group, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(self.duplicate_group[order])) + 1)
+        return [rows for rows in groups if len(rows) > 1]
+
     def counts(self) -> dict:
         """Films, patients and films per class of each split, and what was left out and why."""
         splits = {}

@@ -1,0 +1,98 @@
+"""The manifest: a line per film, where it stands and why; and what weights have seen, from such lines."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from hf_pneumonia.data.filmset import COPIES, UNREADABLE, FilmSet
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "audit/manifest.csv"  # in a run folder
+SEEN = "seen_before.csv"  # beside it: what the weights that a run started from had seen
+TEACHING = ("train", "validation")  # validation chose the epoch and the temperature
+
+COLUMNS = (
+    "path",
+    "source",
+    "split",
+    "label",
+    "patient_id",
+    "content_hash",
+    "duplicate_group",
+    "kept",
+    "reason",
+)
+
+
+def write_manifest(films: FilmSet, path: Path) -> None:
+    """One line per film: where it stands, and why it is not used where it isn't.
+
+    `split` is the one that it is used in, for films that are left out the one that the source has it in;
+    `patient_id` is the patient after joining those who share a film; `duplicate_group` is empty for films
+    without copies; `content_hash` is the SHA-256 of the file's bytes.
+    """
+    group = np.full(len(films.file), "", dtype=object)
+    kept_copy = {}
+    for number, rows in enumerate(films.copy_groups(), start=1):
+        group[rows] = number
+        kept_copy |= {row: kept for row in rows for kept in rows[films.split[rows] != ""][:1]}
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in range(len(films.file)):
+            reason = films.reason[row]
+            if reason == UNREADABLE:
+                reason = f"{UNREADABLE}: {films.store.unreadable[row]}"
+            elif reason == COPIES and row in kept_copy:
+                reason = f"{COPIES} of {films.file[kept_copy[row]]}"
+            writer.writerow(
+                [
+                    films.file[row],
+                    films.source[row],
+                    films.split[row] or films.given[row],
+                    LABELS[films.label[row]],
+                    films.patient[row],
+                    films.store.facts["sha256"][row].decode(),
+                    group[row],
+                    "true" if films.split[row] else "false",
+                    reason,
+                ]
+            )
+
+
+def read_seen(weights: Path) -> list[dict[str, str]]:
+    """Lines of the films that weights were trained or chosen by, from the run folder's own manifest, and from
+    what that run kept of the runs before it (`SEEN`).
+
+    A folder without a manifest may hold anything; that is said, and nothing can be checked.
+
+    Raises:
+        UsageError: the manifest is none.
+    """
+    # A checkpoint lies inside its run folder.
+    audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
+    if audit is None:
+        logger.warning("%s has no %s: what its weights were trained on is not known", weights, MANIFEST)
+        return []
+    seen = []
+    for path in (audit / "manifest.csv", audit / SEEN):
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                    raise UsageError(f"{path} is no manifest: expected columns {', '.join(COLUMNS)}")
+                seen += [row for row in reader if row["kept"] == "true" and row["split"] in TEACHING]
+    return seen
+
+
+def write_seen(seen: list[dict[str, str]], path: Path) -> None:
+    """Keep `read_seen` of the starting weights, so that the runs that start from this one know it too."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(seen)
