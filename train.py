@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
             split_seed=args.split_seed,
             covid=args.covid,
         )
-    weights = None if args.pretrained in ("true", "false") else Path(args.pretrained).expanduser()
-    leakage = check_leakage(films, weights, args.allow_leakage)
+    seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
+    leakage = check_leakage(films, seen, args.allow_leakage)
     for name, count in films.counts()["splits"].items():
         logger.info(
             "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
@@ -85,7 +85,6 @@ def main(argv: list[str]) -> None:
     set_seed(args.seed, device_specific=True)
     findings = None
     if state.is_main_process:
-        seen = read_seen(weights) if weights else []  # before the folder is cleared: it may be the same one
         if args.overwrite_output_dir:
             clear_run_folder(folder)
         findings = write_audit(films, folder / "audit")

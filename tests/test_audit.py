@@ -171,18 +171,18 @@ def test_weights_that_have_seen_test_films_are_refused_unless_allowed(faulty, tm
     expected = sum(sha[row] in then["train"] | then["validation"] for row in second.rows("test"))
     expected += sum(sha[row] in then["train"] for row in second.rows("validation"))
     with pytest.raises(UsageError, match=f"{expected} validation and test films .* --allow_leakage") as error:
-        check_leakage(second, run, allowed=False)
+        check_leakage(second, read_seen(run), allowed=False)
     assert "\n" not in str(error.value) and expected > 0
     for weights in (run, run / "checkpoint-3"):
-        assert check_leakage(second, weights, allowed=True)["films_seen"] == expected
-    assert check_leakage(second, None, allowed=False)["films_seen"] == 0
+        assert check_leakage(second, read_seen(weights), allowed=True)["films_seen"] == expected
+    assert check_leakage(second, [], allowed=False)["films_seen"] == 0
 
 
 def test_going_on_with_the_same_split_is_no_leak(faulty, tmp_path):
     films = prepare_films(str(faulty), 64, tmp_path, max_unreadable=1)
     run = _run_folder(films, tmp_path / "run")
     assert len(read_seen(run)) == np.sum(np.isin(films.split, ("train", "validation")))
-    assert check_leakage(films, run, allowed=False)["films_seen"] == 0
+    assert check_leakage(films, read_seen(run), allowed=False)["films_seen"] == 0
 
 
 def test_a_run_remembers_what_the_weights_before_it_had_seen(faulty, film_folder, tmp_path):
@@ -210,7 +210,7 @@ def test_leakage_between_splits_would_be_seen_anew(audited, tmp_path):
     row = np.flatnonzero(films.split == "test")[0]
     films.patient_id[row], kept = "IM-0005", films.patient_id[row]
     with pytest.raises(UsageError, match="leakage is left: 1 patients"):
-        check_leakage(films, None, allowed=False)
+        check_leakage(films, [], allowed=False)
     films.patient_id[row] = kept
 
 

@@ -4,7 +4,6 @@ Finds and counts only. What becomes of a film was decided by the rules of filmse
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -12,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import UNREADABLE, FilmSet
 from hf_pneumonia.data.labels import LABELS, coarse_patient, is_global_id
-from hf_pneumonia.data.manifest import TEACHING, read_seen
+from hf_pneumonia.data.manifest import TEACHING
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
@@ -88,7 +87,7 @@ def crossing_ids(ids: Sequence, split: np.ndarray) -> set:
     return {one for name in SPLITS for one in seen[name] if sum(one in other for other in seen.values()) > 1}
 
 
-def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[str, int]:
+def check_leakage(films: FilmSet, seen: list[dict[str, str]], allowed: bool) -> dict[str, int]:
     """Refuse films on which no figure could be trusted.
 
     The rules of filmset.py mend what leaks between splits; it is counted here anew, from the splits as they
@@ -96,7 +95,7 @@ def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[s
 
     Args:
         films: split.
-        weights: folder of the starting weights, None where there are none.
+        seen: what the starting weights were trained or chosen by (`read_seen`); empty where that is nothing.
         allowed: whether to go on all the same.
 
     Returns:
@@ -109,7 +108,7 @@ def check_leakage(films: FilmSet, weights: Path | None, allowed: bool) -> dict[s
     left = {
         "patients": crossed["patients_fine"],
         "duplicate_groups": crossed["duplicate_groups"],
-        "films_seen": seen_before(films, read_seen(weights)) if weights else 0,
+        "films_seen": seen_before(films, seen),
     }
     if any(left.values()) and not allowed:
         raise UsageError(
