@@ -79,3 +79,28 @@ def finished_run(film_folder, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     (folder.parent / "output.txt").write_text(done.stdout + done.stderr)
     return folder
+
+
+@pytest.fixture
+def trainer(film_folder, tmp_path):
+    """Makes a PneumoniaTrainer of a small ResNet, by the flags of a recipe."""
+    # Late: the environment above comes before any library.
+    import torch
+
+    from hf_pneumonia.data.filmset import prepare_films
+    from hf_pneumonia.modeling.augment import Augment
+    from hf_pneumonia.modeling.build import build_model
+    from hf_pneumonia.training.arguments import parse_recipe
+    from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+
+    films = prepare_films(str(film_folder), 32, tmp_path)
+    train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
+
+    def make(*flags, recipe="quickstart"):
+        flags = ("--image_size", "32", "--output_dir", str(tmp_path / "run"), "--bf16", "false", *flags)
+        args, _ = parse_recipe([str(ROOT / "recipes" / f"{recipe}.yaml"), *flags], default=None)
+        torch.manual_seed(0)
+        model = build_model("resnet10t", 32, args.drop_rate)
+        return PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
+
+    return make

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
 from hf_pneumonia.modeling import augment
-from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 
 ALL = dict(rotation=10, zoom=0.1, shift=0.05, blur=1.0, exposure=0.2, noise=0.02, horizontal_flip=0.5)
 
@@ -145,3 +147,20 @@ def test_the_noise_has_at_most_the_stated_deviation():
     gray = torch.full((200, 32, 32), 128, dtype=torch.uint8)
     deviations = (Augment(noise=0.05)(gray) - 128 / 255).flatten(1).std(1)
     assert 0.045 < deviations.max() < 0.053 and deviations.mean() == pytest.approx(0.025, rel=0.2)
+
+
+def test_shrunk_films_are_those_of_pillow():
+    films = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 48, 48), dtype=np.uint8))
+    small = shrink(films, 20)
+    for film, result in zip(films, small, strict=True):
+        expected = Image.fromarray(film.numpy()).resize((20, 20), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(expected).astype(int) - result.numpy()).max() <= 1
+
+
+def test_films_are_blended_in_the_shares_of_their_labels():
+    films = torch.zeros(4, 3, 8, 8)
+    films[1::2] = 1  # pneumonia is white: a film's mean is its share of pneumonia
+    for mix in (mixing(0.5, 0), mixing(0, 1.0), mixing(0.5, 1.0)):
+        blended, shares = mix(films, torch.tensor([0, 1, 0, 1]))
+        torch.testing.assert_close(blended.mean((1, 2, 3)), shares[:, 1])
+    assert mixing(0, 0) is None

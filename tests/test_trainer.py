@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,28 +6,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-@pytest.fixture
-def trainer(film_folder, tmp_path):
-    films = prepare_films(str(film_folder), 32, tmp_path)
-    train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
-
-    def make(*flags, recipe="quickstart"):
-        flags = ("--image_size", "32", "--output_dir", str(tmp_path / "run"), "--bf16", "false", *flags)
-        args, _ = parse_recipe([str(RECIPES / f"{recipe}.yaml"), *flags], default=None)
-        torch.manual_seed(0)
-        model = build_model("resnet10t", 32, args.drop_rate)
-        return PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
-
-    return make
+from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 
 def test_a_batch_is_read_from_the_store_with_its_labels(trainer):
@@ -177,3 +156,90 @@ def test_a_run_against_imbalance_has_a_history_as_every_run(trainer, imbalance):
     (epoch,) = run.history()
     assert 0 < epoch["train"]["loss"] < 5 and 0 <= epoch["train"]["accuracy"] <= 1
     assert epoch["validation"]["loss"] == run.state.best_metric
+
+
+def test_layers_further_from_the_head_learn_more_slowly_by_a_constant_factor(trainer):
+    run = trainer("--layer_decay", "0.5", "--learning_rate", "0.008", "--weight_decay", "0.1")
+    optimizer = run.create_optimizer()
+    network = run.model.timm_model
+    by_parameter = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(by_parameter) == len(list(network.parameters()))
+    assert by_parameter[id(network.fc.weight)]["lr"] == 0.008
+    last, first = (
+        by_parameter[id(block.conv1.weight)]["lr"] for block in (network.layer4[0], network.layer1[0])
+    )
+    assert (
+        last == 0.004 and first == last * 0.5**3 and by_parameter[id(network.conv1[0].weight)]["lr"] < first
+    )
+    assert {by_parameter[id(p)]["weight_decay"] for p in network.parameters() if p.ndim > 1} == {0.1}
+    assert {by_parameter[id(p)]["weight_decay"] for p in network.parameters() if p.ndim == 1} == {0.0}
+    run.create_scheduler(10)
+    assert run._get_learning_rate() == 0.0  # of the head, at the start of the warm-up
+
+
+def test_a_plateau_is_one_of_the_figure_that_chooses_the_epoch(trainer):
+    flags = (
+        "--lr_scheduler_type",
+        "reduce_lr_on_plateau",
+        "--num_train_epochs",
+        "4",
+        "--learning_rate",
+        "0.1",
+    )
+    run = trainer(*flags, "--lr_scheduler_kwargs", '{"factor": 0.5, "patience": 0}')
+    scores = iter([0.6, 0.9, 0.8, 0.95])  # falls once
+    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.train()
+    assert [epoch["train"]["learning_rate"] for epoch in run.history()] == [0.1, 0.1, 0.1, 0.05]
+    assert trainer(*flags, "--metric_for_best_model", "loss").args.lr_scheduler_kwargs == {"mode": "min"}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_training_stops_when_so_many_epochs_were_not_the_best(trainer, tmp_path, resumed):
+    flags = ("--num_train_epochs", "9", "--early_stopping_epochs", "2", "--save_total_limit", "9")
+    scores = [0.6, 0.9, 0.7, 0.8, 0.99]
+
+    def with_scores(run, scores):
+        run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+        return run
+
+    run = with_scores(trainer(*flags), iter(scores))
+    run.train()
+    if resumed:  # one of the two epochs was before
+        run = with_scores(trainer(*flags), iter(scores[3:]))
+        run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-9"))
+    assert [epoch["epoch"] for epoch in run.history()] == [1, 2, 3, 4] and run.kept_epoch == 2
+
+
+def test_films_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
+    flags = ("--image_size", "64", "--small_epochs", "1", "--small_size", "40", "--num_train_epochs", "2")
+    run = trainer(*flags)
+    seen, compute_loss = [], run.compute_loss
+
+    def remember(model, inputs, *args, **kwargs):
+        seen.append((model.training, inputs["pixel_values"].shape[-1]))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    # The store holds films of 32 px: what matters is what the network is given.
+    run.compute_loss = remember
+    run.train()
+    training = [size for training, size in seen if training]
+    assert training == [40] * 3 + [32] * 3 and {size for training, size in seen if not training} == {32}
+
+
+def test_blended_films_are_trained_with_blended_labels(trainer):
+    run = trainer(*STEP, "--mixup", "0.4", "--per_device_train_batch_size", "85")
+    by_hand, blended, mix = copy.deepcopy(run.model).train(), [], run.mix
+    run.mix = lambda films, labels: blended.append(mix(films, labels)) or blended[-1]
+    run.train()
+    ((films, shares),) = blended
+    torch.testing.assert_close(shares.sum(1), torch.ones(85))
+    assert ((shares > 0) & (shares < 1)).any()
+    loss = -(shares * by_hand(films).logits.log_softmax(1)).sum(1).mean()
+    assert run.state.log_history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_validation_films_are_not_blended(trainer):
+    run = trainer("--mixup", "0.4", "--cutmix", "1")
+    run.mix = lambda *_: 1 / 0
+    assert 0 <= run.evaluate()["eval_auroc"] <= 1

@@ -5,6 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms import v2
+
+from hf_pneumonia.data.labels import LABELS
 
 # One strength for all films, or two: NORMAL, PNEUMONIA.
 Strength = float | tuple[float, float]
@@ -112,6 +115,41 @@ class Augment(nn.Module):
         films = films.clamp(1e-4, 1).pow(torch.exp(gamma))
         mean = films.mean(dim=(1, 2), keepdim=True)
         return (films - mean) * torch.exp(contrast) + mean + 0.5 * brightness
+
+
+def shrink(films: torch.Tensor, size: int) -> torch.Tensor:
+    """Films at a smaller side, antialiased as the store's own.
+
+    Args:
+        films: (b, h, w) uint8.
+        size: side in pixels.
+
+    Returns:
+        (b, size, size) uint8.
+    """
+    small = F.interpolate(films.unsqueeze(1).float(), (size, size), mode="bilinear", antialias=True)
+    return small.squeeze(1).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
+    """What blends the films of a batch with one another, and their labels alike.
+
+    mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018; CutMix: Yun et al., ICCV 2019. Where both are on,
+    each batch goes through one of them, by a fair coin.
+
+    Args:
+        mixup, cutmix: alpha of the Beta distribution that a batch's share is drawn from; 0: off.
+
+    Returns:
+        films (b, 3, h, w) float, labels (b,) int64 -> films of that shape, (b, 2) float32 shares of the
+        classes; or None where both are off.
+    """
+    kinds = [
+        kind(alpha=alpha, num_classes=len(LABELS))
+        for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        if alpha
+    ]
+    return v2.RandomChoice(kinds) if kinds else None
 
 
 def _pair(strength: Strength) -> tuple[float, float]:

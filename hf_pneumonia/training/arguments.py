@@ -37,14 +37,17 @@ _DECISIVE = (
     "adam_epsilon",
     "max_grad_norm",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "warmup_steps",
     "label_smoothing_factor",
+    "metric_for_best_model",
     "bf16",
     "fp16",
 )
 
 # Where a run is written and kept is no part of what it does; a token must not reach a file.
 _NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "cache_dir", "hub_token", "resume_from_checkpoint"}
+_NOT_IN_RECIPE |= {"seeds"}  # each run has its own
 
 # Bounds, both included, of what would otherwise fail late or train nonsense.
 _RANGES = {
@@ -58,8 +61,18 @@ _RANGES = {
     "noise": (0, 1),
     "horizontal_flip": (0, 1),
     "max_unreadable": (0, 1),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "small_size": (32, 2048),
+    "small_epochs": (0, 100_000),
+    "frozen_epochs": (0, 100_000),
+    "frozen_learning_rate": (0, 1000),
+    "layer_decay": (0.01, 1),
+    "ema_decay": (0, 0.999999),
+    "early_stopping_epochs": (0, 100_000),
     "lr_step_epochs": (0, 100_000),
     "seed": (0, 2**32 - 1),
+    "seeds": (0, 2**32 - 1),
     "split_seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
     "per_device_train_batch_size": (1, 100_000),
@@ -147,6 +160,19 @@ class Recipe(TrainingArguments):
         metadata={"help": "Probability of a mirrored film, heart and side marker with it; 0: off."},
     )
 
+    mixup: float = field(
+        default=0.0, metadata={"help": "Blend pairs of films: alpha of the Beta distribution; 0: off."}
+    )
+    cutmix: float = field(
+        default=0.0,
+        metadata={"help": "Paste a box of one film into another: alpha of the Beta distribution; 0: off."},
+    )
+    small_epochs: int = field(
+        default=0,
+        metadata={"help": "Train the first epochs on smaller films (progressive resizing); 0: off."},
+    )
+    small_size: int = field(default=128, metadata={"help": "Side of the smaller films, in pixels."})
+
     imbalance: str = field(
         default="none",
         metadata={
@@ -161,10 +187,36 @@ class Recipe(TrainingArguments):
             "AdamW (or `optim`), and neither biases nor normalisation layers decay."
         },
     )
+    frozen_epochs: int = field(
+        default=0,
+        metadata={"help": "Train only the head for the first epochs, and all layers after them; 0: off."},
+    )
+    frozen_learning_rate: float = field(
+        default=0.0,
+        metadata={"help": "Constant learning rate of those epochs; 0: `learning_rate`, that of the rest."},
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each layer to the one before it; 1: off."},
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Validate, keep and publish an exponential moving average of the weights, with this "
+            "decay per step (0.99 to 0.9999); 0: off."
+        },
+    )
+    early_stopping_epochs: int = field(
+        default=0, metadata={"help": "Stop after so many epochs without a new best one; 0: off."}
+    )
     lr_step_epochs: int = field(
         default=0, metadata={"help": "Divide the learning rate by ten every so many epochs (StepLR); 0: off."}
     )
 
+    seeds: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Train once per seed (0 1 2), and give mean and spread of the figures."},
+    )
     max_unreadable: float = field(
         default=0.05, metadata={"help": "Stop where a larger share of the films can't be read; 1: never."}
     )
@@ -221,6 +273,10 @@ class Recipe(TrainingArguments):
             # would miss some films and repeat others.
             self.data_seed = self.seed
         self._check()
+        if self.frozen_epochs:
+            self.frozen_learning_rate = self.frozen_learning_rate or self.learning_rate
+            # Those of the frozen backbone take no part; looking for them costs far less than their gradients.
+            self.ddp_find_unused_parameters = True
         for name in _BY_CLASS:
             # One number stays one, in the resolved recipe too.
             values = _numbers(getattr(self, name))
@@ -232,6 +288,10 @@ class Recipe(TrainingArguments):
         if self.accelerator_config is None and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            # transformers leaves torch's default, which takes a growing AUROC for a plateau.
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
 
     @property
     def augmentation(self) -> dict[str, float | list[float]]:
@@ -270,8 +330,20 @@ class Recipe(TrainingArguments):
             raise UsageError(
                 "--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one"
             )
-        if self.lr_step_epochs and self.max_steps > 0:
-            raise UsageError("--lr_step_epochs counts epochs: give --num_train_epochs and not --max_steps")
+        if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise UsageError("--frozen_epochs does not go with a plateau scheduler: choose cosine or linear")
+        if self.small_epochs and self.small_size >= self.image_size:
+            raise UsageError(
+                f"--small_size expects less than --image_size {self.image_size}, got {self.small_size}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"--seeds expects each seed once, got {' '.join(map(str, self.seeds))}")
+        if self.seeds and isinstance(self.resume_from_checkpoint, str):
+            raise UsageError(
+                f"--seeds goes on with --resume_from_checkpoint true, got {self.resume_from_checkpoint!r}"
+            )
+        if self.early_stopping_epochs and self.eval_strategy == "no":
+            raise UsageError("--early_stopping_epochs needs validation: leave --eval_strategy at epoch")
 
 
 class _Parser(HfArgumentParser):

@@ -1,9 +1,30 @@
-"""What a person watching a training sees: one progress bar, and one line per epoch."""
+"""What a person watching a training sees, a bar and a line per epoch; and when to stop watching."""
 
 import time
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+
+class EarlyStop(TrainerCallback):
+    """Ends a training in which no epoch of the last few was the best.
+
+    Judged from the log, which a checkpoint holds: transformers' own EarlyStoppingCallback counts from zero
+    again when a training is resumed.
+
+    Args:
+        epochs: how many scores in a row may stay behind the best one.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        name = f"eval_{args.metric_for_best_model}"
+        sign = 1 if args.greater_is_better else -1
+        scores = [sign * line[name] for line in state.log_history if name in line]
+        if len(scores) - 1 - scores.index(max(scores)) >= self.epochs:
+            control.should_training_stop = True
 
 
 class EpochLines(TrainerCallback):

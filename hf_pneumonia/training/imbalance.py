@@ -66,12 +66,15 @@ def weighted_cross_entropy(
 
     Args:
         logits: (b, 2) float.
-        labels: (b,) int64.
+        labels: (b,) int64, or (b, 2) float shares of the classes in a blended film.
         weights: (2,) float32, of each class.
         label_smoothing: share of a label spread over both classes, 0 to 1.
 
     Returns:
         Scalar float.
     """
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-    return (weights[labels] * losses).mean()
+    shares = F.one_hot(labels, logits.shape[1]).float() if labels.ndim == 1 else labels
+    weighted = shares * weights
+    spread = weighted.sum(1, keepdim=True) / logits.shape[1]
+    target = (1 - label_smoothing) * weighted + label_smoothing * spread
+    return -(target * logits.log_softmax(1)).sum(1).mean()

@@ -1,7 +1,12 @@
 """The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them."""
 
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import torch
+from timm.optim import param_groups_layer_decay
 from timm.utils import distribute_bn
 from torch import nn
 from transformers import Trainer
@@ -11,11 +16,13 @@ from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
-from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
-from hf_pneumonia.training.callbacks import EpochLines
+from hf_pneumonia.training.averaging import WeightAverage
+from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
+from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
 
 
 class FilmDataset(torch.utils.data.Dataset):
@@ -69,10 +76,18 @@ class PneumoniaTrainer(Trainer):
             callbacks=[EpochLines()],
         )
         self.remove_callback(PrinterCallback)
-        self.augment = augment
-        # By whether the network is training.
+        if args.frozen_epochs:
+            self.add_callback(FrozenBackbone(args.frozen_epochs))
+        if args.early_stopping_epochs:
+            self.add_callback(EarlyStop(args.early_stopping_epochs))
+        self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
+        if self.average:
+            self.add_callback(self.average)
+        self.augment, self.mix = augment, mixing(args.mixup, args.cutmix)
+        # Weights of the classes in the loss, by whether the network is training.
+        weighted = {True: args.imbalance == "weights", False: args.imbalance != "none"}
         self._weights = {
-            training: class_weights(films.labels).to(args.device)
+            training: (class_weights(films.labels) if weighted[training] else torch.ones(2)).to(args.device)
             for training, films in ((True, train_dataset), (False, eval_dataset))
         }
         # Right answers and films since the last log, kept on the device: reading them every step would wait
@@ -82,7 +97,10 @@ class PneumoniaTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
         films = inputs["pixel_values"]
-        films = self.augment(films, inputs["labels"]) if self.model.training else films
+        if self.model.training:
+            if self.state.epoch < self.args.small_epochs:
+                films = shrink(films, self.args.small_size)
+            films = self.augment(films, inputs["labels"])
         return {**inputs, "pixel_values": network_input(films)}
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -94,23 +112,36 @@ class PneumoniaTrainer(Trainer):
         return loader
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if self.args.imbalance == "weights" or (self.args.imbalance == "sampler" and not model.training):
-            # A mean over the batch, as the network's own loss is: the Trainer divides it by the batches of a
-            # step, and the processes average their gradients.
-            smoothing, weights = self.args.label_smoothing_factor, self._weights[model.training]
-            loss = weighted_cross_entropy(outputs["logits"], labels, weights, smoothing)
-        if model.training:
+        films, labels = inputs["pixel_values"], inputs["labels"]
+        training, targets = model.training, labels
+        if training and self.mix:
+            films, targets = self.mix(films, labels)
+        if training and self.state.epoch < self.args.frozen_epochs:
+            keep_statistics(model)
+        outputs = model(pixel_values=films)
+        # A mean over the batch: the Trainer divides it by the batches of a step, and the processes average
+        # their gradients.
+        smoothing = self.args.label_smoothing_factor
+        loss = weighted_cross_entropy(outputs["logits"], targets, self._weights[training], smoothing)
+        if training:
             right = (outputs["logits"].detach().argmax(1) == labels).sum()
             self._seen += torch.stack([right, torch.full_like(right, len(labels))])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        averaged = self.average.standing_in(self.model) if self.average else nullcontext()
         if self.args.world_size > 1:
             # Each process has met other films; without this each would also score, and save, another network.
-            distribute_bn(self.model, self.args.world_size, reduce=True)
-        return super().evaluate(*args, **kwargs)
+            for network in (self.model, self.average.network) if self.average else (self.model,):
+                distribute_bn(network, self.args.world_size, reduce=True)
+        with averaged:
+            return super().evaluate(*args, **kwargs)
+
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        if self.average:
+            self.average.copy_to(self.model)
+        return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -141,23 +172,53 @@ class PneumoniaTrainer(Trainer):
         )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if not self.args.adam_l2:
+        args = self.args
+        if not args.adam_l2 and args.layer_decay == 1:
             return super().create_optimizer(model)
-        parameters = [
-            parameter for parameter in (model or self.model).parameters() if parameter.requires_grad
-        ]
-        betas = (self.args.adam_beta1, self.args.adam_beta2)
-        self.optimizer = torch.optim.Adam(
-            parameters, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
-        )
+        network = (model or self.model).timm_model
+        if args.layer_decay == 1:
+            groups = [{"params": list(network.parameters()), "weight_decay": args.weight_decay}]
+        else:
+            groups = param_groups_layer_decay(
+                network,
+                args.weight_decay,
+                weight_decay_exclude_1d=not args.adam_l2,
+                layer_decay=args.layer_decay,
+            )
+            for group in groups:
+                group["lr"] = args.learning_rate * group.pop("lr_scale")
+        if args.adam_l2:
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = torch.optim.Adam(groups, args.learning_rate, betas, args.adam_epsilon)
+        else:
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = kind(groups, **settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        if not self.args.lr_step_epochs:
-            return super().create_scheduler(num_training_steps, optimizer)
-        every = round(self.args.lr_step_epochs * num_training_steps / self.args.num_train_epochs)
-        self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer or self.optimizer, every, gamma=0.1)
+        args, optimizer = self.args, optimizer or self.optimizer
+        frozen = min(args.frozen_epochs * self._steps_per_epoch, num_training_steps - 1)
+        if args.lr_step_epochs:
+            every = args.lr_step_epochs * self._steps_per_epoch
+            self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, every, gamma=0.1)
+        else:
+            super().create_scheduler(num_training_steps - frozen, optimizer)
+        if frozen:
+            factor = args.frozen_learning_rate / args.learning_rate
+            self.lr_scheduler = after_frozen_phase(optimizer, self.lr_scheduler, factor, frozen)
         return self.lr_scheduler
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        """Steps of the optimizer."""
+        batches = math.ceil(
+            len(self.train_dataset) / (self.args.train_batch_size * max(self.args.world_size, 1))
+        )
+        return math.ceil(batches / self.args.gradient_accumulation_steps)
+
+    def _get_learning_rate(self) -> float:
+        # Of the head, where the layers differ; the Trainer's own is that of the first group.
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # The Trainer knows only LayerNorm; timm's own rule spares every bias and scale, BatchNorm's among
@@ -170,9 +231,20 @@ class PneumoniaTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The Trainer's own adds training_args.bin, a pickle that holds the raw Hub token.
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(
-                output_dir or self.args.output_dir, state_dict=state_dict
-            )
+            folder = output_dir or self.args.output_dir
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+            if self.average:
+                self.average.save(Path(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average:
+            self.average.load(Path(self.state.best_model_checkpoint))
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

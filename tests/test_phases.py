@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_train
+
+from hf_pneumonia.errors import UsageError
+
+TWO_PHASES = ("--frozen_epochs", "2", "--frozen_learning_rate", "0.01", "--learning_rate", "0.001")
+
+
+def _states_by_epoch(run):
+    """The network's state before training and as it is scored after each epoch."""
+    states = [{name: value.clone() for name, value in run.model.state_dict().items()}]
+    evaluate = run.evaluate
+
+    def evaluate_and_remember(*args, **kwargs):
+        states.append({name: value.clone() for name, value in run.model.state_dict().items()})
+        return evaluate(*args, **kwargs)
+
+    run.evaluate = evaluate_and_remember
+    run.train()
+    return states
+
+
+def _changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_in_the_frozen_phase_the_head_learns_and_the_backbone_with_its_statistics_stays(trainer):
+    run = trainer(*TWO_PHASES, "--num_train_epochs", "3")
+    start, _, frozen, after = _states_by_epoch(run)
+    assert _changed(start, frozen) == {"timm_model.fc.weight", "timm_model.fc.bias"}
+    statistics = {name for name in start if "running_" in name}
+    weights = {name for name in start if name.endswith("weight")}
+    assert statistics | weights <= _changed(frozen, after)
+
+
+def test_the_learning_rate_is_constant_while_frozen_and_then_warms_up_and_falls_as_a_cosine(trainer):
+    flags = ("--num_train_epochs", "6", "--logging_strategy", "steps", "--logging_steps", "1")
+    run = trainer(*TWO_PHASES, *flags, "--warmup_steps", "0.25", "--lr_scheduler_type", "cosine")
+    run.train()
+    rates = [line["learning_rate"] for line in run.state.log_history if "loss" in line]
+    per_epoch = math.ceil(85 / 32)
+    frozen, rest = 2 * per_epoch, 4 * per_epoch
+    expected = [0.01] * frozen
+    warmup = math.ceil(rest * 0.25)
+    for step in range(rest):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (rest - warmup)))
+        expected.append(0.001 * (step / warmup if step < warmup else cosine))
+    np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_frozen_phase_as_long_as_the_training_trains_the_head(trainer):
+    states = _states_by_epoch(trainer(*TWO_PHASES, "--num_train_epochs", "2"))
+    assert _changed(states[0], states[-1]) == {"timm_model.fc.weight", "timm_model.fc.bias"}
+
+
+@pytest.mark.parametrize("go_on_after", [1, 2, 3])
+def test_a_resumed_training_ends_with_the_weights_of_one_never_interrupted(trainer, tmp_path, go_on_after):
+    flags = ("--num_train_epochs", "4", "--frozen_epochs", "2", "--ema_decay", "0.9", "--mixup", "0.2")
+    flags += ("--save_total_limit", "9", "--image_size", "64", "--small_epochs", "3", "--small_size", "32")
+    whole = trainer(*flags, "--output_dir", str(tmp_path / "whole"))
+    whole.train()
+    steps = [int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*")]
+    checkpoint = tmp_path / "whole" / f"checkpoint-{sorted(steps)[go_on_after - 1]}"
+    again = trainer(*flags, "--output_dir", str(tmp_path / "again"))
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert not _changed(whole.model.state_dict(), again.model.state_dict())
+    assert [epoch["train"] for epoch in again.history()] == [epoch["train"] for epoch in whole.history()]
+
+
+def test_a_frozen_phase_before_a_plateau_is_refused(trainer):
+    with pytest.raises(UsageError, match="--frozen_epochs does not go with a plateau"):
+        trainer("--frozen_epochs", "1", "--lr_scheduler_type", "reduce_lr_on_plateau")
+
+
+def test_two_processes_train_in_two_phases_and_keep_the_average(film_folder, tmp_path):
+    flags = (
+        "--dataset",
+        film_folder,
+        "--output_dir",
+        tmp_path / "run",
+        "--image_size",
+        32,
+        "--model",
+        "resnet10t",
+    )
+    flags += ("--frozen_epochs", 1, "--ema_decay", 0.9, "--num_train_epochs", 2, "--bf16", "false")
+    done = run_train(*flags, launcher=("torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "the backbone is released after 1 epochs" in done.stderr
