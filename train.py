@@ -3,17 +3,18 @@
 Without arguments it trains on simulated films (recipes/quickstart.yaml). Every key of a recipe is a flag too.
 """
 
+import json
 import logging
 import os
 import sys
 import time
 from pathlib import Path
 
-import datasets
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from datasets import disable_progress_bars
 
 from hf_pneumonia.data.audit import check_leakage
 from hf_pneumonia.data.audit_page import write_audit
@@ -27,8 +28,9 @@ from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import predict_split
+from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
 from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.launch import local_main_first, start_missing_processes
 from hf_pneumonia.training.run_folder import (
@@ -36,6 +38,9 @@ from hf_pneumonia.training.run_folder import (
     check_run_folder,
     clear_run_folder,
     finish_run_folder,
+    has_checkpoint,
+    is_finished,
+    read_report,
 )
 from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
 
@@ -46,8 +51,33 @@ logger = logging.getLogger("hf_pneumonia")
 
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
+    if args.seeds:
+        train_seeds(argv, args)
+    else:
+        check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
+        train(args, recipe)
+
+
+def train_seeds(argv: list[str], args: Recipe) -> None:
+    """Train once per seed, in a folder each. A run that is to go on skips the seeds that are finished."""
     folder = Path(args.output_dir)
-    check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
+    runs = {seed: folder / f"seed-{seed}" for seed in args.seeds}
+    go_on = bool(args.resume_from_checkpoint)
+    resume = {seed: go_on and has_checkpoint(run) for seed, run in runs.items()}
+    done = {seed for seed, run in runs.items() if go_on and is_finished(run)}
+    for seed in runs.keys() - done:
+        check_run_folder(runs[seed], args.overwrite_output_dir, resume[seed])
+    for seed in [seed for seed in runs if seed not in done]:
+        flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume[seed]]
+        train(*parse_recipe([*argv, *map(str, flags)], default=QUICKSTART))
+    if args.process_index == 0:
+        spread = spread_over_seeds({seed: read_report(run) for seed, run in runs.items()})
+        (folder / "seeds.json").write_text(json.dumps(spread, indent=2) + "\n")
+        print(f"\n{spread_line(spread)}\nseeds: {folder / 'seeds.json'}")
+
+
+def train(args: Recipe, recipe: dict) -> None:
+    folder = Path(args.output_dir)
     set_up(args)
 
     simulated = args.dataset == ["phantom"]
@@ -75,9 +105,11 @@ def main(argv: list[str]) -> None:
 
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
-    train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
+    if args.small_epochs:
+        try_films(model, args.model, args.small_size)
+    datasets = [FilmDataset(films, split) for split in ("train", "validation")]
     try:
-        trainer = PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
+        trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
     # Flags that do not go together, or lack a package.
     except (ValueError, RuntimeError, ImportError) as error:
         raise UsageError(str(error).splitlines()[0]) from error
@@ -128,7 +160,7 @@ def set_up(args: Recipe) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
-    datasets.disable_progress_bars()
+    disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     if args.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise: half the speed, or less.

@@ -211,6 +211,43 @@ def test_the_same_seed_gives_the_same_figures(finished_run, film_folder, tmp_pat
     ).read_bytes()
 
 
+def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder, tmp_path, capsys):
+    argv = [
+        "--dataset",
+        film_folder,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--num_train_epochs",
+        1,
+        "--image_size",
+        32,
+    ]
+    argv = [*map(str, argv), "--model", "resnet10t"]
+    alone = ["--seed", "4", "--output_dir", str(tmp_path / "alone")]
+    train.main([*argv, *alone])
+    train.main([*argv, "--seeds", "4", "9"])
+    spread = json.loads((tmp_path / "seeds.json").read_text())
+    reports = [_report(tmp_path / name) for name in ("seed-4", "seed-9")]
+    values = [report["splits"]["test"]["accuracy"]["value"] for report in reports]
+    assert spread["splits"]["test"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert spread["splits"]["test"]["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert "2 seeds, mean ± sd" in capsys.readouterr().out
+    for name in ("model.safetensors", "recipe.yaml"):
+        one, other = ((tmp_path / run / name).read_bytes() for run in ("alone", "seed-4"))
+        assert one == other
+    assert reports[0]["data"] == reports[1]["data"] and reports[0]["history"] != reports[1]["history"]
+
+    with pytest.raises(UsageError, match="already holds a finished run"):
+        train.main([*argv, "--seeds", "4", "9"])
+    (tmp_path / "seed-9" / "report.json").unlink()
+    (tmp_path / "seed-9" / "model.safetensors").unlink()
+    kept = (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns
+    train.main([*argv, "--seeds", "4", "9", "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns == kept
+    assert json.loads((tmp_path / "seeds.json").read_text()) == spread
+
+
 def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_folder, tmp_path):
     import torch
     from transformers import AutoModelForImageClassification

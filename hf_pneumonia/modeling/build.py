@@ -71,8 +71,38 @@ def build_model(
     model = TimmWrapperForImageClassification.from_pretrained(
         None, config=config, state_dict=network.state_dict()
     )
-    _try(model, architecture, image_size)
+    try_films(model, architecture, image_size)
     return model
+
+
+@torch.no_grad()
+def try_films(model: TimmWrapperForImageClassification, architecture: str, image_size: int) -> None:
+    """Find out before the training, not after it, whether the network takes such films and can be calibrated.
+
+    Args:
+        model: from `build_model`; left in evaluation mode.
+        architecture: its name, for the message.
+        image_size: side of the films in pixels.
+
+    Raises:
+        UsageError: it does not, or can't.
+    """
+    films = torch.rand(2, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    try:
+        logits = model(network_input(films)).logits
+        scale_logits(model, 2)
+        doubled = model(network_input(films)).logits
+        scale_logits(model, 0.5)
+    except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"--model {architecture} does not work with --image_size {image_size}: {reason}"
+        ) from error
+    if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
+        raise UsageError(
+            f"--model {architecture}: its head is not linear and can't be calibrated; try another"
+        )
 
 
 def network_input(films: torch.Tensor) -> torch.Tensor:
@@ -105,31 +135,6 @@ def scale_logits(model: TimmWrapperForImageClassification, factor: float) -> Non
         last.weight.mul_(factor)
         if last.bias is not None:
             last.bias.mul_(factor)
-
-
-@torch.no_grad()
-def _try(model: TimmWrapperForImageClassification, architecture: str, image_size: int) -> None:
-    """Find out before the training, not after it, whether the network takes such films and is calibrated.
-
-    Raises:
-        UsageError: it does not, or can't.
-    """
-    films = torch.rand(2, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    model.eval()
-    try:
-        logits = model(network_input(films)).logits
-        scale_logits(model, 2)
-        doubled = model(network_input(films)).logits
-        scale_logits(model, 0.5)
-    except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"--model {architecture} does not work with --image_size {image_size}: {reason}"
-        ) from error
-    if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
-        raise UsageError(
-            f"--model {architecture}: its head is not linear and can't be calibrated; try another"
-        )
 
 
 def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.nn.Module:

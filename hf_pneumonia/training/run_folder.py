@@ -34,7 +34,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         raise UsageError(f"--resume_from_checkpoint expects true or a checkpoint's folder, got {resume!r}")
     if overwrite:
         return
-    if (folder / "report.json").exists():
+    if is_finished(folder):
         raise UsageError(
             f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
             "--overwrite_output_dir"
@@ -72,6 +72,21 @@ def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     aside.rename(folder / "report.json")
     for path in _checkpoints(folder):
         shutil.rmtree(path)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a training to go on with."""
+    return bool(_checkpoints(folder))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / "report.json").is_file()
+
+
+def read_report(folder: Path) -> dict:
+    """The report of a finished run."""
+    return json.loads((folder / "report.json").read_text())
 
 
 def check_free_space(folder: Path, weights: int) -> None:

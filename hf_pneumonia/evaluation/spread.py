@@ -1,0 +1,50 @@
+"""The figures of one recipe over several seeds -> their mean and spread."""
+
+from statistics import mean, stdev
+
+from hf_pneumonia.evaluation.metrics import METRICS
+
+
+def spread_over_seeds(reports: dict[int, dict]) -> dict:
+    """Mean and spread of every figure over runs that differ in nothing but their seed.
+
+    The spread is that of training (initial weights, order, augmentation); how far a figure depends on which
+    patients are in the split is what its interval in each report says.
+
+    Args:
+        reports: report.json of each run, by seed.
+
+    Returns:
+        `seeds`, and under `splits` and `operating_point` for each split and figure `mean`, `sd` (of the
+        sample, None for one seed) and `values` in the order of `seeds`. A figure that a run does not have is
+        left out.
+    """
+    first = next(iter(reports.values()))
+    return {
+        "seeds": list(reports),
+        "splits": {
+            split: _spread([r["splits"][split] for r in reports.values()]) for split in first["splits"]
+        },
+        "operating_point": {
+            split: _spread([r["operating_point"][split] for r in reports.values()])
+            for split in ("validation", "test")
+        },
+    }
+
+
+def spread_line(spread: dict) -> str:
+    """The test split in one line: every figure's mean and spread at threshold 0.5."""
+    figures = [
+        f"{name} {figure['mean']:.4f}" + (f" ± {figure['sd']:.4f}" if figure["sd"] is not None else "")
+        for name, figure in spread["splits"]["test"].items()
+    ]
+    return f"test films, {len(spread['seeds'])} seeds, mean ± sd: {', '.join(figures)}"
+
+
+def _spread(splits: list[dict]) -> dict:
+    figures = {name: [split[name]["value"] for split in splits] for name in METRICS}
+    return {
+        name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
+        for name, values in figures.items()
+        if None not in values
+    }
