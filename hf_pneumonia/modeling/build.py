@@ -141,6 +141,11 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
     if pretrained == "false":
         return timm.create_model(architecture, **arguments)
     if pretrained == "true":
+        if not timm.models.is_model_pretrained(architecture):
+            raise UsageError(
+                f"--pretrained true: there are no published weights of {architecture}; start from scratch "
+                "with --pretrained false, or give a folder that holds its model.safetensors"
+            )
         logger.info("fetching the weights of %s from the Hub", architecture)
         try:
             return timm.create_model(architecture, pretrained=True, **arguments)
@@ -160,8 +165,8 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
         )
     except RuntimeError as error:  # tensors of other shapes
         raise UsageError(
-            f"--pretrained {pretrained}: weights of another architecture than {architecture}, "
-            "of other shapes; name theirs with --model"
+            f"--pretrained {pretrained}: weights of another architecture than {architecture}, or of another "
+            "--image_size: they are of other shapes; name theirs"
         ) from error
 
 
