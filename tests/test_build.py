@@ -113,6 +113,11 @@ def test_a_network_that_does_not_take_such_films_is_an_error_before_training():
         build_model("test_vit", 40)
 
 
+def test_a_network_that_cannot_be_saved_is_an_error_before_training():
+    with pytest.raises(UsageError, match="--model coat_tiny: its layers share weights"):
+        build_model("coat_tiny", 64)
+
+
 def test_an_unknown_tag_is_an_error():
     with pytest.raises(UsageError, match="--model resnet18.foo"):
         build_model("resnet18.foo", 64)

@@ -40,7 +40,7 @@ def build_model(
         logits in the order of LABELS. Its `save_pretrained` writes timm's own keys.
 
     Raises:
-        UsageError: timm does not know the architecture, or the weights can't be had.
+        UsageError: timm does not know the architecture, it can't be saved, or the weights can't be had.
     """
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('.')[0]}*")[:3]
@@ -58,6 +58,11 @@ def build_model(
     if pretrained_cfg.fixed_input_size:
         arguments["img_size"] = image_size
     network = _timm_network(architecture, pretrained, {"num_classes": len(LABELS), **arguments})
+    tensors = network.state_dict(keep_vars=True).values()
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise UsageError(
+            f"--model {architecture}: its layers share weights, which safetensors can't hold; try another"
+        )
     config = TimmWrapperConfig(
         architecture=architecture.split(".")[0],
         num_labels=len(LABELS),
