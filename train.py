@@ -127,7 +127,7 @@ def train(args: Recipe, recipe: dict) -> None:
 
     # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    operating_point = calibrate(model, films, args.per_device_eval_batch_size)
+    operating_point = calibrate(model, films, args.per_device_eval_batch_size, args.imbalance != "none")
     # What is published names its sources, but not the way to them.
     source = ", ".join(short_names(args.dataset))
     facts = {"dataset": source, "split_sha256": films.fingerprint(), "leakage": leakage}
@@ -170,23 +170,31 @@ def set_up(args: Recipe) -> None:
 
 
 def print_summary(folder: Path, report: dict) -> None:
-    test, films = report["splits"]["test"], report["data"]["splits"]["test"]["films"]
-    figures = ", ".join(
-        f"{name} {test[key]['value']:.3f}"
-        for name, key in [
-            ("AUROC", "auroc"),
-            *((key, key) for key in ("accuracy", "sensitivity", "specificity", "f1")),
-        ]
-        if test[key]["value"] is not None
-    )
+    test = report["splits"]["test"]
+    names = {"auroc": "AUROC", **{name: name for name in ("accuracy", "sensitivity", "specificity", "f1")}}
     kind = "simulated test films" if report["data"]["simulated"] else "test films"
-    print(f"\n{films} {kind}: {figures} (threshold 0.5)")
+    print(f"\n{test['films']} {kind}: {figures_line(test, names)} (threshold 0.5)")
+    point = report["operating_point"]
+    pair = figures_line(point["test"], {name: name for name in ("sensitivity", "specificity")})
+    aim = f"chosen on validation for sensitivity {point['target_sensitivity']:.0%}"
+    print(f"at threshold {point['threshold']:.3f}, {aim}: {pair}")
+    print("[from to]: 95% of bootstrap replicates by patient")
     # As it can be typed here: a .venv that is not activated is named.
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     print(f"run folder: {folder}")
     print(f"next:  {python} app.py --model {folder}")
     print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
+
+
+def figures_line(figures: dict, names: dict[str, str]) -> str:
+    """Figures by name, each with its interval, without those that the films do not define."""
+    shown = []
+    for key, name in names.items():
+        value, interval = figures[key]["value"], figures[key]["ci95"]
+        ends = f" [{interval[0]:.3f} {interval[1]:.3f}]" if interval else ""
+        shown += [] if value is None else [f"{name} {value:.3f}{ends}"]
+    return ", ".join(shown)
 
 
 if __name__ == "__main__":

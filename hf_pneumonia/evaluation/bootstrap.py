@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_pneumonia.evaluation.intervals import as_list
 from hf_pneumonia.evaluation.metrics import matrix_figures, ratio
 
 REPLICATES = 2000
@@ -37,6 +38,8 @@ def bootstrap_counts(
     names, place = np.unique(np.asarray(patient), return_inverse=True)
     rng, patients = np.random.default_rng(seed), len(names)
     counts = np.empty((replicates, patients), dtype=np.uint8)
+    if not patients:
+        return counts, place
     for rows in chunks(replicates, patients):
         drawn = rng.integers(0, patients, (len(rows), patients)) + patients * np.arange(len(rows))[:, None]
         counts[rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
@@ -66,6 +69,8 @@ def bootstrap_rank_figures(
 ) -> dict[str, np.ndarray]:
     """(replicates,) `auroc`, ties counted half, and `average_precision`; NaN where a class was not drawn."""
     probabilities = np.asarray(probabilities)
+    if not len(probabilities):
+        return {name: np.full(len(counts), np.nan) for name in ("auroc", "average_precision")}
     order = np.argsort(-probabilities, kind="stable")
     ranked, sick = probabilities[order], np.asarray(labels)[order] == 1
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of films of equal probability
@@ -87,10 +92,14 @@ def bootstrap_rank_figures(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def undefined(values: np.ndarray) -> int | None:
-    """The number of replicates that leave a figure undefined, if so many that no interval is given."""
-    missing = int(np.isnan(values).sum())
-    return missing if missing > _UNDEFINED * len(values) else None
+def figure(value: float | None, drawn: np.ndarray) -> dict:
+    """A figure as the report has it: {"value", "ci95"}, from its (replicates,) values; with
+    `undefined_replicates`, their number, where so many are undefined that it has no interval."""
+    if value is None:
+        return {"value": None, "ci95": None}
+    found = {"value": value, "ci95": as_list(percentile_interval(drawn))}
+    missing = int(np.isnan(drawn).sum())
+    return found if missing <= _UNDEFINED * len(drawn) else {**found, "undefined_replicates": missing}
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
@@ -105,7 +114,7 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
         are in which no film is missed: that they do not differ is no proof that other films would not.
     """
     defined = values[~np.isnan(values)]
-    if undefined(values) is not None or not len(defined):
+    if len(defined) < (1 - _UNDEFINED) * len(values):
         return None
     if np.ptp(defined) <= 1e-12 * max(1, abs(defined[0])):
         return None

@@ -8,13 +8,13 @@ from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float] | None:
+def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float] | None:
     """Score interval of a proportion; at 0 or all successes it is still an interval.
 
     Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
 
     Args:
-        successes: 0 to `trials`.
+        successes: 0 to `trials`; a share of patients need not be a whole number of them.
         trials: 0 or more.
         level: share of intervals that hold the truth, between 0 and 1.
 
@@ -85,3 +85,8 @@ def delong_interval(
     half = float(ndtri((1 + level) / 2)) * np.sqrt(variance) / (area * (1 - area))
     logit = np.log(area) - np.log1p(-area)
     return float(expit(logit - half)), float(expit(logit + half))
+
+
+def as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    """The form that an interval has in a report, the same before and after it was written as JSON."""
+    return None if interval is None else list(interval)

@@ -5,6 +5,8 @@ import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from hf_pneumonia.errors import UsageError
+
 METRICS = (
     "accuracy",
     "precision",
@@ -54,9 +56,24 @@ class PneumoniaMetric(evaluate.Metric):
 
 
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict:
-    """The figures of `PneumoniaMetric` for (n,) labels and (n,) probabilities, without touching the disk."""
+    """The figures of `PneumoniaMetric` for (n,) labels and (n,) probabilities, without touching the disk.
+
+    Raises:
+        UsageError: a probability is no number from 0 to 1.
+    """
+    check_probabilities(probabilities)
     metric = PneumoniaMetric(keep_in_memory=True)
     return metric.compute(predictions=probabilities, references=labels, threshold=threshold)
+
+
+def check_probabilities(probability: np.ndarray) -> None:
+    """Raises UsageError where one is no number from 0 to 1."""
+    wrong = ~((np.asarray(probability) >= 0) & (np.asarray(probability) <= 1))
+    if wrong.any():
+        raise UsageError(
+            f"probabilities: expected numbers from 0 to 1, got {np.asarray(probability)[wrong][0]} "
+            f"({wrong.sum()} of {len(wrong)} films); the network's weights are damaged, or it diverged"
+        )
 
 
 def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
@@ -40,7 +41,8 @@ def plot_run(
         figures = {
             "curves": _curves(report["history"], report["kept_epoch"]),
             "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
-            "roc": _roc(report["splits"], predictions),
+            "roc": _roc(report["splits"], report["operating_point"], predictions),
+            "reliability": _reliability(report["calibration"]),
             "class_distribution": _class_distribution(report["data"]["splits"]),
             "samples": _samples(predictions["test"], store, rows),
         }
@@ -80,20 +82,73 @@ def _confusion_matrix(split: dict) -> Figure:
     return figure
 
 
-def _roc(splits: dict, predictions: dict[str, Predictions]) -> Figure:
+def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figure:
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, color in (("validation", _ORANGE), ("test", _BLUE)):
         false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
-        axes.plot(
-            false_alarms, found, color=color, label=f"{name}, AUROC {splits[name]['auroc']['value']:.3f}"
-        )
+        axes.plot(false_alarms, found, color=color, label=f"{name}, {_auroc(splits[name]['auroc'])}")
+        _mark(axes, point[name], color)
+    axes.plot([], [], color="gray", marker="o", markersize=5, label=_point_name(point))
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     axes.set(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
     )
     axes.legend(frameon=False, loc="lower right")
     return figure
+
+
+def _mark(axes: Axes, figures: dict, color: str) -> None:
+    """A dot where sensitivity and specificity meet, with the interval of each."""
+    sensitivity, specificity = figures["sensitivity"], figures["specificity"]
+    if sensitivity["value"] is None or specificity["value"] is None:
+        return
+    (low, high), (least, most) = sensitivity["ci95"], specificity["ci95"]
+    x, y = 1 - specificity["value"], sensitivity["value"]
+    axes.plot([1 - most, 1 - least], [y, y], color=color, linewidth=1)
+    axes.plot([x, x], [low, high], color=color, linewidth=1)
+    axes.plot(x, y, color=color, marker="o", markersize=5)
+
+
+def _auroc(figure: dict) -> str:
+    if figure["value"] is None:
+        return "AUROC not defined"
+    interval = figure["ci95"] and " ({:.3f} to {:.3f})".format(*figure["ci95"])
+    return f"AUROC {figure['value']:.3f}{interval or ''}"
+
+
+def _point_name(point: dict) -> str:
+    target = point.get("target_sensitivity")
+    aim = f", chosen for sensitivity {target:.0%}" if target else ""
+    return f"threshold {point['threshold']:.2f}{aim}"
+
+
+def _reliability(calibration: dict) -> Figure:
+    """Validation and test: share of pneumonia at each probability before and after; below, films at each."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
+    for column, split in enumerate(("validation", "test")):
+        above, below = panels[:, column]
+        above.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
+        for stage, color, marker in (("before", _ORANGE, "s"), ("after", _BLUE, "o")):
+            if stage in calibration[split]:
+                _draw_reliability(above, below, calibration[split][stage], stage, color, marker)
+        above.set(title=split, ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        above.legend(frameon=False, loc="upper left")
+        below.set(xlabel="probability of pneumonia", ylabel="films", yscale="log", ylim=(0.7, None))
+    return figure
+
+
+def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: str, marker: str) -> None:
+    filled = [line for line in found["reliability"] if line["films"]]
+    x, y = ([line[name] for line in filled] for name in ("mean_probability", "share"))
+    low, high = zip(*(line["wilson95"] for line in filled), strict=True)
+    above.vlines(x, low, high, color=color, linewidth=1, alpha=0.5)
+    label = f"{stage}, ECE {found['ece']['value']:.3f}"
+    above.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1, label=label)
+    lines = found["reliability"]
+    edges = [lines[0]["low"], *(line["high"] for line in lines)]
+    below.stairs([line["films"] for line in lines], edges, color=color, baseline=0.7)
 
 
 def _class_distribution(counts: dict) -> Figure:

@@ -1,13 +1,53 @@
 """Do films called 80% show pneumonia 80 times in 100? Errors of the probabilities, and the table of them."""
 
 import numpy as np
+from scipy.special import expit, logit
 
-from hf_pneumonia.evaluation.bootstrap import REPLICATES, bootstrap_sums, chunks, percentile_interval
-from hf_pneumonia.evaluation.intervals import wilson
-from hf_pneumonia.evaluation.metrics import ratio
+from hf_pneumonia.evaluation.bootstrap import (
+    REPLICATES,
+    bootstrap_counts,
+    bootstrap_sums,
+    chunks,
+    figure,
+    percentile_interval,
+)
+from hf_pneumonia.evaluation.intervals import as_list, wilson
+from hf_pneumonia.evaluation.metrics import check_probabilities, ratio
+from hf_pneumonia.evaluation.scoring import Predictions
 
 BINS = 15
 ERRORS = ("ece", "brier", "nll")
+
+
+def calibration_report(
+    predictions: Predictions, temperature: float | None = None, intercept: float = 0.0
+) -> dict:
+    """How far the probabilities of one split are from the truth, `before` and `after` they were calibrated.
+
+    Args:
+        predictions: calibrated.
+        temperature, intercept: from `calibrate`; without a temperature there is no `before`.
+
+    Returns:
+        For each: `ece`, `brier` and `nll` as {"value", "ci95"}, and the `reliability` table. `ece` has
+        `if_calibrated` too, the ECE that right probabilities would show on so many films.
+    """
+    check_probabilities(predictions.probability)
+    label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
+    counts, place = bootstrap_counts(predictions.patient_id)
+    stages = {} if temperature is None else {"before": uncalibrated(probability, temperature, intercept)}
+    return {
+        stage: {
+            **_error_figures(counts, place, label, values),
+            "reliability": reliability_table(label, values),
+        }
+        for stage, values in {**stages, "after": probability}.items()
+    }
+
+
+def uncalibrated(probability: np.ndarray, temperature: float, intercept: float = 0.0) -> np.ndarray:
+    """(n,) calibrated probabilities -> (n,) what the network said before `calibrate`."""
+    return expit((logit(probability) - intercept) * temperature)
 
 
 def reliability_errors(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
@@ -108,10 +148,23 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> list[dic
             "films": int(films[index]),
             "mean_probability": float(mean[index]) if films[index] else None,
             "share": float(sick[index] / films[index]) if films[index] else None,
-            "wilson95": wilson(int(sick[index]), int(films[index])),
+            "wilson95": as_list(wilson(int(sick[index]), int(films[index]))),
         }
         for index in range(BINS)
     ]
+
+
+def _error_figures(counts: np.ndarray, place: np.ndarray, label: np.ndarray, probability: np.ndarray) -> dict:
+    drawn = bootstrap_errors(counts, place, label, probability)
+    found = {
+        name: figure(value, drawn[name]) for name, value in reliability_errors(label, probability).items()
+    }
+    if len(label):
+        calibrated = calibrated_ece(place, probability)
+        interval = ece_interval(found["ece"]["value"], drawn["ece"], calibrated)
+        found["ece"]["ci95"] = as_list(interval)
+        found["ece"]["if_calibrated"] = float(calibrated.mean())
+    return found
 
 
 def _errors(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,8 +7,11 @@ from importlib.metadata import version
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
+from hf_pneumonia.evaluation.figures import split_report, split_reports
+from hf_pneumonia.evaluation.reliability import BINS, calibration_report
 from hf_pneumonia.evaluation.scoring import Predictions
+
+__all__ = ["build_report", "environment", "split_report"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "evaluate")
 
@@ -18,30 +21,39 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
 
     Args:
         predictions: of each split by name.
-        operating_point: from `calibrate`.
+        operating_point: from `calibrate`, or a `threshold` alone where nothing else is known.
         facts: whatever else is to be known of the run (recipe, seed, data, history), as plain values.
 
     Returns:
         `splits` with the figures at threshold 0.5, `operating_point` with those of validation and test at its
-        own threshold, the facts, and the environment.
+        own threshold, `operating_points` with sensitivity and specificity of both at every threshold that
+        was chosen, `calibration` of both, the facts, and the environment.
+
+    Raises:
+        UsageError: a probability is no number from 0 to 1.
     """
-    at_operating_point = {
-        split: split_report(predictions[split], operating_point["threshold"])
-        for split in ("validation", "test")
+    main, points = dict(operating_point), dict(operating_point.get("operating_points", {}))
+    main.pop("operating_points", None)
+    thresholds = [0.5, main["threshold"], *(point["threshold"] for point in points.values())]
+    tested = [split for split in ("validation", "test") if split in predictions]
+    scored = {
+        name: split_reports(split, thresholds if name in tested else [0.5])
+        for name, split in predictions.items()
     }
     return {
-        "splits": {name: split_report(split) for name, split in predictions.items()},
-        "operating_point": {**operating_point, **at_operating_point},
+        "splits": {name: reports[0] for name, reports in scored.items()},
+        "operating_point": {**main, **{split: scored[split][1] for split in tested}},
+        "operating_points": {
+            name: _pairs(point, {split: scored[split][index] for split in tested})
+            for index, (name, point) in enumerate(points.items(), start=2)
+        },
+        "calibration": {
+            "bins": BINS,
+            **{split: calibration_report(predictions[split], **_fitted(main)) for split in tested},
+        },
         **facts,
         **environment(),
     }
-
-
-def split_report(predictions: Predictions, threshold: float = 0.5) -> dict:
-    """Every figure of one split at one threshold: {"value", "ci95"} each, and the confusion matrix."""
-    scores = score_predictions(predictions.label, predictions.probability, threshold)
-    figures = {name: {"value": scores[name], "ci95": None} for name in METRICS}
-    return {**figures, "confusion_matrix": scores["confusion_matrix"], "threshold": threshold}
 
 
 def environment() -> dict:
@@ -52,3 +64,17 @@ def environment() -> dict:
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({os.cpu_count()} cores)",
         "processes": PartialState().num_processes,
     }
+
+
+def _pairs(point: dict, reports: dict[str, dict]) -> dict:
+    """A threshold that was chosen, with what it comes to on each split."""
+    kept = {name: point[name] for name in ("threshold", "target_sensitivity") if name in point}
+    figures = {
+        split: {name: report[name] for name in ("sensitivity", "specificity")}
+        for split, report in reports.items()
+    }
+    return {**kept, **figures}
+
+
+def _fitted(operating_point: dict) -> dict:
+    return {name: operating_point[name] for name in ("temperature", "intercept") if name in operating_point}

@@ -127,19 +127,29 @@ def network_input(films: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def scale_logits(model: TimmWrapperForImageClassification, factor: float) -> None:
-    """Multiply the network's logits by a constant, in place, by scaling its last linear layer.
+def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset: float = 0.0) -> None:
+    """Multiply the network's logits by a constant, then add another to that of class 1, in place, by changing
+    its last linear layer.
 
     Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature.
+
+    Raises:
+        UsageError: there is an offset to add, and the layer has no bias to hold it.
     """
     heads = model.timm_model.get_classifier()
     for head in heads if isinstance(heads, tuple) else (heads,):
         last = [
             module for module in head.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
         ][-1]
+        if last.bias is None and offset:
+            raise UsageError(
+                "the network's last layer has no bias, in which a shift of its answers could be mended; "
+                "train it with --imbalance none, or try another --model"
+            )
         last.weight.mul_(factor)
         if last.bias is not None:
             last.bias.mul_(factor)
+            last.bias[1] += offset
 
 
 def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.nn.Module:

@@ -2,9 +2,9 @@
 
 Both train the network for a population with as many sick as healthy: where it fits, its logit of pneumonia
 lies log(pneumonias / normals) of the training split below what it would be without. AUROC does not notice
-such a shift, and the operating point, a threshold chosen on validation, moves along. Probabilities, and
-figures at threshold 0.5, stay those of the balanced population: the temperature, though fitted to validation
-in its own proportions, scales logits and can't shift them.
+such a shift, and the operating point, a threshold chosen on validation, moves along. Probabilities are those
+of the balanced population until `calibrate` mends them: a temperature scales logits and can't shift them, so
+that it fits an intercept too, to validation in its own proportions. The figures of each epoch come before it.
 """
 
 from collections.abc import Iterator
