@@ -108,6 +108,27 @@ def test_heads_of_other_kinds_are_scaled_too(architecture):
         torch.testing.assert_close(model(films).logits, before / 4)
 
 
+@pytest.mark.parametrize("architecture", ["resnet10t", "deit_tiny_distilled_patch16_224", "test_mambaout"])
+def test_an_offset_is_added_to_the_answer_of_class_one_after_the_scaling(architecture):
+    model = build_model(architecture, 64).eval()
+    films = network_input(torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        before = model(films).logits
+        scale_logits(model, 0.25, -1.5)
+        torch.testing.assert_close(model(films).logits, before / 4 + torch.tensor([0, -1.5]))
+
+
+def test_a_head_without_a_bias_can_be_scaled_but_not_shifted():
+    model = build_model("resnet10t", 64).eval()
+    model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
+    before = model.timm_model.fc.weight.clone()
+    with pytest.raises(UsageError, match="no bias.*--imbalance none"):
+        scale_logits(model, 0.5, 1.0)
+    assert torch.equal(model.timm_model.fc.weight, before)
+    scale_logits(model, 0.5)
+    assert torch.equal(model.timm_model.fc.weight, before / 2)
+
+
 def test_a_network_that_does_not_take_such_films_is_an_error_before_training():
     with pytest.raises(UsageError, match="does not work with --image_size 40"):
         build_model("test_vit", 40)

@@ -1,11 +1,24 @@
+import warnings
+
 import numpy as np
 import pytest
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score, roc_curve
 
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.evaluation.calibration import calibrate, fit_temperature, operating_point
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.calibration import (
+    calibrate,
+    fit_platt,
+    fit_temperature,
+    operating_point,
+    operating_points,
+    youden,
+)
+from hf_pneumonia.evaluation.reliability import uncalibrated
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
-from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.modeling.build import build_model, scale_logits
 
 
 def _overconfident(factor: float, n: int = 4000):
@@ -65,3 +78,127 @@ def test_calibrating_folds_the_temperature_into_the_network(film_folder, tmp_pat
         (chosen["sensitivity"], chosen["specificity"])
     )
     assert chosen["sensitivity"] >= 0.95
+    assert chosen["intercept"] == 0
+    assert {"temperature", "threshold", "target_sensitivity", "operating_points"} < chosen.keys()
+    assert chosen["operating_points"]["sensitivity_95"]["threshold"] == chosen["threshold"]
+
+
+def test_calibrating_a_shifted_network_folds_both_into_it(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    rows = films.rows("validation")
+    model = build_model("resnet10t", 64)
+    scale_logits(model, 1, 2.0)
+    before = score_films(model, films.store, rows, batch_size=8).astype(float)
+    chosen = calibrate(model, films, 8, shifted=True)
+    after = score_films(model, films.store, rows, batch_size=8).astype(float)
+    margin = (before[:, 1] - before[:, 0]) / chosen["temperature"] + chosen["intercept"]
+    np.testing.assert_allclose(after[:, 1] - after[:, 0], margin, atol=1e-5)
+    assert (chosen["temperature"], chosen["intercept"]) == fit_platt(before, films.label[rows])
+    # Likelihood is highest where the mean probability is the share of pneumonias.
+    assert pneumonia_probability(after).mean() == pytest.approx(films.label[rows].mean(), abs=1e-3)
+    # What the network said before can be had from what it says now.
+    assert uncalibrated(pneumonia_probability(after), chosen["temperature"], chosen["intercept"]) == (
+        pytest.approx(pneumonia_probability(before), abs=1e-5)
+    )
+
+
+def test_answers_that_are_no_numbers_are_one_clear_error(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    model = build_model("resnet10t", 64)
+    scale_logits(model, np.nan)
+    with pytest.raises(UsageError, match="answers are no numbers.*lower --learning_rate"):
+        calibrate(model, films, 8)
+
+
+def test_a_validation_split_of_one_class_is_one_clear_error(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    films.label[films.rows("validation")] = 1
+    with pytest.raises(UsageError, match="films of both classes, got 0 normal and 20 with pneumonia"):
+        calibrate(build_model("resnet10t", 64), films, 8)
+
+
+@pytest.mark.parametrize("factor, shift", [(1.0, 0.0), (2.5, 1.1), (0.7, -2.0)])
+def test_the_temperature_and_the_shift_that_spoiled_the_logits_are_found(factor, shift):
+    logits, labels = _overconfident(factor)
+    logits[:, 1] += shift
+    temperature, intercept = fit_platt(logits, labels)
+    assert temperature == pytest.approx(factor, rel=0.08)
+    assert intercept == pytest.approx(-shift / factor, abs=0.15)
+
+
+def test_the_shift_of_a_balanced_population_is_found():
+    """Trained on as many sick as healthy, scored where three in four are sick: off by log 3."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1], [2000, 6000])
+    finding = rng.normal(2 * labels - 1, 1)  # the log likelihood ratio of both classes is twice this
+    logits = np.stack([-finding, finding], axis=1)
+    temperature, intercept = fit_platt(logits, labels)
+    assert intercept == pytest.approx(np.log(3), abs=0.1) and temperature == pytest.approx(1, abs=0.06)
+
+
+def test_temperature_and_intercept_are_those_of_logistic_regression():
+    logits, labels = _overconfident(2.0, n=500)
+    logits[:, 0] += 0.8
+    theirs = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, 1:] - logits[:, :1], labels)
+    temperature, intercept = fit_platt(logits, labels)
+    assert 1 / temperature == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
+    assert intercept == pytest.approx(theirs.intercept_[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("margin", [0.01, 3.0, 80.0])
+def test_separated_classes_give_a_temperature_and_an_intercept_within_bounds(margin):
+    logits = np.array([[margin, -margin], [-margin, margin], [-margin, 2 * margin]]) + [0, 0.5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        temperature, intercept = fit_platt(logits, np.array([0, 1, 1]))
+    assert 0.5 <= temperature <= 10 and abs(intercept) < 3
+
+
+def test_one_class_alone_does_not_drive_the_intercept_to_infinity():
+    logits, _ = _overconfident(1.0, n=50)
+    temperature, intercept = fit_platt(logits, np.ones(50))
+    assert np.isfinite(temperature) and abs(intercept) <= 10
+
+
+def test_equal_probabilities_are_included_together():
+    labels = np.array([1, 1, 1, 1, 0, 0])
+    probabilities = np.array([0.9, 0.6, 0.6, 0.2, 0.6, 0.1])
+    assert 0.2 < operating_point(labels, probabilities, 0.5) <= 0.6
+    assert 0.1 < operating_point(labels, probabilities, 0.76) <= 0.2
+
+
+def test_youdens_threshold_has_the_largest_sum_of_sensitivity_and_specificity():
+    rng = np.random.default_rng(4)
+    for decimals in (1, 12):
+        labels = rng.integers(0, 2, 300)
+        probabilities = np.round(expit(rng.normal(2 * labels - 1, 1.5)), decimals)
+        called = probabilities >= youden(labels, probabilities)
+        best = max(
+            recall_score(labels, probabilities >= t) + recall_score(labels, probabilities >= t, pos_label=0)
+            for t in probabilities
+        )
+        assert recall_score(labels, called) + recall_score(labels, called, pos_label=0) == pytest.approx(best)
+        false_alarms, found, _ = roc_curve(labels, probabilities)
+        assert max(found - false_alarms) == pytest.approx(best - 1)
+
+
+def test_of_equally_good_thresholds_youdens_is_the_one_that_misses_fewest():
+    # From the top: one of two found without an alarm, or both with one alarm of two: 1/2 each time.
+    labels, probabilities = np.array([1, 0, 1, 0]), np.array([0.9, 0.7, 0.5, 0.3])
+    assert 0.3 < youden(labels, probabilities) < 0.5
+
+
+def test_the_operating_points_say_what_they_reach_on_these_films():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 300)
+    probabilities = expit(rng.normal(2 * labels - 1, 1.5))
+    points = operating_points(labels, probabilities)
+    assert list(points) == ["sensitivity_90", "sensitivity_95", "sensitivity_98", "youden", "half"]
+    for point in points.values():
+        called = probabilities >= point["threshold"]
+        assert point["sensitivity"] == pytest.approx(recall_score(labels, called))
+        assert point["specificity"] == pytest.approx(recall_score(labels, called, pos_label=0))
+        assert point["sensitivity"] >= point.get("target_sensitivity", 0)
+    assert points["half"]["threshold"] == 0.5 and "target_sensitivity" not in points["youden"]
+    assert points["sensitivity_95"]["threshold"] == operating_point(labels, probabilities)
+    assert logit(points["sensitivity_90"]["threshold"]) > logit(points["sensitivity_98"]["threshold"])

@@ -75,7 +75,7 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
         "audit/audit.json", "audit/audit.md", "audit/manifest.csv", "audit/seen_before.csv",
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),
-        "plots/samples.png",
+        "plots/reliability.png", "plots/samples.png",
     }  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
             {name: scores[name] for name in METRICS}
         )
         assert found["confusion_matrix"] == scores["confusion_matrix"]
-        assert all(found[name]["ci95"] is None for name in METRICS)
+        for name in METRICS:
+            low, high = found[name]["ci95"] or (0, 1)
+            assert low <= found[name]["value"] <= high
     assert set(report["splits"]["train"]) == set(report["splits"]["test"])
 
 
@@ -125,6 +127,10 @@ def test_other_peoples_tools_load_the_folder_and_give_trainings_own_answers(fini
         np.testing.assert_allclose(answers[tool], _probabilities(finished_run), atol=1e-5, err_msg=tool)
     assert answers["labels"] == {"0": "NORMAL", "1": "PNEUMONIA"}
     assert answers["pneumonia"]["threshold"] == _report(finished_run)["operating_point"]["threshold"]
+    points = answers["pneumonia"]["operating_points"]
+    assert {name: point["threshold"] for name, point in points.items()} == {
+        name: point["threshold"] for name, point in _report(finished_run)["operating_points"].items()
+    }
 
 
 def test_the_operating_point_reaches_its_sensitivity_on_validation(finished_run):
