@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -170,15 +171,11 @@ def set_up(args: Recipe) -> None:
 
 
 def print_summary(folder: Path, report: dict) -> None:
-    test = report["splits"]["test"]
-    names = {"auroc": "AUROC", **{name: name for name in ("accuracy", "sensitivity", "specificity", "f1")}}
+    test, point = report["splits"]["test"], report["operating_point"]
     kind = "simulated test films" if report["data"]["simulated"] else "test films"
-    print(f"\n{test['films']} {kind}: {figures_line(test, names)} (threshold 0.5)")
-    point = report["operating_point"]
-    pair = figures_line(point["test"], {name: name for name in ("sensitivity", "specificity")})
-    aim = f"chosen on validation for sensitivity {point['target_sensitivity']:.0%}"
-    print(f"at threshold {point['threshold']:.3f}, {aim}: {pair}")
-    print("[from to]: 95% of bootstrap replicates by patient")
+    print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
+    aim = f"threshold {point['threshold']:.3f}, {point['target_sensitivity']:.0%} sensitive on validation"
+    print(f"{aim}: {figures_line(point['test'], ('sensitivity', 'specificity'))}")
     # As it can be typed here: a .venv that is not activated is named.
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
@@ -187,13 +184,16 @@ def print_summary(folder: Path, report: dict) -> None:
     print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
 
 
-def figures_line(figures: dict, names: dict[str, str]) -> str:
-    """Figures by name, each with its interval, without those that the films do not define."""
+def figures_line(
+    figures: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+) -> str:
+    """Figures that the films define; with their 95% intervals, but for accuracy and F1."""
     shown = []
-    for key, name in names.items():
-        value, interval = figures[key]["value"], figures[key]["ci95"]
-        ends = f" [{interval[0]:.3f} {interval[1]:.3f}]" if interval else ""
-        shown += [] if value is None else [f"{name} {value:.3f}{ends}"]
+    for name in names:
+        value, interval = figures[name]["value"], figures[name]["ci95"]
+        with_interval = interval and name not in ("accuracy", "f1")
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if with_interval else ""
+        shown += [] if value is None else [f"{'AUROC' if name == 'auroc' else name} {value:.3f}{ends}"]
     return ", ".join(shown)
 
 

@@ -86,10 +86,12 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, color in (("validation", _ORANGE), ("test", _BLUE)):
+        if name not in predictions or splits[name]["auroc"]["value"] is None:
+            continue
         false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
         axes.plot(false_alarms, found, color=color, label=f"{name}, {_auroc(splits[name]['auroc'])}")
         _mark(axes, point[name], color)
-    axes.plot([], [], color="gray", marker="o", markersize=5, label=_point_name(point))
+    axes.plot([], [], color="gray", linestyle="", marker="o", markersize=5, label=_point_name(point))
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     axes.set(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
@@ -101,8 +103,6 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
 def _mark(axes: Axes, figures: dict, color: str) -> None:
     """A dot where sensitivity and specificity meet, with the interval of each."""
     sensitivity, specificity = figures["sensitivity"], figures["specificity"]
-    if sensitivity["value"] is None or specificity["value"] is None:
-        return
     (low, high), (least, most) = sensitivity["ci95"], specificity["ci95"]
     x, y = 1 - specificity["value"], sensitivity["value"]
     axes.plot([1 - most, 1 - least], [y, y], color=color, linewidth=1)
@@ -111,10 +111,8 @@ def _mark(axes: Axes, figures: dict, color: str) -> None:
 
 
 def _auroc(figure: dict) -> str:
-    if figure["value"] is None:
-        return "AUROC not defined"
-    interval = figure["ci95"] and " ({:.3f} to {:.3f})".format(*figure["ci95"])
-    return f"AUROC {figure['value']:.3f}{interval or ''}"
+    interval = " ({:.3f} to {:.3f})".format(*figure["ci95"]) if figure["ci95"] else ""
+    return f"AUROC {figure['value']:.3f}{interval}"
 
 
 def _point_name(point: dict) -> str:
@@ -124,17 +122,17 @@ def _point_name(point: dict) -> str:
 
 
 def _reliability(calibration: dict) -> Figure:
-    """Validation and test: share of pneumonia at each probability before and after; below, films at each."""
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
-    for column, split in enumerate(("validation", "test")):
-        above, below = panels[:, column]
+    """Share of pneumonia at each probability, before and after calibration, of each split; below, films."""
+    splits = [split for split in ("validation", "test") if split in calibration]
+    figure = Figure(figsize=(4.5 * len(splits), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
+    for (above, below), split in zip(panels.T, splits, strict=True):
         above.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
         for stage, color, marker in (("before", _ORANGE, "s"), ("after", _BLUE, "o")):
             if stage in calibration[split]:
                 _draw_reliability(above, below, calibration[split][stage], stage, color, marker)
         above.set(title=split, ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        above.legend(frameon=False, loc="upper left")
+        above.legend(frameon=False, loc="lower right")
         below.set(xlabel="probability of pneumonia", ylabel="films", yscale="log", ylim=(0.7, None))
     return figure
 
