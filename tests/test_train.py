@@ -150,7 +150,8 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
         "2/3",
         "3/3",
     ]
-    assert "30 test films: AUROC" in output and f"run folder: {finished_run}" in output
+    assert "30 test films: AUROC" in output and "95% sensitive on validation: sensitivity" in output
+    assert f"run folder: {finished_run}" in output
     assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
 
 
@@ -362,6 +363,15 @@ def test_a_training_that_diverges_says_so(film_folder, tmp_path):
         train.main(
             [*argv, "--learning_rate", "1000", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
         )
+
+
+def test_a_run_that_balanced_the_classes_has_the_shift_mended(film_folder, tmp_path):
+    argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), *map(str, TINY)]
+    train.main([*argv, "--imbalance", "weights", "--num_train_epochs", "1"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
+    assert config["intercept"] != 0
+    # By maximum likelihood the mean probability is the share of pneumonias, here one in two.
+    assert _probabilities(tmp_path / "run", "validation").mean() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_run_without_validation_by_epoch_still_finishes(film_folder, tmp_path):
