@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForImageClassification
 
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.saved import SavedModel, load_model
 
 
 class PneumoniaClassifier:
@@ -21,10 +20,8 @@ class PneumoniaClassifier:
         threshold: probability from which a film is called pneumonia, chosen on validation.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model.eval()
-        self.image_size = model.config.pretrained_cfg["input_size"][-1]
-        self.threshold = model.config.pneumonia["threshold"]
+    def __init__(self, saved: SavedModel) -> None:
+        self.model, self.image_size, self.threshold = saved.model, saved.image_size, saved.threshold
 
     @classmethod
     def from_pretrained(cls, name: str) -> "PneumoniaClassifier":
@@ -33,16 +30,10 @@ class PneumoniaClassifier:
         Raises:
             UsageError: there is no such model, or it is not one that train.py made.
         """
-        try:
-            model = AutoModelForImageClassification.from_pretrained(name)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"--model expects a run folder or a Hub repository, got {name!r}: {reason}"
-            ) from error
-        if tuple(model.config.id2label.values()) != LABELS or not hasattr(model.config, "pneumonia"):
+        saved = load_model(name)
+        if saved.threshold is None:
             raise UsageError(f"--model {name}: expected a model that train.py made, with labels {LABELS}")
-        return cls(model)
+        return cls(saved)
 
     @torch.inference_mode()
     def __call__(self, film: str | Path | bytes) -> float:

@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.modeling.build import build_model, network_input
+from hf_pneumonia.modeling.saved import load_model
+
+FILMS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+
+
+def _logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(network_input(torch.from_numpy(FILMS))).logits.numpy()
+
+
+def _change(folder, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.fixture
+def timm_folder(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("resnet10t", 64)
+    model.config.pneumonia = {"threshold": 0.3}
+    model.save_pretrained(tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+@pytest.fixture
+def vit_folder(tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64,
+        patch_size=16, id2label=dict(enumerate(LABELS)), label2id={"NORMAL": 0, "PNEUMONIA": 1},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    size = {"height": 64, "width": 64}
+    processor = ViTImageProcessor(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.2, 0.1])
+    processor.save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder):
+    torch.manual_seed(0)
+    saved = load_model(str(timm_folder))
+    assert (saved.name, saved.image_size, saved.threshold, saved.notes) == ("ours", 64, 0.3, [])
+    np.testing.assert_array_equal(_logits(saved.model), _logits(build_model("resnet10t", 64)))
+
+
+@pytest.mark.parametrize("kind", ["timm_folder", "vit_folder"])
+def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
+    folder = request.getfixturevalue(kind)
+    if kind == "timm_folder":
+        own = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        own |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        _change(folder, pretrained_cfg=own)
+    saved = load_model(str(folder))
+    images = [Image.fromarray(film).convert("RGB") for film in FILMS]
+    plain = type(saved.model).from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = plain(**AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")).logits
+    np.testing.assert_allclose(_logits(saved.model), expected.numpy(), atol=1e-5)
+    assert saved.image_size == 64
+
+
+def test_a_model_of_other_people_is_said_to_have_no_operating_point_and_squashed_films(vit_folder):
+    saved = load_model(str(vit_folder))
+    assert saved.threshold is None
+    assert ["operating point" in saved.notes[0], "squashed to 64 x 64" in saved.notes[1]] == [True, True]
+
+
+def test_labels_in_another_order_and_spelling_are_put_right(vit_folder):
+    expected = _logits(load_model(str(vit_folder)).model)
+    _change(vit_folder, id2label={0: "pneumonia", 1: "Normal"}, label2id={"pneumonia": 0, "Normal": 1})
+    np.testing.assert_array_equal(_logits(load_model(str(vit_folder)).model), expected[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "labels", [("CAT", "DOG"), ("NORMAL", "healthy"), ("NORMAL", "PNEUMONIA", "COVID19")]
+)
+def test_other_labels_are_an_error_that_names_them(vit_folder, tmp_path, labels):
+    config = ViTConfig.from_pretrained(vit_folder, num_labels=len(labels), id2label=dict(enumerate(labels)))
+    ViTForImageClassification(config).save_pretrained(vit_folder)
+    with pytest.raises(UsageError, match=f"expected the labels NORMAL and PNEUMONIA, found .*{labels[1]}"):
+        load_model(str(vit_folder))
+
+
+def test_a_network_without_its_head_is_an_error_and_not_a_random_head(vit_folder):
+    model = ViTForImageClassification.from_pretrained(vit_folder)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if "classifier" not in name}
+    model.save_pretrained(vit_folder, state_dict=kept)
+    with pytest.raises(UsageError, match="2 tensors are missing, classifier.bias among them"):
+        load_model(str(vit_folder))
+
+
+def test_a_missing_folder_an_empty_one_and_an_unfinished_run_are_told_apart(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "checkpoint-9").mkdir(parents=True)
+    for name, problem in (
+        ("none", "no such folder"),
+        ("empty", "config.json is missing"),
+        ("begun", "not finished; go on with --resume_from_checkpoint"),
+    ):
+        with pytest.raises(UsageError, match=f"--model expects a run folder .*{problem}"):
+            load_model(str(tmp_path / name))
+
+
+def test_damaged_weights_are_one_line(timm_folder):
+    weights = timm_folder / "model.safetensors"
+    for damaged in (weights.read_bytes()[:5000], b"", b"no weights at all"):
+        weights.write_bytes(damaged)
+        with pytest.raises(UsageError, match="--model expects .*[Ss]afetensor|header") as error:
+            load_model(str(timm_folder))
+        assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_a_pickle_are_refused(timm_folder):
+    torch.save({}, timm_folder / "pytorch_model.bin")
+    (timm_folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="model.safetensors"):
+        load_model(str(timm_folder))
+
+
+def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
+    (timm_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    _change(timm_folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(UsageError, match="--model expects"):
+        load_model(str(timm_folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_repository_that_can_not_be_reached_is_one_line():
+    with pytest.raises(UsageError, match="--model expects .*'somebody/something'") as error:
+        load_model("somebody/something")
+    assert "\n" not in str(error.value)
+
+
+def test_the_way_to_a_run_is_no_part_of_its_name(timm_folder, tmp_path):
+    shutil.copytree(timm_folder, tmp_path / "secret" / "run")
+    assert load_model(str(tmp_path / "secret" / "run") + "/").name == "run"
