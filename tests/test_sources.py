@@ -353,3 +353,8 @@ def test_a_file_of_another_kind_is_no_source(tmp_path):
     (tmp_path / "films.tar").write_text("")
     with pytest.raises(UsageError, match="--dataset expects .*films.tar.*it is none of these"):
         load_films(str(tmp_path / "films.tar"), tmp_path)
+
+
+def test_one_class_only_will_do_where_it_is_allowed(tmp_path):
+    write_films(tmp_path / "films", 3, 0)
+    assert load_films(str(tmp_path / "films"), tmp_path, one_class=True)["label"][:] == [0, 0, 0]

@@ -127,16 +127,18 @@ def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
     By the bytes of the film, or by its patient where the id means the same in every copy of the data set
     (`is_global_id`). A film that was saved anew, of a patient without such an id, is not recognised.
     """
-    count = 0
-    for judge, teachers in (("test", TEACHING), ("validation", ("train",))):
-        taught = [row for row in seen if row["split"] in teachers]
-        hashes = {row["content_hash"].encode() for row in taught}
-        patients = {row["patient_id"] for row in taught if is_global_id(row["patient_id"])}
-        count += sum(
-            bytes(films.store.facts["sha256"][row]) in hashes or films.patient[row] in patients
-            for row in films.rows(judge)
-        )
-    return count
+    return sum(
+        int(np.sum(taught(films, films.rows(judge), [row for row in seen if row["split"] in teachers])))
+        for judge, teachers in (("test", TEACHING), ("validation", ("train",)))
+    )
+
+
+def taught(films: FilmSet, rows: np.ndarray, seen: list[dict[str, str]]) -> np.ndarray:
+    """(k,) bool, which of the films of these rows, or whose patients, are among the lines of `read_seen`."""
+    hashes = {row["content_hash"].encode() for row in seen}
+    patients = {row["patient_id"] for row in seen if is_global_id(row["patient_id"])}
+    found = [films.store.facts["sha256"][row] in hashes or films.patient[row] in patients for row in rows]
+    return np.array(found, dtype=bool)
 
 
 def _groups_of_equal_bytes(hashes: np.ndarray) -> int:

@@ -113,6 +113,7 @@ def prepare_films(
     split_seed: int = 0,
     covid: str = "drop",
     must_split: bool = True,
+    one_class: bool = False,
 ) -> FilmSet:
     """Load sources, decode their films once, find copies, and split them by patient.
 
@@ -125,12 +126,13 @@ def prepare_films(
         split_seed: of the splits that are cut.
         covid: as for `load_films`.
         must_split: whether films that can't be split are an error; else they stay as their source has them.
+        one_class: as for `load_films`.
 
     Raises:
         UsageError: a source can't be used, too many films can't be read, or there are too few to split.
     """
     shares = parse_split(split)
-    table = load_films(sources, cache_dir, covid)
+    table = load_films(sources, cache_dir, covid, one_class)
     store = open_store(table["image"], size, cache_dir)
     file, source, patient_id, given = (
         np.array(table[column][:], dtype=object) for column in ("file", "source", "patient_id", "split")

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 COVID = ("drop", "pneumonia", "keep")
 
 
-def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop") -> datasets.Dataset:
+def load_films(
+    sources: str | Sequence[str], cache_dir: Path, covid: str = "drop", one_class: bool = False
+) -> datasets.Dataset:
     """Load one or several sources as one table, a row per film, in a stable order.
 
     Args:
@@ -32,6 +34,7 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
         cache_dir: where the phantoms are kept once simulated, and zip files once unpacked.
         covid: "drop" leaves films of COVID-19 out, "pneumonia" counts them as pneumonia, and "keep" keeps
             them apart: in the split "covid", which is neither trained on nor chosen by, only scored.
+        one_class: whether films of one class alone will do.
 
     Returns:
         Columns `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source` (name of the source,
@@ -40,7 +43,8 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
         mean something inside their source carry its name where there are several.
 
     Raises:
-        UsageError: there is no such source, no film in it, a class of unknown name, or one class only.
+        UsageError: there is no such source, no film in it, a class of unknown name, or one class only where
+            both are needed.
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
@@ -52,7 +56,7 @@ def load_films(sources: str | Sequence[str], cache_dir: Path, covid: str = "drop
     ]
     films = datasets.concatenate_datasets(tables)
     found = set(films["label"])
-    if len(found) < 2:
+    if len(found) < 2 - one_class:
         present = LABELS[found.pop()] if found else "none"
         raise UsageError(f"one class only in {', '.join(names)} (found: {present}): both are needed")
     return films
