@@ -51,7 +51,8 @@ def vit_folder(tmp_path):
 def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder):
     torch.manual_seed(0)
     saved = load_model(str(timm_folder))
-    assert (saved.name, saved.image_size, saved.threshold, saved.notes) == ("ours", 64, 0.3, [])
+    assert (saved.name, saved.image_size, saved.notes) == ("ours", 64, [])
+    assert saved.operating_point == {"threshold": 0.3}
     np.testing.assert_array_equal(_logits(saved.model), _logits(build_model("resnet10t", 64)))
 
 
@@ -73,7 +74,7 @@ def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
 
 def test_a_model_of_other_people_is_said_to_have_no_operating_point_and_squashed_films(vit_folder):
     saved = load_model(str(vit_folder))
-    assert saved.threshold is None
+    assert saved.operating_point == {}
     assert ["operating point" in saved.notes[0], "squashed to 64 x 64" in saved.notes[1]] == [True, True]
 
 

@@ -21,7 +21,8 @@ class PneumoniaClassifier:
     """
 
     def __init__(self, saved: SavedModel) -> None:
-        self.model, self.image_size, self.threshold = saved.model, saved.image_size, saved.threshold
+        self.model, self.image_size = saved.model, saved.image_size
+        self.threshold = saved.operating_point["threshold"]
 
     @classmethod
     def from_pretrained(cls, name: str) -> "PneumoniaClassifier":
@@ -31,7 +32,7 @@ class PneumoniaClassifier:
             UsageError: there is no such model, or it is not one that train.py made.
         """
         saved = load_model(name)
-        if saved.threshold is None:
+        if not saved.operating_point:
             raise UsageError(f"--model {name}: expected a model that train.py made, with labels {LABELS}")
         return cls(saved)
 

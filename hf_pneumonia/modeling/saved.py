@@ -24,14 +24,15 @@ class SavedModel:
         name: last folder, or the repository's id; never the way to a folder.
         model: in evaluation mode, on the CPU; `network_input` in, logits in the order of LABELS out.
         image_size: side of the network's input in pixels.
-        threshold: its operating point, a probability of pneumonia; None where it states none.
+        operating_point: what it states of one: `threshold`, a probability of pneumonia, and what else
+            `calibrate` found; empty where it states none.
         notes: what a reader of its figures should know, a line each.
     """
 
     name: str
     model: PreTrainedModel
     image_size: int
-    threshold: float | None
+    operating_point: dict
     notes: list[str]
 
 
@@ -75,15 +76,15 @@ def load_model(name: str) -> SavedModel:
     if order != [0, 1]:
         model.register_forward_hook(_swap)
     _try(model, name, size)
-    threshold = _threshold(model)
-    notes = [] if threshold is not None else ["the model states no operating point: 0.5 is taken"]
+    point = _operating_point(model)
+    notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
             f"the model prepares images in another way: films were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
     short = folder.resolve().name if folder.is_dir() else name
-    return SavedModel(short, model, size, threshold, notes)
+    return SavedModel(short, model, size, point, notes)
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -153,7 +154,8 @@ def _try(model: PreTrainedModel, name: str, size: int) -> None:
         raise UsageError(f"--model {name}: expected two logits for a film, got {shape}")
 
 
-def _threshold(model: PreTrainedModel) -> float | None:
+def _operating_point(model: PreTrainedModel) -> dict:
     stated = getattr(model.config, "pneumonia", None)
-    threshold = stated.get("threshold") if isinstance(stated, dict) else None
-    return float(threshold) if isinstance(threshold, (int, float)) else None
+    if not isinstance(stated, dict) or not isinstance(stated.get("threshold"), float):
+        return {}
+    return stated
