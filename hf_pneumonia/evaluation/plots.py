@@ -13,7 +13,7 @@ from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.scoring import Predictions
 
 # Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
-_STYLE = {
+STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -33,19 +33,20 @@ def plot_run(
     Args:
         folder: made where missing.
         report: as written to report.json.
-        predictions: of the splits by name; `validation` and `test` are drawn.
+        predictions: of the splits by name; `test` is drawn, and `validation` where there is one.
         store, rows: the films of the test split, in the order of its predictions.
     """
     folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {
-            "curves": _curves(report["history"], report["kept_epoch"]),
             "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
             "roc": _roc(report["splits"], report["operating_point"], predictions),
             "reliability": _reliability(report["calibration"]),
             "class_distribution": _class_distribution(report["data"]["splits"]),
             "samples": _samples(predictions["test"], store, rows),
         }
+        if "history" in report:  # of a training
+            figures["curves"] = _curves(report["history"], report["kept_epoch"])
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
 
