@@ -1,61 +1,128 @@
-"""`python -m hf_pneumonia audit | explore SOURCE [SOURCE ...] --output DIR`: see films before training."""
+"""`python -m hf_pneumonia audit | explore | evaluate | compare`: see films before training, and judge models.
+
+audit | explore SOURCE [SOURCE ...] --output DIR
+evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
+compare RUN RUN [RUN ...]
+"""
 
 import argparse
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
-import datasets
-
-from hf_pneumonia.data.audit_page import summary, write_audit
-from hf_pneumonia.data.cache import default_cache
-from hf_pneumonia.data.filmset import FilmSet, prepare_films
-from hf_pneumonia.data.sources import COVID
+from hf_pneumonia.data.sources import COVID, short_names
 from hf_pneumonia.errors import UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
+SOURCE = "phantom, a folder, a .zip or .csv file, kaggle:owner/name, or a Hub id (user/name)"
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("hf_pneumonia").setLevel(logging.INFO)
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("hf_pneumonia").setLevel(logging.INFO if main_process else logging.ERROR)
+    args.run(args)
+
+
+def audit(args: argparse.Namespace) -> None:
+    """find unreadable films, copies, leaks and shortcuts, and write a manifest"""
+    from hf_pneumonia.data.audit_page import summary, write_audit
+
+    films = _films(args, 224)
+    for line in summary(write_audit(films, args.output)):
+        print(line)
+    names = ("audit.md", "audit.json", "manifest.csv")
+    print("audit: " + ", ".join(str(args.output / name) for name in names))
+
+
+def explore(args: argparse.Namespace) -> None:
+    """draw the films, their sizes, brightness and balance, and the augmentations"""
+    films = _films(args, 224)
+    # Imported late: these take their time.
+    from hf_pneumonia.evaluation.exploration import explore_films
+    from hf_pneumonia.training.arguments import parse_recipe
+
+    recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
+    explore_films(films, args.output, recipe.augmentation)
+    print(f"pictures: {args.output / 'index.html'}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """score a saved model on labelled films, and write the report, plots and tables of a training"""
+    import transformers
+
+    from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
+    from hf_pneumonia.modeling.saved import load_model
+    from hf_pneumonia.training.launch import join_processes, local_main_first, use_all_cores
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    state = join_processes()
+    use_all_cores()
+    saved = load_model(args.model)
+    source = short_names(args.source)
+    name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
+    args.output = args.output or Path("runs") / name
+    if (args.output / "model.safetensors").exists() or any(args.output.glob("checkpoint-*")):
+        raise UsageError(f"--output {args.output} holds a training run; choose another folder")
+    with local_main_first(state):  # the others find the films decoded
+        films = _films(args, saved.image_size, one_class=True)
+    films, which = choose_films(films, args.films or ("test" if args.split != "official" else None))
+    data = {"source": ", ".join(source), "simulated": args.source == ["phantom"], "films": which}
+    report = evaluate_model(saved, films, args.output, seen=films_taught(args.model), data=data)
+    if state.is_main_process:
+        print("\n".join(summary(report)))
+        print(f"report: {args.output / 'report.json'}")
+    state.destroy_process_group()
+
+
+def compare(args: argparse.Namespace) -> None:
+    """put runs side by side: table, ROC curves, and paired tests where the test films are the same"""
+    _check_output(args.output)
+    from hf_pneumonia.evaluation.compare import compare_runs
+    from hf_pneumonia.evaluation.compare_page import table_lines, write_comparison
+
+    comparison, predictions = compare_runs(args.runs)
+    write_comparison(comparison, predictions, args.output)
+    print("\n".join(table_lines(comparison)))
+    print(
+        f"comparison: {args.output / 'compare.md'}, {args.output / 'compare.json'}, {args.output / 'roc.png'}"
+    )
+
+
+def _films(args: argparse.Namespace, size: int, one_class: bool = False):
+    """The films that a command names. Whether they can be written about is found out before they are decoded,
+    which takes its time."""
+    import datasets
+
+    from hf_pneumonia.data.cache import default_cache
+    from hf_pneumonia.data.filmset import prepare_films
+
     datasets.disable_progress_bars()
-    # Before the films are decoded, which takes its time.
-    existing = next(path for path in (args.output, *args.output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        problem = "can't be written to" if existing.is_dir() else "is a file"
-        raise UsageError(f"--output {args.output}: {existing} {problem}; choose another folder")
+    _check_output(args.output)
     if args.split_seed < 0:
         raise UsageError(f"--split_seed expects a number from 0, got {args.split_seed}")
-    films = prepare_films(
+    return prepare_films(
         args.source,
-        224,
+        size,
         (args.cache_dir or default_cache()).expanduser(),
         max_unreadable=1,
         split=args.split,
         split_seed=args.split_seed,
         covid=args.covid,
         must_split=False,
+        one_class=one_class,
     )
-    args.run(films, args.output)
 
 
-def audit(films: FilmSet, folder: Path) -> None:
-    for line in summary(write_audit(films, folder)):
-        print(line)
-    print(f"audit: {folder / 'audit.md'}, {folder / 'audit.json'}, {folder / 'manifest.csv'}")
-
-
-def explore(films: FilmSet, folder: Path) -> None:
-    # Imported late: these take their time.
-    from hf_pneumonia.evaluation.exploration import explore_films
-    from hf_pneumonia.training.arguments import parse_recipe
-
-    recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
-    explore_films(films, folder, recipe.augmentation)
-    print(f"pictures: {folder / 'index.html'}")
+def _check_output(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problem = "can't be written to" if existing.is_dir() else "is a file"
+        raise UsageError(f"--output {folder}: {existing} {problem}; choose another folder")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,28 +131,56 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hf_pneumonia", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="audit | explore", required=True)
-    for run, text in (
-        (audit, "find unreadable films, copies, leaks and shortcuts, and write a manifest"),
-        (explore, "draw the films, their sizes, brightness and balance, and the augmentations"),
-    ):
-        command = commands.add_parser(run.__name__, help=text, description=text)
+    parser = _Parser(
+        prog="python -m hf_pneumonia",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="audit | explore | evaluate | compare", required=True)
+
+    def add(run) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            run.__name__, help=run.__doc__, description=run.__doc__, allow_abbrev=False
+        )
         command.set_defaults(run=run)
-        command.add_argument(
-            "source",
-            nargs="+",
-            help="phantom, a folder, a .zip or .csv file, kaggle:owner/name, or a Hub id (user/name)",
-        )
+        return command
+
+    for run in (audit, explore):
+        command = add(run)
+        command.add_argument("source", nargs="+", help=SOURCE)
         command.add_argument("--output", type=Path, required=True, help="folder for what is found")
-        command.add_argument(
-            "--split", default="official", help="official, or shares such as 70/20/10, as train.py takes them"
-        )
-        command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
-        command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 films")
-        command.add_argument("--cache_dir", type=Path, help="where decoded films are kept")
+        _add_source_flags(command)
+
+    command = add(evaluate)
+    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    command.add_argument("--dataset", dest="source", nargs="+", required=True, metavar="SOURCE", help=SOURCE)
+    command.add_argument(
+        "--films",
+        choices=("test", "validation", "all"),
+        help="which are scored; by default the source's test split where it has one, else all",
+    )
+    command.add_argument("--output", type=Path, help="by default runs/evaluate-MODEL-SOURCE")
+    _add_source_flags(command)
+
+    command = add(compare)
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of train.py or evaluate")
+    command.add_argument("--output", type=Path, default=Path("runs/compare"), help="by default runs/compare")
     return parser
 
 
+def _add_source_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--split", default="official", help="official, or shares such as 70/20/10, as train.py takes them"
+    )
+    command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
+    command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 films")
+    command.add_argument("--cache_dir", type=Path, help="where decoded films are kept")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["evaluate"]:
+        from hf_pneumonia.training.launch import start_missing_processes
+
+        start_missing_processes("-m", ["hf_pneumonia", *sys.argv[1:]])
     sys.exit(run_script("hf_pneumonia", main, sys.argv[1:]))

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import torch
 from accelerate import PartialState
+
+from hf_pneumonia.data.cache import available_cores
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
@@ -36,7 +39,7 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
     missing; otherwise torch's own launcher takes this process's place.
 
     Args:
-        script: path of the script that is running.
+        script: path of the script that is running; `-m` for a module, whose name stands first in `argv`.
         argv: its command line.
     """
     if "MASTER_ADDR" not in os.environ or _RANKS & os.environ.keys():
@@ -49,3 +52,16 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
     if asked.num_processes > 1 and asked.num_machines == 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={asked.num_processes}"]
         os.execv(sys.executable, [sys.executable, *torchrun, script, *argv])
+
+
+def use_all_cores() -> None:
+    """Share this machine's cores among its processes: `accelerate launch` sets OMP_NUM_THREADS to 1 unless
+    told otherwise, which is half the speed, or less."""
+    torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def join_processes() -> PartialState:
+    """This process among those that were started, as a training has it. On CPUs Accelerate leaves each by
+    itself, without a word, unless told that these are meant."""
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return PartialState(cpu=no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")

@@ -1,0 +1,193 @@
+"""A saved model + labelled films -> the folder that a training leaves: report, plots, predictions, audit.
+
+Films that the model was taught are scored like the others, counted, and left out again in figures beside.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from hf_pneumonia.data.audit import taught
+from hf_pneumonia.data.audit_page import write_audit
+from hf_pneumonia.data.filmset import PATIENT, FilmSet
+from hf_pneumonia.data.manifest import MANIFEST, read_seen
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.figures import split_report
+from hf_pneumonia.evaluation.plots import plot_run
+from hf_pneumonia.evaluation.report import build_report
+from hf_pneumonia.evaluation.scoring import Predictions, predict_split
+from hf_pneumonia.modeling.saved import SavedModel
+
+logger = logging.getLogger(__name__)
+
+FILMS = ("test", "validation", "all")
+NOT_SCORED = "not scored"
+
+_BATCH = 64
+_POINT = ("threshold", "target_sensitivity", "temperature", "intercept", "operating_points")
+
+
+def evaluate_model(
+    saved: SavedModel, films: FilmSet, folder: Path, *, seen: list[dict[str, str]] | None, data: dict
+) -> dict:
+    """Score films and write what a training would of its test split. Runs on every process; one writes.
+
+    Args:
+        saved: the model.
+        films: from `choose_films`; its split `test` is scored, and `covid` where there is one.
+        folder: made where missing.
+        seen: from `films_taught`.
+        data: what is to be known of the source, as plain values.
+
+    Returns:
+        The report, as `build_report` makes it. Beside a training's facts it has `model`, `notes` and
+        `seen_in_training` ({"films", "patients"}, None where it is not known); where films were seen, the
+        split `unseen` has the figures of the others.
+
+    Raises:
+        UsageError: an answer of the model is no number.
+    """
+    state = PartialState()
+    model = saved.model.to(state.device, memory_format=torch.channels_last)
+    scored = ["test", "covid"] if len(films.rows("covid")) else ["test"]
+    predictions = {split: predict_split(model, films, split, _BATCH) for split in scored}
+    broken = sum(int(np.sum(~np.isfinite(split.probability))) for split in predictions.values())
+    if broken:
+        raise UsageError(f"--model {saved.name}: its answers to {broken} films are no numbers; train it anew")
+    stated = {"threshold": 0.5, **saved.operating_point}
+    point = {name: stated[name] for name in _POINT if name in stated}
+    known = taught(films, films.rows("test"), seen or [])
+    if known.any() and not known.all():
+        predictions["unseen"] = _part(predictions["test"], ~known)
+    if not state.is_main_process:
+        return {}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)  # without one the folder counts as unfinished
+    report = build_report(
+        predictions,
+        point,
+        model=_model_facts(saved),
+        notes=saved.notes,
+        seen_in_training=None if seen is None else _count(films, known),
+        data={**data, **_counts(films)},
+        audit=write_audit(films, folder / "audit"),
+    )
+    if "unseen" in predictions:
+        report["operating_point"]["unseen"] = split_report(predictions["unseen"], point["threshold"])
+    predictions["test"].write_csv(folder / "predictions_test.csv")
+    plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+    aside = folder / "report.json.part"
+    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    aside.rename(folder / "report.json")
+    return report
+
+
+def choose_films(films: FilmSet, which: str | None) -> tuple[FilmSet, str]:
+    """The same films with those that are to be scored in the split `test`, and no others in a split.
+
+    Args:
+        films: from `prepare_films`.
+        which: one of FILMS; None for the test split where the source has one, else all. All are those that
+            can be read, each once, and none whose copies contradict each other.
+
+    Returns:
+        The films, and one of FILMS.
+
+    Raises:
+        UsageError: there is no such film.
+    """
+    which = which or ("test" if "test" in films.given else "all")
+    apart = films.given == "covid"  # kept apart: scored, but by itself
+    chosen = films.split == which
+    if which == "all":
+        chosen = np.isin(films.reason, ["", PATIENT]) & ~apart
+    if not chosen.any():
+        raise UsageError(
+            f"there is no film to score: {which} is empty"
+            + (f" ({'; '.join(films.notes)}); --films all scores every film" if which != "all" else "")
+        )
+    split = np.where(chosen, "test", np.where(apart & (films.split == "covid"), "covid", ""))
+    reason = np.where(split != "", "", np.where(films.reason == "", NOT_SCORED, films.reason))
+    return dataclasses.replace(films, split=split, reason=reason.astype(object)), which
+
+
+def films_taught(name: str) -> list[dict[str, str]] | None:
+    """Lines of the films that a model was trained or chosen by; None where its files don't tell.
+
+    Args:
+        name: run folder or Hub repository; only a folder tells.
+    """
+    folder = Path(name).expanduser()
+    if any((path / MANIFEST).is_file() for path in (folder, folder.parent)):
+        return read_seen(folder)
+    logger.warning("%s has no %s: whether it was trained on these films is not known", name, MANIFEST)
+    return None
+
+
+def summary(report: dict) -> list[str]:
+    """The report in a few lines, for a terminal: what was scored, what to beware of, and the figures."""
+    point, seen = report["operating_point"], report["seen_in_training"]
+    lines = [f"note: {note}" for note in report["notes"]]
+    if seen and seen["films"]:
+        others = " (the figures without them: `unseen`)" if "unseen" in report["splits"] else ""
+        lines.append(
+            f"WARNING: the model was trained or chosen by {seen['films']} of these films, or their patients "
+            f"({seen['patients']}): figures that count them say little{others}"
+        )
+    for split, figures in report["splits"].items():
+        label = {"test": "films", "unseen": "of them unseen", "covid": "films of COVID-19"}[split]
+        names = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+        lines.append(f"{figures['films']} {label}: {figures_line(figures, names)} (threshold 0.5)")
+        if split in point and point["threshold"] != 0.5:
+            pair = figures_line(point[split], ("sensitivity", "specificity"))
+            lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")
+    return lines
+
+
+def figures_line(figures: dict, names: tuple[str, ...]) -> str:
+    """Figures with their intervals; those that the films do not define are said to be."""
+    shown = []
+    for name in names:
+        title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
+        ends = " [{:.3f} {:.3f}]".format(*interval) if interval else ""
+        shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
+    return ", ".join(shown)
+
+
+def _model_facts(saved: SavedModel) -> dict:
+    config = saved.model.config
+    return {
+        "name": saved.name,
+        "architecture": getattr(config, "architecture", None) or config.model_type,
+        "image_size": saved.image_size,
+        "parameters": sum(parameter.numel() for parameter in saved.model.parameters()),
+    }
+
+
+def _count(films: FilmSet, known: np.ndarray) -> dict[str, int]:
+    return {
+        "films": int(known.sum()),
+        "patients": len(np.unique(films.patient[films.rows("test")][known].astype(str))),
+    }
+
+
+def _counts(films: FilmSet) -> dict:
+    counts = films.counts()
+    unscored = int(np.sum(films.reason == NOT_SCORED))
+    splits = {name: split for name, split in counts["splits"].items() if split["films"]}
+    return {**counts, "splits": splits, "left_out": counts["left_out"] - unscored, "not_scored": unscored}
+
+
+def _part(predictions: Predictions, chosen: np.ndarray) -> Predictions:
+    return Predictions(
+        [file for file, one in zip(predictions.file, chosen, strict=True) if one],
+        [patient for patient, one in zip(predictions.patient_id, chosen, strict=True) if one],
+        predictions.label[chosen],
+        predictions.probability[chosen],
+    )
