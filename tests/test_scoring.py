@@ -25,6 +25,15 @@ def test_films_are_scored_in_the_order_asked_for_whatever_the_batch_size(film_fo
     np.testing.assert_allclose(logits, torch.stack(singly).numpy(), atol=1e-5)
 
 
+def test_films_can_be_changed_before_they_are_scored(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 64, tmp_path)
+    model, rows = build_model("resnet10t", 64), films.rows("test")
+    logits = score_films(model, films.store, rows, 7, change=lambda films: 255 - films)
+    with torch.no_grad():
+        expected = model(network_input(torch.from_numpy(255 - films.store[rows]))).logits
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+
+
 def test_the_csv_gives_back_what_was_predicted(predictions, tmp_path):
     predictions.write_csv(tmp_path / "predictions.csv")
     with open(tmp_path / "predictions.csv", newline="") as file:

@@ -1,6 +1,7 @@
 """Model + films -> logits -> probabilities, each film just once. Knows nothing of thresholds or figures."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,13 @@ class Predictions:
 
 
 @torch.inference_mode()
-def score_films(model: torch.nn.Module, store: FilmStore, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def score_films(
+    model: torch.nn.Module,
+    store: FilmStore,
+    rows: np.ndarray,
+    batch_size: int,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Logits of films, each scored exactly once however many processes share the work.
 
     Args:
@@ -51,6 +58,8 @@ def score_films(model: torch.nn.Module, store: FilmStore, rows: np.ndarray, batc
         store: the films.
         rows: (n,) rows of the store.
         batch_size: films per forward pass and process.
+        change: what is done to the films first, (b, h, w) uint8 to the same; which films are together in a
+            batch must make no difference to it.
 
     Returns:
         (n, 2) float32 logits in the order of `rows`, the same on every process.
@@ -60,7 +69,8 @@ def score_films(model: torch.nn.Module, store: FilmStore, rows: np.ndarray, batc
     with PartialState().split_between_processes(rows.tolist()) as own:
         logits = []
         for start in range(0, len(own), batch_size):
-            films = torch.from_numpy(store[own[start : start + batch_size]]).to(device)
+            films = store[own[start : start + batch_size]]
+            films = torch.from_numpy(films if change is None else change(films)).to(device)
             logits.extend(model(network_input(films)).logits.float().cpu().tolist())
     gathered = np.asarray(gather_object(logits), dtype=np.float32).reshape(-1, len(LABELS))
     if len(gathered) != len(rows):

@@ -1,0 +1,102 @@
+"""A network and films -> where it looked: Grad-CAM on its last feature map. Leaves the network as it was.
+
+Selvaraju et al.: Grad-CAM, Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
+Where a mean over the map and one linear layer make the head, it is the class activation map of Zhou et al.:
+Learning Deep Features for Discriminative Localization, CVPR 2016.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+
+def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Where the network saw pneumonia rather than normal.
+
+    The gradient of the difference of the two logits with respect to each channel of the feature map, averaged
+    over places, weights the channels; what is left of their sum above zero speaks for pneumonia. A vision
+    transformer that answers from its class token is read before its last block: after it, no patch has a say.
+
+    Args:
+        model: with timm's network as `timm_model`.
+        inputs: (b, 3, h, w) float, as `network_input` makes them, on the model's device. Memory grows with b.
+
+    Returns:
+        (b, h, w) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
+        nothing speaks for pneumonia. As fine as the feature map, h/32 for most networks, and then smoothed.
+
+    Raises:
+        ValueError: the network has no feature map with places, or its logits are not finite.
+    """
+    network = model.timm_model
+    # Tensors of torch.inference_mode can't have gradients, so the caller's is left and the input copied.
+    with torch.inference_mode(False), torch.enable_grad(), _evaluation(model):
+        features, logits = _features_and_logits(network, inputs.clone())
+        if not torch.isfinite(logits).all():
+            raise ValueError("the network's answers are not finite, so there is nothing to explain")
+        difference = (logits[:, 1] - logits[:, 0]).sum()
+        # Asked for the features alone, so that no weight is left with a gradient.
+        (gradient,) = torch.autograd.grad(difference, features)
+        features, gradient = (_grid(network, one.detach().float()) for one in (features, gradient))
+        evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+        maps = F.interpolate(evidence, inputs.shape[2:], mode="bilinear", align_corners=False).squeeze(1)
+        highest = maps.amax(dim=(1, 2), keepdim=True)
+        return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+
+@contextmanager
+def _evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout and running statistics off, and afterwards each module in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+        raise ValueError(f"{type(network).__name__} does not part its features from its head as timm does")
+    if getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks"):
+        return _before_last_block(network, inputs)
+    with torch.no_grad():
+        features = network.forward_features(inputs)
+    if not torch.is_tensor(features):
+        raise ValueError(f"{type(network).__name__} has {type(features).__name__} features, and no one map")
+    features.requires_grad_()
+    return features, network.forward_head(features.clone())  # some heads work in place
+
+
+def _before_last_block(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = []
+
+    def keep(block: torch.nn.Module, arguments: tuple) -> tuple:
+        kept.append(arguments[0].detach().requires_grad_())
+        return kept[0], *arguments[1:]
+
+    hook = network.blocks[-1].register_forward_pre_hook(keep)
+    try:
+        logits = network.forward_head(network.forward_features(inputs))
+    finally:
+        hook.remove()
+    return kept[0], logits
+
+
+def _grid(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """(b, c, h, w) of a feature map in any of the forms that timm has: channels last, or tokens."""
+    if features.ndim == 3:
+        patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
+        side = round(patches.shape[1] ** 0.5)
+        if side**2 != patches.shape[1]:
+            raise ValueError(f"{type(network).__name__}'s {patches.shape[1]} patches make no square grid")
+        features = patches.transpose(1, 2).unflatten(2, (side, side))
+    elif features.ndim == 4 and getattr(network, "output_fmt", "NCHW") == "NHWC":
+        features = features.permute(0, 3, 1, 2)
+    if features.ndim != 4 or features.shape[2] * features.shape[3] == 1:
+        shape = tuple(features.shape[1:])
+        raise ValueError(f"{type(network).__name__}'s features {shape} have no places; try larger films")
+    return features

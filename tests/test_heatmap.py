@@ -1,0 +1,204 @@
+"""Where the network looked, against networks whose evidence is at a known place."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_pneumonia.modeling.build import build_model, network_input
+from hf_pneumonia.modeling.heatmap import heat_maps
+
+
+class _Wrapper(nn.Module):
+    """What is used of transformers' wrapper: the network's attribute."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.timm_model = network
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.timm_model(inputs)
+
+
+class _Pooled(nn.Module):
+    """Brightness of 8 x 8 cells is channel 0 and darkness channel 1; white is pneumonia."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(8)
+        self.head = nn.Linear(2, 2, bias=False)
+        self.head.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+
+    def forward_features(self, inputs):
+        cells = self.pool(inputs[:, :1])
+        return torch.cat([cells, 1 - cells], 1)
+
+    def forward_head(self, features):
+        return self.head(features.mean((2, 3)))
+
+
+class _Dense(_Pooled):
+    """One cell of the map, and nothing else, decides: the evidence's place is in the head's weights."""
+
+    def __init__(self, cell: tuple[int, int]) -> None:
+        super().__init__()
+        self.head = nn.Linear(2 * 8 * 8, 2, bias=False)
+        weight = torch.zeros(2, 2, 8, 8)
+        weight[1, 0, cell[0], cell[1]] = 1.0
+        self.head.weight.data = weight.flatten(1)
+
+    def forward_head(self, features):
+        return self.head(features.flatten(1))
+
+
+def spot(row: int, column: int) -> torch.Tensor:
+    """(1, 3, 64, 64), black but for one white cell."""
+    film = torch.zeros(1, 3, 64, 64)
+    film[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1
+    return film
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    model = build_model("resnet10t", 96)
+    # Mostly in favour of pneumonia, so that the maps are not empty.
+    model.timm_model.fc.weight.data = torch.stack([0.8 * torch.rand(512), torch.rand(512)])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return network_input(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 96, 96), np.uint8)))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (2, 5), (7, 7)])
+def test_the_map_is_hottest_where_the_evidence_is(place):
+    (heat,) = heat_maps(_Wrapper(_Pooled()), spot(*place))
+    row, column = divmod(int(heat.argmax()), 64)
+    assert (row // 8, column // 8) == place
+    assert heat.shape == (64, 64) and heat.dtype == torch.float32 and heat.min() == 0 and heat.max() == 1
+
+
+def test_places_that_speak_against_pneumonia_stay_cold():
+    network = _Pooled()
+    network.head.weight.data = network.head.weight.data.flip(0)  # now white is normal
+    film = spot(3, 3)
+    (heat,) = heat_maps(_Wrapper(network), film)
+    assert heat[24 + 4, 24 + 4] < 0.1 and heat[4, 4] == 1  # smoothed, so not quite 0
+
+
+def test_a_head_that_flattens_the_map_shows_each_place_that_has_a_weight():
+    cells = nn.functional.avg_pool2d(spot(2, 5)[:, :1], 8)
+    (heat,) = heat_maps(_Wrapper(_Dense((2, 5))), spot(2, 5))
+    row, column = divmod(int(heat.argmax()), 64)
+    assert cells[0, 0, row // 8, column // 8] == 1
+
+
+def test_with_a_pooled_linear_head_the_gradient_gives_the_class_activation_map(resnet, inputs):
+    with torch.no_grad():
+        features = resnet.timm_model.forward_features(inputs)
+        weight = resnet.timm_model.fc.weight
+        cam = torch.einsum("c,bchw->bhw", weight[1] - weight[0], features).relu()
+        cam = nn.functional.interpolate(cam[:, None], (96, 96), mode="bilinear", align_corners=False)[:, 0]
+    expected = cam / cam.amax((1, 2), keepdim=True)
+    torch.testing.assert_close(heat_maps(resnet, inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_in_favour_is_a_map_of_zeros(resnet, inputs):
+    weight = resnet.timm_model.fc.weight.data.clone()
+    resnet.timm_model.fc.weight.data = torch.stack([torch.ones(512), -torch.ones(512)])
+    assert heat_maps(resnet, inputs).count_nonzero() == 0
+    resnet.timm_model.fc.weight.data = weight
+
+
+def test_films_do_not_change_each_others_maps(resnet, inputs):
+    together = heat_maps(resnet, inputs)
+    singly = torch.cat([heat_maps(resnet, one[None]) for one in inputs])
+    torch.testing.assert_close(together, singly, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_network_is_left_as_it_was(resnet, inputs, inference):
+    resnet.train()
+    resnet.timm_model.bn1.eval()
+    resnet.timm_model.conv1.requires_grad_(False)
+    before = {name: value.clone() for name, value in resnet.state_dict().items()}
+    modes = [module.training for module in resnet.modules()]
+    with torch.inference_mode(inference):
+        heat = heat_maps(resnet, inputs.clone())
+        assert torch.is_inference_mode_enabled() == inference
+    assert not heat.requires_grad
+    assert [module.training for module in resnet.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
+    assert all(weight.grad is None for weight in resnet.parameters())
+    frozen = [weight for weight in resnet.parameters() if not weight.requires_grad]
+    assert len(frozen) == len(list(resnet.timm_model.conv1.parameters()))
+    resnet.timm_model.conv1.requires_grad_(True)
+    resnet.eval()
+
+
+@pytest.mark.parametrize(
+    "architecture", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
+)
+def test_other_families_have_maps_too(architecture, inputs):
+    torch.manual_seed(1)
+    model = build_model(architecture, 96)
+    nn.init.normal_(model.timm_model.get_classifier().weight)
+    heat = heat_maps(model, inputs)
+    assert heat.shape == (3, 96, 96) and torch.isfinite(heat).all()
+    assert heat.amax((1, 2)).tolist() == [1, 1, 1] and (heat.amin((1, 2)) < 1).all()
+
+
+def test_a_channels_last_map_is_read_as_one():
+    class Last(_Pooled):
+        output_fmt = "NHWC"
+
+        def forward_features(self, inputs):
+            return super().forward_features(inputs).permute(0, 2, 3, 1)
+
+        def forward_head(self, features):
+            return self.head(features.mean((1, 2)))
+
+    last, first = (heat_maps(_Wrapper(network), spot(1, 6)) for network in (Last(), _Pooled()))
+    torch.testing.assert_close(last, first)
+
+
+def test_a_class_tokens_map_follows_the_patch_that_it_attends_to():
+    class Attend(nn.Module):
+        """The class token takes the mean of all tokens."""
+
+        def forward(self, tokens):
+            return tokens.mean(1, keepdim=True).expand_as(tokens)
+
+    class Transformer(_Pooled):
+        global_pool, num_prefix_tokens = "token", 1
+
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.Sequential(nn.Identity(), Attend())
+
+        def forward_features(self, inputs):
+            patches = super().forward_features(inputs).flatten(2).transpose(1, 2)
+            return self.blocks(torch.cat([torch.zeros_like(patches[:, :1]), patches], 1))
+
+        def forward_head(self, features):
+            return self.head(features[:, 0])
+
+    model = _Wrapper(Transformer())
+    row, column = divmod(int(heat_maps(model, spot(4, 1)).argmax()), 64)
+    assert (row // 8, column // 8) == (4, 1)
+    assert not model.timm_model.blocks[-1]._forward_pre_hooks
+    model.timm_model.forward_head = None
+    with pytest.raises(TypeError):
+        heat_maps(model, spot(4, 1))
+    assert not model.timm_model.blocks[-1]._forward_pre_hooks
+
+
+def test_what_has_no_map_says_so(resnet):
+    with pytest.raises(ValueError, match="no places"):
+        heat_maps(resnet, torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="does not part"):
+        heat_maps(_Wrapper(nn.Linear(2, 2)), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="not finite"):
+        heat_maps(resnet, torch.full((1, 3, 96, 96), torch.nan))
