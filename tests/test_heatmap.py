@@ -85,7 +85,7 @@ def test_places_that_speak_against_pneumonia_stay_cold():
     network.head.weight.data = network.head.weight.data.flip(0)  # now white is normal
     film = spot(3, 3)
     (heat,) = heat_maps(_Wrapper(network), film)
-    assert heat[24 + 4, 24 + 4] < 0.1 and heat[4, 4] == 1  # smoothed, so not quite 0
+    assert heat[24 + 4, 24 + 4] < 0.2 and heat[4, 4] == 1  # smoothed, so not quite 0
 
 
 def test_a_head_that_flattens_the_map_shows_each_place_that_has_a_weight():

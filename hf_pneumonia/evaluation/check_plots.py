@@ -1,0 +1,102 @@
+"""What the checks found -> pictures. Computes nothing."""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.shortcuts import black_out, keep_masks
+
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "figure.dpi": 120,
+}
+_BLUE, _ORANGE, _GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
+_CLASS_COLORS = (_GREEN, _ORANGE)
+_CURVES = {"auroc": ("AUROC", _BLUE), "sensitivity": ("sensitivity", _ORANGE)}
+_CURVES |= {"specificity": ("specificity", _GREEN)}
+_REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_shortcuts(shortcuts: dict, examples: np.ndarray) -> Figure:
+    """A column per mask: AUROC with its interval, mean probabilities, and films as the network gets them.
+
+    Args:
+        shortcuts: from `check_shortcuts`.
+        examples: (k, h, w) uint8, one or two films.
+    """
+    keep = {"as_they_are": np.True_, **keep_masks(examples.shape[-1])}
+    names, lines = list(shortcuts), len(examples)
+    figure = Figure(figsize=(10, 3 + 2 * lines), layout="constrained")
+    grid = figure.add_gridspec(1 + lines, len(names), height_ratios=[3] + [2] * lines)
+    axes = figure.add_subplot(grid[0, :])
+    _bars(axes, [shortcuts[name]["auroc"] for name in names])
+    for label, color, side in zip(LABELS, _CLASS_COLORS, (-0.28, 0.28), strict=True):
+        means = [_number(shortcuts[name]["mean_probability"][label]) for name in names]
+        places = np.arange(len(names)) + side
+        axes.plot(places, means, "o", color=color, label=f"mean probability, {label} films")
+    axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
+    axes.set_xticks(range(len(names)), [_words(name) for name in names])
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.12))
+    axes.grid(axis="y")
+    figure.legend(frameon=False, loc="outside upper center", ncols=4, fontsize=9)
+    for line, film in enumerate(examples, start=1):
+        for column, name in enumerate(names):
+            panel = figure.add_subplot(grid[line, column])
+            panel.imshow(black_out(film[None], keep[name])[0], cmap="gray", vmin=0, vmax=255)
+            panel.axis("off")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_robustness(robustness: dict) -> Figure:
+    """A panel per corruption: the figures over its levels, with bands of their intervals; the dotted line is
+    the films as they are."""
+    found = {name: one for name, one in robustness.items() if isinstance(one, dict)}
+    figure = Figure(figsize=(10.5, 6), layout="constrained")
+    panels = figure.subplots(2, 3, sharey=True)
+    for axes, (name, one) in zip(panels.flat, found.items(), strict=True):
+        levels = [level["level"] for level in one["levels"]]
+        places = np.arange(len(levels))
+        for key, (title, color) in _CURVES.items():
+            values = [_number(level[key]["value"]) for level in one["levels"]]
+            ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in one["levels"]], dtype=float)
+            axes.plot(places, values, color=color, marker="o", markersize=4, label=title)
+            axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
+        axes.axvline(levels.index(one["clean"]), color="gray", linestyle=":", linewidth=1)
+        ticks = ["clean" if level == one["clean"] else f"{level:g}" for level in levels]
+        axes.set_xticks(places, ticks)
+        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(-0.02, 1.02))
+        axes.grid(True)
+        if name in _REVERSED:
+            axes.invert_xaxis()
+    handles, titles = panels.flat[0].get_legend_handles_labels()
+    heading = f"{robustness['films']} films, operating point p = {robustness['threshold']:.3f}"
+    figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=3, title=heading)
+    return figure
+
+
+def _bars(axes: Axes, figures: list[dict]) -> None:
+    values = np.array([_number(one["value"]) for one in figures])
+    axes.bar(range(len(values)), values, 0.42, color=_BLUE, label="AUROC")
+    for place, (value, one) in enumerate(zip(values, figures, strict=True)):
+        if one["value"] is None:
+            continue
+        low, high = one["ci95"] or (value, value)
+        # A percentile interval may lie to one side of its figure.
+        axes.errorbar(place, value, [[max(value - low, 0)], [max(high - value, 0)]], color="black", capsize=3)
+        axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
