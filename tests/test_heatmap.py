@@ -1,10 +1,14 @@
 """Where the network looked, against networks whose evidence is at a known place."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
+from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
 
@@ -202,3 +206,59 @@ def test_what_has_no_map_says_so(resnet):
         heat_maps(_Wrapper(nn.Linear(2, 2)), torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="not finite"):
         heat_maps(resnet, torch.full((1, 3, 96, 96), torch.nan))
+
+
+class _Small(nn.Module):
+    """Three halvings, so that a film of 64 px has a map of 8 x 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, halve in ((3, 16, True), (16, 32, True), (32, 64, True), (64, 64, False)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] * halve
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(64, 2)
+
+    def forward_features(self, inputs):
+        return self.body(inputs)
+
+    def forward_head(self, features):
+        return self.head(features.mean((2, 3)))
+
+    def forward(self, inputs):
+        return self.forward_head(self.forward_features(inputs))
+
+
+def simulated(patients: range) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Network inputs, labels and lesions of simulated films of 64 px."""
+    films = [film for patient in patients for film in simulate_patient(patient, size=64)]
+    label = torch.tensor([int(film.label == "PNEUMONIA") for film in films])
+    inputs = network_input(torch.from_numpy(np.stack([film.image for film in films])))
+    return inputs, label, np.stack([film.lesion for film in films])
+
+
+@pytest.mark.skipif(
+    not os.environ.get("HF_PNEUMONIA_SLOW"), reason="a minute and a half; HF_PNEUMONIA_SLOW=1"
+)
+def test_a_trained_networks_maps_are_hottest_at_the_lesions_of_simulated_films():
+    torch.manual_seed(0)
+    model, (inputs, label, _) = _Wrapper(_Small()), simulated(range(1, 401))
+    epochs, steps = 12, len(inputs) // 32
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=epochs * steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(inputs))[: 32 * steps].view(steps, 32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[batch]), label[batch]).backward()
+            optimizer.step()
+            schedule.step()
+
+    inputs, label, lesions = simulated(range(401, 521))
+    sick = label == 1
+    heat = torch.cat([heat_maps(model, part) for part in inputs[sick].split(32)])
+    hottest = heat.flatten(1).argmax(1).numpy()
+    near = ndimage.binary_dilation(lesions[sick.numpy()], np.ones((1, 7, 7))).reshape(len(heat), -1)
+    hits = near[np.arange(len(near)), hottest].mean()
+    # Of other films' lesions: lungs are where lungs are, whatever the network looks at.
+    chance = near[:, hottest].mean()
+    assert hits > 0.75 > chance + 0.1, (hits, chance)

@@ -72,7 +72,7 @@ def plot_robustness(robustness: dict) -> Figure:
         axes.axvline(levels.index(one["clean"]), color="gray", linestyle=":", linewidth=1)
         ticks = ["clean" if level == one["clean"] else f"{level:g}" for level in levels]
         axes.set_xticks(places, ticks)
-        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(-0.02, 1.02))
+        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(_floor(found), 1.01))
         axes.grid(True)
         if name in _REVERSED:
             axes.invert_xaxis()
@@ -92,6 +92,13 @@ def _bars(axes: Axes, figures: list[dict]) -> None:
         # A percentile interval may lie to one side of its figure.
         axes.errorbar(place, value, [[max(value - low, 0)], [max(high - value, 0)]], color="black", capsize=3)
         axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
+
+
+def _floor(found: dict) -> float:
+    """The tenth below all that is drawn."""
+    ends = [level[key]["ci95"] for one in found.values() for level in one["levels"] for key in _CURVES]
+    ends += [[level[key]["value"]] for one in found.values() for level in one["levels"] for key in _CURVES]
+    return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
 def _number(value: float | None) -> float:

@@ -1,5 +1,7 @@
 """Findings -> one sheet: each film, beside it the same film with what spoke for pneumonia laid over it."""
 
+from pathlib import PurePath
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,9 +35,9 @@ def draw_errors(
     lines = [_lines(shown, kind) for kind in KINDS]
     height = sum(0.35 + 1.85 * max(len(part), 0.2) for part in lines)
     figure = Figure(figsize=(12.5, height + 0.6), layout="constrained")
-    heading = f"The network's most confident errors at the operating point, p = {threshold:.3f}"
-    shade = "; red: what spoke for pneumonia, of the film's own most" if maps is not None else ""
-    figure.suptitle(f"{heading}{shade}" + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
+    heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
+    shade = "; in colour: what spoke for pneumonia, red the most in this film" if maps is not None else ""
+    figure.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
     parts = figure.subfigures(len(KINDS), 1, height_ratios=[0.35 + 1.85 * max(len(p), 0.2) for p in lines])
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         count = sum(one.kind == kind for one in shown)
@@ -62,8 +64,11 @@ def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarr
         axes.imshow(film, cmap="gray", vmin=0, vmax=255)
     panels[0].set_title(f"{_short(finding.file)}\np = {finding.probability:.3f}", fontsize=7.5, loc="left")
     panels[1].set_title(f"{finding.split}\nlabel {LABELS[finding.label]}", fontsize=7.5, loc="left")
-    if heat is not None:
-        _overlay(panels[1], heat)
+    if heat is None:
+        return
+    _overlay(panels[1], heat)
+    if not heat.any():
+        panels[1].text(0.5, 0.04, "nothing", color="white", ha="center", transform=panels[1].transAxes)
 
 
 def _overlay(axes: Axes, heat: np.ndarray) -> None:
@@ -74,4 +79,5 @@ def _overlay(axes: Axes, heat: np.ndarray) -> None:
 
 
 def _short(file: str) -> str:
-    return file if len(file) <= 26 else f"{file[:12]}…{file[-13:]}"
+    name = PurePath(file).name
+    return name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
