@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +25,8 @@ from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.calibration import calibrate
+from hf_pneumonia.evaluation.checks import run_checks, write_checks
+from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import predict_split
@@ -136,9 +137,12 @@ def train(args: Recipe, recipe: dict) -> None:
     model.config.pneumonia = {**operating_point, **facts}
     scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
     predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in scored}
+    held_out = {split: predictions[split] for split in ("test", "validation")}
+    checks = run_checks(model, films, held_out, operating_point["threshold"], args.per_device_eval_batch_size)
     report = build_report(
         predictions,
         operating_point,
+        checks=checks,
         recipe=recipe,
         seed=args.seed,
         data={"source": source, "simulated": simulated, **films.counts(), "leakage": leakage},
@@ -152,6 +156,7 @@ def train(args: Recipe, recipe: dict) -> None:
         for split in ("validation", "test"):
             predictions[split].write_csv(folder / f"predictions_{split}.csv")
         plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+        write_checks(folder, checks, model, films, held_out)
         finish_run_folder(folder, recipe, report)
         print_summary(folder, report)
 
@@ -182,19 +187,6 @@ def print_summary(folder: Path, report: dict) -> None:
     print(f"run folder: {folder}")
     print(f"next:  {python} app.py --model {folder}")
     print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
-
-
-def figures_line(
-    figures: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
-) -> str:
-    """Figures that the films define; with their 95% intervals, but for accuracy and F1."""
-    shown = []
-    for name in names:
-        value, interval = figures[name]["value"], figures[name]["ci95"]
-        with_interval = interval and name not in ("accuracy", "f1")
-        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if with_interval else ""
-        shown += [] if value is None else [f"{'AUROC' if name == 'auroc' else name} {value:.3f}{ends}"]
-    return ", ".join(shown)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -27,11 +28,10 @@ def checked(film_folder, tmp_path_factory):
     films = prepare_films(str(film_folder), 64, tmp_path_factory.mktemp("cache"))
     model = build_model("resnet10t", 64)
     nn.init.normal_(model.timm_model.fc.weight)
-    rows = {split: films.rows(split) for split in SPLITS}
     predictions = {split: predict_split(model, films, split, 32) for split in SPLITS}
     threshold = float(np.median(predictions["test"].probability))  # so that there are errors of both kinds
-    checks = run_checks(model, films, rows, predictions, threshold, 32)
-    return SimpleNamespace(model=model, films=films, rows=rows, predictions=predictions, checks=checks)
+    checks = run_checks(model, films, predictions, threshold, 32)
+    return SimpleNamespace(model=model, films=films, predictions=predictions, checks=checks)
 
 
 def test_the_report_gets_plain_values_and_no_name_of_a_film_or_patient(checked):
@@ -53,7 +53,7 @@ def test_the_first_split_is_checked_and_all_are_searched_for_errors(checked):
 
 
 def test_the_pictures_and_the_errors_are_written(checked, tmp_path):
-    arguments = checked.model, checked.films, checked.rows, checked.predictions
+    arguments = checked.model, checked.films, checked.predictions
     write_checks(tmp_path, checked.checks, *arguments)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
     assert written == [
@@ -77,12 +77,12 @@ def test_a_network_without_maps_has_a_sheet_without_them(checked, tmp_path, monk
 
     monkeypatch.setattr(module, "heat_maps", refuse)
     assert explain(checked.model, np.zeros((1, 64, 64), np.uint8)) == (None, "no feature map")
-    write_checks(tmp_path, checked.checks, checked.model, checked.films, checked.rows, checked.predictions)
+    write_checks(tmp_path, checked.checks, checked.model, checked.films, checked.predictions)
     assert (tmp_path / "errors" / "errors.png").exists()
 
 
 def test_maps_are_those_of_the_films_in_their_order(checked):
-    films = checked.films.store[checked.rows["test"][:11]]
+    films = checked.films.store[checked.films.rows("test")[:11]]
     maps, note = explain(checked.model, films, batch_size=4)
     expected = heat_maps(checked.model, network_input(torch.from_numpy(films))).numpy()
     assert note == ""
@@ -100,15 +100,16 @@ def test_eight_of_each_kind_are_shown(checked):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", [0, 1])
 def test_ten_films_of_one_class_go_through(checked, tmp_path, label):
-    rows = {"test": checked.rows["test"][checked.predictions["test"].label == label][:10]}
-    films = checked.films
-    probability = np.linspace(0, 1, 10)
+    rows = checked.films.rows("test")[checked.predictions["test"].label == label][:10]
+    split = np.full(len(checked.films.split), "", dtype=object)
+    split[rows] = "test"
+    films = dataclasses.replace(checked.films, split=split)
     predictions = {
-        "test": Predictions(films.file[rows["test"]], ["p"] * 10, films.label[rows["test"]], probability)
+        "test": Predictions(films.file[rows], ["p"] * 10, films.label[rows], np.linspace(0, 1, 10))
     }
-    checks = run_checks(checked.model, films, rows, predictions, 0.5, 32)
+    checks = run_checks(checked.model, films, predictions, 0.5, 32)
     assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
-    write_checks(tmp_path, checks, checked.model, films, rows, predictions)
+    write_checks(tmp_path, checks, checked.model, films, predictions)
     assert (tmp_path / "plots" / "shortcuts.png").exists()
 
 
@@ -122,8 +123,6 @@ def test_a_network_without_errors_has_a_sheet_that_says_so(checked, tmp_path):
             checked.predictions["test"].label.astype(float),
         )
     }
-    write_checks(
-        tmp_path, {**checked.checks, "threshold": 0.5}, checked.model, checked.films, checked.rows, right
-    )
+    write_checks(tmp_path, {**checked.checks, "threshold": 0.5}, checked.model, checked.films, right)
     assert (tmp_path / "errors" / "errors.csv").read_text().count("\n") == 1
     assert (tmp_path / "errors" / "errors.png").exists()

@@ -21,7 +21,6 @@ from hf_pneumonia.modeling.heatmap import heat_maps
 def run_checks(
     model: torch.nn.Module,
     films: FilmSet,
-    rows: Mapping[str, np.ndarray],
     predictions: Mapping[str, Predictions],
     threshold: float,
     batch_size: int,
@@ -33,24 +32,23 @@ def run_checks(
     Args:
         model, batch_size: as for `score_films`.
         films: the store, and the source of each row.
-        rows: of the store, by split; all held out. The first split is checked, all are searched for errors.
-        predictions: of these rows, in their order, by the same splits.
+        predictions: by split, all held out. The first split is checked, all are searched for errors.
         threshold: the operating point.
 
     Returns:
         `split` and `threshold`, and `shortcuts`, `robustness` and `subgroups` as the check of that name gives
         them, and `errors`, the counts. No file or patient is named.
     """
-    split = next(iter(predictions))
-    checked = predictions[split]
+    split, checked = next(iter(predictions.items()))
+    rows = films.rows(split)
     truth = (checked.label, checked.probability, checked.patient_id)
     findings = find_errors(predictions, threshold)
     return {
         "split": split,
         "threshold": threshold,
-        "shortcuts": check_shortcuts(model, films.store, rows[split], *truth, batch_size),
-        "robustness": check_robustness(model, films.store, rows[split], *truth, threshold, batch_size),
-        "subgroups": check_subgroups(checked.file, films.source[rows[split]], *truth, threshold),
+        "shortcuts": check_shortcuts(model, films.store, rows, *truth, batch_size),
+        "robustness": check_robustness(model, films.store, rows, *truth, threshold, batch_size),
+        "subgroups": check_subgroups(checked.file, films.source[rows], *truth, threshold),
         "errors": count_errors(findings, predictions),
     }
 
@@ -60,7 +58,6 @@ def write_checks(
     checks: dict,
     model: torch.nn.Module,
     films: FilmSet,
-    rows: Mapping[str, np.ndarray],
     predictions: Mapping[str, Predictions],
 ) -> None:
     """Write `plots/shortcuts.png`, `plots/robustness.png`, `errors/errors.csv` and `errors/errors.png`.
@@ -74,6 +71,7 @@ def write_checks(
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     (folder / "errors").mkdir(exist_ok=True)
     split = checks["split"]
+    rows = {name: films.rows(name) for name in predictions}
     examples = [
         films.store[rows[split][predictions[split].label == label][:1]] for label in (0, 1)
     ]  # the first film of each class that there is

@@ -33,12 +33,12 @@ def draw_errors(
         note: why there are no maps.
     """
     lines = [_lines(shown, kind) for kind in KINDS]
-    height = sum(0.35 + 1.85 * max(len(part), 0.2) for part in lines)
-    figure = Figure(figsize=(12.5, height + 0.6), layout="constrained")
+    heights = [0.4, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
+    figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
+    top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
     shade = "; in colour: what spoke for pneumonia, red the most in this film" if maps is not None else ""
-    figure.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
-    parts = figure.subfigures(len(KINDS), 1, height_ratios=[0.35 + 1.85 * max(len(p), 0.2) for p in lines])
+    top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         count = sum(one.kind == kind for one in shown)
         part.suptitle(_TITLES[kind] + ("" if count else ": none"), x=0.01, ha="left", weight="bold")

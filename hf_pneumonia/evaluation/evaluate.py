@@ -17,7 +17,8 @@ from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.figures import split_report
+from hf_pneumonia.evaluation.checks import run_checks, write_checks
+from hf_pneumonia.evaluation.figures import figures_line, split_report
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import Predictions, predict_split
@@ -61,6 +62,8 @@ def evaluate_model(
         raise UsageError(f"--model {saved.name}: its answers to {broken} films are no numbers; train it anew")
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
+    tested = {"test": predictions["test"]}
+    checks = run_checks(model, films, tested, point["threshold"], _BATCH)
     known = taught(films, films.rows("test"), seen or [])
     if known.any() and not known.all():
         predictions["unseen"] = _part(predictions["test"], ~known)
@@ -72,6 +75,7 @@ def evaluate_model(
     report = build_report(
         predictions,
         point,
+        checks=checks,
         model=_model_facts(saved),
         notes=saved.notes,
         seen_in_training=None if seen is None else _count(films, known),
@@ -82,6 +86,7 @@ def evaluate_model(
         report["operating_point"]["unseen"] = split_report(predictions["unseen"], point["threshold"])
     predictions["test"].write_csv(folder / "predictions_test.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+    write_checks(folder, checks, model, films, tested)
     aside = folder / "report.json.part"
     aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     aside.rename(folder / "report.json")
@@ -142,22 +147,11 @@ def summary(report: dict) -> list[str]:
         )
     for split, figures in report["splits"].items():
         label = {"test": "films", "unseen": "of them unseen", "covid": "films of COVID-19"}[split]
-        names = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
-        lines.append(f"{figures['films']} {label}: {figures_line(figures, names)} (threshold 0.5)")
+        lines.append(f"{figures['films']} {label}: {figures_line(figures)} (threshold 0.5)")
         if split in point and point["threshold"] != 0.5:
             pair = figures_line(point[split], ("sensitivity", "specificity"))
             lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")
     return lines
-
-
-def figures_line(figures: dict, names: tuple[str, ...]) -> str:
-    """Figures with their intervals; those that the films do not define are said to be."""
-    shown = []
-    for name in names:
-        title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
-        ends = " [{:.3f} {:.3f}]".format(*interval) if interval else ""
-        shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
-    return ", ".join(shown)
 
 
 def _model_facts(saved: SavedModel) -> dict:

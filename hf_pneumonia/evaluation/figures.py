@@ -23,6 +23,18 @@ from hf_pneumonia.evaluation.scoring import Predictions
 PREVALENCES = (0.05, 0.2)
 
 
+def figures_line(
+    figures: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+) -> str:
+    """Figures of a report with their intervals, for a terminal; those not defined are said to be."""
+    shown = []
+    for name in names:
+        title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
+    return ", ".join(shown)
+
+
 def split_report(predictions: Predictions, threshold: float = 0.5) -> dict:
     """Every figure of one split at one threshold, as `split_reports` gives them."""
     return split_reports(predictions, [threshold])[0]

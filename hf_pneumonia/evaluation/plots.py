@@ -46,19 +46,24 @@ def plot_run(
             "samples": _samples(predictions["test"], store, rows),
         }
         if "history" in report:  # of a training
-            figures["curves"] = _curves(report["history"], report["kept_epoch"])
+            figures["curves"] = _curves(report["history"], report["kept_epoch"], report.get("recipe", {}))
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
 
 
-def _curves(history: list[dict], kept: float) -> Figure:
+def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
+    """Loss and accuracy by epoch; lines where weights were kept and where the training changed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
+    switches = {"backbone released": "frozen_epochs", "full-size films": "small_epochs"}
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", _BLUE), ("validation", _ORANGE)):
             values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
         axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
+        for (switch, key), style in zip(switches.items(), ("--", "-."), strict=True):
+            if 0 < recipe.get(key, 0) < max(epochs, default=0):
+                axes.axvline(recipe[key] + 0.5, color=_GREEN, linestyle=style, linewidth=1, label=switch)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -58,6 +58,7 @@ def clear_run_folder(folder: Path) -> None:
     for path in (
         folder / "plots",
         folder / "audit",
+        folder / "errors",
         *_checkpoints(folder),
         *folder.glob("predictions_*.csv"),
     ):
