@@ -137,8 +137,8 @@ def _reliability(calibration: dict) -> Figure:
         for stage, color, marker in (("before", _ORANGE, "s"), ("after", _BLUE, "o")):
             if stage in calibration[split]:
                 _draw_reliability(above, below, calibration[split][stage], stage, color, marker)
-        above.set(title=split, ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        above.legend(frameon=False, loc="lower right")
+        above.set(ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        above.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=split)
         below.set(xlabel="probability of pneumonia", ylabel="films", yscale="log", ylim=(0.7, None))
     return figure
 
@@ -149,7 +149,8 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
     low, high = zip(*(line["wilson95"] for line in filled), strict=True)
     above.vlines(x, low, high, color=color, linewidth=1, alpha=0.5)
     label = f"{stage}, ECE {found['ece']['value']:.3f}"
-    above.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1, label=label)
+    # No line from bin to bin: between two bins of one film each it would leap from 0 to 1.
+    above.plot(x, y, color=color, marker=marker, markersize=5, linestyle="", label=label)
     lines = found["reliability"]
     edges = [lines[0]["low"], *(line["high"] for line in lines)]
     below.stairs([line["films"] for line in lines], edges, color=color, baseline=0.7)
