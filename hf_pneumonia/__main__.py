@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from hf_pneumonia.data.sources import COVID, short_names
+from hf_pneumonia.data.labels import COVID
 from hf_pneumonia.errors import UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
@@ -54,6 +54,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """score a saved model on labelled films, and write the report, plots and tables of a training"""
     import transformers
 
+    from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
     from hf_pneumonia.modeling.saved import load_model
     from hf_pneumonia.training.launch import join_processes, local_main_first, use_all_cores

@@ -7,6 +7,9 @@ import re
 # "bacterial".
 LABELS = ("NORMAL", "PNEUMONIA")
 
+# What may be done with films of COVID-19, which some data sets hold as a class of its own.
+COVID = ("drop", "pneumonia", "keep")
+
 # Compared after lower-casing and dropping everything but letters: "0_normal" and "No Finding" are found here.
 _NORMAL = {
     "normal",

@@ -19,9 +19,6 @@ from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# What may be done with films of COVID-19, which some data sets hold as a class of its own.
-COVID = ("drop", "pneumonia", "keep")
-
 
 def load_films(
     sources: str | Sequence[str], cache_dir: Path, covid: str = "drop", one_class: bool = False

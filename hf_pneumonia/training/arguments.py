@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.data.cache import default_cache
-from hf_pneumonia.data.sources import COVID
+from hf_pneumonia.data.labels import COVID
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
