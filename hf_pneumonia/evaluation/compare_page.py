@@ -14,6 +14,9 @@ from hf_pneumonia.evaluation.scoring import Predictions
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES = ("-", "--", ":")
 
+# Area from which on a whole ROC curve is a corner, in which nothing can be told apart.
+_GOOD = 0.97
+
 _HEADER = (
     "run", "films", "AUROC", "threshold", "sensitivity", "specificity", "accuracy", "Brier", "ECE",
     "parameters", "training",
@@ -50,7 +53,7 @@ def table_lines(comparison: dict) -> list[str]:
 
 
 def roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure:
-    """The ROC curve of each run, with a dot at its operating point."""
+    """The ROC curve of each run, with a dot at its operating point; only the corner where all are good."""
     figure = Figure(figsize=(5.6, 5.2 + 0.22 * len(predictions)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
@@ -63,11 +66,13 @@ def roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure
             point = 1 - run["specificity"]["value"], run["sensitivity"]["value"]
             axes.plot(*point, color=style["color"], marker="o", markersize=5)
         axes.plot(*curve, **style, label=f"{run['name']}, AUROC {_shown(run['auroc'])}")
-    axes.set(
-        xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
-    )
+    corner = all((run["auroc"]["value"] or 0) >= _GOOD for run in comparison["runs"])
+    side = 0.25 if corner else 1
+    axes.set(xlim=(-0.01 * side, 1.01 * side), ylim=(1 - 1.01 * side, 1 + 0.01 * side), aspect="equal")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     figure.legend(frameon=False, loc="outside lower center", fontsize=8)
-    axes.set_title("test films; the dots are the operating points", fontsize=10)
+    title = "test films; the dots are the operating points"
+    axes.set_title(title + (" (upper left corner)" if corner else ""), fontsize=10)
     return figure
 
 
@@ -87,15 +92,16 @@ def _rows(comparison: dict) -> list[tuple[str, ...]]:
 
 
 def _test_rows(comparison: dict) -> list[tuple[str, ...]]:
+    several = len(comparison["tests"]) > 1
     return [
         (
             test["run"],
             test["against"],
             _shown({"value": test["delong"]["difference"], "ci95": test["delong"]["ci95"]}, 4, sign="+"),
-            _p(test["delong"]),
+            _p(test["delong"], several),
             str(test["mcnemar"]["right"]),
             str(test["mcnemar"]["other_right"]),
-            _p(test["mcnemar"]),
+            _p(test["mcnemar"], several),
         )
         for test in comparison["tests"]
     ]
@@ -120,7 +126,7 @@ def _test_notes(comparison: dict) -> list[str]:
     return [
         "Two-sided p. DeLong: are the AUROC equal; McNemar, exact: are both right equally often, each at its "
         "own threshold. Both take every film for independent; the interval of the difference draws patients."
-        + (f" In brackets: adjusted for {len(comparison['tests'])} comparisons (Holm)." if several else "")
+        + (f" Behind p: adjusted for {len(comparison['tests'])} comparisons (Holm)." if several else "")
     ]
 
 
@@ -131,11 +137,10 @@ def _shown(figure: dict | None, digits: int = 3, sign: str = "") -> str:
     return f"{figure['value']:{sign}.{digits}f}{ends}"
 
 
-def _p(test: dict) -> str:
+def _p(test: dict, several: bool) -> str:
     if test["p"] is None:
         return "-"
-    adjusted = "" if test["p_holm"] == test["p"] else f" [{_small(test['p_holm'])}]"
-    return _small(test["p"]) + adjusted
+    return _small(test["p"]) + (f" [{_small(test['p_holm'])}]" if several else "")
 
 
 def _small(p: float) -> str:

@@ -142,8 +142,8 @@ def summary(report: dict) -> list[str]:
     if seen and seen["films"]:
         others = " (the figures without them: `unseen`)" if "unseen" in report["splits"] else ""
         lines.append(
-            f"WARNING: the model was trained or chosen by {seen['films']} of these films, or their patients "
-            f"({seen['patients']}): figures that count them say little{others}"
+            f"WARNING: {seen['films']} of these films, of {seen['patients']} patients, taught the model, or "
+            f"others of the same patients did: figures that count them say little{others}"
         )
     for split, figures in report["splits"].items():
         label = {"test": "films", "unseen": "of them unseen", "covid": "films of COVID-19"}[split]
