@@ -5,12 +5,10 @@ Without arguments it trains on simulated films (recipes/quickstart.yaml). Every 
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
 
-import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -18,7 +16,6 @@ from datasets import disable_progress_bars
 
 from hf_pneumonia.data.audit import check_leakage
 from hf_pneumonia.data.audit_page import write_audit
-from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
@@ -34,7 +31,7 @@ from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.launch import local_main_first, start_missing_processes
+from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_all_cores
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -129,7 +126,7 @@ def train(args: Recipe, recipe: dict) -> None:
 
     # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    operating_point = calibrate(model, films, args.per_device_eval_batch_size, args.imbalance != "none")
+    operating_point = calibrate(model, films, args.per_device_eval_batch_size)
     # What is published names its sources, but not the way to them.
     source = ", ".join(short_names(args.dataset))
     facts = {"dataset": source, "split_sha256": films.fingerprint(), "leakage": leakage}
@@ -169,9 +166,7 @@ def set_up(args: Recipe) -> None:
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     if args.device.type == "cpu":
-        # `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise: half the speed, or less.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, available_cores() // local))
+        use_all_cores()
     set_seed(args.seed)
 
 

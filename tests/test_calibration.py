@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, log_softmax, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_curve
@@ -65,10 +66,11 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
     assert threshold not in probabilities or threshold == probabilities.min()
 
 
-def test_calibrating_folds_the_temperature_into_the_network(film_folder, tmp_path):
+def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, tmp_path):
     films = prepare_films(str(film_folder), 64, tmp_path)
     rows, label = films.rows("validation"), films.label[films.rows("validation")]
     model = build_model("resnet10t", 64)
+    model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
     before = score_films(model, films.store, rows, batch_size=8)
     chosen = calibrate(model, films, batch_size=8)
     after = score_films(model, films.store, rows, batch_size=8)
@@ -78,7 +80,7 @@ def test_calibrating_folds_the_temperature_into_the_network(film_folder, tmp_pat
         (chosen["sensitivity"], chosen["specificity"])
     )
     assert chosen["sensitivity"] >= 0.95
-    assert chosen["intercept"] == 0
+    assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, label)
     assert {"temperature", "threshold", "target_sensitivity", "operating_points"} < chosen.keys()
     assert chosen["operating_points"]["sensitivity_95"]["threshold"] == chosen["threshold"]
 
@@ -89,7 +91,7 @@ def test_calibrating_a_shifted_network_folds_both_into_it(film_folder, tmp_path)
     model = build_model("resnet10t", 64)
     scale_logits(model, 1, 2.0)
     before = score_films(model, films.store, rows, batch_size=8).astype(float)
-    chosen = calibrate(model, films, 8, shifted=True)
+    chosen = calibrate(model, films, 8)
     after = score_films(model, films.store, rows, batch_size=8).astype(float)
     margin = (before[:, 1] - before[:, 0]) / chosen["temperature"] + chosen["intercept"]
     np.testing.assert_allclose(after[:, 1] - after[:, 0], margin, atol=1e-5)

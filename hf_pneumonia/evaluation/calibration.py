@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import score_films
-from hf_pneumonia.modeling.build import scale_logits
+from hf_pneumonia.modeling.build import has_bias, scale_logits
 
 # Sensitivity that the operating point must reach on validation: a missed pneumonia costs more than a second
 # look.
@@ -49,9 +49,9 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Temperature T and intercept b that minimise the negative log-likelihood of the probability
     1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 less logit 0.
 
-    For a network whose training made the rarer class as common as the other, by weights or by a sampler: its
-    margins lie a constant off, which no temperature can mend. Platt: Probabilistic Outputs for Support Vector
-    Machines, 1999, by plain maximum likelihood.
+    A network that saw augmented films, or as many of each class, has margins that lie a constant off for
+    clean films in their own proportions, which no temperature can mend. Platt: Probabilistic Outputs for
+    Support Vector Machines, 1999, by plain maximum likelihood.
 
     Args:
         logits: (n, 2) float.
@@ -129,19 +129,22 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     }
 
 
-def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int, shifted: bool = False) -> dict:
-    """Choose temperature and operating points, and fold the temperature into the network's head, in place.
+def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
+    """Choose temperature, intercept and operating points, and fold the first two into the network's head.
+
+    A temperature alone would not do: augmentation, as much as balanced classes, moves the answers to clean
+    films to one side (docs/LOG.md has the figures).
 
     Args:
         model: the network, as trained.
         films: their validation split is used.
         batch_size: films per forward pass and process.
-        shifted: whether training balanced the classes, so that an intercept is fitted and folded in too.
 
     Returns:
-        `temperature` and `intercept` (0 where not fitted); `threshold` of the operating point for the
-        calibrated probability; the `target_sensitivity` that it was chosen for; its `sensitivity` and
-        `specificity` on validation; `operating_points`, the same of other thresholds by name.
+        `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
+        point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
+        `sensitivity` and `specificity` on validation; `operating_points`, the same of other thresholds by
+        name.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
@@ -158,7 +161,10 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int, shifted: 
             f"the validation split needs films of both classes, got {len(label) - label.sum()} normal and "
             f"{label.sum()} with pneumonia; choose another --split"
         )
-    temperature, intercept = fit_platt(logits, label) if shifted else (fit_temperature(logits, label), 0.0)
+    if has_bias(model):
+        temperature, intercept = fit_platt(logits, label)
+    else:
+        temperature, intercept = fit_temperature(logits, label), 0.0
     scale_logits(model, 1 / temperature, intercept)
     probability = expit(_margins(logits) / temperature + intercept)
     threshold = operating_point(label, probability)

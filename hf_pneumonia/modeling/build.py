@@ -131,25 +131,31 @@ def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset
     """Multiply the network's logits by a constant, then add another to that of class 1, in place, by changing
     its last linear layer.
 
-    Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature.
-
-    Raises:
-        UsageError: there is an offset to add, and the layer has no bias to hold it.
+    Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature. An
+    offset needs `has_bias`.
     """
-    heads = model.timm_model.get_classifier()
-    for head in heads if isinstance(heads, tuple) else (heads,):
-        last = [
-            module for module in head.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
-        ][-1]
-        if last.bias is None and offset:
-            raise UsageError(
-                "the network's last layer has no bias, in which a shift of its answers could be mended; "
-                "train it with --imbalance none, or try another --model"
-            )
+    # Where there are several heads, as in DeiT distilled, their logits are averaged.
+    for last in _last_layers(model):
         last.weight.mul_(factor)
         if last.bias is not None:
             last.bias.mul_(factor)
             last.bias[1] += offset
+        else:
+            assert not offset, "no bias to hold it"
+
+
+def has_bias(model: TimmWrapperForImageClassification) -> bool:
+    """Whether the network's last linear layer can hold an offset of the logits."""
+    return all(last.bias is not None for last in _last_layers(model))
+
+
+def _last_layers(model: TimmWrapperForImageClassification) -> list[torch.nn.Module]:
+    heads = model.timm_model.get_classifier()
+    linear = (torch.nn.Linear, torch.nn.Conv2d)
+    return [
+        [module for module in head.modules() if isinstance(module, linear)][-1]
+        for head in (heads if isinstance(heads, tuple) else (heads,))
+    ]
 
 
 def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.nn.Module:

@@ -3,8 +3,8 @@
 Both train the network for a population with as many sick as healthy: where it fits, its logit of pneumonia
 lies log(pneumonias / normals) of the training split below what it would be without. AUROC does not notice
 such a shift, and the operating point, a threshold chosen on validation, moves along. Probabilities are those
-of the balanced population until `calibrate` mends them: a temperature scales logits and can't shift them, so
-that it fits an intercept too, to validation in its own proportions. The figures of each epoch come before it.
+of the balanced population until `calibrate` shifts them back, by an intercept that is fitted to validation in
+its own proportions. The figures of each epoch come before that.
 """
 
 from collections.abc import Iterator
