@@ -16,7 +16,7 @@ from datasets import disable_progress_bars
 
 from hf_pneumonia.data.audit import check_leakage
 from hf_pneumonia.data.audit_page import write_audit
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
@@ -124,38 +124,53 @@ def train(args: Recipe, recipe: dict) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.monotonic() - started
 
-    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    operating_point = calibrate(model, films, args.per_device_eval_batch_size)
-    # What is published names its sources, but not the way to them.
-    source = ", ".join(short_names(args.dataset))
-    facts = {"dataset": source, "split_sha256": films.fingerprint(), "leakage": leakage}
-    facts["leakage_allowed"] = args.allow_leakage
-    model.config.pneumonia = {**operating_point, **facts}
-    scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
-    predictions = {s: predict_split(model, films, s, args.per_device_eval_batch_size) for s in scored}
-    held_out = {split: predictions[split] for split in ("test", "validation")}
-    checks = run_checks(model, films, held_out, operating_point["threshold"], args.per_device_eval_batch_size)
-    report = build_report(
-        predictions,
-        operating_point,
-        checks=checks,
+    judge(
+        trainer,
+        args,
+        films,
+        leakage,
         recipe=recipe,
         seed=args.seed,
-        data={"source": source, "simulated": simulated, **films.counts(), "leakage": leakage},
+        data={"source": source_names(args), "simulated": simulated, **films.counts(), "leakage": leakage},
         audit=findings,
         history=trainer.history(),
         kept_epoch=trainer.kept_epoch,
         training_seconds=round(seconds, 1),
     )
-    if state.is_main_process:
-        model.save_pretrained(folder)
-        for split in ("validation", "test"):
-            predictions[split].write_csv(folder / f"predictions_{split}.csv")
-        plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
-        write_checks(folder, checks, model, films, held_out)
-        finish_run_folder(folder, recipe, report)
-        print_summary(folder, report)
+
+
+def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict, **facts: object) -> None:
+    """Calibrate what was trained, score every split once, check it, and write the run folder."""
+    folder, batch_size = Path(args.output_dir), args.per_device_eval_batch_size
+    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    operating_point = calibrate(model, films, batch_size)
+    model.config.pneumonia = {
+        **operating_point,
+        "dataset": source_names(args),
+        "split_sha256": films.fingerprint(),
+        "leakage": leakage,
+        "leakage_allowed": args.allow_leakage,
+    }
+    scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
+    predictions = {split: predict_split(model, films, split, batch_size) for split in scored}
+    held_out = {split: predictions[split] for split in ("test", "validation")}
+    checks = run_checks(model, films, held_out, operating_point["threshold"], batch_size)
+    if not trainer.is_world_process_zero():
+        return
+    report = build_report(predictions, operating_point, checks=checks, **facts)
+    model.save_pretrained(folder)
+    for split, of_split in held_out.items():
+        of_split.write_csv(folder / f"predictions_{split}.csv")
+    plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+    write_checks(folder, checks, model, films, held_out)
+    finish_run_folder(folder, facts["recipe"], report)
+    print_summary(folder, report)
+
+
+def source_names(args: Recipe) -> str:
+    """What is published names its sources, but not the way to them."""
+    return ", ".join(short_names(args.dataset))
 
 
 def set_up(args: Recipe) -> None:

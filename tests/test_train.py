@@ -75,7 +75,8 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
         "audit/audit.json", "audit/audit.md", "audit/manifest.csv", "audit/seen_before.csv",
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),
-        "plots/reliability.png", "plots/samples.png",
+        *(f"plots/{name}.png" for name in ("reliability", "samples", "shortcuts", "robustness")),
+        "errors/errors.csv", "errors/errors.png",
     }  # fmt: skip
 
 

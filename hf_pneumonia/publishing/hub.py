@@ -13,6 +13,8 @@ PUBLISHED = (
     "plots/curves.png",
     "plots/confusion_matrix.png",
     "plots/roc.png",
+    "plots/reliability.png",
+    "plots/robustness.png",
     "plots/class_distribution.png",
 )
 
