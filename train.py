@@ -35,6 +35,7 @@ from hf_pneumonia.training.launch import local_main_first, start_missing_process
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
+    check_same_recipe,
     clear_run_folder,
     finish_run_folder,
     has_checkpoint,
@@ -51,13 +52,13 @@ logger = logging.getLogger("hf_pneumonia")
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
     if args.seeds:
-        train_seeds(argv, args)
+        train_seeds(argv, args, recipe)
     else:
         check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
         train(args, recipe)
 
 
-def train_seeds(argv: list[str], args: Recipe) -> None:
+def train_seeds(argv: list[str], args: Recipe, recipe: dict) -> None:
     """Train once per seed, in a folder each. A run that is to go on skips the seeds that are finished."""
     folder = Path(args.output_dir)
     runs = {seed: folder / f"seed-{seed}" for seed in args.seeds}
@@ -66,6 +67,8 @@ def train_seeds(argv: list[str], args: Recipe) -> None:
     done = {seed for seed, run in runs.items() if go_on and is_finished(run)}
     for seed in runs.keys() - done:
         check_run_folder(runs[seed], args.overwrite_output_dir, resume[seed])
+    for seed in done:
+        check_same_recipe(runs[seed], recipe)
     for seed in [seed for seed in runs if seed not in done]:
         flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume[seed]]
         train(*parse_recipe([*argv, *map(str, flags)], default=QUICKSTART))
@@ -105,7 +108,7 @@ def train(args: Recipe, recipe: dict) -> None:
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     if args.small_epochs:
-        try_films(model, args.model, args.small_size)
+        try_films(model, args.model, args.small_size, "--small_size")
     datasets = [FilmDataset(films, split) for split in ("train", "validation")]
     try:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))

@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     source = short_names(args.source)
     name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
     args.output = args.output or Path("runs") / name
-    if (args.output / "model.safetensors").exists() or any(args.output.glob("checkpoint-*")):
+    if any(next(args.output.glob(kind), None) for kind in ("model.safetensors", "checkpoint-*", "seed*")):
         raise UsageError(f"--output {args.output} holds a training run; choose another folder")
     with local_main_first(state):  # the others find the films decoded
         films = _films(args, saved.image_size, one_class=True)

@@ -87,3 +87,10 @@ def test_going_on_with_an_average_from_a_checkpoint_without_one_is_an_error(trai
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     with pytest.raises(UsageError, match="made without --ema_decay"):
         trainer("--ema_decay", "0.9").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_going_on_without_the_average_that_chose_the_best_epoch_is_an_error(trainer, tmp_path):
+    trainer("--num_train_epochs", "1", "--ema_decay", "0.9").train()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    with pytest.raises(UsageError, match="was made with --ema_decay"):
+        trainer("--num_train_epochs", "1").train(resume_from_checkpoint=str(checkpoint))

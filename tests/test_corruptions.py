@@ -83,7 +83,7 @@ def test_a_quarter_turn_is_anticlockwise(films):
     np.testing.assert_array_equal(corruptions.rotation(films, 90), np.rot90(films, axes=(1, 2)))
 
 
-def test_resolution_reduces_to_the_side_and_leaves_smaller_films_alone(films):
+def test_resolution_reduces_to_the_share_of_the_side_and_leaves_films_alone_at_their_own(films):
     checks = np.indices((56, 56)).sum(0).astype(np.uint8)[None] % 2 * 255
-    assert np.ptp(corruptions.resolution(checks, 28)) <= 1  # each box holds two of each
-    np.testing.assert_array_equal(corruptions.resolution(films, 56), films)
+    assert np.ptp(corruptions.resolution(checks, 112)) <= 1  # half: each box holds two of each
+    np.testing.assert_array_equal(corruptions.resolution(films, 224), films)

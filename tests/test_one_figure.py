@@ -33,10 +33,10 @@ def test_patients_with_many_films_widen_the_interval(films):
 
 def test_a_film_at_the_threshold_is_called_pneumonia():
     label, probability = np.array([1, 1, 1, 0, 0]), np.array([0.5, 0.4, 0.9, 0.5, 0.1])
-    assert sensitivity(label, probability, 0.5)["value"] == pytest.approx(2 / 3)
-    assert specificity(label, probability, 0.5)["value"] == pytest.approx(1 / 2)
+    assert sensitivity(label, probability, range(5), 0.5)["value"] == pytest.approx(2 / 3)
+    assert specificity(label, probability, range(5), 0.5)["value"] == pytest.approx(1 / 2)
     expected = binomtest(2, 3).proportion_ci(method="wilson")
-    assert sensitivity(label, probability, 0.5)["ci95"] == pytest.approx(list(expected))
+    assert sensitivity(label, probability, range(5), 0.5)["wilson95"] == pytest.approx(list(expected))
 
 
 @pytest.mark.filterwarnings("error")
@@ -45,6 +45,7 @@ def test_a_missing_class_leaves_its_figures_undefined():
     probability = np.linspace(0, 1, 10)
     for label in (np.zeros(10, int), np.ones(10, int)):
         assert auroc(label, probability, range(10)) == nothing
-    assert sensitivity(np.zeros(10, int), probability, 0.5) == nothing
-    assert specificity(np.ones(10, int), probability, 0.5) == nothing
+    nothing_of_a_share = {**nothing, "wilson95": None}
+    assert sensitivity(np.zeros(10, int), probability, range(10), 0.5) == nothing_of_a_share
+    assert specificity(np.ones(10, int), probability, range(10), 0.5) == nothing_of_a_share
     assert auroc(np.array([], int), np.array([]), []) == nothing

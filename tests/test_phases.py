@@ -52,9 +52,19 @@ def test_the_learning_rate_is_constant_while_frozen_and_then_warms_up_and_falls_
     np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_a_frozen_phase_as_long_as_the_training_trains_the_head(trainer):
-    states = _states_by_epoch(trainer(*TWO_PHASES, "--num_train_epochs", "2"))
-    assert _changed(states[0], states[-1]) == {"timm_model.fc.weight", "timm_model.fc.bias"}
+@pytest.mark.parametrize("phase", ["frozen_epochs", "small_epochs"])
+def test_a_phase_as_long_as_the_training_is_refused(trainer, phase):
+    with pytest.raises(UsageError, match=f"--{phase} expects less than --num_train_epochs 2, got 2"):
+        trainer(f"--{phase}", "2", "--num_train_epochs", "2", "--image_size", "224")
+
+
+def test_a_training_is_not_stopped_early_for_what_the_frozen_phase_did(trainer):
+    flags = ("--num_train_epochs", "6", "--early_stopping_epochs", "1")
+    run = trainer(*TWO_PHASES, *flags)
+    scores = iter([0.9, 0.8, 0.5, 0.6, 0.55])
+    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.train()
+    assert [epoch["epoch"] for epoch in run.history()] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("go_on_after", [1, 2, 3])

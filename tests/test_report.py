@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from hf_pneumonia.evaluation.calibration import operating_points
+from hf_pneumonia.evaluation.figures import split_report
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.evaluation.reliability import calibration_report
-from hf_pneumonia.evaluation.report import build_report, split_report
+from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import Predictions
 
 

@@ -45,8 +45,8 @@ def test_each_level_has_the_figures_of_the_films_that_were_changed(scored):
     assert darker == {
         "level": 2,
         "auroc": auroc(label, values, patient),
-        "sensitivity": sensitivity(label, values, threshold),
-        "specificity": specificity(label, values, threshold),
+        "sensitivity": sensitivity(label, values, patient, threshold),
+        "specificity": specificity(label, values, patient, threshold),
     }
     assert darker["sensitivity"]["value"] == 0, "no dark film passes for a bright one"
     assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -251,6 +251,8 @@ def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder,
     (tmp_path / "seed-9" / "report.json").unlink()
     (tmp_path / "seed-9" / "model.safetensors").unlink()
     kept = (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns
+    with pytest.raises(UsageError, match="seed-4 was trained with learning_rate 0.001 and not 0.1"):
+        train.main([*argv, "--seeds", "4", "9", "--learning_rate", "0.1", "--resume_from_checkpoint", "true"])
     train.main([*argv, "--seeds", "4", "9", "--resume_from_checkpoint", "true"])
     assert (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns == kept
     assert json.loads((tmp_path / "seeds.json").read_text()) == spread

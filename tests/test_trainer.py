@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
@@ -191,7 +192,13 @@ def test_a_plateau_is_one_of_the_figure_that_chooses_the_epoch(trainer):
     run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
     run.train()
     assert [epoch["train"]["learning_rate"] for epoch in run.history()] == [0.1, 0.1, 0.1, 0.05]
-    assert trainer(*flags, "--metric_for_best_model", "loss").args.lr_scheduler_kwargs == {"mode": "min"}
+    falling = trainer(*flags, "--metric_for_best_model", "loss")
+    falling.create_optimizer()
+    assert falling.create_scheduler(10).mode == "min"
+    with pytest.raises(UsageError, match="--lr_scheduler_kwargs.*unexpected keyword argument 'foo'"):
+        falling = trainer(*flags, "--lr_scheduler_kwargs", '{"foo": 3}')
+        falling.create_optimizer()
+        falling.create_scheduler(10)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -228,13 +235,15 @@ def test_films_are_small_for_the_first_epochs_of_training_and_never_in_validatio
 
 
 def test_blended_films_are_trained_with_blended_labels(trainer):
-    run = trainer(*STEP, "--mixup", "0.4", "--per_device_train_batch_size", "85")
+    run = trainer(*STEP, "--mixup", "0.4", "--per_device_train_batch_size", "85", "--imbalance", "sampler")
     by_hand, blended, mix = copy.deepcopy(run.model).train(), [], run.mix
     run.mix = lambda films, labels: blended.append(mix(films, labels)) or blended[-1]
     run.train()
     ((films, shares),) = blended
     torch.testing.assert_close(shares.sum(1), torch.ones(85))
     assert ((shares > 0) & (shares < 1)).any()
+    # Films of a balanced sampler alternate, and half of the pairs are of one class all the same.
+    assert 20 < ((shares == 0) | (shares == 1)).any(1).sum() < 65
     loss = -(shares * by_hand(films).logits.log_softmax(1)).sum(1).mean()
     assert run.state.log_history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
 

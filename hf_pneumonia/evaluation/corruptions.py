@@ -47,11 +47,10 @@ def rotation(films: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def resolution(films: np.ndarray, side: float) -> np.ndarray:
-    """Reduced to `side` px (from whatever larger size) and enlarged again; as it is where not larger."""
-    size = films.shape[-1]
-    if side >= size:
+    """Reduced to as many pixels as `side` px at 224 x 224, and enlarged again; as it is from 224 on."""
+    if side >= REFERENCE:
         return films.copy()
-    small = (round(side), round(side))
+    small = (max(1, round(side * films.shape[-1] / REFERENCE)),) * 2
     return _each(
         films,
         lambda image: image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC),

@@ -18,7 +18,7 @@ from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.figures import figures_line, split_report
+from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import Predictions, predict_split
@@ -48,7 +48,7 @@ def evaluate_model(
     Returns:
         The report, as `build_report` makes it. Beside a training's facts it has `model`, `notes` and
         `seen_in_training` ({"films", "patients"}, None where it is not known); where films were seen, the
-        split `unseen` has the figures of the others.
+        split `unseen` has the figures and the calibration of the others, and they alone are checked.
 
     Raises:
         UsageError: an answer of the model is no number.
@@ -62,11 +62,13 @@ def evaluate_model(
         raise UsageError(f"--model {saved.name}: its answers to {broken} films are no numbers; train it anew")
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
-    tested = {"test": predictions["test"]}
-    checks = run_checks(model, films, tested, point["threshold"], _BATCH)
     known = taught(films, films.rows("test"), seen or [])
+    checked, on = {"test": predictions["test"]}, films
     if known.any() and not known.all():
         predictions["unseen"] = _part(predictions["test"], ~known)
+        # What a model gets wrong of films it was taught is no finding about either.
+        checked, on = {"unseen": predictions["unseen"]}, _unseen(films, known)
+    checks = run_checks(model, on, checked, point["threshold"], _BATCH)
     if not state.is_main_process:
         return {}
 
@@ -82,11 +84,9 @@ def evaluate_model(
         data={**data, **_counts(films)},
         audit=write_audit(films, folder / "audit"),
     )
-    if "unseen" in predictions:
-        report["operating_point"]["unseen"] = split_report(predictions["unseen"], point["threshold"])
     predictions["test"].write_csv(folder / "predictions_test.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
-    write_checks(folder, checks, model, films, tested)
+    write_checks(folder, checks, model, on, checked)
     aside = folder / "report.json.part"
     aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     aside.rename(folder / "report.json")
@@ -162,6 +162,13 @@ def _model_facts(saved: SavedModel) -> dict:
         "image_size": saved.image_size,
         "parameters": sum(parameter.numel() for parameter in saved.model.parameters()),
     }
+
+
+def _unseen(films: FilmSet, known: np.ndarray) -> FilmSet:
+    """The films with those of the test split that were not taught in a split `unseen`."""
+    split = films.split.copy()
+    split[films.rows("test")[~known]] = "unseen"
+    return dataclasses.replace(films, split=split)
 
 
 def _count(films: FilmSet, known: np.ndarray) -> dict[str, int]:

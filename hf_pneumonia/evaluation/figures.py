@@ -30,7 +30,7 @@ def figures_line(
     shown = []
     for name in names:
         title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
-        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " [no interval]"
         shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
     return ", ".join(shown)
 
@@ -67,7 +67,7 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
         drawn = ranks | bootstrap_matrix_figures(counts, place, label, probability, threshold)
         figures = {name: figure(scores[name], drawn[name]) for name in METRICS}
         for name, (right, whole) in _proportions(label, probability >= threshold).items():
-            _add_wilson(figures[name], patient, right, whole)
+            add_wilson(figures[name], patient, right, whole)
         figures["auroc"]["delong95"] = as_list(delong_interval(label, probability))
         reports.append(
             {
@@ -93,7 +93,14 @@ def _proportions(label: np.ndarray, called: np.ndarray) -> dict[str, tuple[np.nd
     }
 
 
-def _add_wilson(found: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
+def add_wilson(found: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
+    """Give a proportion its `wilson95`; and, where no replicate differs, an interval by patient.
+
+    Args:
+        found: {"value", "ci95"}, changed in place.
+        patient: (n,) of each film.
+        right, whole: (n,) bool, the films that count as right, and those that they are a share of.
+    """
     found["wilson95"] = as_list(wilson(int(right.sum()), int(whole.sum())))
     if found["ci95"] is None and whole.any():
         patients = len(np.unique(patient[whole]))

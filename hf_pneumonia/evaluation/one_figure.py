@@ -5,8 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.evaluation.bootstrap import bootstrap_counts, bootstrap_rank_figures, percentile_interval
-from hf_pneumonia.evaluation.intervals import as_list, wilson
+from hf_pneumonia.evaluation.bootstrap import (
+    bootstrap_counts,
+    bootstrap_rank_figures,
+    bootstrap_sums,
+    figure,
+)
+from hf_pneumonia.evaluation.figures import add_wilson
+from hf_pneumonia.evaluation.metrics import ratio
 
 
 def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) -> dict:
@@ -20,22 +26,23 @@ def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) ->
     if not 0 < np.sum(label) < len(label):
         return {"value": None, "ci95": None}
     drawn = bootstrap_rank_figures(*bootstrap_counts(patient), label, probability)["auroc"]
-    return {
-        "value": float(roc_auc_score(label, probability)),
-        "ci95": as_list(percentile_interval(drawn)),
-    }
+    return figure(float(roc_auc_score(label, probability)), drawn)
 
 
-def sensitivity(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict:
-    """Share of the pneumonias at or above the threshold, with Wilson's interval; None without pneumonias."""
-    return _share(np.asarray(probability)[np.asarray(label) == 1] >= threshold)
+def sensitivity(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
+    """Share of the pneumonias at or above the threshold; None without any. Arguments as for `auroc`."""
+    sick = np.asarray(label) == 1
+    return _share((np.asarray(probability) >= threshold) & sick, sick, patient)
 
 
-def specificity(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict:
-    """Share of the normal films below the threshold, with Wilson's interval; None without normal films."""
-    return _share(np.asarray(probability)[np.asarray(label) == 0] < threshold)
+def specificity(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
+    """Share of the normal films below the threshold; None without any. Arguments as for `auroc`."""
+    well = np.asarray(label) == 0
+    return _share((np.asarray(probability) < threshold) & well, well, patient)
 
 
-def _share(right: np.ndarray) -> dict:
-    value = float(right.mean()) if len(right) else None
-    return {"value": value, "ci95": as_list(wilson(int(right.sum()), len(right)))}
+def _share(right: np.ndarray, whole: np.ndarray, patient: Sequence[str]) -> dict:
+    sums = bootstrap_sums(*bootstrap_counts(patient), np.stack([right, whole], axis=1))
+    found = figure(float(right.sum() / whole.sum()) if whole.any() else None, ratio(*sums.T))
+    add_wilson(found, np.asarray(patient), right, whole)
+    return found

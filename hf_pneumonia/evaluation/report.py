@@ -7,11 +7,9 @@ from importlib.metadata import version
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.evaluation.figures import split_report, split_reports
+from hf_pneumonia.evaluation.figures import split_reports
 from hf_pneumonia.evaluation.reliability import BINS, calibration_report
 from hf_pneumonia.evaluation.scoring import Predictions
-
-__all__ = ["build_report", "environment", "split_report"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "evaluate")
 
@@ -35,7 +33,7 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
     main, points = dict(operating_point), dict(operating_point.get("operating_points", {}))
     main.pop("operating_points", None)
     thresholds = [0.5, main["threshold"], *(point["threshold"] for point in points.values())]
-    tested = [split for split in ("validation", "test") if split in predictions]
+    tested = [split for split in ("validation", "test", "unseen") if split in predictions]
     scored = {
         name: split_reports(split, thresholds if name in tested else [0.5])
         for name, split in predictions.items()

@@ -22,7 +22,7 @@ CORRUPTIONS: dict[str, tuple[Callable, str, float, tuple[float, ...]]] = {
     "jpeg": (corruptions.jpeg, "JPEG quality", 100, (50, 20, 10)),
     "exposure": (corruptions.exposure, "gamma", 1, (0.5, 0.7, 1.4, 2)),
     "rotation": (corruptions.rotation, "degrees, anticlockwise", 0, (-10, -5, 5, 10)),
-    "resolution": (corruptions.resolution, "side, px", corruptions.REFERENCE, (112, 56, 28)),
+    "resolution": (corruptions.resolution, "side, px of 224", corruptions.REFERENCE, (112, 56, 28)),
 }
 
 
@@ -59,8 +59,8 @@ def check_robustness(
         return {
             "level": level,
             "auroc": auroc(label, values, patient),
-            "sensitivity": sensitivity(label, values, threshold),
-            "specificity": specificity(label, values, threshold),
+            "sensitivity": sensitivity(label, values, patient, threshold),
+            "specificity": specificity(label, values, patient, threshold),
         }
 
     result: dict = {"films": len(chosen), "threshold": threshold}

@@ -83,8 +83,8 @@ def _figures(
         "films": int(member.sum()),
         "patients": len(np.unique(patient[member])),
         "classes": {name: int(np.sum(own == index)) for index, name in enumerate(LABELS)},
-        "sensitivity": sensitivity(own, own_probability, threshold),
-        "specificity": specificity(own, own_probability, threshold),
+        "sensitivity": sensitivity(own, own_probability, patient[member], threshold),
+        "specificity": specificity(own, own_probability, patient[member], threshold),
         "auroc": auroc(label[compared], probability[compared], patient[compared]),
         "auroc_against": against,
     }

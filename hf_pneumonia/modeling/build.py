@@ -81,18 +81,21 @@ def build_model(
 
 
 @torch.no_grad()
-def try_films(model: TimmWrapperForImageClassification, architecture: str, image_size: int) -> None:
+def try_films(
+    model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
+) -> None:
     """Find out before the training, not after it, whether the network takes such films and can be calibrated.
 
     Args:
         model: from `build_model`; left in evaluation mode.
         architecture: its name, for the message.
-        image_size: side of the films in pixels.
+        size: side of the films in pixels.
+        flag: where it comes from, for the message.
 
     Raises:
         UsageError: it does not, or can't.
     """
-    films = torch.rand(2, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    films = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
     model.eval()
     try:
         logits = model(network_input(films)).logits
@@ -101,9 +104,7 @@ def try_films(model: TimmWrapperForImageClassification, architecture: str, image
         scale_logits(model, 0.5)
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"--model {architecture} does not work with --image_size {image_size}: {reason}"
-        ) from error
+        raise UsageError(f"--model {architecture} does not work with {flag} {size}: {reason}") from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
         raise UsageError(
             f"--model {architecture}: its head is not linear and can't be calibrated; try another"

@@ -76,7 +76,7 @@ def load_model(name: str) -> SavedModel:
     if order != [0, 1]:
         model.register_forward_hook(_swap)
     _try(model, name, size)
-    point = _operating_point(model)
+    point = _operating_point(model, name)
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
@@ -154,8 +154,14 @@ def _try(model: PreTrainedModel, name: str, size: int) -> None:
         raise UsageError(f"--model {name}: expected two logits for a film, got {shape}")
 
 
-def _operating_point(model: PreTrainedModel) -> dict:
+def _operating_point(model: PreTrainedModel, name: str) -> dict:
     stated = getattr(model.config, "pneumonia", None)
-    if not isinstance(stated, dict) or not isinstance(stated.get("threshold"), float):
+    if not isinstance(stated, dict) or "threshold" not in stated:
         return {}
+    bounds = {"threshold": (0, 1), "temperature": (1e-6, 1e6), "intercept": (-1e6, 1e6)}
+    for key, (low, high) in bounds.items():
+        value = stated.get(key, 1)
+        # Written so that nan fails.
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise UsageError(f"--model {name}: its config.json is damaged: pneumonia's {key} is {value!r}")
     return stated

@@ -288,10 +288,6 @@ class Recipe(TrainingArguments):
         if self.accelerator_config is None and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            # transformers leaves torch's default, which takes a growing AUROC for a plateau.
-            mode = {"mode": "max" if self.greater_is_better else "min"}
-            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
 
     @property
     def augmentation(self) -> dict[str, float | list[float]]:
@@ -332,6 +328,24 @@ class Recipe(TrainingArguments):
             )
         if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
             raise UsageError("--frozen_epochs does not go with a plateau scheduler: choose cosine or linear")
+        for name in ("frozen_epochs", "small_epochs"):
+            if self.max_steps <= 0 and 0 < self.num_train_epochs <= getattr(self, name):
+                raise UsageError(
+                    f"--{name} expects less than --num_train_epochs {self.num_train_epochs:g}, "
+                    f"got {getattr(self, name)}"
+                )
+        if self.frozen_epochs and not self.learning_rate:
+            raise UsageError("--frozen_epochs needs a --learning_rate above 0 for what comes after them")
+        if isinstance(self.lr_scheduler_kwargs, str):
+            try:
+                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            except json.JSONDecodeError:
+                pass
+        if not isinstance(self.lr_scheduler_kwargs, dict | None):
+            raise UsageError(
+                "--lr_scheduler_kwargs expects settings as in '{\"factor\": 0.3}', "
+                f"got {self.lr_scheduler_kwargs!r}"
+            )
         if self.small_epochs and self.small_size >= self.image_size:
             raise UsageError(
                 f"--small_size expects less than --image_size {self.image_size}, got {self.small_size}"

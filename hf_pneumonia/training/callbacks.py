@@ -14,16 +14,18 @@ class EarlyStop(TrainerCallback):
 
     Args:
         epochs: how many scores in a row may stay behind the best one.
+        after: epochs, of a frozen backbone or of small films, that are not counted.
     """
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, after: int = 0) -> None:
+        self.epochs, self.after = epochs, after
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         name = f"eval_{args.metric_for_best_model}"
         sign = 1 if args.greater_is_better else -1
-        scores = [sign * line[name] for line in state.log_history if name in line]
-        if len(scores) - 1 - scores.index(max(scores)) >= self.epochs:
+        lines = [line for line in state.log_history if name in line and line["epoch"] > self.after]
+        scores = [sign * line[name] for line in lines]
+        if scores and len(scores) - 1 - scores.index(max(scores)) >= self.epochs:
             control.should_training_stop = True
 
 

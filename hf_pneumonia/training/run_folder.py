@@ -75,6 +75,21 @@ def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
         shutil.rmtree(path)
 
 
+def check_same_recipe(folder: Path, recipe: dict) -> None:
+    """Refuse a finished run that differs in more than its seed.
+
+    Raises:
+        UsageError: naming the first difference.
+    """
+    finished = read_report(folder)["recipe"]
+    for name in sorted((recipe.keys() | finished.keys()) - {"seed", "data_seed"}):
+        if recipe.get(name) != finished.get(name):
+            raise UsageError(
+                f"{folder} was trained with {name} {finished.get(name)} and not {recipe.get(name)}: seeds "
+                "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir"
+            )
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a training to go on with."""
     return bool(_checkpoints(folder))

@@ -19,7 +19,7 @@ from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
-from hf_pneumonia.training.averaging import WeightAverage
+from hf_pneumonia.training.averaging import FILE, WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
@@ -79,7 +79,9 @@ class PneumoniaTrainer(Trainer):
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
         if args.early_stopping_epochs:
-            self.add_callback(EarlyStop(args.early_stopping_epochs))
+            self.add_callback(
+                EarlyStop(args.early_stopping_epochs, max(args.frozen_epochs, args.small_epochs))
+            )
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         if self.average:
             self.add_callback(self.average)
@@ -115,7 +117,10 @@ class PneumoniaTrainer(Trainer):
         films, labels = inputs["pixel_values"], inputs["labels"]
         training, targets = model.training, labels
         if training and self.mix:
-            films, targets = self.mix(films, labels)
+            # Neighbours are blended, and a balanced sampler alternates the classes.
+            order = torch.randperm(len(labels), device=labels.device)
+            films, targets = self.mix(films[order], labels[order])
+            labels = targets.argmax(1)
         if training and self.state.epoch < self.args.frozen_epochs:
             keep_statistics(model)
         outputs = model(pixel_values=films)
@@ -198,11 +203,18 @@ class PneumoniaTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         args, optimizer = self.args, optimizer or self.optimizer
         frozen = min(args.frozen_epochs * self._steps_per_epoch, num_training_steps - 1)
+        if args.lr_scheduler_type == "reduce_lr_on_plateau":
+            # transformers leaves torch's default, which takes a growing AUROC for a plateau.
+            mode = {"mode": "max" if args.greater_is_better else "min"}
+            args.lr_scheduler_kwargs = {**mode, **(args.lr_scheduler_kwargs or {})}
         if args.lr_step_epochs:
             every = args.lr_step_epochs * self._steps_per_epoch
             self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, every, gamma=0.1)
         else:
-            super().create_scheduler(num_training_steps - frozen, optimizer)
+            try:
+                super().create_scheduler(num_training_steps - frozen, optimizer)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}") from error
         if frozen:
             factor = args.frozen_learning_rate / args.learning_rate
             self.lr_scheduler = after_frozen_phase(optimizer, self.lr_scheduler, factor, frozen)
@@ -237,9 +249,13 @@ class PneumoniaTrainer(Trainer):
                 self.average.save(Path(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        checkpoint = Path(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average:
-            self.average.load(Path(resume_from_checkpoint))
+            self.average.load(checkpoint)
+        elif (checkpoint / FILE).exists():
+            # Its best epoch was chosen by a score of the average.
+            raise UsageError(f"{checkpoint} was made with --ema_decay: go on with the same")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
