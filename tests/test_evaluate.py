@@ -98,6 +98,8 @@ def test_films_that_the_model_was_taught_are_counted_and_figures_given_without_t
         for name in ("auroc", "sensitivity", "specificity"):
             found, expected = report[place]["unseen"][name], own[place]["test"][name]
             assert found["value"] == pytest.approx(expected["value"], abs=1e-6)
+    assert report["checks"]["split"] == "unseen" and set(report["checks"]["errors"]) == {"unseen"}
+    assert set(report["calibration"]) == {"bins", "test", "unseen"}
     lines = capsys.readouterr().out.splitlines()
     assert (
         sum(x.startswith(f"WARNING: {taught} of these films, of {patients} patients, taught") for x in lines)

@@ -100,4 +100,4 @@ def test_two_processes_train_in_two_phases_and_keep_the_average(film_folder, tmp
     flags += ("--frozen_epochs", 1, "--ema_decay", 0.9, "--num_train_epochs", 2, "--bf16", "false")
     done = run_train(*flags, launcher=("torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
     assert done.returncode == 0, done.stderr
-    assert "the backbone is released after 1 epochs" in done.stderr
+    assert "the backbone is released after epoch 1" in done.stderr

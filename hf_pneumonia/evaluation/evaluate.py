@@ -166,7 +166,7 @@ def _model_facts(saved: SavedModel) -> dict:
 
 def _unseen(films: FilmSet, known: np.ndarray) -> FilmSet:
     """The films with those of the test split that were not taught in a split `unseen`."""
-    split = films.split.copy()
+    split = films.split.astype(object)  # not of a width that cuts longer names
     split[films.rows("test")[~known]] = "unseen"
     return dataclasses.replace(films, split=split)
 

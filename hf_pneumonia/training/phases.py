@@ -29,7 +29,7 @@ class FrozenBackbone(TrainerCallback):
         frozen = state.epoch < self.epochs
         network = model.timm_model
         if not frozen and not all(parameter.requires_grad for parameter in network.parameters()):
-            logger.info("the backbone is released after %g epochs", state.epoch)
+            logger.info("the backbone is released after epoch %g", state.epoch)
         network.requires_grad_(not frozen)
         if frozen:
             for head in _heads(network):
