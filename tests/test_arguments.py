@@ -164,3 +164,28 @@ def test_the_help_shows_every_flag_of_the_project(capsys):
     assert all(
         f"--{name} " in text for name in ("dataset", "pretrained", "rotation", "lr_step_epochs", "seed")
     )
+
+
+@pytest.mark.parametrize("settings", ["{factor", "3", '"mode"'])
+def test_settings_of_the_schedule_that_are_no_settings_are_an_error_of_one_line(settings):
+    with pytest.raises(UsageError, match="--lr_scheduler_kwargs expects settings"):
+        _parse("--lr_scheduler_kwargs", settings)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--seeds", "1", "1"), "--seeds expects each seed once"),
+        (("--small_epochs", "1", "--small_size", "96"), "--small_size expects less than --image_size 96"),
+        (("--frozen_epochs", "1", "--learning_rate", "0"), "--frozen_epochs needs a --learning_rate above 0"),
+        (("--layer_decay", "1.5"), "--layer_decay expects a number from 0.01 to 1"),
+        (("--ema_decay", "1"), "--ema_decay expects a number from 0"),
+        (
+            ("--early_stopping_epochs", "1", "--eval_strategy", "no"),
+            "--early_stopping_epochs needs validation",
+        ),
+    ],
+)
+def test_settings_of_a_training_that_make_no_sense_are_an_error_of_one_line(flags, message):
+    with pytest.raises(UsageError, match=message):
+        _parse(*flags)

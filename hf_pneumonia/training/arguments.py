@@ -336,16 +336,7 @@ class Recipe(TrainingArguments):
                 )
         if self.frozen_epochs and not self.learning_rate:
             raise UsageError("--frozen_epochs needs a --learning_rate above 0 for what comes after them")
-        if isinstance(self.lr_scheduler_kwargs, str):
-            try:
-                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
-            except json.JSONDecodeError:
-                pass
-        if not isinstance(self.lr_scheduler_kwargs, dict | None):
-            raise UsageError(
-                "--lr_scheduler_kwargs expects settings as in '{\"factor\": 0.3}', "
-                f"got {self.lr_scheduler_kwargs!r}"
-            )
+        self.lr_scheduler_kwargs = _settings("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if self.small_epochs and self.small_size >= self.image_size:
             raise UsageError(
                 f"--small_size expects less than --image_size {self.image_size}, got {self.small_size}"
@@ -437,6 +428,16 @@ def _read_yaml(path: Path) -> dict:
 
 def _numbers(value: float | list[float]) -> list[float]:
     return value if isinstance(value, list) else [value]
+
+
+def _settings(name: str, value: dict | str | None) -> dict | None:
+    try:
+        settings = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        settings = value
+    if not isinstance(settings, dict | None):
+        raise UsageError(f"--{name} expects settings as in '{{\"factor\": 0.3}}', got {value!r}")
+    return settings
 
 
 def _tokens(recipe: dict) -> list[str]:
