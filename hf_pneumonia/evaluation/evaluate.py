@@ -119,7 +119,8 @@ def choose_films(films: FilmSet, which: str | None) -> tuple[FilmSet, str]:
         )
     split = np.where(chosen, "test", np.where(apart & (films.split == "covid"), "covid", ""))
     reason = np.where(split != "", "", np.where(films.reason == "", NOT_SCORED, films.reason))
-    return dataclasses.replace(films, split=split, reason=reason.astype(object)), which
+    notes = [] if which == "all" else films.notes  # of splits that are not used here
+    return dataclasses.replace(films, split=split, reason=reason.astype(object), notes=notes), which
 
 
 def films_taught(name: str) -> list[dict[str, str]] | None:
