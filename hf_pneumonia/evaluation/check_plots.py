@@ -6,20 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.plots import BLUE, GREEN, ORANGE, STYLE
 from hf_pneumonia.evaluation.shortcuts import black_out, keep_masks
 
-_STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "font.size": 10,
-    "figure.dpi": 120,
-}
-_BLUE, _ORANGE, _GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
-_CLASS_COLORS = (_GREEN, _ORANGE)
-_CURVES = {"auroc": ("AUROC", _BLUE), "sensitivity": ("sensitivity", _ORANGE)}
-_CURVES |= {"specificity": ("specificity", _GREEN)}
+# The panels set grids of their own: pictures stand among them.
+_STYLE = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
+_CLASS_COLORS = (GREEN, ORANGE)
+_CURVES = {"auroc": ("AUROC", BLUE), "sensitivity": ("sensitivity", ORANGE)}
+_CURVES |= {"specificity": ("specificity", GREEN)}
 _REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
 
 
@@ -84,7 +78,7 @@ def plot_robustness(robustness: dict) -> Figure:
 
 def _bars(axes: Axes, figures: list[dict]) -> None:
     values = np.array([_number(one["value"]) for one in figures])
-    axes.bar(range(len(values)), values, 0.42, color=_BLUE, label="AUROC")
+    axes.bar(range(len(values)), values, 0.42, color=BLUE, label="AUROC")
     for place, (value, one) in enumerate(zip(values, figures, strict=True)):
         if one["value"] is None:
             continue

@@ -4,7 +4,6 @@ Films that the model was taught are scored like the others, counted, and left ou
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
-from hf_pneumonia.evaluation.report import build_report
+from hf_pneumonia.evaluation.report import build_report, write_report
 from hf_pneumonia.evaluation.scoring import Predictions, predict_split
 from hf_pneumonia.modeling.saved import SavedModel
 
@@ -87,9 +86,7 @@ def evaluate_model(
     predictions["test"].write_csv(folder / "predictions_test.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
     write_checks(folder, checks, model, on, checked)
-    aside = folder / "report.json.part"
-    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    aside.rename(folder / "report.json")
+    write_report(folder, report)
     return report
 
 

@@ -22,7 +22,7 @@ STYLE = {
     "figure.dpi": 120,
     "savefig.bbox": "tight",
 }
-_BLUE, _ORANGE, _GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
+BLUE, ORANGE, GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
 
 
 def plot_run(
@@ -57,13 +57,13 @@ def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
     epochs = [epoch["epoch"] for epoch in history]
     switches = {"backbone released": "frozen_epochs", "full-size films": "small_epochs"}
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, color in (("train", _BLUE), ("validation", _ORANGE)):
+        for split, color in (("train", BLUE), ("validation", ORANGE)):
             values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
         axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
         for (switch, key), style in zip(switches.items(), ("--", "-."), strict=True):
             if 0 < recipe.get(key, 0) < max(epochs, default=0):
-                axes.axvline(recipe[key] + 0.5, color=_GREEN, linestyle=style, linewidth=1, label=switch)
+                axes.axvline(recipe[key] + 0.5, color=GREEN, linestyle=style, linewidth=1, label=switch)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -91,7 +91,7 @@ def _confusion_matrix(split: dict) -> Figure:
 def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figure:
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, color in (("validation", _ORANGE), ("test", _BLUE)):
+    for name, color in (("validation", ORANGE), ("test", BLUE)):
         if name not in predictions or splits[name]["auroc"]["value"] is None:
             continue
         false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
@@ -134,7 +134,7 @@ def _reliability(calibration: dict) -> Figure:
     panels = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
     for (above, below), split in zip(panels.T, splits, strict=True):
         above.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
-        for stage, color, marker in (("before", _ORANGE, "s"), ("after", _BLUE, "o")):
+        for stage, color, marker in (("before", ORANGE, "s"), ("after", BLUE, "o")):
             if stage in calibration[split]:
                 _draw_reliability(above, below, calibration[split][stage], stage, color, marker)
         above.set(ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -159,7 +159,7 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
 def _class_distribution(counts: dict) -> Figure:
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for index, (label, color) in enumerate(zip(LABELS, (_GREEN, _ORANGE), strict=True)):
+    for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
         films = [split["classes"][label] for split in counts.values()]
         bars = axes.bar(np.arange(len(counts)) + 0.4 * index - 0.2, films, 0.38, color=color, label=label)
         axes.bar_label(bars)

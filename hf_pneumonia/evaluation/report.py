@@ -1,8 +1,10 @@
 """Predictions -> report: the only source of every published figure."""
 
+import json
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -52,6 +54,13 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
         **facts,
         **environment(),
     }
+
+
+def write_report(folder: Path, report: dict) -> None:
+    """Write report.json, whole or not at all: a folder that holds one counts as finished."""
+    aside = folder / "report.json.part"
+    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    aside.rename(folder / "report.json")
 
 
 def environment() -> dict:

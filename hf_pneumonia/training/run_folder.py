@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.report import write_report
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
@@ -68,9 +69,7 @@ def clear_run_folder(folder: Path) -> None:
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     """Write the recipe and, last of all, the report, and drop the checkpoints, which the model replaces."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    aside = folder / "report.json.part"
-    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    aside.rename(folder / "report.json")
+    write_report(folder, report)
     for path in _checkpoints(folder):
         shutil.rmtree(path)
 
