@@ -1,13 +1,15 @@
-"""The Gradio page: `python app.py --model RUN_OR_REPO`. Wiring only."""
+"""The Gradio page: `python app.py [--model RUN_OR_REPO]`, here and on a Hugging Face Space. Wiring only."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import gradio as gr
 
 from hf_pneumonia.data.film import UnreadableFilm
 from hf_pneumonia.errors import run_script
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.which_model import which_model
 
 NOTE = (
     "For research and teaching. This is no medical device: a film is read by a person who is trained for it."
@@ -38,9 +40,14 @@ def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
-    parser.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    parser.add_argument(
+        "--model",
+        help="run folder, or repository of the Hub (user/name); by default MODEL_ID of the environment, the "
+        "Space's own, or the newest finished run",
+    )
     args = parser.parse_args(argv)
-    page = build_page(PneumoniaClassifier.from_pretrained(args.model))
+    model = args.model or which_model(Path(__file__).parent)
+    page = build_page(PneumoniaClassifier.from_pretrained(model))
     page.queue(max_size=32).launch(max_file_size="20mb", run_history=False)
 
 
