@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 # Before any library reads them: nothing is fetched, and nobody's own caches are touched.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
 
 import numpy as np
@@ -104,3 +104,19 @@ def trainer(film_folder, tmp_path):
         return PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _hub_server():
+    from local_hub import LocalHub
+
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def local_hub(_hub_server, monkeypatch):
+    """A Hub on this machine, as new, which this process may ask by `HfApi(local_hub.url, token)`."""
+    _hub_server.reset()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return _hub_server
