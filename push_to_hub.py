@@ -1,33 +1,76 @@
-"""Publish a finished run: `python push_to_hub.py RUN --repo USER/NAME [--private]`. Wiring only."""
+"""Publish a finished run: `python push_to_hub.py RUN --repo USER/NAME [--space USER/SPACE]`. Wiring only."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from httpx2 import HTTPError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-
 from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.publishing.hub import publish_run
 
 
 def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    if args.space and args.revision != "main":
+        raise UsageError("--space serves the branch main of a model; leave out --revision or --space")
+    # Imported late: these take their time.
+    from hf_pneumonia.hub import check_repo_name
+
+    for repo in filter(None, (args.repo, args.space)):
+        check_repo_name(repo)
+
+    import transformers
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space
+    from hf_pneumonia.publishing.space import space_files
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+    files = prepare_run(args.run, args.repo)
+    print(f"{args.run} -> {args.repo}", *listing(files), sep="\n", flush=True)
+    if args.space:
+        print(f"app -> {args.space}", *listing(space_files(args.repo)), sep="\n", flush=True)
+    if args.dry_run:
+        print("nothing was sent: --dry_run")
+        return
+    api, private = HfApi(), args.private
+    model = publish_model(api, args.run, files, args.repo, private=private, revision=args.revision)
+    print(result(model.changed, model.url), flush=True)
+    if args.space:
+        space = publish_space(api, args.repo, args.space, private=private)
+        print(result(space.changed, space.url))
+        if private:
+            print(f"a private Space reads {args.repo} by a token: set its secret HF_TOKEN in its settings")
+
+
+def result(changed: bool, url: str) -> str:
+    return f"{'published' if changed else 'nothing has changed'}: {url}"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="push_to_hub.py", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder of train.py")
-    parser.add_argument("--repo", required=True, help="repository of the Hub, user/name; made where missing")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of train.py")
+    parser.add_argument(
+        "--repo", required=True, metavar="USER/NAME", help="repository of the Hub; made where missing"
+    )
     parser.add_argument(
         "--private", action="store_true", help="only you can see a repository that is made now"
     )
-    args = parser.parse_args(argv)
-    try:
-        print(publish_run(args.run, args.repo, args.private, HfApi()))
-    # No connection, no login, no right to write: for the user it is one thing.
-    except (HTTPError, OSError, HFValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"can't publish to {args.repo} ({reason}); `hf auth login`, or set HF_TOKEN"
-        ) from error
+    parser.add_argument(
+        "--space", metavar="USER/SPACE", help="also make or update a Gradio Space that serves it"
+    )
+    parser.add_argument(
+        "--revision", default="main", metavar="BRANCH", help="branch; made where missing (main)"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="show what would go and how large, and send nothing"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""A finished run -> a model on the Hub, checked after it arrived, and a Space that serves it."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.hub import Commit, commit_files, download_files
+from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.saved import SavedModel, load_model
+from hf_pneumonia.publishing.contents import public_files
+from hf_pneumonia.publishing.space import space_files
+
+logger = logging.getLogger(__name__)
+
+# Weights that others' programs may load before ours, most of them by running what is in them.
+_FOREIGN = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".keras", ".joblib")
+
+# Files of an earlier model that loaders would read beside the new one's, and figures of other weights.
+_STALE = (".eval_results/", "preprocessor_config.json", "processor_config.json", "adapter_config.json")
+
+_FILMS = 4  # on which what came back is compared
+
+
+def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
+    """What publishing a run would send, after the run was looked at. No network.
+
+    Args:
+        run: folder of a finished run of train.py.
+        repo: USER/NAME, under which it will stand.
+
+    Returns:
+        Path in the repository -> file, or its content.
+
+    Raises:
+        UsageError: the folder holds no finished run, or its files are damaged.
+    """
+    _check_run(run)
+    try:
+        _load(run)
+    except UsageError as error:
+        raise UsageError(f"{run} can't be published: {error}") from error
+    return public_files(run, repo)
+
+
+def listing(files: dict[str, Path | bytes]) -> list[str]:
+    """The files and their sizes, a line each, and their sum."""
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in sorted(files.items())
+    }
+    sizes[f"total of {len(sizes)} files"] = sum(sizes.values())
+    width = max(map(len, sizes))
+    return [f"  {name:{width}}  {_readable(size):>8}" for name, size in sizes.items()]
+
+
+def publish_model(
+    api: HfApi,
+    run: Path,
+    files: dict[str, Path | bytes],
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str = "main",
+) -> Commit:
+    """Send a run as one commit, fetch it again by the commit's hash, and see that it answers as the run does.
+
+    Args:
+        api: with the token to use, or none for HF_TOKEN or the saved login.
+        run: the run's folder.
+        files: from `prepare_run`.
+        repo: USER/NAME, made where missing.
+        private: only its owner may see a repository that is made now.
+        revision: branch, made where missing.
+
+    Raises:
+        UsageError: it can't be sent, or what came back is not what was sent.
+    """
+    message = "Publish a fine-tuned network"
+    commit = commit_files(api, repo, files, message=message, private=private, revision=revision, stale=_STALE)
+    for name in commit.others:
+        if name.endswith(_FOREIGN):
+            logger.warning("%s also holds %s, which is not of this run: delete it if it is yours", repo, name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            download_files(api, repo, commit.sha, files, Path(folder))
+            same = torch.equal(_answers(_load(Path(folder))), _answers(_load(run)))
+    except UsageError as error:
+        raise UsageError(f"sent as {commit.url}, but not checked: {error}") from error
+    if not same:
+        raise UsageError(f"what came back from {commit.url} answers otherwise than {run}; publish again")
+    return commit
+
+
+def publish_space(api: HfApi, repo: str, space: str, *, private: bool = False) -> Commit:
+    """Make or update a Gradio Space that serves a model of the Hub, as one commit.
+
+    Args:
+        api: as for `publish_model`.
+        repo: the model, USER/NAME.
+        space: USER/SPACE, made where missing.
+        private: only its owner may see a Space that is made now.
+
+    Raises:
+        UsageError: it can't be sent.
+    """
+    message = f"Serve {repo}"
+    return commit_files(api, space, space_files(repo), message=message, repo_type="space", private=private)
+
+
+def _check_run(run: Path) -> None:
+    problem = None
+    if not run.is_dir():
+        problem = "it is a file" if run.is_file() else "no such folder"
+    elif (run / "seeds.json").is_file() or not (run / "report.json").is_file() and _seeds(run):
+        problem = f"it holds a run per seed; choose one of {', '.join(_seeds(run))}"
+    elif next(run.glob("checkpoint-*"), None):
+        problem = "its training is not finished; go on with --resume_from_checkpoint true"
+    elif not (run / "report.json").is_file():
+        problem = "report.json is missing"
+    elif not (run / "model.safetensors").is_file():
+        problem = "it has a report but no weights, as an evaluation has; publish the run that was evaluated"
+    if problem:
+        raise UsageError(f"expected the folder of a finished run of train.py, got {str(run)!r}: {problem}")
+
+
+def _seeds(run: Path) -> list[str]:
+    return sorted(str(path) for path in run.glob("seed-*") if path.is_dir())
+
+
+def _load(folder: Path) -> SavedModel:
+    # An absolute path is never taken for the name of a repository.
+    return load_model(str(folder.resolve()))
+
+
+@torch.inference_mode()
+def _answers(saved: SavedModel) -> torch.Tensor:
+    """Logits of a few films of noise, the same each time."""
+    size = (_FILMS, saved.image_size, saved.image_size)
+    films = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return saved.model(network_input(films)).logits
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
