@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -153,6 +154,13 @@ def download_files(
     Raises:
         UsageError: a file is missing or differs, the disk is full, no connection.
     """
+    # huggingface_hub warns of it in four lines, and goes on until the disk is full.
+    needed, free = sum(map(file_size, files.values())), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(
+            f"no space left to fetch {repo} again ({needed / 1e6:.0f} MB needed in {folder}, "
+            f"{free / 1e6:.0f} MB free); free some, or set TMPDIR to another folder"
+        )
     with _explained(api, repo):
         for name, content in files.items():
             try:
@@ -166,6 +174,11 @@ def download_files(
                 ) from error
             if _sha256(folder / name) != _sha256(content):
                 raise UsageError(f"{repo}: {name} is not on the Hub as it was sent; publish again")
+
+
+def file_size(content: Path | bytes) -> int:
+    """Size in bytes of a file that is to be sent."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> None:

@@ -1,10 +1,11 @@
 import hashlib
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import check_repo_name, commit_files, download_files
@@ -296,6 +297,9 @@ def test_a_full_disk_and_a_lost_connection_while_fetching_are_one_line(ann, loca
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.file_download.http_get", to_a_full_disk)
         _download_fails("ann/x: no space left", ann, "ann/x", commit.sha, FILES, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        _download_fails("no space left to fetch ann/x again", ann, "ann/x", commit.sha, FILES, tmp_path)
     gone = HfApi("http://127.0.0.1:9", ann.token)
     _download_fails("the connection to http://127.0.0.1:9 failed", gone, "ann/x", commit.sha, FILES, tmp_path)
 
@@ -311,3 +315,20 @@ def test_the_local_hub_names_files_as_git_does(lfs, tmp_path):
     assert file.blob == git.stdout.strip()
     if lfs:
         assert hashlib.sha256(file.content).hexdigest() in Path(stored).read_text()
+
+
+def test_the_local_hub_tells_what_was_committed(ann, local_hub):
+    first, second = _send(ann), _send(ann, {"plots/roc.png": b"1"}, revision="v2")
+    assert ann.whoami()["name"] == "ann"
+    branches = {ref.name: ref.target_commit for ref in ann.list_repo_refs("ann/x").branches}
+    assert branches == {"main": first.sha, "v2": second.sha}
+    (weights,) = ann.get_paths_info("ann/x", ["model.safetensors", "none"])
+    assert weights.lfs.sha256 == hashlib.sha256(FILES["model.safetensors"]).hexdigest()
+    top = {entry.path for entry in ann.list_repo_tree("ann/x")}
+    assert top == {".gitattributes", "config.json", "model.safetensors", "plots"}
+    plots = {entry.path for entry in ann.list_repo_tree("ann/x", "plots", revision="v2")}
+    assert plots == {"plots/röntgen.png", "plots/roc.png"}
+    with pytest.raises(EntryNotFoundError):
+        list(ann.list_repo_tree("ann/x", "none"))
+    with pytest.raises(RevisionNotFoundError):
+        ann.repo_info("ann/x", revision="v3")

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import HfApi
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.hub import Commit, commit_files, download_files
+from hf_pneumonia.hub import Commit, commit_files, download_files, file_size
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 from hf_pneumonia.publishing.contents import public_files
@@ -48,10 +48,7 @@ def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 def listing(files: dict[str, Path | bytes]) -> list[str]:
     """The files and their sizes, a line each, and their sum."""
-    sizes = {
-        name: len(content) if isinstance(content, bytes) else content.stat().st_size
-        for name, content in sorted(files.items())
-    }
+    sizes = {name: file_size(content) for name, content in sorted(files.items())}
     sizes[f"total of {len(sizes)} files"] = sum(sizes.values())
     width = max(map(len, sizes))
     return [f"  {name:{width}}  {_readable(size):>8}" for name, size in sizes.items()]
