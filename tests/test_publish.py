@@ -168,8 +168,6 @@ def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, ca
         ("run/config.json", "it is a file"),
     ):
         assert problem in _mistake(capsys, tmp_path / name, "--repo", "ann/x")
-    (seeds / "seeds.json").unlink()  # stopped before the last seed
-    assert "choose one of" in _mistake(capsys, seeds, "--repo", "ann/x")
 
 
 def test_damaged_weights_and_configs_are_refused(run_copy, capsys):

@@ -112,7 +112,7 @@ def _check_run(run: Path) -> None:
     problem = None
     if not run.is_dir():
         problem = "it is a file" if run.is_file() else "no such folder"
-    elif (run / "seeds.json").is_file() or not (run / "report.json").is_file() and _seeds(run):
+    elif not (run / "report.json").is_file() and _seeds(run):
         problem = f"it holds a run per seed; choose one of {', '.join(_seeds(run))}"
     elif next(run.glob("checkpoint-*"), None):
         problem = "its training is not finished; go on with --resume_from_checkpoint true"
