@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import push_to_hub
 from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.hub import commit_files
 from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space
 from hf_pneumonia.publishing.space import space_files
@@ -268,6 +269,14 @@ def test_a_space_is_made_anew_only_where_it_changed(ann, local_hub):
     first = publish_space(ann, "ann/x", "ann/demo")
     assert first.changed and not publish_space(ann, "ann/x", "ann/demo").changed
     assert local_hub.repositories["space", "ann/demo"].messages[first.sha] == "Serve ann/x"
+
+
+def test_a_module_that_was_renamed_since_is_taken_out_of_the_space(ann, local_hub):
+    old = {"hf_pneumonia/data/renamed.py": b"", "notes.txt": b"the owner's own"}
+    commit_files(ann, "ann/demo", old, message="Before", repo_type="space")
+    publish_space(ann, "ann/x", "ann/demo")
+    there = local_hub.repositories["space", "ann/demo"].head
+    assert there.keys() == {*space_files("ann/x"), "notes.txt", ".gitattributes"}
 
 
 def test_the_table_is_of_the_folder_that_was_named_however_it_is_written(run_copy, monkeypatch):

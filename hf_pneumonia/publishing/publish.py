@@ -104,8 +104,15 @@ def publish_space(api: HfApi, repo: str, space: str, *, private: bool = False) -
     Raises:
         UsageError: it can't be sent.
     """
-    message = f"Serve {repo}"
-    return commit_files(api, space, space_files(repo), message=message, repo_type="space", private=private)
+    return commit_files(
+        api,
+        space,
+        space_files(repo),
+        message=f"Serve {repo}",
+        repo_type="space",
+        private=private,
+        stale=("hf_pneumonia/",),  # a module that was renamed since would lie beside the new one
+    )
 
 
 def _check_run(run: Path) -> None:
