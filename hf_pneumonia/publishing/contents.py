@@ -1,13 +1,20 @@
 """A finished run -> the files that it publishes, by their names in the repository, and no others."""
 
+import json
 from pathlib import Path
 
+from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.publishing.card import TEMPLATE, card
+from hf_pneumonia.publishing.card_data import eval_result_files
+from hf_pneumonia.publishing.manifest_summary import summarise_manifest
+from hf_pneumonia.publishing.private import check_private
+from hf_pneumonia.publishing.public_report import RECIPE_KEYS, public_recipe, public_report, recipe_yaml
+
+AS_THEY_ARE = ("config.json", "model.safetensors")
 
 # Of figures only: plots/shortcuts.png and plots/samples.png show films, and stay.
-PUBLISHED = (
-    "config.json",
-    "model.safetensors",
+PLOTS = (
     "plots/curves.png",
     "plots/confusion_matrix.png",
     "plots/roc.png",
@@ -16,9 +23,13 @@ PUBLISHED = (
     "plots/class_distribution.png",
 )
 
+_READ = ("report.json", "recipe.yaml", MANIFEST)
+
 
 def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """Everything that publishing a run sends.
+    """Everything that publishing a run sends: files of it as they are, and what is made of it here.
+
+    Nothing in it is new: the same run gives the same bytes.
 
     Args:
         run: folder of a finished run of train.py.
@@ -28,9 +39,68 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         Path in the repository -> file, or its content.
 
     Raises:
-        UsageError: a file is missing.
+        UsageError: a file is missing or damaged, the report lacks what the card needs, or something names
+            this machine, a film or a patient (`check_private`).
     """
-    for name in ("report.json", *PUBLISHED):
+    for name in (*_READ, *AS_THEY_ARE, *PLOTS):
         if not (run / name).is_file():
             raise UsageError(f"{run} is no finished run of train.py: {name} is missing; train again")
-    return {name: run / name for name in PUBLISHED}
+    report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
+    _check_report(run, report, config)
+    manifest = summarise_manifest(run, report)
+    sources = list(manifest["sources"])
+    recipe = public_recipe(report["recipe"], sources)
+    public = public_report(report, sources)
+    everybodys = all(source["kind"] != "local" for source in manifest["sources"].values())
+    files: dict[str, Path | bytes] = {name: run / name for name in (*AS_THEY_ARE, *PLOTS)}
+    files |= {
+        "README.md": card(public, config, recipe, manifest, repo).encode(),
+        "report.json": _json(public),
+        "recipe.yaml": recipe_yaml(recipe, everybodys).encode(),
+        "manifest.json": _json(manifest),
+        **eval_result_files(public, recipe, manifest, repo),
+    }
+    # What stands in every card, whatever its films are called.
+    said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
+    said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
+    check_private(files, run, " ".join(said))
+    return dict(sorted(files.items()))
+
+
+def _check_report(run: Path, report: dict, config: dict) -> None:
+    """Refuse a report that no card can be made of, before a half one is."""
+    needed = (
+        "splits",
+        "operating_point",
+        "calibration",
+        "checks",
+        "recipe",
+        "data",
+        "audit",
+        "versions",
+        "device",
+    )
+    for name in needed:
+        if name not in report:
+            raise UsageError(
+                f"{run / 'report.json'} has no {name!r}, which the card needs; train again with this version"
+            )
+    stated = config.get("pneumonia")
+    if not isinstance(stated, dict) or "threshold" not in stated:
+        raise UsageError(f"{run / 'config.json'} states no operating point; train again with this version")
+    if stated["threshold"] != report["operating_point"]["threshold"]:
+        raise UsageError(f"{run}: config.json and report.json are of different runs; train again")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); train again") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged (no table of keys); train again")
+    return found
+
+
+def _json(value: dict) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,193 @@
+"""The last look at what is about to leave: ways on this machine, tokens, names of films and patients.
+
+Knows nothing of what the files are for: allow-lists made them (public_report.py), and this finds their holes.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import huggingface_hub
+from PIL import Image
+
+from hf_pneumonia.data.manifest import MANIFEST, SEEN
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.publishing.manifest_summary import read_manifest, source_names
+
+# Two folders deep, from the root of a disk or from a home folder. What stands before must not make it a part
+# of a word, of an address of the net, or of a tag.
+_PATH = re.compile(r"(?<![\w./:<~-])~?/[^\s/\"'`|,;()<>]+/[^\s\"'`|,;()<>]+|(?<!\w)[A-Za-z]:\\+\w|file:/+\w")
+_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|\bgh[a-z]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b")
+_TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "WANDB_API_KEY", "KAGGLE_KEY")
+
+# A word of a name or of a text. 0.984375 is one word: half of it would be somebody's number.
+_WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+")
+_LONGEST = 12  # words that are looked at of a name
+
+# Endings of what is text from its first byte to its last.
+_TEXTUAL = {".json", ".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".css", ""}
+
+
+def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = "") -> None:
+    """Refuse to publish what names this machine, its keys, its films or its patients.
+
+    Looked through are text files, the text in PNG files, and the header of safetensors files. The names
+    searched for are those of the run's manifest and of `seen_before.csv`: files, with and without ending, and
+    patients, in any case. Names that mean nothing by themselves are passed over: shorter than four characters,
+    or numbers shorter than six digits ("12" is a figure too).
+
+    Args:
+        files: path in the repository -> file, or its content.
+        run: folder of the run that they are of.
+        innocent: text whose words are no names, though a film be called so ("film.png").
+
+    Raises:
+        UsageError: naming the file and what kind of thing is in it; a token is not shown.
+    """
+    ways, tokens = _ways(run), _tokens()
+    names = _Names(_named(run), innocent)
+    for place, content in files.items():
+        for text in _texts(place, content):
+            plain = text.replace("\\/", "/").replace("\\\\", "\\")
+            if _TOKEN.search(plain) or any(token in plain for token in tokens):
+                raise UsageError(f"{place} holds a token: nothing is sent; take it out, and revoke it")
+            way = next((way for way in ways if way in plain), None) or next(_PATH.finditer(plain), None)
+            if way:
+                shown = way if isinstance(way, str) else way.group()
+                raise UsageError(
+                    f"{place} holds a path of this machine ({shown}): nothing is sent; take it out"
+                )
+            if name := names.found_in(plain):
+                raise UsageError(
+                    f"{place} holds the name of a film or patient ({name}): nothing is sent; take it out"
+                )
+
+
+class _Names:
+    """Names that must not stand in a text; 300,000 of them take a second or two, each text a moment."""
+
+    def __init__(self, names: Iterable[str], innocent: str) -> None:
+        known = set(_WORD.findall(innocent.casefold()))
+        self._by_words: dict[tuple[str, ...], set[str]] = {}
+        for name in names:
+            words = tuple(_WORD.findall(name)[:_LONGEST])
+            if _means_something(words, known):
+                self._by_words.setdefault(words, set()).add(name)
+        self._lengths = sorted({len(words) for words in self._by_words})
+
+    def found_in(self, text: str) -> str | None:
+        """One of the names, if the text has any."""
+        text = text.casefold()
+        words = _WORD.findall(text)
+        for length in self._lengths:
+            runs = set(zip(*(words[start:] for start in range(length)), strict=False))
+            for found in runs & self._by_words.keys():
+                for name in self._by_words[found]:
+                    # NORMAL | 131 in a table is not the film NORMAL-131.
+                    if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                        return name
+        return None
+
+
+def _means_something(words: tuple[str, ...], innocent: set[str]) -> bool:
+    """Whether words can be taken for a name where they are found."""
+    letters = any(not word.replace(".", "").isdigit() for word in words)
+    if not letters:
+        return any(len(word) >= 6 or (len(word) >= 4 and word.startswith("0")) for word in words)
+    return sum(map(len, words)) >= 4 and not (len(words) == 1 and words[0] in innocent)
+
+
+def _named(run: Path) -> set[str]:
+    """Names of every film and patient that the run knows of, in lower case."""
+    manifest, seen = run / MANIFEST, (run / MANIFEST).parent / SEEN
+    rows = read_manifest(manifest) + (read_manifest(seen) if seen.exists() else [])
+    names = set()
+    for row in rows:
+        # Written on Windows, too.
+        file = re.split(r"[/\\]", row["path"])[-1].casefold()
+        patient = row["patient_id"].casefold()
+        names |= {file, os.path.splitext(file)[0], patient, patient.rpartition(":")[2]}
+    return names - {""}
+
+
+def _ways(run: Path) -> set[str]:
+    """Ways on this machine that are known: home, the run, its sources and its starting weights."""
+    recipe = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    public = set(source_names(recipe))
+    given = [*recipe["recipe"]["dataset"], recipe["recipe"]["pretrained"]]
+    local = [name for name in given if name not in public and "/" in name and ":" not in name]
+    places = [Path.home(), run.resolve(), *(Path(name).expanduser().resolve() for name in local)]
+    ways = {str(place) for place in places} | {name for name in local if name.count("/") > 1}
+    # "/" is a home folder in some containers.
+    return {way for way in ways if len(way) > 4}
+
+
+def _tokens() -> set[str]:
+    said = {os.environ.get(name, "") for name in _TOKEN_NAMES} | {huggingface_hub.get_token() or ""}
+    return {token for token in said if len(token) >= 8}
+
+
+def _texts(place: str, content: Path | bytes) -> Iterable[str]:
+    """The texts in one file."""
+    ending = Path(place).suffix.lower()
+    if ending == ".safetensors":
+        yield _header(place, content)
+    elif ending == ".png":
+        yield from _png_texts(place, content)
+    elif ending in _TEXTUAL or Path(place).name.startswith("."):
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        try:
+            yield data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{place} is no text file, and nobody can say what is in it: {error}") from error
+        if ending == ".json":
+            yield "\n".join(_strings(place, data))
+    else:
+        raise UsageError(f"{place}: a file of this kind can't be looked through; publish it without")
+
+
+def _strings(place: str, data: bytes) -> Iterable[str]:
+    """Every string in a JSON file, as it reads: in the file \\u00e4 stands for an umlaut."""
+    try:
+        waiting = [json.loads(data)]
+    except ValueError as error:
+        raise UsageError(f"{place} is damaged: {error}") from error
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, str):
+            yield one
+
+
+def _header(place: str, content: Path | bytes) -> str:
+    """The JSON at the beginning of a safetensors file: its length in 8 bytes, then itself."""
+    if isinstance(content, bytes):
+        start, rest = content[:8], content[8:]
+        header = rest[: int.from_bytes(start, "little")]
+    else:
+        with open(content, "rb") as file:
+            # The format allows no more than 100 MB.
+            header = file.read(min(int.from_bytes(file.read(8), "little"), 10**8))
+    try:
+        json.loads(header)
+        return header.decode("utf-8")
+    except ValueError as error:
+        raise UsageError(f"{place} is no safetensors file: its header is damaged ({error})") from error
+
+
+def _png_texts(place: str, content: Path | bytes) -> Iterable[str]:
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            image.load()  # text may stand behind the pixels
+            for key, value in image.info.items():
+                yield str(key)
+                yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    # Pillow raises nearly anything on damaged bytes.
+    except Exception as error:
+        raise UsageError(f"{place} can't be read as a picture: {error}") from error
