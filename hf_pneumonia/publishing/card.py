@@ -10,7 +10,7 @@ from hf_pneumonia.publishing.card_data import base_model, card_data
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
-# Names under which the films of Kermany et al. are passed on; of others the card says only what the run knows.
+# Names under which the films of Kermany et al. are passed on; of others the card says what the run knows.
 _KERMANY = re.compile(r"kermany|chest[-_]?xray[-_]pneumonia", re.IGNORECASE)
 
 

@@ -56,12 +56,13 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     files |= {
         "README.md": card(public, config, recipe, manifest, repo).encode(),
         "report.json": _json(public),
-        "recipe.yaml": recipe_yaml(recipe, everybodys).encode(),
+        "recipe.yaml": recipe_yaml(recipe, everybodys, report["recipe"]).encode(),
         "manifest.json": _json(manifest),
         **eval_result_files(public, recipe, manifest, repo),
     }
     # What stands in every card, whatever its films are called.
     said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
+    said += public["checks"]["subgroups"]["families"]  # letters that films of five patients or more share
     said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
     check_private(files, run, " ".join(said))
     return dict(sorted(files.items()))

@@ -32,7 +32,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
             if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(None in row.values() for row in rows):
                 raise UsageError(
-                    f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this version"
+                    f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this "
+                    "version"
                 )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(

@@ -36,7 +36,7 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
 
     Looked through are text files, the text in PNG files, and the header of safetensors files. The names
     searched for are those of the run's manifest and of `seen_before.csv`: files, with and without ending, and
-    patients, in any case. Names that mean nothing by themselves are passed over: shorter than four characters,
+    patients, in any case. Names that mean nothing by themselves are passed over: shorter than four letters,
     or numbers shorter than six digits ("12" is a figure too).
 
     Args:
@@ -96,8 +96,14 @@ def _means_something(words: tuple[str, ...], innocent: set[str]) -> bool:
     """Whether words can be taken for a name where they are found."""
     letters = any(not word.replace(".", "").isdigit() for word in words)
     if not letters:
-        return any(len(word) >= 6 or (len(word) >= 4 and word.startswith("0")) for word in words)
+        return any(map(_is_number_of_somebody, words))
     return sum(map(len, words)) >= 4 and not (len(words) == 1 and words[0] in innocent)
+
+
+def _is_number_of_somebody(word: str) -> bool:
+    """Whether digits are a number that somebody gave: 123456, 0115, 1.2.840; but 0.844 is a figure."""
+    parts = word.split(".")
+    return len(parts) > 2 or len(parts[0]) >= 6 or (len(parts) == 1 and len(word) >= 4 and word[0] == "0")
 
 
 def _named(run: Path) -> set[str]:

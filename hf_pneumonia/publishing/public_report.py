@@ -1,10 +1,11 @@
-"""report.json and recipe of a run -> what of them may leave this machine: an allow-list of keys, kind by kind.
+"""report.json and recipe of a run -> what of them may leave this machine, by an allow-list of keys and kinds.
 
 What is not named here stays at home, so that a key of a later version can't slip out.
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -201,32 +202,31 @@ def public_recipe(recipe: dict, sources: list[str]) -> dict:
     return public
 
 
-def recipe_yaml(recipe: dict, all_public: bool) -> str:
+def recipe_yaml(recipe: dict, all_public: bool, given: Iterable[str] = ()) -> str:
     """A published recipe as a file that `train.py FILE --dataset ...` takes.
 
     Args:
         recipe: from `public_recipe`.
         all_public: whether everybody can have all of its sources by their names.
+        given: keys of the recipe that it was made of; those that stay at home are named.
     """
     lines, local = ["# What the network was trained by, every choice resolved."], set()
     if not all_public:
         local.add("dataset")
         lines.append(
-            f"# It was trained on {_one_line(', '.join(recipe['dataset']))}, from folders of its own machine: "
-            "give yours with --dataset."
+            f"# It was trained on {' '.join(', '.join(recipe['dataset']).split())}, of which this file can't name "
+            "all the places: give yours with --dataset."
         )
     if recipe["pretrained"] not in ("true", "false"):
         local.add("pretrained")
         lines.append(
-            "# It started from the weights of an earlier run, which are not published here: give a folder with "
-            "--pretrained."
+            "# It started from the weights of an earlier run, which are not part of this: give a folder "
+            "with --pretrained."
         )
+    if unpublished := sorted(set(given) - set(RECIPE_KEYS)):
+        lines.append(f"# Set as well, and not published: {', '.join(unpublished)}.")
     kept = {key: value for key, value in recipe.items() if key not in local}
     return "\n".join(lines) + "\n" + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-
-
-def _one_line(name: str) -> str:
-    return " ".join(name.split())
 
 
 def _pick(value: object, allowed: object) -> object:
