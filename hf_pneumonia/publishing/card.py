@@ -23,7 +23,9 @@ class _Missing(jinja2.StrictUndefined):
         )
 
     __str__ = __iter__ = __len__ = __bool__ = __eq__ = __hash__ = _fail_with_undefined_error
-    __getattr__ = __getitem__ = __add__ = __call__ = __lt__ = __contains__ = _fail_with_undefined_error
+    __getattr__ = __getitem__ = __add__ = __call__ = __lt__ = __contains__ = __format__ = (
+        _fail_with_undefined_error
+    )
 
 
 def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) -> str:
@@ -93,7 +95,7 @@ def show_figure(figure: dict | float | None, digits: int = 3) -> str:
 
 def plain(text: object) -> str:
     """A name from outside as it can stand in a table or a sentence of Markdown."""
-    return re.sub(r"[^\w .,:;()/+=-]|_{2,}", "_", " ".join(str(text).split()))
+    return re.sub(r"[^\w .,:;()/+=-]+|_{2,}", "_", " ".join(str(text).split()))
 
 
 def worst_levels(robustness: dict) -> dict[str, dict]:

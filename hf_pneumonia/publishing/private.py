@@ -173,14 +173,12 @@ def _strings(place: str, data: bytes) -> Iterable[str]:
 
 def _header(place: str, content: Path | bytes) -> str:
     """The JSON at the beginning of a safetensors file: its length in 8 bytes, then itself."""
-    if isinstance(content, bytes):
-        start, rest = content[:8], content[8:]
-        header = rest[: int.from_bytes(start, "little")]
-    else:
-        with open(content, "rb") as file:
-            # The format allows no more than 100 MB.
-            header = file.read(min(int.from_bytes(file.read(8), "little"), 10**8))
+    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 10**8))  # the format allows no more than 100 MB
     try:
+        if len(header) != length:
+            raise ValueError(f"{length} bytes long, and {len(header)} are there")
         json.loads(header)
         return header.decode("utf-8")
     except ValueError as error:

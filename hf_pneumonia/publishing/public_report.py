@@ -213,9 +213,10 @@ def recipe_yaml(recipe: dict, all_public: bool, given: Iterable[str] = ()) -> st
     lines, local = ["# What the network was trained by, every choice resolved."], set()
     if not all_public:
         local.add("dataset")
+        sources = " ".join(", ".join(recipe["dataset"]).split())
         lines.append(
-            f"# It was trained on {' '.join(', '.join(recipe['dataset']).split())}, of which this file can't name "
-            "all the places: give yours with --dataset."
+            f"# It was trained on {sources}, of which this file can't name all the places: give yours with "
+            "--dataset."
         )
     if recipe["pretrained"] not in ("true", "false"):
         local.add("pretrained")

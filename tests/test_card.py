@@ -1,0 +1,348 @@
+import copy
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+from written import written_config, written_manifest, written_report
+
+import hf_pneumonia
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.publishing.card import card, plain, show_figure, worst_levels
+from hf_pneumonia.publishing.contents import PLOTS, public_files
+from hf_pneumonia.publishing.public_report import public_report
+
+REPO = "user/name"
+
+
+def write_card(change=lambda report, config, manifest: None) -> str:
+    report, config, manifest = written_report(), written_config(), written_manifest()
+    change(report, config, manifest)
+    public = public_report(report, list(manifest["sources"]))
+    return card(public, config, public["recipe"], manifest, REPO)
+
+
+def body_of(text: str) -> str:
+    return text.split("---\n", 2)[2]
+
+
+def shown(figure: dict) -> str:
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def numbers_in(value: object) -> set[str]:
+    """Every number of plain values, in every way in which a card may show it."""
+    if isinstance(value, dict):
+        return set().union(*(numbers_in(one) for pair in value.items() for one in pair))
+    if isinstance(value, list):
+        return set().union(*map(numbers_in, value))
+    if isinstance(value, float):
+        return {f"{value:.3f}", f"{value:.1f}", f"{value:.0f}", str(value)}
+    return set(re.findall(r"\d+(?:\.\d+)?", str(value)))
+
+
+def test_every_number_in_the_body_is_one_of_the_report():
+    body = body_of(write_card())
+    for fixed in (r"```.*?```", r"## CLAIM checklist.*"):
+        body = re.sub(fixed, "", body, flags=re.DOTALL)
+    known = numbers_in([written_report(), written_config(), written_manifest()])
+    # 95% intervals, the threshold 0.5 and an AUROC of nothing, films of 8 and 16 bits, pixels from 0 to 1,
+    # float32, the name of a hash.
+    known |= {"95", "0.5", "8", "16", "0", "1", "32", "256"}
+    assert set(re.findall(r"\d+(?:\.\d+)?", body)) <= known
+
+
+def test_each_table_has_the_figures_of_its_rows_and_columns():
+    report, text = written_report(), write_card()
+    test, point = report["splits"]["test"], report["operating_point"]
+    for name, title in (
+        ("sensitivity", "sensitivity"),
+        ("specificity", "specificity"),
+        ("accuracy", "accuracy"),
+        ("precision", "precision (PPV among these films)"),
+        ("f1", "F1"),
+        ("mcc", "Matthews correlation"),
+    ):
+        assert f"| {title} | {shown(test[name])} | {shown(point['test'][name])} |\n" in text
+    assert f"| AUROC | {shown(test['auroc'])} |" in text
+    assert f"| average precision | {shown(test['average_precision'])} |" in text
+    for label, right, wrong in (("NORMAL", "tn", "fp"), ("PNEUMONIA", "fn", "tp")):
+        cells = [
+            scored["confusion_matrix"][key] for scored in (test, point["test"]) for key in (right, wrong)
+        ]
+        assert f"| {label} | {' | '.join(map(str, cells))} |\n" in text
+    for name, row in test["predictive_values"].items():
+        cells = [
+            scored["predictive_values"][name][key]
+            for scored in (test, point["test"])
+            for key in ("ppv", "npv")
+        ]
+        assert f"| {row['prevalence']:.3f} | {' | '.join(map(shown, cells))} |\n" in text
+    for name, title in (("sensitivity_90", "sensitivity of 0.900"), ("youden", "Youden's index")):
+        one = report["operating_points"][name]
+        cells = [
+            one[split][key] for split in ("validation", "test") for key in ("sensitivity", "specificity")
+        ]
+        assert f"| {title} | {one['threshold']:.3f} | {' | '.join(map(shown, cells))} |\n" in text
+    for key, title in (
+        ("ece", "expected calibration error, 15 bins"),
+        ("brier", "Brier score"),
+        ("nll", "negative log-likelihood"),
+    ):
+        cells = [
+            report["calibration"][split][when][key]
+            for split in ("validation", "test")
+            for when in ("before", "after")
+        ]
+        assert f"| {title} | {' | '.join(map(shown, cells))} |\n" in text
+    for name, one in report["checks"]["shortcuts"].items():
+        means = one["mean_probability"]
+        cells = [shown(one["auroc"]), *(f"{means[label]:.3f}" for label in ("NORMAL", "PNEUMONIA"))]
+        assert f"| {name.replace('_', ' ')} | {' | '.join(cells)} |\n" in text
+    # The figures grow as the report is written: the lowest are those of the first level of blur.
+    lowest = report["checks"]["robustness"]["blur"]["levels"][0]
+    for name, title in (("auroc", "AUROC"), ("sensitivity", "sensitivity"), ("specificity", "specificity")):
+        assert f"| {title} | {shown(lowest[name])} | blur, 0 (sigma, px at 224) |\n" in text
+    virus = report["checks"]["subgroups"]["families"]["person-virus"]["sensitivity"]
+    cells = [shown(virus), "not defined", "1.000 [no interval]", "all NORMAL films"]
+    assert f"| person-virus | 142 | 106 | {' | '.join(cells)} |\n" in text
+    for name, split in report["data"]["splits"].items():
+        classes = split["classes"]
+        counts = [split["films"], split["patients"], classes["NORMAL"], classes["PNEUMONIA"]]
+        assert f"| {name} | {' | '.join(map(str, counts))} |" in text
+
+
+def test_sentences_have_the_figures_that_they_speak_of():
+    report, text = written_report(), " ".join(write_card().split())
+    point = report["operating_point"]
+    shortcut = report["checks"]["shortcuts"]["lungs_blacked_out"]["auroc"]
+    for said in (
+        f"3006 test films of 2903 patients: AUROC {shown(report['splits']['test']['auroc'])}; at its "
+        "operating point (threshold 0.843, chosen on validation) "
+        f"sensitivity {shown(point['test']['sensitivity'])}, "
+        f"specificity {shown(point['test']['specificity'])}.",
+        "finds 0.950 of the pneumonias in validation, where it has "
+        f"sensitivity {shown(point['validation']['sensitivity'])} and "
+        f"specificity {shown(point['validation']['specificity'])};",
+        "divided by a temperature of 1.249, and 1.468 is added",
+        f"AUROC is {shown(shortcut)}, where 0.5 would be nothing.",
+        "41 missed pneumonias and 42 false alarms among 3006 test films",
+        "for 81 films, by the source's own ids for 82, and by nothing for 83",
+        "by source, 0.903 by height of the file.",
+        "epoch 9.0, the best by `auroc`",
+        "seed 17; training took 654 seconds",
+        f"`split_sha256` {'5' * 64}",
+        f"`manifest_sha256` {'6' * 64}",
+        "| unreadable, left out | 2; 1 another reason; 1 empty file |",
+        "| 64 / 65, of 68 films large enough to be searched |",
+    ):
+        assert said in text
+
+
+def test_tables_have_as_many_cells_in_every_row_as_in_their_head():
+    for block in re.findall(r"(?:^\|.*\n)+", body_of(write_card()), flags=re.MULTILINE):
+        head, rule, *rows = block.splitlines()
+        assert re.fullmatch(r"\|(---\|)+", rule)
+        assert rows and {row.count("|") for row in (head, *rows)} == {rule.count("|")}
+
+
+def test_pictures_and_sections_that_are_linked_are_there():
+    text = write_card()
+    assert set(re.findall(r"\]\((plots/.*?)\)", text)) == set(PLOTS)
+    headings = {
+        re.sub(r"\W+", "-", one.lower()) for one in re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#(.*?)\)", text)) <= headings
+
+
+def test_notices_stand_where_they_must_and_nowhere_else():
+    def simulate(report, config, manifest):
+        manifest["sources"] = {"phantom": {"kind": "phantom", "splits": {}}}
+
+    def leak(report, config, manifest):
+        report["data"]["leakage"]["films_seen"] = 39
+
+    def allow(report, config, manifest):
+        config["pneumonia"]["leakage_allowed"] = True
+
+    plain_card, simulated, leaked, allowed = map(write_card, (lambda *_: None, simulate, leak, allow))
+    assert all("no medical device" in text for text in (plain_card, simulated, leaked, allowed))
+    assert "SIMULATED" not in plain_card and "LEAKAGE" not in plain_card
+    assert "> **SIMULATED FILMS.**" in simulated and "- simulated\n" in simulated
+    assert "> **LEAKAGE.**" in leaked and "39 films of validation and test had been seen" in leaked
+    assert "trained with\n> leakage allowed; none was found" in allowed
+
+
+def test_only_films_that_are_called_so_are_said_to_be_kermanys():
+    def kermany(report, config, manifest):
+        report["data"]["source"] = "chest-xray-pneumonia"
+        manifest["sources"] = {"chest-xray-pneumonia": manifest["sources"]["films"]}
+
+    assert "Guangzhou" in write_card(kermany) and "CC BY 4.0" in write_card(kermany)
+    assert "Guangzhou" not in write_card() and "Kermany" not in write_card()
+
+
+def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
+    def change(report, config, manifest):
+        report["operating_point"]["intercept"] = 0.0
+        report["splits"]["covid"] = copy.deepcopy(report["splits"]["test"]) | {"films": 91, "patients": 92}
+        report["splits"]["covid"]["specificity"] = {"value": None, "ci95": None}
+        report["splits"]["test"]["auroc"] = {"value": 1.0, "ci95": None}
+        report["recipe"]["pretrained"] = "/home/somebody/runs/first"
+        manifest["sources"]["second"] = {
+            "kind": "kaggle",
+            "splits": {"test": {"NORMAL": {"films": 3, "patients": 2}}},
+        }
+
+    text = write_card(change)
+    assert "is added to" not in text and "AUROC 1.000 [no interval]" in text
+    assert "91 films of 92 patients" in text
+    assert "(`first`)" in text and "/home" not in text
+    assert "| second | test | 3 (2) | 0 |" in text
+
+
+@pytest.mark.parametrize("name", ["checks", "calibration"])
+def test_a_report_of_an_older_version_gives_no_half_card(name):
+    with pytest.raises(UsageError, match="train again with this version"):
+        write_card(lambda report, config, manifest: report.pop(name))
+
+
+def test_a_key_that_is_missing_deep_inside_is_named():
+    with pytest.raises(UsageError, match="lungs_blacked_out.*train again"):
+        write_card(lambda report, *_: report["checks"]["shortcuts"].pop("lungs_blacked_out"))
+    with pytest.raises(UsageError, match="mcc.*train again"):
+        write_card(lambda report, *_: report["operating_point"]["test"].pop("mcc"))
+
+
+def test_names_from_outside_can_not_break_a_table_or_bring_in_markup():
+    assert plain("a|b`<img src=x>\n# c") == "a_b_img src=x_ _ c"
+    assert plain("Lübeck/train-2") == "Lübeck/train-2"
+
+
+def test_a_number_never_looks_like_one_or_nothing_without_being_it():
+    assert show_figure(0.99984) == "0.9998" and show_figure(0.00004) == "0.00004"
+    assert show_figure(1.0) == "1.000" and show_figure(0.9994) == "0.999"
+
+
+def test_the_worst_level_is_found_among_all_changes():
+    def level(number, value):
+        one = {"value": value, "ci95": None}
+        return {
+            "level": number,
+            "auroc": one,
+            "sensitivity": one,
+            "specificity": {"value": None, "ci95": None},
+        }
+
+    found = worst_levels(
+        {
+            "films": 3,
+            "threshold": 0.5,
+            "blur": {"unit": "px", "levels": [level(0, 0.9), level(4, 0.7)]},
+            "noise": {"unit": "share", "levels": [level(0, 0.9), level(0.1, 0.8)]},
+        }
+    )
+    assert (found["auroc"]["name"], found["auroc"]["level"]) == ("blur", 4)
+    assert found["specificity"] is None
+
+
+def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
+    (tmp_path / "README.md").write_text(write_card())
+    data, report = metadata_load(tmp_path / "README.md"), written_report()
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "timm",
+        "image-classification",
+    )
+    assert {"timm", "transformers", "pneumonia", "medical"} <= set(data["tags"])
+    assert "datasets" not in data and "base_model" not in data
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "name"
+    test, point = report["splits"]["test"], report["operating_point"]["test"]
+    assert {one.metric_type: one.metric_value for one in results} == {
+        "roc_auc": test["auroc"]["value"],
+        "average_precision": test["average_precision"]["value"],
+        "accuracy": test["accuracy"]["value"],
+        "f1": test["f1"]["value"],
+        "recall": point["sensitivity"]["value"],
+        "specificity": point["specificity"]["value"],
+    }
+    # A folder's name is no data set of the Hub.
+    assert {(one.dataset_type, one.dataset_name, one.dataset_split) for one in results} == {
+        ("imagefolder", "films", "test")
+    }
+
+
+def test_the_same_report_gives_the_same_card():
+    assert write_card() == write_card()
+
+
+def snippets_of(text: str, model: str, film: str) -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(found) == 4
+    return [
+        one.replace(f"hf-hub:{REPO}", f"local-dir:{model}").replace(REPO, model).replace("film.jpeg", film)
+        for one in found
+    ]
+
+
+@pytest.fixture(scope="module")
+def published(finished_run, tmp_path_factory):
+    """What a finished run publishes, as a folder."""
+    folder = tmp_path_factory.mktemp("published")
+    for name, content in public_files(finished_run, REPO).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(finished_run):
+    """Probability of two test films, as the run reported it."""
+    lines = [line.split(",") for line in (finished_run / "predictions_test.csv").read_text().splitlines()]
+    column = lines[0].index("probability")
+    return {line[0]: float(line[column]) for line in (lines[1], lines[-1])}
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["pipeline", "Auto classes", "timm"])
+def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which, published, reported):
+    text = (published / "README.md").read_text()
+    for film, probability in reported.items():
+        names: dict = {}
+        exec(snippets_of(text, str(published), film)[which], names)
+        assert names["probability"] == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.mark.skipif(
+    not hasattr(hf_pneumonia, "PneumoniaClassifier"), reason="the package does not hand out the class yet"
+)
+def test_the_snippet_of_the_class_decides_by_the_operating_point(published, reported):
+    text = (published / "README.md").read_text()
+    for film, probability in reported.items():
+        names: dict = {}
+        exec(snippets_of(text, str(published), film)[3], names)
+        assert names["prediction"].probability == pytest.approx(probability, abs=1e-5)
+
+
+def test_the_snippet_of_a_network_of_our_own_runs_in_a_new_process(tmp_path):
+    def own(report, config, manifest):
+        config["architecture"] = report["recipe"]["model"] = "cnn_baseline"
+
+    build_model("cnn_baseline", 64).save_pretrained(tmp_path)
+    Image.new("L", (80, 70), 90).save(tmp_path / "film.png")
+    snippets = snippets_of(write_card(own), str(tmp_path), str(tmp_path / "film.png"))
+    assert all(one.startswith("import hf_pneumonia ") for one in snippets[:3])
+    done = subprocess.run(
+        [sys.executable, "-c", snippets[2] + "print(0 < probability < 1)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "True\n", done.stderr

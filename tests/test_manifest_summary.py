@@ -1,0 +1,123 @@
+import csv
+import hashlib
+
+import pytest
+from written import written_report
+
+from hf_pneumonia.data.manifest import COLUMNS
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.publishing.manifest_summary import manifest_sha256, source_names, summarise_manifest
+
+# path, split, label, patient, hash, group, kept, reason
+FILMS = [
+    ("train/NORMAL/IM-0001-0001.jpeg", "train", "NORMAL", "IM-0001", "a", "1", "true", ""),
+    ("train/NORMAL/IM-0001-0002.jpeg", "train", "NORMAL", "IM-0001", "b", "", "true", ""),
+    ("train/NORMAL/z.jpeg", "train", "NORMAL", "IM-0001", "a", "1", "false", "copy of /home/x/a"),
+    ("train/PNEUMONIA/q.jpeg", "train", "PNEUMONIA", "train/PNEUMONIA/q.jpeg", "c", "", "true", ""),
+    ("val/PNEUMONIA/r.jpeg", "validation", "PNEUMONIA", "Anna", "d", "", "true", ""),
+    ("test/NORMAL/s.jpeg", "test", "NORMAL", "films:17", "e", "", "false", "unreadable: x.jpeg"),
+    ("test/NORMAL/t.jpeg", "test", "NORMAL", "18", "f", "2", "false", "copies with different labels"),
+    ("test/NORMAL/u.jpeg", "test", "PNEUMONIA", "19", "f", "2", "false", "patient of another split"),
+]
+FILMS = [(f"/home/x/films/{film[0]}", *film[1:]) for film in FILMS]
+
+
+def write_run(folder, films=FILMS, source="films"):
+    (folder / "audit").mkdir(parents=True, exist_ok=True)
+    with open(folder / "audit" / "manifest.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([film[0], source, *film[1:]] for film in films)
+    return folder
+
+
+def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
+    summary = summarise_manifest(write_run(tmp_path), written_report())
+    assert summary["films"] == 8
+    assert summary["sources"] == {
+        "films": {
+            "kind": "local",
+            "splits": {
+                "train": {"NORMAL": {"films": 2, "patients": 1}, "PNEUMONIA": {"films": 1, "patients": 1}},
+                "validation": {"PNEUMONIA": {"films": 1, "patients": 1}},
+            },
+        }
+    }
+    assert summary["removed"] == {
+        "unreadable": 1,
+        "copy": 1,
+        "copies with different labels": 1,
+        "patient of another split": 1,
+    }
+    assert summary["copies"] == {"groups": 2, "films": 4}
+    assert summary["patients_known_by"] == {"file name": 3, "source": 4, "nothing": 1}
+    assert "Anna" not in str(summary) and "/home" not in str(summary) and "jpeg" not in str(summary)
+
+
+def test_the_hash_can_be_recomputed_as_the_card_says():
+    rows = [{"split": one[1], "label": one[2], "content_hash": one[4], "kept": one[6]} for one in FILMS]
+    lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in FILMS)
+    assert manifest_sha256(rows[::-1]) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_the_hash_knows_uses_and_films_but_no_names_and_places(tmp_path):
+    report = written_report()
+    first = summarise_manifest(write_run(tmp_path / "a"), report)["manifest_sha256"]
+    moved = [(f"/other/{row}.png", *film[1:3], str(row), *film[4:]) for row, film in enumerate(FILMS)]
+    other = [*FILMS[:-1], (*FILMS[-1][:6], "true", "")]
+    assert summarise_manifest(write_run(tmp_path / "b", moved), report)["manifest_sha256"] == first
+    assert summarise_manifest(write_run(tmp_path / "c", other), report)["manifest_sha256"] != first
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "path", "kind"),
+    [
+        ("phantom", "phantom", "/home/x/phantom-v1/train/NORMAL/p_1.png", "phantom"),
+        ("kaggle:a/b", "kaggle:a/b", "/home/x/.cache/b/train/NORMAL/p_1.png", "kaggle"),
+        ("user/name", "user/name", "train/000017/p_1.png", "hub"),
+        ("user/name", "user/name", "train/000017", "hub"),
+        # A folder of that name, given from where it lies.
+        ("user/name", "user/name", "user/name/train/NORMAL/p_1.png", "local"),
+        # What is called phantom on this machine is none.
+        ("/home/x/phantom", "phantom", "/home/x/phantom/train/NORMAL/p_1.png", "local"),
+    ],
+)
+def test_what_everybody_can_have_is_told_from_what_lies_here(tmp_path, given, shown, path, kind):
+    report = written_report()
+    report["recipe"]["dataset"], report["data"]["source"] = [given], shown
+    run = write_run(tmp_path, [(path, *FILMS[0][1:])], shown)
+    assert summarise_manifest(run, report)["sources"][shown]["kind"] == kind
+
+
+def test_weights_of_an_earlier_run_are_said_to_have_seen_so_many_films(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "audit" / "manifest.csv").rename(tmp_path / "audit" / "seen_before.csv")
+    assert summarise_manifest(write_run(tmp_path), written_report())["seen_before"] == 6
+
+
+def test_sources_keep_the_order_of_the_recipe_and_a_comma_in_one_name_does_not_part_it():
+    report = written_report()
+    report["data"]["source"] = "films, of mine"
+    assert source_names(report) == ["films, of mine"]
+    report["recipe"]["dataset"] = ["/home/x/b", "/home/x/a"]
+    report["data"]["source"] = "b, a"
+    assert source_names(report) == ["b", "a"]
+    report["data"]["source"] = "b, c, a"
+    with pytest.raises(UsageError, match="which is which"):
+        source_names(report)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"path,split\na,b\n", b"\xff\xfe", b",".join(map(str.encode, COLUMNS)) + b"\na,b\n"]
+)
+def test_a_damaged_manifest_is_refused(tmp_path, content):
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "manifest.csv").write_bytes(content)
+    with pytest.raises(UsageError, match="manifest.csv.*train again"):
+        summarise_manifest(tmp_path, written_report())
+
+
+def test_a_reason_that_nobody_knows_is_refused(tmp_path):
+    run = write_run(tmp_path, [(*FILMS[0][:6], "false", "Anna asked for it")])
+    with pytest.raises(UsageError, match="unknown reason"):
+        summarise_manifest(run, written_report())

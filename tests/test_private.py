@@ -1,0 +1,152 @@
+import io
+import json
+import struct
+
+import pytest
+from PIL import Image, PngImagePlugin
+from test_manifest_summary import FILMS, write_run
+from written import written_report
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.publishing.private import check_private
+
+NAMED = [
+    ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000", *FILMS[0][4:]),
+    ("/data/x/Müller, Anna 3.jpeg", *FILMS[0][1:3], "films:Schmidt-Hans", *FILMS[0][4:]),
+    ("C:\\films\\scan 0042.dcm", *FILMS[0][1:3], "1.2.840.113619.2", *FILMS[0][4:]),
+    ("/data/x/film.png", *FILMS[0][1:3], "12", *FILMS[0][4:]),
+    ("/data/x/NORMAL-131.png", *FILMS[0][1:3], "0.844", *FILMS[0][4:]),
+    ("/data/x/7.png", *FILMS[0][1:3], "20190314", *FILMS[0][4:]),
+]
+
+SECRETS = {
+    "a path of this machine": [
+        "/home/somebody/films",
+        "/tmp/pytest-of-root/x",
+        "~/films/train",
+        "C:\\films\\x",
+        "file:///data",
+        "/mnt/Röntgen/ä",
+    ],
+    "a token": ["hf_" + "aB3" * 11, "hf_secretofmine"],
+    "the name of a film or patient": [
+        "person1000_bacteria_2931.jpeg",
+        "PERSON1000_BACTERIA_2931",
+        "person1000",
+        "Müller, Anna 3",
+        "Schmidt-Hans",
+        "scan 0042",
+        "1.2.840.113619.2",
+        "20190314",
+    ],
+}
+PLANTED = [(kind, secret) for kind, secrets in SECRETS.items() for secret in secrets]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder with a manifest of such names, on a machine with a token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secretofmine")
+    write_run(tmp_path, NAMED)
+    (tmp_path / "report.json").write_text(json.dumps(written_report()))
+    return tmp_path
+
+
+def as_text(secret: str) -> bytes:
+    return f"the model of {secret}, and more\n".encode()
+
+
+def as_json(secret: str) -> bytes:
+    return json.dumps({"a": [{secret: 1}]}).encode()  # umlauts escaped, slashes of Windows doubled
+
+
+def as_png(secret: str, key: str = "Comment") -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(key, secret, zip=True)
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "png", pnginfo=text)
+    return file.getvalue()
+
+
+def as_safetensors(secret: str) -> bytes:
+    header = json.dumps({"__metadata__": {"from": secret}}, ensure_ascii=False).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+KINDS = {
+    "README.md": as_text,
+    "recipe.yaml": as_text,
+    ".eval_results/x.yaml": as_text,
+    "report.json": as_json,
+    "plots/roc.png": as_png,
+    "model.safetensors": as_safetensors,
+}
+
+
+@pytest.mark.parametrize("place", KINDS)
+@pytest.mark.parametrize(("kind", "secret"), PLANTED, ids=[secret for _, secret in PLANTED])
+def test_what_must_not_leave_is_found_in_every_kind_of_file(run, place, kind, secret):
+    with pytest.raises(UsageError) as caught:
+        check_private({"fine.md": b"fine", place: KINDS[place](secret)}, run)
+    assert str(caught.value).startswith(f"{place} holds {kind}")
+    assert kind != "a token" or secret not in str(caught.value)
+
+
+def test_files_on_the_disk_are_read_as_well(run, tmp_path):
+    for place, write in KINDS.items():
+        file = tmp_path / "planted"
+        file.write_bytes(write("person1000_bacteria_2931"))
+        with pytest.raises(UsageError, match="film or patient"):
+            check_private({place: file}, run)
+
+
+def test_the_run_and_its_sources_are_ways_on_this_machine_wherever_they_lie(run):
+    report = written_report()
+    report["recipe"]["dataset"] = ["ward/7/films"]
+    (run / "report.json").write_text(json.dumps(report))
+    for way in (str(run), "ward/7/films"):
+        with pytest.raises(UsageError, match="path of this machine"):
+            check_private({"README.md": f"x{way}".encode()}, run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a film is 12 px wide; | NORMAL | 131 | 3 |; 0.844 [0.12, 7.00]",
+        "https://huggingface.co/user/name/tree/main and plots/roc.png, width / height, and/or",
+        "sensitivity/specificity of hf_pneumonia; torch/2.15, `a/b/c`, </a> <b/>",
+        "persons1000 person10000 person100",
+    ],
+)
+def test_figures_words_and_addresses_are_no_names_and_no_paths(run, text):
+    check_private({"README.md": text.encode(), "config.json": json.dumps(text).encode()}, run, "a film")
+
+
+def test_a_name_that_is_a_common_word_is_found_unless_it_is_known_to_be_one(run):
+    write_run(run, [("/data/x/Petersen.png", *FILMS[0][1:])])
+    with pytest.raises(UsageError, match="petersen"):
+        check_private({"README.md": b"drawn by Petersen"}, run)
+    check_private({"README.md": b"drawn by Petersen"}, run, "Petersen et al.")
+
+
+def test_films_that_only_the_starting_weights_knew_are_searched_for_too(run):
+    (run / "audit" / "manifest.csv").rename(run / "audit" / "seen_before.csv")
+    write_run(run)
+    with pytest.raises(UsageError, match="person1000"):
+        check_private({"README.md": b"person1000"}, run)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("report.json", b"{"),
+        ("README.md", b"\xff\xfe"),
+        ("plots/roc.png", b"\x89PNG and no more"),
+        ("model.safetensors", b"\0\0"),
+        ("model.safetensors", struct.pack("<Q", 2**60) + b"{}"),
+        ("training_args.bin", b"a pickle"),
+    ],
+)
+def test_what_can_not_be_looked_through_does_not_leave(run, place, content):
+    with pytest.raises(UsageError, match=place):
+        check_private({place: content}, run)

@@ -1,0 +1,104 @@
+import copy
+import dataclasses
+
+import yaml
+from transformers import TrainingArguments
+from written import written_report
+
+from hf_pneumonia.publishing.public_report import RECIPE_KEYS, public_recipe, public_report, recipe_yaml
+from hf_pneumonia.training.arguments import _DECISIVE, Recipe, parse_recipe
+
+# Where things lie, and what is said once per run folder.
+AT_HOME = {"cache_dir", "overwrite_output_dir", "seeds"}
+
+
+def strings_of(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for one in pair for text in strings_of(one)]
+    if isinstance(value, list):
+        return [text for one in value for text in strings_of(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_every_figure_stays_as_it_is():
+    report = written_report()
+    before = copy.deepcopy(report)
+    public = public_report(report, ["films"])
+    assert report == before
+    for name in ("splits", "operating_point", "operating_points", "calibration", "checks", "versions"):
+        assert public[name] == report[name]
+
+
+def test_lists_of_files_become_counts():
+    public = public_report(written_report(), ["films"])
+    assert public["data"]["unreadable"] == {"another reason": 1, "empty file": 1}
+    assert public["audit"]["unreadable"] == {"another reason": 1, "empty file": 1}
+    assert public["audit"]["conflicting_labels"] == {"groups": 1, "films": 2}
+    assert not [text for text in strings_of(public) if "/home" in text or "jpeg" in text]
+
+
+def test_keys_that_nobody_knows_stay_at_home_at_every_depth():
+    report = written_report()
+    report["host"] = "ward-7"
+    report["data"]["path"] = "/home/somebody"
+    report["splits"]["test"]["files"] = ["a.jpeg"]
+    report["splits"]["test"]["auroc"]["of"] = "a.jpeg"
+    report["checks"]["robustness"]["blur"]["levels"][0]["file"] = "a.jpeg"
+    report["recipe"]["hub_model_id"] = "somebody/secret"
+    assert public_report(report, ["films"]) == public_report(written_report(), ["films"])
+
+
+def test_a_text_where_a_number_belongs_stays_at_home():
+    report = written_report()
+    report["splits"]["test"]["films"] = "a.jpeg"
+    report["history"] = [{"epoch": 1.0, "train": {"loss": "a.jpeg"}}]
+    public = public_report(report, ["films"])
+    assert "films" not in public["splits"]["test"]
+    assert public["history"] == [{"epoch": 1.0, "train": {}}]
+
+
+def test_weights_of_this_machine_are_named_without_the_way_to_them():
+    recipe = written_report()["recipe"] | {"pretrained": "/home/somebody/runs/first/"}
+    assert public_recipe(recipe, ["films"])["pretrained"] == "first"
+
+
+def test_every_choice_of_a_recipe_is_published_or_stays_at_home_on_purpose():
+    own = {field.name for field in dataclasses.fields(Recipe)} - {
+        field.name for field in dataclasses.fields(TrainingArguments)
+    }
+    assert {*own, *_DECISIVE} - AT_HOME <= set(RECIPE_KEYS)
+    assert not AT_HOME & set(RECIPE_KEYS)
+
+
+def published_recipe(tmp_path, *flags: str, all_public: bool = False, sources=("films",)):
+    given, resolved = parse_recipe(
+        ["--output_dir", str(tmp_path / "run"), *flags], default=tmp_path / "empty.yaml"
+    )
+    file = tmp_path / "published.yaml"
+    file.write_text(recipe_yaml(public_recipe(resolved, list(sources)), all_public, resolved))
+    return resolved, file
+
+
+def test_the_published_recipe_asks_for_the_same_training(tmp_path):
+    (tmp_path / "empty.yaml").write_text("image_size: 64\n")
+    resolved, file = published_recipe(
+        tmp_path,
+        *("--dataset", "/home/somebody/films", "--rotation", "5", "6", "--lr_scheduler_type", "cosine"),
+        *("--lr_scheduler_kwargs", '{"num_cycles": 0.4}', "--adam_l2", "true", "--run_name", "of somebody"),
+    )
+    assert "/home" not in file.read_text() and "of somebody" not in file.read_text()
+    assert "Set as well, and not published: run_name" in file.read_text()
+    _, again = parse_recipe([str(file), "--dataset", "/home/somebody/films"], default=None)
+    assert again == {key: value for key, value in resolved.items() if key != "run_name"}
+
+
+def test_sources_that_everybody_has_stay_in_the_recipe(tmp_path):
+    (tmp_path / "empty.yaml").write_text("image_size: 64\n")
+    _, file = published_recipe(tmp_path, all_public=True, sources=("phantom",))
+    assert yaml.safe_load(file.read_text())["dataset"] == ["phantom"]
+
+
+def test_a_name_with_a_line_feed_can_not_add_a_line_to_the_recipe(tmp_path):
+    (tmp_path / "empty.yaml").write_text("image_size: 64\n")
+    _, file = published_recipe(tmp_path, sources=("a\nseed: 9",))
+    assert yaml.safe_load(file.read_text())["seed"] == 42
