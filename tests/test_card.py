@@ -91,7 +91,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
         ]
         assert f"| {title} | {one['threshold']:.3f} | {' | '.join(map(shown, cells))} |\n" in text
     for key, title in (
-        ("ece", "expected calibration error, 15 bins"),
+        ("ece", "expected calibration error"),
         ("brier", "Brier score"),
         ("nll", "negative log-likelihood"),
     ):
@@ -130,6 +130,7 @@ def test_sentences_have_the_figures_that_they_speak_of():
         "finds 0.950 of the pneumonias in validation, where it has "
         f"sensitivity {shown(point['validation']['sensitivity'])} and "
         f"specificity {shown(point['validation']['specificity'])};",
+        "The expected calibration error is over 15 bins.",
         "divided by a temperature of 1.249, and 1.468 is added",
         f"AUROC is {shown(shortcut)}, where 0.5 would be nothing.",
         "41 missed pneumonias and 42 false alarms among 3006 test films",
@@ -218,6 +219,11 @@ def test_a_key_that_is_missing_deep_inside_is_named():
         write_card(lambda report, *_: report["checks"]["shortcuts"].pop("lungs_blacked_out"))
     with pytest.raises(UsageError, match="mcc.*train again"):
         write_card(lambda report, *_: report["operating_point"]["test"].pop("mcc"))
+
+
+def test_a_null_that_is_no_figure_is_never_printed():
+    with pytest.raises(UsageError, match="null where the card needs a count"):
+        write_card(lambda report, *_: report["data"]["splits"]["train"].update(patients=None))
 
 
 def test_names_from_outside_can_not_break_a_table_or_bring_in_markup():

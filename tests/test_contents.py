@@ -75,9 +75,13 @@ def change(path, edit):
     path.write_text(json.dumps(found))
 
 
-def test_a_report_without_what_the_card_needs_is_refused(copied):
-    change(copied / "report.json", lambda report: report.pop("checks"))
-    with pytest.raises(UsageError, match="'checks'.*train again"):
+@pytest.mark.parametrize(
+    "name", ["checks", "audit", "data.split_sha256", "recipe.pretrained", "audit.blank", "kept_epoch"]
+)
+def test_a_report_without_what_the_card_needs_is_refused(copied, name):
+    *way, last = name.split(".")
+    change(copied / "report.json", lambda report: (report[way[0]] if way else report).pop(last))
+    with pytest.raises(UsageError, match=f"{last}.*train again"):
         public_files(copied, REPO)
 
 

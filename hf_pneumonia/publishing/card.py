@@ -22,7 +22,7 @@ class _Missing(jinja2.StrictUndefined):
             f"report.json lacks {self._undefined_name!r}, which the card needs; train again with this version"
         )
 
-    __str__ = __iter__ = __len__ = __bool__ = __eq__ = __hash__ = _fail_with_undefined_error
+    __str__ = __iter__ = __len__ = __bool__ = __eq__ = __ne__ = __hash__ = _fail_with_undefined_error
     __getattr__ = __getitem__ = __add__ = __call__ = __lt__ = __contains__ = __format__ = (
         _fail_with_undefined_error
     )
@@ -44,7 +44,12 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
     names = list(manifest["sources"])
     kinds = [source["kind"] for source in manifest["sources"].values()]
     environment = jinja2.Environment(
-        undefined=_Missing, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+        undefined=_Missing,
+        finalize=_no_null,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     environment.filters |= {"figure": show_figure, "plain": plain}
     try:
@@ -69,6 +74,15 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         raise UsageError(
             f"report.json lacks {error}, which the card needs; train again with this version"
         ) from error
+
+
+def _no_null(value: object) -> object:
+    """A figure may be null, and is then said to be not defined; a count or a name may not."""
+    if value is None:
+        raise UsageError(
+            "report.json has a null where the card needs a count or a name; train again with this version"
+        )
+    return value
 
 
 def show_figure(figure: dict | float | None, digits: int = 3) -> str:

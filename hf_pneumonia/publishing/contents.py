@@ -25,6 +25,25 @@ PLOTS = (
 
 _READ = ("report.json", "recipe.yaml", MANIFEST)
 
+# Of the report, before the card asks for the rest.
+_NEEDED = (
+    "splits.test",
+    "operating_point.threshold",
+    "operating_point.test",
+    "calibration",
+    "checks.robustness",
+    "checks.subgroups.families",
+    "recipe.dataset",
+    "recipe.pretrained",
+    "recipe.split",
+    "data.source",
+    "data.notes",
+    "data.split_sha256",
+    "audit",
+    "versions",
+    "device",
+)
+
 
 def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     """Everything that publishing a run sends: files of it as they are, and what is made of it here.
@@ -70,19 +89,11 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _check_report(run: Path, report: dict, config: dict) -> None:
     """Refuse a report that no card can be made of, before a half one is."""
-    needed = (
-        "splits",
-        "operating_point",
-        "calibration",
-        "checks",
-        "recipe",
-        "data",
-        "audit",
-        "versions",
-        "device",
-    )
-    for name in needed:
-        if name not in report:
+    for name in _NEEDED:
+        found: object = report
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
             raise UsageError(
                 f"{run / 'report.json'} has no {name!r}, which the card needs; train again with this version"
             )

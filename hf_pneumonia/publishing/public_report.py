@@ -182,12 +182,10 @@ def public_report(report: dict, sources: list[str]) -> dict:
     public = _pick(report, _REPORT)
     public["recipe"] = public_recipe(report["recipe"], sources)
     for name in ("data", "audit"):
-        if "unreadable" in report[name]:
-            public[name]["unreadable"] = dict(
-                sorted(Counter(_plain_reason(film["reason"]) for film in report[name]["unreadable"]).items())
-            )
-    if "conflicting_labels" in report["audit"]:
-        groups = report["audit"]["conflicting_labels"]
+        if isinstance(unreadable := report[name].get("unreadable"), list):
+            reasons = Counter(_plain_reason(film["reason"]) for film in unreadable)
+            public[name]["unreadable"] = dict(sorted(reasons.items()))
+    if isinstance(groups := report["audit"].get("conflicting_labels"), list):
         public["audit"]["conflicting_labels"] = {"groups": len(groups), "films": sum(map(len, groups))}
     return public
 
