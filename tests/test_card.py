@@ -136,7 +136,7 @@ def test_sentences_have_the_figures_that_they_speak_of():
         "41 missed pneumonias and 42 false alarms among 3006 test films",
         "for 81 films, by the source's own ids for 82, and by nothing for 83",
         "by source, 0.903 by height of the file.",
-        "epoch 9.0, the best by `auroc`",
+        "epoch 9, the best by `auroc`",
         "seed 17; training took 654 seconds",
         f"`split_sha256` {'5' * 64}",
         f"`manifest_sha256` {'6' * 64}",

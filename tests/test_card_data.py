@@ -55,7 +55,7 @@ def test_figures_that_are_not_defined_are_left_out_of_the_index():
 def test_eval_results_of_a_data_sets_own_test_split_read_back():
     report, recipe, manifest = of_hub()
     files = eval_result_files(report, recipe, manifest, "user/name")
-    assert list(files) == [".eval_results/somebody-chest-films.yaml"]
+    assert list(files) == [".eval_results/test.yaml"]
     entries = parse_eval_result_entries(yaml.safe_load(*files.values()))
     test, point = report["splits"]["test"], report["operating_point"]["test"]
     assert {one.task_id: one.value for one in entries} == {
@@ -70,14 +70,20 @@ def test_eval_results_of_a_data_sets_own_test_split_read_back():
     assert {one.date for one in entries} == {None}  # the same run, the same bytes
 
 
-def test_figures_on_films_that_nobody_else_can_find_are_no_eval_results():
+def test_figures_on_films_that_nobody_else_can_find_are_of_no_data_set_of_the_hub():
     report, recipe, manifest = of_hub()
     cut = copy.deepcopy(report)
     cut["data"]["notes"] = ["no test split found: cut 20 films of 18 patients as a test split"]
     several = {"sources": manifest["sources"] | {"films": {"kind": "local"}}}
     local = {"sources": {"films": {"kind": "local"}}}
-    assert eval_result_files(report, recipe, manifest, "u/n")
-    assert not eval_result_files(cut, recipe, manifest, "u/n")
-    assert not eval_result_files(report, recipe | {"split": "80/10/10"}, manifest, "u/n")
-    assert not eval_result_files(report, recipe, several, "u/n")
-    assert not eval_result_files(report, recipe, local, "u/n")
+
+    def named(report, recipe, manifest) -> set[str]:
+        (content,) = eval_result_files(report, recipe, manifest, "u/n").values()
+        return {one.dataset_id for one in parse_eval_result_entries(yaml.safe_load(content))}
+
+    assert named(report, recipe, manifest) == {HUB}
+    assert named(cut, recipe, manifest) == {f"hub:{HUB}"}
+    assert named(report, recipe | {"split": "80/10/10"}, manifest) == {f"hub:{HUB}"}
+    assert named(report, recipe, several) == {f"hub:{HUB} + local:films"}
+    assert named(report, recipe, local) == {"local:films"}
+    assert named(report, recipe, {"sources": {"phantom": {"kind": "phantom"}}}) == {"phantom"}

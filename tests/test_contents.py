@@ -22,6 +22,7 @@ def copied(finished_run, tmp_path):
 
 def test_a_run_publishes_the_listed_files_and_no_others(finished_run):
     assert set(public_files(finished_run, REPO)) == {
+        ".eval_results/test.yaml",
         "README.md",
         "config.json",
         "manifest.json",

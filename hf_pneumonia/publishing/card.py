@@ -22,7 +22,9 @@ class _Missing(jinja2.StrictUndefined):
             f"report.json lacks {self._undefined_name!r}, which the card needs; train again with this version"
         )
 
-    __str__ = __iter__ = __len__ = __bool__ = __eq__ = __ne__ = __hash__ = _fail_with_undefined_error
+    __str__ = __int__ = __iter__ = __len__ = __bool__ = __eq__ = __ne__ = __hash__ = (
+        _fail_with_undefined_error
+    )
     __getattr__ = __getitem__ = __add__ = __call__ = __lt__ = __contains__ = __format__ = (
         _fail_with_undefined_error
     )
@@ -51,7 +53,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"figure": show_figure, "plain": plain}
+    environment.filters |= {"figure": show_figure, "epochs": _show_epochs, "plain": plain}
     try:
         return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             front_matter=card_data(report, recipe, manifest, repo).to_yaml(),
@@ -74,6 +76,10 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         raise UsageError(
             f"report.json lacks {error}, which the card needs; train again with this version"
         ) from error
+
+
+def _show_epochs(number: float) -> str:
+    return str(int(number) if number == int(number) else number)
 
 
 def _no_null(value: object) -> object:
