@@ -82,6 +82,40 @@ def finished_run(film_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def timm_folder(tmp_path) -> Path:
+    """A small ResNet of ours, of random weights."""
+    import torch
+
+    from hf_pneumonia.modeling.build import build_model
+
+    torch.manual_seed(0)
+    model = build_model("resnet10t", 64)
+    model.config.pneumonia = {"threshold": 0.3}
+    model.save_pretrained(tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+@pytest.fixture
+def vit_folder(tmp_path) -> Path:
+    """A vision transformer of transformers' own, of random weights, as other people publish one."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    from hf_pneumonia.data.labels import LABELS
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64,
+        patch_size=16, id2label=dict(enumerate(LABELS)), label2id={"NORMAL": 0, "PNEUMONIA": 1},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    size = {"height": 64, "width": 64}
+    processor = ViTImageProcessor(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.2, 0.1])
+    processor.save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.fixture
 def trainer(film_folder, tmp_path):
     """Makes a PneumoniaTrainer of a small ResNet, by the flags of a recipe."""
     # Late: the environment above comes before any library.

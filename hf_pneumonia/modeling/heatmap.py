@@ -31,9 +31,12 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         ValueError: the network has no feature map with places, or its logits are not finite.
     """
     network = model.timm_model
+    adapter = getattr(model, "adapter", None)  # of a network of other people, from `load_model`
     # Tensors of torch.inference_mode can't have gradients, so the caller's is left and the input copied.
     with torch.inference_mode(False), torch.enable_grad(), _evaluation(model):
-        features, logits = _features_and_logits(network, inputs.clone())
+        fed = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
+        features, logits = _features_and_logits(network, fed)
+        logits = logits if adapter is None else adapter.answer(logits)
         if not torch.isfinite(logits).all():
             raise ValueError("the network's answers are not finite, so there is nothing to explain")
         difference = (logits[:, 1] - logits[:, 0]).sum()

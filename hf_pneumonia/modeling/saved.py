@@ -8,12 +8,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
+from hf_pneumonia.modeling.fetch import model_folder
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class SavedModel:
         operating_point: what it states of one: `threshold`, a probability of pneumonia, and what else
             `calibrate` found; empty where it states none.
         notes: what a reader of its figures should know, a line each.
+        processor: the model's own, as it was published; None where config.json says it all, as timm's does.
     """
 
     name: str
@@ -34,27 +41,36 @@ class SavedModel:
     image_size: int
     operating_point: dict
     notes: list[str]
+    processor: BaseImageProcessor | None = None
 
 
-def load_model(name: str) -> SavedModel:
+def load_model(name: str, revision: str | None = None) -> SavedModel:
     """Load a run folder, or a repository of the Hub: safetensors only, and no code from it is ever run.
+
+    Args:
+        name: of a local folder, or user/name.
+        revision: branch, tag or commit of a repository.
 
     Raises:
         UsageError: there is no such model, its files are damaged, its classes are others than LABELS, or it
             can't be fed with square gray films.
     """
-    folder = Path(name).expanduser()
-    _check_folder(name, folder)
-    source = str(folder) if folder.is_dir() else name
-    options = {"use_safetensors": True, "trust_remote_code": False}
+    source = model_folder(name, revision)
     try:
         model, loaded = AutoModelForImageClassification.from_pretrained(
-            source, output_loading_info=True, **options
+            source,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,  # else that of the file, and half a network takes no whole numbers
         )
-        size, mean, std, squashed = _preprocessing(model, source)
-    # No connection, no such file or repository, another kind of model, tensors of other shapes.
+        processor = None
+        if getattr(model.config, "pretrained_cfg", None) is None:
+            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        size, mean, std, squashed = _preprocessing(model, processor)
+    # Another kind of model, tensors of other shapes, damaged files.
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].replace(str(source), name)
         raise UsageError(
             f"--model expects a run folder or a Hub repository, got {name!r}: {reason}"
         ) from error
@@ -71,10 +87,7 @@ def load_model(name: str) -> SavedModel:
             f"--model {name}: expected the labels {' and '.join(LABELS)}, found {', '.join(map(str, found))}"
         )
     model.eval()
-    if (mean, std) != ([MEAN] * 3, [STD] * 3):
-        _feed_with(model, mean, std)
-    if order != [0, 1]:
-        model.register_forward_hook(_swap)
+    _adapt(model, mean, std, swapped=order != [0, 1])
     _try(model, name, size)
     point = _operating_point(model, name)
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
@@ -83,42 +96,30 @@ def load_model(name: str) -> SavedModel:
             f"the model prepares images in another way: films were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
-    short = folder.resolve().name if folder.is_dir() else name
-    return SavedModel(short, model, size, point, notes)
+    local = Path(name).expanduser()
+    short = local.resolve().name if local.is_dir() else name
+    return SavedModel(short, model, size, point, notes, processor)
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    """What can be said better of a folder than transformers does."""
-    problem = None
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        problem = "there is no model in it (config.json is missing)"
-        if any(folder.glob("checkpoint-*")):
-            problem = "its training is not finished; go on with --resume_from_checkpoint true"
-    elif folder.is_file():
-        problem = "it is a file"
-    elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        problem = "no such folder"
-    if problem:
-        raise UsageError(f"--model expects a run folder or a Hub repository, got {name!r}: {problem}")
-
-
-def _preprocessing(model: PreTrainedModel, source: str) -> tuple[int, list[float], list[float], bool]:
+def _preprocessing(
+    model: PreTrainedModel, processor: BaseImageProcessor | None
+) -> tuple[int, list[float], list[float], bool]:
     """Side of the input; mean and deviation of its three channels, for pixels from 0 to 1; and whether the
     model's own way to that size is another than `squash`."""
-    config = getattr(model.config, "pretrained_cfg", None)
-    if config is not None:
+    if processor is None:
+        config = model.config.pretrained_cfg
         size, mean, std = config["input_size"][-2:], config["mean"], config["std"]
         ours = ("squash", 1.0, INTERPOLATION)
         squashed = tuple(config.get(key) for key in ("crop_mode", "crop_pct", "interpolation")) != ours
     else:
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False).to_dict()
+        said = processor.to_dict()
         mean, std = [0.0] * 3, [1.0] * 3
-        if processor.get("do_normalize"):
-            mean, std = processor["image_mean"], processor["image_std"]
-        if abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6 or processor.get("rescale_offset"):
+        if said.get("do_normalize"):
+            mean, std = said["image_mean"], said["image_std"]
+        if abs(255 * said.get("rescale_factor", 1 / 255) - 1) > 1e-6 or said.get("rescale_offset"):
             raise ValueError("its preprocessor does not scale pixels to 0 to 1")
-        cropped = processor.get("crop_size") if processor.get("do_center_crop") else None
-        sides = cropped or processor["size"]
+        cropped = said.get("crop_size") if said.get("do_center_crop") else None
+        sides = cropped or said["size"]
         size = [sides.get(side, sides.get("shortest_edge")) for side in ("height", "width")]
         squashed = True
     if len(mean) == 1:
@@ -128,20 +129,40 @@ def _preprocessing(model: PreTrainedModel, source: str) -> tuple[int, list[float
     return int(size[0]), list(mean), list(std), squashed
 
 
-def _feed_with(model: PreTrainedModel, mean: list[float], std: list[float]) -> None:
-    """Let the network take `network_input`, normalised by MEAN and STD, where it wants its own."""
-    own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
-    scale, shift = STD / own_std, (MEAN - own_mean) / own_std
+class Adapter:
+    """Lets a network be fed and understood as if it were one of ours.
 
-    def normalise(_, args: tuple) -> tuple:
-        return (args[0] * scale.to(args[0]) + shift.to(args[0]), *args[1:])
+    Where one is needed it serves the model's hooks, and is its attribute `adapter` for who goes past them.
+    """
 
-    model.register_forward_pre_hook(normalise)
+    def __init__(self, mean: list[float], std: list[float], swapped: bool) -> None:
+        own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
+        self.scale, self.shift = STD / own_std, (MEAN - own_mean) / own_std
+        self.same, self.swapped = (mean, std) == ([MEAN] * 3, [STD] * 3), swapped
+
+    def feed(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`network_input`, normalised by MEAN and STD -> the same normalised as the network wants it."""
+        if self.same:
+            return inputs
+        return inputs * self.scale.to(inputs) + self.shift.to(inputs)
+
+    def answer(self, logits: torch.Tensor) -> torch.Tensor:
+        """The network's (b, 2) logits -> those in the order of LABELS."""
+        return logits.flip(-1) if self.swapped else logits
 
 
-def _swap(_, __, output):
-    output.logits = output.logits.flip(-1)
-    return output
+def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped: bool) -> None:
+    adapter = Adapter(mean, std, swapped)
+    if adapter.same and not swapped:
+        return
+
+    def answer(_, __, output):
+        output.logits = adapter.answer(output.logits)
+        return output
+
+    model.adapter = adapter
+    model.register_forward_pre_hook(lambda _, args: (adapter.feed(args[0]), *args[1:]))
+    model.register_forward_hook(answer)
 
 
 @torch.no_grad()
