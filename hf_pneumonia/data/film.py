@@ -1,10 +1,12 @@
-"""Bytes of an image file -> one grayscale film. Knows nothing about labels, patients or networks.
+"""Bytes of an image file, or an open image -> one grayscale film. Knows nothing of labels or networks.
 
 The same function serves training and prediction: a film that is read in two ways is two films to a network.
 """
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -61,23 +63,73 @@ def read_film(source: str | Path | bytes) -> Image.Image:
     data = source if isinstance(source, bytes) else _read_file(source)
     if not data:
         raise UnreadableFilm("empty file")
-    _check_size(len(data))
+    check_size(len(data))
     if is_dicom(data):
         return Image.fromarray(read_dicom(data, MAX_PIXELS))
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableFilm(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            return _to_gray(image)
-    except UnreadableFilm:
-        raise
-    except Image.DecompressionBombError:
-        raise UnreadableFilm(f"more than {MAX_PIXELS:,} pixels") from None
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableFilm(_why_no_image(data)) from error
-    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
-    except Exception as error:
-        raise UnreadableFilm(" ".join(str(error).split()) or type(error).__name__) from error
+    with _reasons(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _to_gray(image)
+
+
+def gray_image(image: Image.Image) -> Image.Image:
+    """A film that is a Pillow image already, as `read_film` would have read it. The image is left as it is.
+
+    Raises:
+        UnreadableFilm: as `read_film`.
+    """
+    with _reasons():
+        return _to_gray(image, keep=True)
+
+
+def stretch(values: np.ndarray) -> Image.Image:
+    """(h, w) numbers of more than 8 bits -> a film, the lowest black and the highest white.
+
+    Raises:
+        UnreadableFilm: they are all the same, or not all finite.
+    """
+    # Pillow's own conversion clips 16-bit films at 255, which turns them white.
+    values = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise UnreadableFilm("pixels that are no numbers")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
+    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
+
+
+def stretch_upper_bits(gray: Image.Image) -> Image.Image:
+    """What is left of 16-bit colour, the upper 8 bits, of which a film of 12 bits fills four -> a film.
+
+    Raises:
+        UnreadableFilm: too few grays are left.
+    """
+    low, high = gray.getextrema()
+    if low < high < low + 63:
+        raise UnreadableFilm(
+            f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
+        )
+    return stretch(np.asarray(gray))
+
+
+def check_size(size: int) -> None:
+    """Refuse a file of so many bytes, before it is read.
+
+    Raises:
+        UnreadableFilm: more than MAX_BYTES.
+    """
+    if size > MAX_BYTES:
+        raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse a film of such a size, before it is decoded.
+
+    Raises:
+        UnreadableFilm: no pixel, or more than MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise UnreadableFilm(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if not width * height:
+        raise UnreadableFilm(f"{width} x {height} pixels")
 
 
 def film_array(source: str | Path | bytes, size: int) -> np.ndarray:
@@ -110,13 +162,8 @@ def _read_file(path: str | Path) -> bytes:
         raise UnreadableFilm("no such file") from None
     with file:
         size = os.fstat(file.fileno()).st_size
-        _check_size(size)
+        check_size(size)
         return file.read(size)
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def _why_no_image(data: bytes) -> str:
@@ -129,15 +176,35 @@ def _why_no_image(data: bytes) -> str:
     return "not an image"
 
 
-def _to_gray(image: Image.Image) -> Image.Image:
+@contextmanager
+def _reasons(data: bytes = b"") -> Iterator[None]:
+    """Whatever goes wrong with an image becomes UnreadableFilm."""
+    try:
+        yield
+    except UnreadableFilm:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableFilm(f"more than {MAX_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableFilm(_why_no_image(data)) from error
+    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
+    except Exception as error:
+        raise UnreadableFilm(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _to_gray(image: Image.Image, keep: bool = False) -> Image.Image:
+    check_pixels(image.width, image.height)
     _refuse_what_pillow_misreads(image)
     # Asked before it is decoded, which forgets both.
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
     cut_to_8_bits = ";16" in _layout(image)
-    ImageOps.exif_transpose(image, in_place=True)
+    if keep:
+        image = ImageOps.exif_transpose(image)
+    else:
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow turns WhiteIsZero over for up to 8 bits only.
-        return _stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
+        return stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
     # Alpha is dropped, not blended: so do `pipeline` and every loader that calls `.convert("RGB")`.
     transparent = image.info.pop("transparency", None) is not None or image.mode in (
         "LA",
@@ -147,7 +214,7 @@ def _to_gray(image: Image.Image) -> Image.Image:
     )
     gray = image.convert("L")
     if cut_to_8_bits:
-        return _stretch_rest(gray)
+        return stretch_upper_bits(gray)
     if transparent and np.ptp(gray.getextrema()) == 0:
         raise UnreadableFilm("blank without its transparency: save it without an alpha channel")
     return gray
@@ -168,31 +235,12 @@ def _refuse_what_pillow_misreads(image: Image.Image) -> None:
     if image.mode == "L" and image.tag_v2.get(339) == (2,):
         raise UnreadableFilm("TIFF of 8 bits with a sign: save it as 8 bits without")
     # libtiff hands over numbers in the machine's byte order, and Pillow turns these round once more.
-    if image.tile[0][0] == "libtiff" and image.mode in ("I", "F") and image.tag_v2.prefix == b"MM":
+    packed = image.tile[0][0] == "libtiff" if image.tile else image.tag_v2.get(259, 1) != 1
+    if packed and image.mode in ("I", "F") and image.tag_v2.prefix == b"MM":
         raise UnreadableFilm("compressed big-endian TIFF of float or signed numbers: save it uncompressed")
 
 
 def _layout(image: Image.Image) -> str:
     """Pillow's name of the pixels' layout in the file ("RGB;16B"); "" where it keeps none."""
-    options = image.tile[0][3] if image.tile else ""
+    options = image.tile[0][3] if getattr(image, "tile", None) else ""
     return str(options[0] if isinstance(options, tuple) and options else options)
-
-
-def _stretch(values: np.ndarray) -> Image.Image:
-    # Pillow's own conversion clips 16-bit films at 255, which turns them white.
-    if not np.isfinite(values).all():
-        raise UnreadableFilm("pixels that are no numbers")
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
-    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
-
-
-def _stretch_rest(gray: Image.Image) -> Image.Image:
-    """What Pillow leaves of 16-bit colour: the upper 8 bits, of which a film of 12 bits fills four."""
-    low, high = gray.getextrema()
-    if low < high < low + 63:
-        raise UnreadableFilm(
-            f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
-        )
-    return _stretch(np.asarray(gray, dtype=np.float32))
