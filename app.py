@@ -6,8 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.data.film import UnreadableFilm
-from hf_pneumonia.errors import run_script
+from hf_pneumonia.errors import UnreadableFilm, run_script
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.which_model import which_model
 
@@ -19,7 +18,7 @@ NOTE = (
 def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
     def classify(film: str) -> dict[str, float]:
         try:
-            probability = classifier(film)
+            probability = classifier(film).probability
         except UnreadableFilm as error:
             raise gr.Error(f"This file can't be read as a film: {error}") from error
         return {"Pneumonia": probability, "Normal": 1 - probability}

@@ -6,4 +6,5 @@ def test_the_page_answers_with_the_classifiers_probability(finished_run, film_fo
     classifier = PneumoniaClassifier.from_pretrained(str(finished_run))
     film = str(next((film_folder / "test" / "PNEUMONIA").iterdir()))
     answer = build_page(classifier).fn(film)
-    assert answer == {"Pneumonia": classifier(film), "Normal": 1 - classifier(film)}
+    probability = classifier(film).probability
+    assert answer == {"Pneumonia": probability, "Normal": 1 - probability}

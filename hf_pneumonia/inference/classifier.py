@@ -1,47 +1,301 @@
-"""One film -> the probability of pneumonia, by a saved run or a model of the Hub."""
+"""Films in any form -> predictions, by a saved run or any two-class model of the Hub."""
 
+import itertools
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from hf_pneumonia.data.film import film_array
+from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.film import squash
+from hf_pneumonia.data.forms import is_one_film, read_any_film
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.evaluation.scoring import pneumonia_probability
+from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.heatmap import heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+# What two threads may read at a time, one film given twice included: not so open files and Pillow images.
+_THREAD_SAFE = (str, os.PathLike, bytes, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one film.
+
+    Attributes:
+        label: one of LABELS: PNEUMONIA from the threshold on.
+        probability: of pneumonia, 0 to 1, calibrated where the model is.
+        threshold: the model's operating point.
+        decision: "pneumonia" or "normal". "uncertain" and "not a chest film" join them with the gate, a later
+            piece of work.
+        heat_map: (h, w) float32 of the network's input size, 0 to 1, where it saw pneumonia; None where none
+            was asked for.
+    """
+
+    label: str
+    probability: float
+    threshold: float
+    decision: str
+    heat_map: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 class PneumoniaClassifier:
-    """A network with its input size and its operating point.
+    """A network with its input size and its operating point. Several threads may ask it at a time.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
+        name: the last folder, or the repository's id.
+        model: in evaluation mode; `network_input` in, logits in the order of LABELS out.
         image_size: side of the network's input in pixels.
-        threshold: probability from which a film is called pneumonia, chosen on validation.
+        threshold: probability from which a film is called pneumonia, chosen on validation; 0.5 where the
+            model states none.
+        operating_point: all that the model states of it; empty where it states nothing.
+        notes: what a reader of its answers should know, a line each.
     """
 
-    def __init__(self, saved: SavedModel) -> None:
-        self.model, self.image_size = saved.model, saved.image_size
-        self.threshold = saved.operating_point["threshold"]
+    def __init__(
+        self,
+        saved: SavedModel,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
+        self.operating_point = saved.operating_point
+        self.threshold = float(saved.operating_point.get("threshold", 0.5))
+        self.device, self.dtype = _device(device), _dtype(dtype)
+        self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
+        self._processor = saved.processor
+        # One film or batch in the network at a time: it has the whole device anyway, and heat maps of some
+        # networks are taken by hooks, which a film of another thread would meet.
+        self._lock = threading.Lock()
+        try:
+            self._logits(np.zeros((1, self.image_size, self.image_size), np.uint8))
+        except RuntimeError as error:
+            raise UsageError(
+                f"--model {self.name} does not work on {self.device} as {_name(self.dtype)}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "PneumoniaClassifier":
-        """Load a run folder, or a repository of the Hub.
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> "PneumoniaClassifier":
+        """Load a run folder, any local folder, or a repository of the Hub, and warn of its notes.
+
+        Args:
+            name: path, or user/name.
+            revision: branch, tag or commit of a repository.
+            device: by default a GPU where there is one, else the CPU.
+            dtype: of weights and computation, such as `torch.bfloat16` or its name; by default float32.
 
         Raises:
-            UsageError: there is no such model, or it is not one that train.py made.
+            UsageError: there is no such model, device or dtype, or its labels are others than LABELS.
         """
-        saved = load_model(name)
-        if not saved.operating_point:
-            raise UsageError(f"--model {name}: expected a model that train.py made, with labels {LABELS}")
-        return cls(saved)
+        device, dtype = _device(device), _dtype(dtype)  # ahead of what may be a download
+        saved = load_model(os.fspath(name), revision)
+        for note in saved.notes:
+            logger.warning("%s: %s", saved.name, note)
+        return cls(saved, device, dtype)
+
+    def __call__(
+        self, film: Any, heat_map: bool = False, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """What the model says of one film, or of several.
+
+        Args:
+            film: one film in any form that `read_any_film` takes (path, bytes, file, Pillow image, array,
+                pydicom Dataset), or any number of them: list, tuple, generator ...
+            heat_map: whether to say where the network saw it, too.
+            batch_size: films that go through the network at a time, of several.
+
+        Returns:
+            A Prediction, or a list of them in the order of the films.
+
+        Raises:
+            UnreadableFilm: a film can't be read; of several, the message says which.
+            UsageError: batch_size is no number from 1, heat maps of this kind of network can't be made, or
+                its answer is no number.
+            TypeError: this is no film.
+            OSError: a file can't be read for another reason than its content.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size expects a number from 1, got {batch_size!r}")
+        if is_one_film(film):
+            return self.predict_squares(self._square(film)[None], heat_map)[0]
+        squares = self._squares(film, batch_size)
+        predictions: list[Prediction] = []
+        while batch := list(itertools.islice(squares, batch_size)):
+            predictions += self.predict_squares(np.stack(batch), heat_map)
+        return predictions
+
+    def predict_squares(self, squares: np.ndarray, heat_map: bool = False) -> list[Prediction]:
+        """What the model says of films that are brought to its input size by `squash`.
+
+        Args:
+            squares: (b, image_size, image_size) uint8, from 1 film.
+            heat_map: whether to say where the network saw it, too.
+
+        Raises:
+            UsageError: as `__call__`.
+        """
+        probabilities = pneumonia_probability(self._logits(squares))
+        if not np.isfinite(probabilities).all():
+            raise UsageError(
+                f"--model {self.name}: its answers are no numbers; train it anew, or take another dtype than "
+                f"{_name(self.dtype)}"
+            )
+        maps = self._heat_maps(squares) if heat_map else itertools.repeat(None)
+        return [
+            self._prediction(probability, one)
+            for probability, one in zip(probabilities.tolist(), maps, strict=False)
+        ]
+
+    def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
+        """Write what `from_pretrained` reads again, and so do transformers' own Auto classes.
+
+        A model that was loaded as bfloat16 or float16 is saved as that. What else the folder holds stays,
+        but for files that would be read along with these.
+
+        Returns:
+            Names of the files: config.json, model.safetensors, and preprocessor_config.json where the network
+            is not timm's.
+
+        Raises:
+            UsageError: there is a file where the folder should be.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed when whole.
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
+            self.model.save_pretrained(aside, max_shard_size="1TB")
+            if self._processor is not None:
+                self._processor.save_pretrained(aside)
+            names = sorted(path.name for path in Path(aside).iterdir())
+            for stale in (
+                "model.safetensors.index.json",
+                "preprocessor_config.json",
+                "processor_config.json",
+            ):
+                (folder / stale).unlink(missing_ok=True)
+            for name in names:
+                os.replace(Path(aside) / name, folder / name)
+        return names
+
+    def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main"):
+        """Publish what `save_pretrained` writes, and nothing else, as one commit.
+
+        Args:
+            repo: user/name; made where missing.
+            private: whether only you can see a repository that is made now.
+            revision: branch; made where missing.
+
+        Returns:
+            `hub.Commit`.
+
+        Raises:
+            UsageError: no login, no right to write, no connection ...
+        """
+        from huggingface_hub import HfApi
+
+        from hf_pneumonia.hub import commit_files
+
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: Path(folder) / name for name in self.save_pretrained(folder)}
+            message = "Upload a classifier of chest films"
+            return commit_files(HfApi(), repo, files, message=message, private=private, revision=revision)
+
+    def _square(self, film: Any) -> np.ndarray:
+        return squash(read_any_film(film), self.image_size)
+
+    def _squares(self, films: Iterable, batch_size: int) -> Iterator[np.ndarray]:
+        """Squares of several films, in order, decoded ahead in threads."""
+
+        def square(number: int, film: Any) -> np.ndarray:
+            try:
+                return self._square(film)
+            except UnreadableFilm as error:
+                name = f" ({os.path.basename(film)})" if isinstance(film, str | os.PathLike) else ""
+                raise UnreadableFilm(f"films[{number}]{name}: {error}") from error
+            except TypeError as error:
+                raise TypeError(f"films[{number}]: {error}") from error
+
+        def tasks() -> Iterator[Callable[[], np.ndarray]]:
+            for number, film in enumerate(films):
+                if isinstance(film, _THREAD_SAFE):
+                    yield partial(square, number, film)
+                else:
+                    done = square(number, film)
+                    yield lambda done=done: done
+
+        return work_ahead(lambda task: task(), tasks(), available_cores(), 2 * batch_size)
+
+    def _inputs(self, squares: np.ndarray) -> torch.Tensor:
+        films = torch.from_numpy(np.array(squares)).to(self.device)
+        return network_input(films).to(self.dtype)
 
     @torch.inference_mode()
-    def __call__(self, film: str | Path | bytes) -> float:
-        """Probability of pneumonia of one film, 0 to 1.
+    def _logits(self, squares: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return self.model(self._inputs(squares)).logits.float().cpu().numpy()
 
-        Raises:
-            UnreadableFilm: the file can't be read as a film.
-        """
-        pixels = torch.from_numpy(film_array(film, self.image_size).copy())
-        return self.model(network_input(pixels[None])).logits.double().softmax(1)[0, 1].item()
+    def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
+        if not hasattr(self.model, "timm_model"):
+            raise UsageError(
+                f"--model {self.name}: heat maps are made of timm's networks, and this is a "
+                f"{type(self.model).__name__}"
+            )
+        try:
+            with self._lock:
+                return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
+        except ValueError as error:
+            raise UsageError(f"--model {self.name}: no heat maps: {error}") from error
+
+    def _prediction(self, probability: float, heat_map: np.ndarray | None) -> Prediction:
+        label = LABELS[int(probability >= self.threshold)]
+        return Prediction(label, probability, self.threshold, label.lower(), heat_map)
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device).cpu()
+    # No such device here, no such name, a device that holds nothing ("meta"), torch built without it.
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"device expects cpu, cuda, cuda:1 or mps, got {wanted!r}: {reason}") from error
+    return device
+
+
+def _dtype(wanted: torch.dtype | str | None) -> torch.dtype:
+    name = "float32" if wanted is None else _name(wanted)
+    if name not in _DTYPES:
+        raise UsageError(f"dtype expects {', '.join(_DTYPES)}, got {wanted!r}")
+    return getattr(torch, name)
+
+
+def _name(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")
