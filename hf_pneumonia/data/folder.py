@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _IMAGE_ENDINGS = set(ImageFolder.EXTENSIONS)
 _DICOM_ENDINGS = {".dcm", ".dicom"}
+
+IMAGE, DICOM, PERHAPS_DICOM = "image", "dicom", "perhaps dicom"
 
 
 def films_of_folder(root: Path) -> datasets.Dataset:
@@ -106,7 +108,7 @@ def _find_layout(root: Path) -> dict[str, Path]:
 def _lone_listing(root: Path) -> Path | None:
     """The folder's CSV file, where no class folder says what the films are."""
     listings = _listings(root)
-    if not listings or any(is_class(folder.name) for folder, _ in _walk(root) if folder != root):
+    if not listings or any(is_class(folder.name) for folder, _ in walk(root) if folder != root):
         return None
     if len(listings) > 1:
         names = ", ".join(path.name for path in listings)
@@ -116,10 +118,26 @@ def _lone_listing(root: Path) -> Path | None:
     return listings[0]
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over."""
+def kind_by_name(name: str) -> str | None:
+    """What a file is by its name: IMAGE, DICOM, PERHAPS_DICOM where its beginning must tell, or None."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in _IMAGE_ENDINGS:
+        return IMAGE
+    if ending in _DICOM_ENDINGS:
+        return DICOM
+    # 1.2.840.10008 is a name without an ending too
+    return PERHAPS_DICOM if not ending or ending[1:].isdigit() else None
+
+
+def walk(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over.
+
+    Args:
+        root: the folder.
+        on_error: told of each folder that can't be listed, which is passed over as well.
+    """
     seen = set()
-    for parent, children, names in os.walk(root, followlinks=True):
+    for parent, children, names in os.walk(root, onerror=on_error, followlinks=True):
         place = os.path.realpath(parent)
         if place in seen:  # a link back to a folder around it, which would never end
             children.clear()
@@ -148,16 +166,13 @@ def _images(folder: Path) -> list[Path]:
 def _list_images(folder: Path, split: str) -> datasets.Dataset:
     """Table with the column `image`: images as `imagefolder` lists them, and then the DICOM files."""
     endings, count, dicoms = set(), 0, []
-    for parent, names in _walk(folder.resolve()):
+    for parent, names in walk(folder.resolve()):
         for name in names:
-            ending = os.path.splitext(name)[1]
-            if ending.lower() in _IMAGE_ENDINGS:
-                endings.add(f"*{ending}")
+            kind = kind_by_name(name)
+            if kind == IMAGE:
+                endings.add(f"*{os.path.splitext(name)[1]}")
                 count += 1
-            # 1.2.840.10008 is a name without an ending too
-            elif ending.lower() in _DICOM_ENDINGS or (
-                (not ending or ending[1:].isdigit()) and _is_dicom(parent / name)
-            ):
+            elif kind == DICOM or (kind == PERHAPS_DICOM and begins_as_dicom(parent / name)):
                 dicoms.append(str(parent / name))
     undecoded = datasets.Features(image=datasets.Image(decode=False))
     rows = [{"path": path, "bytes": None} for path in sorted(dicoms)]
@@ -179,7 +194,7 @@ def _list_images(folder: Path, split: str) -> datasets.Dataset:
     return datasets.concatenate_datasets([listed, images])
 
 
-def _is_dicom(path: Path) -> bool:
+def begins_as_dicom(path: Path) -> bool:
     """Whether a file without an ending, as an archive of a hospital exports them, says that it is DICOM."""
     if not path.is_file():  # a broken link, or a pipe that never ends
         return False

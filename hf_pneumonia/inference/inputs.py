@@ -1,0 +1,205 @@
+"""Paths as a user gives them -> films in order, and the bytes of each. Nothing is unpacked onto the disk."""
+
+import lzma
+import os
+import stat
+import struct
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hf_pneumonia.data.film import MAX_BYTES, check_size
+from hf_pneumonia.data.folder import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
+from hf_pneumonia.errors import UnreadableFilm
+
+# What the reader of zip files raises on damaged or encrypted members, or on a compression that it lacks.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+_OPEN_ZIPS = 8  # a list of many is read with few of them open
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one film is.
+
+    Attributes:
+        name: as the user gave the path, joined with what is inside it; for people, and never opened.
+        path: of its file, or of the zip file that holds it.
+        member: number of its entry in that zip file; None for a file.
+        stamp: changes when the film does: size and time of change in ns of the file, and an entry's checksum.
+        problem: why the path leads to no film; "" where it does.
+    """
+
+    name: str
+    path: str
+    member: int | None = None
+    stamp: tuple[int, ...] = ()
+    problem: str = ""
+
+
+def find_films(paths: Iterable[str], passed_over: Path | None = None) -> Iterator[Source]:
+    """Films of files, folders and zip files, in the order of the paths; inside each sorted by name.
+
+    A file that is named is taken for a film, whatever it is called. In folders and zip files hidden files,
+    `__MACOSX`, zip files, and what is no film by its name are passed over; a file without an ending counts
+    where it begins as DICOM does. A path that leads nowhere is a Source with its problem.
+
+    Args:
+        paths: as given.
+        passed_over: a folder whose films are not meant, wherever it lies.
+    """
+    apart = None if passed_over is None else os.path.realpath(passed_over)
+    for path in paths:
+        film = _film_of_file(path, path)
+        if os.path.isdir(path):
+            yield from _films_of_folder(path, apart)
+        elif path.lower().endswith(".zip") and not film.problem:
+            yield from _films_of_zip(film)
+        else:
+            yield film
+
+
+def paths_of_lines(lines: BinaryIO) -> Iterator[str]:
+    """One path per line, in whatever bytes names have here; empty lines are passed over."""
+    for number, line in enumerate(lines):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+        if path := os.fsdecode(line.rstrip(b"\r\n")):
+            yield path
+
+
+class FilmReader:
+    """Bytes of films, by several threads at a time. Zip files stay open from one film to the next."""
+
+    def __init__(self) -> None:
+        self._zips: OrderedDict[str, zipfile.ZipFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "FilmReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._zips:
+            self._zips.popitem()[1].close()
+
+    def read(self, source: Source) -> str | bytes:
+        """What `read_film` takes: a file's path, or the bytes of an entry of a zip file.
+
+        Raises:
+            UnreadableFilm: there is no film; or the entry is damaged, encrypted, or larger than MAX_BYTES,
+                which is asked of the zip file's directory before anything is decompressed.
+            OSError: the zip file is gone, or can't be read.
+        """
+        if source.problem:
+            raise UnreadableFilm(source.problem)
+        if source.member is None:
+            return source.path
+        try:
+            with self._open(source) as entry:
+                data = entry.read(MAX_BYTES + 1)
+        except UnreadableFilm:
+            raise
+        except _BROKEN as error:
+            raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
+        check_size(len(data))
+        return data
+
+    def _open(self, source: Source):
+        with self._lock:
+            archive = self._zips.pop(source.path, None) or zipfile.ZipFile(source.path)
+            self._zips[source.path] = archive
+            if len(self._zips) > _OPEN_ZIPS:
+                self._zips.popitem(last=False)[1].close()  # entries that are being read stay open
+            entry = archive.infolist()[source.member]
+            if entry.flag_bits & 1:
+                raise UnreadableFilm("encrypted: unpack the zip file with its password")
+            check_size(entry.file_size)
+            return archive.open(entry)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns
+
+
+def why_not(error: Exception) -> str:
+    """Why a file can't be read, in a few words, where the system says so."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
+        return "no such file"
+    return (getattr(error, "strerror", None) or type(error).__name__).lower()
+
+
+def _films_of_folder(root: str, apart: str | None) -> Iterator[Source]:
+    problems: list[OSError] = []
+    found = []
+    for parent, names in walk(Path(root), problems.append):
+        place = os.path.realpath(parent)
+        if apart is None or not f"{place}/".startswith(f"{apart}/"):
+            found += [parent / name for name in names if _is_film(parent / name)]
+    # By parts, so that a folder's films stay together: "a/b" comes before "a-b".
+    for path in sorted(found):
+        name = os.path.join(root, path.relative_to(root))
+        yield _film_of_file(name, str(path))
+    for error in problems:
+        yield Source(str(error.filename), str(error.filename), problem=why_not(error))
+
+
+def _film_of_file(name: str, path: str) -> Source:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return Source(name, path, problem=why_not(error))
+    if not stat.S_ISREG(status.st_mode):
+        return Source(name, path, problem="neither a file nor a folder")  # a pipe may never end
+    return Source(name, path, stamp=_stamp(status))
+
+
+def _is_film(path: Path) -> bool:
+    kind = kind_by_name(path.name)
+    if kind != PERHAPS_DICOM:
+        return kind in (IMAGE, DICOM)
+    try:
+        return begins_as_dicom(path)
+    except OSError:
+        return False  # can't be opened, and is no film by its name
+
+
+def _films_of_zip(archive_file: Source) -> Iterator[Source]:
+    path = archive_file.path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = list(enumerate(archive.infolist()))
+            entries = [(number, entry) for number, entry in entries if _is_film_entry(archive, entry)]
+    except (*_BROKEN, OSError) as error:
+        reason = why_not(error) if getattr(error, "errno", None) else "damaged, or no zip file"
+        yield Source(path, path, problem=reason)
+        return
+    for number, entry in sorted(entries, key=lambda one: one[1].filename.split("/")):
+        stamp = (*archive_file.stamp, entry.file_size, entry.CRC)
+        yield Source(f"{path}/{entry.filename}", path, number, stamp)
+
+
+def _is_film_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    parts = entry.filename.split("/")
+    # ".." is no hidden folder but a name that somebody wrote; it is never followed.
+    if entry.is_dir() or any(part.startswith((".", "__")) and part not in (".", "..") for part in parts):
+        return False
+    kind = kind_by_name(parts[-1])
+    if kind != PERHAPS_DICOM:
+        return kind in (IMAGE, DICOM)
+    try:
+        with archive.open(entry) as file:
+            return file.read(132)[128:] == b"DICM"
+    except (*_BROKEN, OSError):
+        return False

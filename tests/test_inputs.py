@@ -1,0 +1,216 @@
+import io
+import os
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_dicom import TWELVE, _dicom
+from test_film import _bytes
+
+from hf_pneumonia.data.film import read_film
+from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.inference import inputs as module
+from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines
+
+PNG = _bytes(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)))
+DICOM = _dicom(TWELVE)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _write(path: str, data: bytes = PNG) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+    return path
+
+
+def _zip(path: str, members: list[tuple[str, bytes]]) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def _names(paths, **options) -> list[str]:
+    return [source.name for source in find_films(paths, **options)]
+
+
+def _reason(source: Source) -> str:
+    with FilmReader() as reader, pytest.raises(UnreadableFilm) as error:
+        read_film(reader.read(source))
+    return str(error.value)
+
+
+def test_a_folder_is_walked_in_order_and_what_is_no_film_is_passed_over(here):
+    for name in ("b.png", "a/2.jpeg", "a/10.JPG", "a-/x.tif", "a/deep/ü [1].bmp"):
+        _write(f"films/{name}")
+    for name in (
+        ".x.png",
+        ".hid/x.png",
+        "__MACOSX/a/x.png",
+        "readme.txt",
+        "a/films.csv",
+        "a/z.zip",
+        "Thumbs.db",
+    ):
+        _write(f"films/{name}")
+    expected = ["a/10.JPG", "a/2.jpeg", "a/deep/ü [1].bmp", "a-/x.tif", "b.png"]
+    assert _names(["films"]) == [f"films/{name}" for name in expected]
+    assert _names(["./films/"]) == [f"./films/{name}" for name in expected]
+    assert _names([str(here / "films" / "a")]) == [str(here / "films" / name) for name in expected[:3]]
+    assert _names(["."]) == [f"./films/{name}" for name in expected]
+
+
+def test_a_tree_of_dicom_files_counts_those_without_an_ending_by_their_mark(here):
+    for name in ("study/IM000", "study/1.2.840.10008", "study/x.dcm", "study/x.DICOM"):
+        _write(name, DICOM)
+    _write("study/DICOMDIR-not", b"not a film")
+    _write("study/7.1", b"not a film")
+    expected = ["study/1.2.840.10008", "study/IM000", "study/x.DICOM", "study/x.dcm"]
+    assert _names(["study"]) == expected
+    _zip("study.zip", [(f"study/{path.name}", path.read_bytes()) for path in Path("study").iterdir()])
+    assert _names(["study.zip"]) == [f"study.zip/{name}" for name in expected]
+    with FilmReader() as reader:
+        assert [reader.read(source) for source in find_films(["study.zip"])] == [DICOM] * 4
+
+
+def test_paths_keep_their_order_and_a_named_file_is_a_film_whatever_it_is_called(here):
+    paths = [_write("z"), _write(".hidden"), _write("a.txt"), "gone.png", _write("a.png"), "a.png"]
+    found = list(find_films(paths))
+    assert [source.name for source in found] == paths
+    assert [source.problem for source in found] == ["", "", "", "no such file", "", ""]
+
+
+def test_what_is_neither_file_nor_folder_is_a_row_and_is_not_waited_for(here):
+    os.mkdir("films")
+    os.mkfifo("films/pipe.png")
+    os.symlink("nowhere", "films/link.png")
+    os.symlink(".", "films/round")
+    _write("films/x.png")
+    found = {
+        source.name: source.problem for source in find_films(["films", "films/pipe.png", "a\0b", "/dev/null"])
+    }
+    assert found == {
+        "films/link.png": "no such file",
+        "films/pipe.png": "neither a file nor a folder",
+        "films/x.png": "",
+        "a\0b": "no such file",
+        "/dev/null": "neither a file nor a folder",
+    }
+
+
+def test_films_of_a_zip_file_are_sorted_read_in_memory_and_never_extracted(here):
+    other = _bytes(Image.fromarray(np.full((2, 2), 9, np.uint8)))
+    members = [("b/2.png", PNG), ("a.png", PNG), ("../out.png", other), ("/abs.png", other), ("b/", b"")]
+    members += [("__MACOSX/._a.png", b"x"), (".x.png", PNG), ("read.me.txt", b"x"), ("é.png", PNG)]
+    _zip("Films.ZIP", members)
+    before = sorted(here.rglob("*"))
+    found = list(find_films(["Films.ZIP"]))
+    inside = ["../out.png", "/abs.png", "a.png", "b/2.png", "é.png"]
+    assert sorted(source.name for source in found) == sorted(f"Films.ZIP/{name}" for name in inside)
+    with FilmReader() as reader:
+        read = {source.name.removeprefix("Films.ZIP/"): reader.read(source) for source in found}
+    assert read == {name: dict(members)[name] for name in inside}
+    assert sorted(here.rglob("*")) == before and not (here.parent / "out.png").exists()
+
+
+def test_damaged_encrypted_and_huge_members_are_rows_with_a_reason(here, monkeypatch):
+    _zip("films.zip", [(f"{number}.png", PNG + bytes([number]) * 50) for number in range(4)])
+    data = bytearray(Path("films.zip").read_bytes())
+    with zipfile.ZipFile("films.zip") as archive:
+        entries = archive.infolist()
+    data[entries[1].header_offset + 60] ^= 255  # in the compressed bytes of 1.png
+    place = data.index(b"PK\1\2", data.index(b"PK\1\2") + 4)
+    place = data.index(b"PK\1\2", place + 4)
+    data[place + 8] |= 1  # the mark of encryption, in the directory's entry of 2.png
+    Path("films.zip").write_bytes(data)
+    monkeypatch.setattr("hf_pneumonia.data.film.MAX_BYTES", len(PNG) + 50)
+    found = list(find_films(["films.zip"]))
+    with FilmReader() as reader:
+        assert reader.read(found[0]) == PNG + bytes(50)
+        assert reader.read(found[3]) == PNG + b"\3" * 50
+    assert _reason(found[1]).startswith("damaged in the zip file: ")
+    assert _reason(found[2]) == "encrypted: unpack the zip file with its password"
+    monkeypatch.setattr("hf_pneumonia.data.film.MAX_BYTES", len(PNG))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("opened, to be decompressed"))
+    assert _reason(found[0]) == f"{len(PNG) + 50} bytes, more than {len(PNG)}"
+
+
+def test_a_member_that_says_less_than_it_holds_is_not_read_beyond_that(here):
+    _zip("films.zip", [("bomb.png", b"\0" * 10_000_000)])
+    data = bytearray(Path("films.zip").read_bytes())
+    place = data.index(b"PK\1\2")
+    data[place + 24 : place + 28] = (100).to_bytes(4, "little")
+    Path("films.zip").write_bytes(data)
+    (source,) = find_films(["films.zip"])
+    assert _reason(source).startswith("damaged in the zip file: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"no zip", b"PK\3\4 cut off"])
+def test_a_damaged_zip_file_is_one_row(here, data):
+    _write("films.zip", data)
+    (source,) = find_films(["films.zip"])
+    assert (source.name, source.problem) == ("films.zip", "damaged, or no zip file")
+    assert _reason(source) == "damaged, or no zip file"
+
+
+def test_an_empty_zip_file_and_an_empty_folder_have_no_films(here):
+    os.mkdir("empty")
+    assert _names([_zip("empty.zip", []), "empty"]) == []
+
+
+def test_many_zip_files_are_read_by_threads_with_few_open(here, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN_ZIPS", 2)
+    sources = []
+    for number in range(12):
+        name = _zip(f"{number}.zip", [("a.png", PNG + bytes([number])), ("b.png", PNG)])
+        sources += find_films([name])
+    expected = [PNG + bytes([number]) if part == 0 else PNG for number in range(12) for part in range(2)]
+    wrong = []
+    with FilmReader() as reader:
+
+        def read() -> None:
+            wrong.extend(s for s, data in zip(sources, expected, strict=True) if reader.read(s) != data)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(reader._zips) == 2
+    assert wrong == []
+
+
+def test_the_folder_of_heat_maps_is_passed_over_by_whatever_way_it_is_reached(here):
+    _write("films/a.png")
+    _write("films/heat/000001-a.png")
+    _write("films/heat-b/x.png")
+    os.symlink("films/heat", "way")
+    assert _names(["films"], passed_over=Path("way")) == ["films/a.png", "films/heat-b/x.png"]
+
+
+def test_a_stamp_changes_with_the_film(here):
+    def stamp() -> tuple:
+        (source,) = find_films(["x.png"])
+        return source.stamp
+
+    _write("x.png")
+    first = stamp()
+    assert stamp() == first
+    os.utime("x.png", (1, 1))
+    second = stamp()
+    _write("x.png", PNG + b"\0")
+    os.utime("x.png", (1, 1))
+    assert len({first, second, stamp()}) == 3
+
+
+def test_a_list_of_paths_is_read_line_by_line_in_whatever_bytes_they_are():
+    lines = io.BytesIO(b"\xef\xbb\xbfa b.png\r\n\n  c.png \nlat\xe9.png\nlast")
+    assert list(paths_of_lines(lines)) == ["a b.png", "  c.png ", os.fsdecode(b"lat\xe9.png"), "last"]
