@@ -1,8 +1,9 @@
-"""`python -m hf_pneumonia audit | explore | evaluate | compare`: see films before training, and judge models.
+"""`python -m hf_pneumonia audit | explore | evaluate | compare | predict`: see films, judge models, use them.
 
 audit | explore SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
 compare RUN RUN [RUN ...]
+predict --model DIR_OR_REPO PATH [PATH ...] [--output scores.csv|.parquet] [--heatmaps DIR]
 """
 
 import argparse
@@ -52,15 +53,12 @@ def explore(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """score a saved model on labelled films, and write the report, plots and tables of a training"""
-    import transformers
-
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
     from hf_pneumonia.modeling.saved import load_model
     from hf_pneumonia.training.launch import join_processes, local_main_first, use_all_cores
 
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    _quiet_libraries()
     state = join_processes()
     use_all_cores()
     saved = load_model(args.model)
@@ -94,6 +92,29 @@ def compare(args: argparse.Namespace) -> None:
     )
 
 
+def predict(args: argparse.Namespace) -> None:
+    """score films with a saved model: a row each, as CSV to the screen or a file"""
+    if args.output is not None:
+        _check_scores(args.output)
+    if args.heatmaps is not None:
+        _check_output(args.heatmaps, "--heatmaps")
+    from hf_pneumonia.inference.batch import predict_paths
+    from hf_pneumonia.training.launch import join_processes, use_all_cores
+
+    _quiet_libraries()
+    state = join_processes()
+    use_all_cores()
+    predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size)
+    state.destroy_process_group()
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+
+
 def _films(args: argparse.Namespace, size: int, one_class: bool = False):
     """The films that a command names. Whether they can be written about is found out before they are decoded,
     which takes its time."""
@@ -119,11 +140,19 @@ def _films(args: argparse.Namespace, size: int, one_class: bool = False):
     )
 
 
-def _check_output(folder: Path) -> None:
+def _check_scores(file: Path) -> None:
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise UsageError(f"--output expects a name that ends in .csv or .parquet, got {str(file)!r}")
+    if file.is_dir():
+        raise UsageError(f"--output {file} is a folder; choose another name")
+    _check_output(file.parent)
+
+
+def _check_output(folder: Path, flag: str = "--output") -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "can't be written to" if existing.is_dir() else "is a file"
-        raise UsageError(f"--output {folder}: {existing} {problem}; choose another folder")
+        raise UsageError(f"{flag} {folder}: {existing} {problem}; choose another folder")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="audit | explore | evaluate | compare", required=True)
+    commands = parser.add_subparsers(metavar="audit | explore | evaluate | compare | predict", required=True)
 
     def add(run) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -167,6 +196,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add(compare)
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of train.py or evaluate")
     command.add_argument("--output", type=Path, default=Path("runs/compare"), help="by default runs/compare")
+
+    command = add(predict)
+    command.add_argument(
+        "paths", nargs="+", metavar="PATH", help="film, folder, .zip, or - for a list on stdin"
+    )
+    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
+    command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
+    command.add_argument("--batch_size", type=int, default=32, help="films per forward pass and process; 32")
     return parser
 
 
@@ -180,7 +218,7 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["evaluate"]:
+    if sys.argv[1:2] in (["evaluate"], ["predict"]):
         from hf_pneumonia.training.launch import start_missing_processes
 
         start_missing_processes("-m", ["hf_pneumonia", *sys.argv[1:]])

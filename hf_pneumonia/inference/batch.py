@@ -1,0 +1,268 @@
+"""Any number of films, by any number of processes -> a row of scores each, in order."""
+
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.film import film_array, read_film
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.inference.ahead import work_ahead
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
+from hf_pneumonia.inference.progress import Progress, Score, fingerprint, key_of
+from hf_pneumonia.inference.scores import Row, print_scores, write_scores
+from hf_pneumonia.training.launch import local_main_first
+
+logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+Numbered = tuple[int, Source]  # row of the output, from 1, and the film
+
+
+def predict_paths(
+    model: str, paths: list[str], output: Path | None, heatmaps: Path | None, batch_size: int
+) -> None:
+    """Score what the paths lead to and write the rows. Runs on every process; one of them writes.
+
+    Args:
+        model: run folder, or repository of the Hub.
+        paths: files, folders, zip files; `-` stands for the lines of standard input.
+        output: .csv or .parquet; None writes CSV to standard output.
+        heatmaps, batch_size: as for `score_films`.
+
+    Raises:
+        UsageError: no path leads to a film, or the model can't be had or can't do this.
+    """
+    if batch_size < 1:
+        raise UsageError(f"--batch_size expects a number from 1, got {batch_size}")
+    state = PartialState()
+    sources = list_films(paths, heatmaps)
+    with local_main_first(state):  # the others find the model fetched
+        classifier = PneumoniaClassifier.from_pretrained(model, device=state.device)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    progress = score_films(classifier, sources, output, heatmaps, batch_size)
+    if progress is None:
+        return
+    counts = Counter(row.decision for row in rows_of(classifier, sources, progress))
+    rows = rows_of(classifier, sources, progress)
+    if output is None:
+        print_scores(rows)
+    else:
+        write_scores(rows, output)
+        progress.finish()
+    places = [f"scores: {output}"] * (output is not None) + [f"heat maps: {heatmaps}"] * (
+        heatmaps is not None
+    )
+    logger.info("; ".join([summary(counts), *places]))
+
+
+def list_films(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
+    """Films of the paths, found by the main process and known to all.
+
+    Args:
+        paths: as for `predict_paths`.
+        heatmaps: folder of heat maps, which are no films to score.
+
+    Raises:
+        UsageError: no path leads to a film.
+    """
+
+    def given() -> Iterator[str]:
+        for path in paths:
+            if path == "-":
+                yield from paths_of_lines(sys.stdin.buffer)
+            else:
+                yield path
+
+    def find() -> list[Source]:
+        sources = list(find_films(given(), heatmaps))
+        if all(source.problem for source in sources):
+            found = [f"{source.name}: {source.problem}" for source in sources[:3]]
+            raise UsageError(
+                f"no film found ({'; '.join(found) or 'no path given, or empty folders'}); expected images, "
+                "DICOM files, folders or zip files of them"
+            )
+        return sources
+
+    return _from_main(find)
+
+
+def score_films(
+    classifier: PneumoniaClassifier,
+    sources: list[Source],
+    output: Path | None = None,
+    heatmaps: Path | None = None,
+    batch_size: int = 32,
+) -> Progress | None:
+    """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
+
+    Batches are cut from the list of all films and not from what is left of it, so that their numbers depend
+    neither on where an earlier job was stopped nor on how many processes there are.
+
+    Args:
+        classifier: on this process's device.
+        sources: from `list_films`.
+        output: file beside which progress is kept; None keeps none.
+        heatmaps: folder for a picture of each film with its heat map, named by row and file; None for none.
+        batch_size: films that a process puts through its network at a time.
+
+    Returns:
+        The scores, on the main process; None on the others.
+
+    Raises:
+        UsageError: heat maps of this kind of network can't be made, its answer to a film is no number, or
+            another job is writing the output.
+    """
+    state = PartialState()
+    progress: Progress | None = None
+    share = batch_size * state.num_processes
+
+    def plan() -> tuple[list[list[Numbered]], int]:
+        nonlocal progress
+        progress = Progress(output, fingerprint(classifier) if output else "")
+        once: dict[str, Numbered] = {}  # a film that is named twice is scored once
+        for row, source in enumerate(sources, 1):
+            if not source.problem:
+                once.setdefault(key_of(source), (row, source))
+        films = list(once.values())
+        chunks = [films[start : start + share] for start in range(0, len(films), share)]
+        left = [[one for one in chunk if not _is_done(one, progress, heatmaps)] for chunk in chunks]
+        return left, len(films)
+
+    if heatmaps is not None:
+        heatmaps.mkdir(parents=True, exist_ok=True)
+        classifier.predict_squares(
+            np.zeros((1, classifier.image_size, classifier.image_size), np.uint8), True
+        )
+    chunks, count = _from_main(plan)
+    before = count - sum(map(len, chunks))
+    if before:
+        logger.info("going on: %d of %d films were scored before", before, count)
+    hidden = None if state.is_main_process else True  # None: shown on a terminal
+    with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
+        for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
+            bar.update(len(chunk))
+            if progress is not None:
+                keys = [key_of(source) for _, source in chunk]
+                progress.add(zip(keys, scores, strict=True))
+    return progress
+
+
+def rows_of(classifier: PneumoniaClassifier, sources: list[Source], progress: Progress) -> Iterator[Row]:
+    """A row per film, in order."""
+    for source in sources:
+        score = Score(None, source.problem) if source.problem else progress.scores[key_of(source)]
+        if score.probability is None:
+            yield Row(source.name, None, None, None, classifier.threshold, score.error)
+        else:
+            label = LABELS[int(score.probability >= classifier.threshold)]
+            digits = float(f"{score.probability:.9g}")
+            yield Row(source.name, label.lower(), label, digits, classifier.threshold, None)
+
+
+def summary(counts: Counter) -> str:
+    """One line of what came out: rows by decision, None where there is none."""
+    films = counts.total()
+    return (
+        f"{films} film{'s' if films != 1 else ''}: {counts['pneumonia']} pneumonia, "
+        f"{counts['normal']} normal, {counts[None]} could not be read"
+    )
+
+
+def _from_main(make: Callable[[], Made]) -> Made:
+    """What the main process makes, on every process; a mistake of the user that it meets is raised on all."""
+    made: list = [None, None]
+    if PartialState().is_main_process:
+        try:
+            made[0] = make()
+        except (UsageError, OSError) as error:
+            made[1] = error
+    broadcast_object_list(made)
+    if made[1] is not None:
+        raise made[1]
+    return made[0]
+
+
+def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
+    score = progress.scores.get(key_of(film[1]))
+    return score is not None and (
+        heatmaps is None or score.probability is None or _picture(heatmaps, film).is_file()
+    )
+
+
+def _score_chunks(
+    classifier: PneumoniaClassifier, chunks: list[list[Numbered]], heatmaps: Path | None, batch_size: int
+) -> Iterator[tuple[list[Numbered], list[Score]]]:
+    """Each chunk with its scores, which are whole on the main process only."""
+    state = PartialState()
+    threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    start = state.process_index * batch_size
+    own = [chunk[start : start + batch_size] for chunk in chunks]
+
+    with FilmReader() as reader, ThreadPoolExecutor(threads) as drawers:
+
+        def decode(film: Numbered) -> np.ndarray | str:
+            try:
+                return film_array(reader.read(film[1]), classifier.image_size)
+            except UnreadableFilm as error:
+                return str(error)
+            except OSError as error:
+                return why_not(error)
+
+        def draw(film: Numbered, heat_map: np.ndarray) -> None:
+            try:
+                image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
+            except (UnreadableFilm, OSError) as error:
+                logger.warning("no heat map of %s: %s", film[1].name, error)
+                return
+            path = _picture(heatmaps, film)
+            aside = path.with_name(f".{path.name}")
+            overlay(image, heat_map).save(aside, "PNG")
+            os.replace(aside, path)
+
+        squares = work_ahead(decode, (film for part in own for film in part), threads, 2 * batch_size)
+        for chunk, part in zip(chunks, own, strict=True):
+            decoded = list(islice(squares, len(part)))
+            films = [(film, one) for film, one in zip(part, decoded, strict=True) if not isinstance(one, str)]
+            predictions = iter(())
+            if films:
+                found = classifier.predict_squares(
+                    np.stack([square for _, square in films]), heatmaps is not None
+                )
+                if heatmaps is not None:
+                    list(drawers.map(draw, [film for film, _ in films], [one.heat_map for one in found]))
+                predictions = iter(found)
+            scores = [
+                Score(None, one) if isinstance(one, str) else Score(next(predictions).probability)
+                for one in decoded
+            ]
+            if not chunk:
+                continue  # scored before, and every process knows
+            scores = gather_object(scores)
+            if state.is_main_process and len(scores) != len(chunk):
+                raise RuntimeError(f"{len(chunk)} films were to be scored and {len(scores)} scores came back")
+            yield chunk, scores
+
+
+def _picture(folder: Path, film: Numbered) -> Path:
+    row, source = film
+    stem = os.path.splitext(re.split(r"[\\/]", source.name)[-1])[0]
+    # No surrogates, slashes or controls, and room for the rest of a name in the 255 bytes that it may have.
+    safe = re.sub(r"[^\w.+-]+", "_", stem)[:50]
+    return folder / f"{row:06d}-{safe}.png"

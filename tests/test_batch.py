@@ -1,0 +1,376 @@
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_dicom import _dicom
+from transformers import pipeline
+
+from hf_pneumonia import PneumoniaClassifier
+from hf_pneumonia.__main__ import main
+from hf_pneumonia.data.film import read_film
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.inference.progress import Progress
+from hf_pneumonia.modeling.saved import load_model
+
+HEADER = ["file", "decision", "label", "probability", "threshold", "error"]
+
+
+@pytest.fixture(scope="module")
+def films(film_folder, tmp_path_factory) -> Path:
+    """Thirty films and two that can't be read, in one folder."""
+    folder = tmp_path_factory.mktemp("scored") / "films"
+    shutil.copytree(film_folder / "test", folder)
+    (folder / "NORMAL" / "IM-0205-bad.jpeg").write_bytes(b"no film")
+    (folder / "empty.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(finished_run, films, tmp_path_factory) -> bytes:
+    """The scores of a job that nobody interrupted."""
+    output = tmp_path_factory.mktemp("reference") / "scores.csv"
+    _predict(finished_run, films, "--output", output)
+    return output.read_bytes()
+
+
+def _predict(run, *flags) -> None:
+    main(["predict", "--model", str(run), "--batch_size", "4", *map(str, flags)])
+
+
+def _rows(data: bytes) -> list[dict]:
+    reader = csv.DictReader(io.StringIO(data.decode()))
+    rows = list(reader)
+    assert reader.fieldnames == HEADER
+    return rows
+
+
+def _start(run, *flags, before: str = "", launcher=(), **options) -> subprocess.CompletedProcess:
+    """The command in a process of its own; `before` is code that is run first."""
+    flags = ["predict", "--model", run, "--batch_size", "4", *flags]
+    start = ["-m", *launcher, "-m", "hf_pneumonia"] if launcher else ["-m", "hf_pneumonia"]
+    if before:
+        start = ["-c", f"{before}\nfrom hf_pneumonia.__main__ import main\nmain(sys.argv[1:])"]
+    return subprocess.run(
+        [sys.executable, *start, *map(str, flags)], capture_output=True, timeout=300, cwd=ROOT, **options
+    )
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """How many films went through the network, a number per batch, but for trials without films."""
+    sizes = []
+    ask = PneumoniaClassifier.predict_squares
+
+    def count(self, squares, heat_map=False):
+        if squares.any():
+            sizes.append(len(squares))
+        return ask(self, squares, heat_map)
+
+    monkeypatch.setattr(PneumoniaClassifier, "predict_squares", count)
+    return sizes
+
+
+def test_every_film_of_the_test_split_has_its_row_and_the_probability_that_the_run_reported(
+    finished_run, tmp_path, monkeypatch
+):
+    with open(finished_run / "predictions_test.csv", newline="") as file:
+        expected = list(csv.DictReader(file))
+    names = [row["file"] for row in expected]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(names).encode())))
+    _predict(finished_run, "-", "--output", tmp_path / "scores.csv")
+    rows = _rows((tmp_path / "scores.csv").read_bytes())
+    assert [row["file"] for row in rows] == names
+    found = [float(row["probability"]) for row in rows]
+    np.testing.assert_allclose(found, [float(row["probability"]) for row in expected], atol=1e-6)
+    threshold = load_model(str(finished_run)).operating_point["threshold"]
+    assert {float(row["threshold"]) for row in rows} == {threshold}
+    assert [row["decision"] for row in rows] == [
+        "pneumonia" if float(row["probability"]) >= threshold else "normal" for row in expected
+    ]
+    assert all(row["label"] == row["decision"].upper() and row["error"] == "" for row in rows)
+
+    predictions = PneumoniaClassifier.from_pretrained(finished_run)(names)
+    assert [one.decision for one in predictions] == [row["decision"] for row in rows]
+    np.testing.assert_allclose([one.probability for one in predictions], found, atol=1e-6)
+    answers = pipeline("image-classification", model=str(finished_run))(names)
+    piped = [next(one["score"] for one in answer if one["label"] == "PNEUMONIA") for answer in answers]
+    np.testing.assert_allclose(piped, found, atol=1e-6)
+    assert [value >= threshold for value in piped] == [row["decision"] == "pneumonia" for row in rows]
+
+
+def test_a_film_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(films, reference):
+    rows = _rows(reference)
+    names = sorted(path.relative_to(films).parts for path in films.rglob("*.*g"))
+    assert [row["file"] for row in rows] == [str(films.joinpath(*name)) for name in names]
+    bad = {Path(row["file"]).name: row for row in rows if row["error"]}
+    assert {name: row["error"] for name, row in bad.items()} == {
+        "IM-0205-bad.jpeg": "not an image",
+        "empty.png": "empty file",
+    }
+    assert all(row["decision"] == row["label"] == row["probability"] == "" for row in bad.values())
+    assert {row["threshold"] for row in rows} == {rows[0]["threshold"]}
+
+
+def test_only_the_csv_goes_to_standard_output_and_only_the_summary_to_standard_error(
+    finished_run, films, reference
+):
+    done = _start(finished_run, films)
+    assert done.returncode == 0 and done.stdout == reference
+    decisions = [row["decision"] for row in _rows(reference)]
+    assert done.stderr.decode() == (
+        f"32 films: {decisions.count('pneumonia')} pneumonia, {decisions.count('normal')} normal, "
+        "2 could not be read\n"
+    )
+
+
+def test_a_reader_of_standard_output_may_stop_early(finished_run, films):
+    done = _start(finished_run, films, before="import sys, os; r, w = os.pipe(); os.close(r); os.dup2(w, 1)")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr
+
+
+def test_parquet_holds_what_csv_holds(finished_run, films, reference, tmp_path):
+    _predict(finished_run, films, "--output", tmp_path / "new" / "scores.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "new" / "scores.parquet")
+    assert table.column_names == HEADER
+    rows = table.to_pylist()
+    expected = [{key: value or None for key, value in row.items()} for row in _rows(reference)]
+    for row in expected:
+        row["threshold"] = float(row["threshold"])
+        row["probability"] = row["probability"] and float(row["probability"])
+    assert rows == expected
+    assert os.listdir(tmp_path / "new") == ["scores.parquet"]
+
+
+def test_zip_files_folders_dicom_and_missing_paths_share_one_list(
+    finished_run, films, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source = sorted((films / "PNEUMONIA").iterdir())[0]
+    gray = np.asarray(read_film(source))
+    (tmp_path / "tree" / "deep").mkdir(parents=True)
+    window = {"WindowCenter": 128, "WindowWidth": 256}
+    (tmp_path / "tree" / "deep" / "IM0001").write_bytes(_dicom(gray, **window))
+    with zipfile.ZipFile("films.zip", "w") as archive:
+        archive.write(source, "a/=1+1.jpeg")
+        archive.writestr("a/bad.png", b"x")
+    _predict(finished_run, "films.zip", "gone.png", "tree", source)
+    captured = capsys.readouterr()
+    rows = _rows(captured.out.encode())
+    assert [row["file"] for row in rows] == [
+        "films.zip/a/=1+1.jpeg", "films.zip/a/bad.png", "gone.png", "tree/deep/IM0001", str(source)
+    ]  # fmt: skip
+    assert [row["error"] for row in rows] == ["", "not an image", "no such file", "", ""]
+    values = [float(row["probability"]) for row in rows if row["probability"]]
+    np.testing.assert_allclose(values, values[0], atol=1e-6)
+
+
+def _killed(run, films, output, moment: str) -> None:
+    """A job that is killed at some moment."""
+    before = f"""
+import os, signal, sys
+from hf_pneumonia.inference import progress
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+lines, append, replace = [], progress.Progress._append, os.replace
+def torn(self, line):
+    lines.append(line)
+    if len(lines) == 4:
+        self._file.write(line[:len(line) // 2])
+        self._file.flush()
+        kill()
+    append(self, line)
+def after_rename(*names):
+    replace(*names)
+    kill()
+if {moment!r} == "in a line":
+    progress.Progress._append = torn
+else:
+    os.replace = after_rename if {moment!r} == "after the rename" else lambda *_: kill()
+"""
+    done = _start(run, films, "--output", output, before=before)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize(
+    "moment, left", [("in a line", 30 - 8), ("before the rename", 0), ("after the rename", 0)]
+)
+def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_file_of_one_never_interrupted(
+    finished_run, films, reference, tmp_path, asked, moment, left
+):
+    output = tmp_path / "scores.csv"
+    output.write_text("an earlier result")
+    _killed(finished_run, films, output, moment)
+    assert output.read_bytes() == (reference if moment == "after the rename" else b"an earlier result")
+    _predict(finished_run, films, "--output", output)
+    # The first two batches of four were kept; one of the films in them can't be read, as can't one later.
+    assert abs(sum(asked) - left) <= 1
+    assert output.read_bytes() == reference
+    assert os.listdir(tmp_path) == ["scores.csv"]
+
+
+@pytest.fixture
+def stopped(finished_run, films, tmp_path) -> Path:
+    """Where a job wrote that ended, as at a kill, when it had kept the header and two batches."""
+    lines, append = [], Progress._append
+
+    def end(self, line: bytes) -> None:
+        lines.append(line)
+        if len(lines) > 3:
+            self._file.close()
+            raise InterruptedError
+        append(self, line)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Progress, "_append", end)
+        _predict(finished_run, films, "--output", tmp_path / "scores.csv")
+    return tmp_path / "scores.csv"
+
+
+def test_another_model_and_a_changed_film_are_scored_anew(finished_run, films, stopped, tmp_path, asked):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(finished_run / name, other)
+    kept = stopped.with_name(".scores.csv.progress").read_bytes()
+
+    config = json.loads((other / "config.json").read_text())
+    config["pneumonia"]["threshold"] = 0.123
+    (other / "config.json").write_text(json.dumps(config))
+    _predict(other, films, "--output", stopped)
+    assert sum(asked) == 30 and {row["threshold"] for row in _rows(stopped.read_bytes())} == {"0.123"}
+
+    stopped.with_name(".scores.csv.progress").write_bytes(kept)
+    asked.clear()
+    first = sorted((films / "NORMAL").iterdir())[0]
+    os.utime(first, ns=(1, first.stat().st_mtime_ns + 1))
+    _predict(finished_run, films, "--output", stopped)
+    assert asked[0] == 1 and 20 <= sum(asked) <= 24
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\0\xff\n", b"[]\n[[1]]\n", b'{"model": "x"}\n[]\n'])
+def test_a_damaged_file_of_progress_is_begun_anew(finished_run, films, reference, tmp_path, asked, rubbish):
+    (tmp_path / ".scores.csv.progress").write_bytes(rubbish)
+    _predict(finished_run, films, "--output", tmp_path / "scores.csv")
+    assert sum(asked) == 30 and (tmp_path / "scores.csv").read_bytes() == reference
+
+
+def test_lines_of_rubbish_after_good_ones_are_scored_again(finished_run, films, reference, stopped, asked):
+    with open(stopped.with_name(".scores.csv.progress"), "ab") as file:
+        file.write(b'{"not": "a batch"}\n[["a", 0.5, ""]]\n')
+    _predict(finished_run, films, "--output", stopped)
+    assert abs(sum(asked) - 22) <= 1 and stopped.read_bytes() == reference
+
+
+def test_two_jobs_do_not_write_one_output(finished_run, films, tmp_path):
+    first = Progress(tmp_path / "scores.csv", "model")
+    with pytest.raises(UsageError, match="another job is writing it"):
+        _predict(finished_run, films, "--output", tmp_path / "scores.csv")
+    first.finish()
+
+
+def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run, films, reference, stopped):
+    kept = stopped.with_name(".scores.csv.progress")
+    before = kept.read_bytes()
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    # A second name for the file of progress, to be read when the job has taken it away.
+    os.link(kept, stopped.with_name("kept"))
+    done = _start(finished_run, films, "--output", stopped, launcher=launch)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"" and done.stderr.decode().count("films: ") == 1
+    lines = stopped.with_name("kept").read_bytes()
+    assert lines.startswith(before)
+    keys = [key for line in lines.splitlines()[1:] for key, *_ in json.loads(line)]
+    assert len(keys) == len(set(keys)) == 32
+    found, expected = _rows(stopped.read_bytes()), _rows(reference)
+    for name in ("file", "decision", "label", "threshold", "error"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert float(one["probability"] or 0) == pytest.approx(float(other["probability"] or 0), abs=1e-6)
+
+
+def test_a_mistake_is_one_line_from_several_processes(finished_run, tmp_path):
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    done = _start(finished_run, tmp_path / "gone", launcher=launch)
+    assert done.returncode != 0 and done.stderr.decode().count("no film found") == 1
+
+
+def test_heat_maps_are_drawn_of_each_film_once_and_made_up_for(finished_run, films, tmp_path, asked):
+    folder = tmp_path / "heat"
+    _predict(finished_run, films, "--output", tmp_path / "a.csv", "--heatmaps", folder)
+    rows = _rows((tmp_path / "a.csv").read_bytes())
+    expected = [
+        f"{number:06d}-{Path(row['file']).stem}.png" for number, row in enumerate(rows, 1) if not row["error"]
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == expected
+    film = next(row["file"] for row in rows if row["file"].endswith("IM-0203-0001.jpeg"))
+    heat_map = PneumoniaClassifier.from_pretrained(finished_run)(film, heat_map=True).heat_map
+    drawn = next(folder.glob("*-IM-0203-0001.png"))
+    want = np.asarray(overlay(read_film(film), heat_map)).astype(int)
+    assert np.abs(np.asarray(Image.open(drawn)).astype(int) - want).max() <= 2
+
+
+def test_a_job_that_goes_on_draws_the_heat_maps_that_are_not_there(finished_run, films, stopped, asked):
+    folder = stopped.with_name("heat")
+    _predict(finished_run, films, "--output", stopped, "--heatmaps", folder)
+    # Those of the first two batches are scored again, since no picture is there.
+    assert sum(asked) == 30 and len(list(folder.iterdir())) == 30
+
+
+def test_a_film_that_is_named_twice_has_two_rows_and_is_scored_once(finished_run, films, tmp_path, asked):
+    film = sorted((films / "NORMAL").iterdir())[0]
+    _predict(finished_run, film, film, film, "--output", tmp_path / "scores.csv")
+    rows = _rows((tmp_path / "scores.csv").read_bytes())
+    assert asked == [1] and len(rows) == 3 and rows[0] == rows[2]
+
+
+def test_names_in_any_bytes_and_letters_come_through(finished_run, films, tmp_path):
+    film = sorted((films / "NORMAL").iterdir())[0]
+    names = [b"lat\xe9.jpeg", "ü 胸.jpeg".encode(), b"=1+1.jpeg", b"a\nb.jpeg", b'"q", x.jpeg', b"-o.jpeg"]
+    (tmp_path / "films").mkdir()
+    for name in names:
+        shutil.copy(film, tmp_path / "films" / os.fsdecode(name))
+    _predict(
+        finished_run, tmp_path / "films", "--output", tmp_path / "s.csv", "--heatmaps", tmp_path / "heat"
+    )
+    with open(tmp_path / "s.csv", newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(os.fsencode(Path(row["file"]).name) for row in rows) == sorted(names)
+    assert len(list((tmp_path / "heat").iterdir())) == len(names)
+    _predict(finished_run, tmp_path / "films", "--output", tmp_path / "s.parquet")
+    files = pyarrow.parquet.read_table(tmp_path / "s.parquet")["file"].to_pylist()
+    assert [Path(name).name for name in files if "lat" in name] == ["lat\\udce9.jpeg"]
+
+
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        (["films", "--output", "scores.txt"], "ends in .csv or .parquet, got 'scores.txt'"),
+        (["films", "--output", "folder.csv"], "--output folder.csv is a folder"),
+        (["films", "--output", "file/x.csv"], "--output file: .*is a file"),
+        (["films", "--heatmaps", "file"], "--heatmaps file: .*is a file"),
+        (["films", "--batch_size", "0"], "--batch_size expects a number from 1, got 0"),
+        (["gone", "file.zip"], "no film found .gone: no such file; file.zip: damaged, or no zip file"),
+        (["folder.csv"], "no film found .no path given, or empty folders"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_the_model_is_loaded(tmp_path, monkeypatch, flags, problem):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.csv").mkdir()
+    Path("file").write_text("")
+    Path("file.zip").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=problem) as error:
+        main(["predict", "--model", "no/model/at/all", *flags])
+    assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
