@@ -7,7 +7,7 @@ import errno
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -46,7 +46,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         return folder
     try:
         fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-        files = [path.name for path in fetched.iterdir()]
+        files = [path.name for path in fetched.glob("*")]  # the folder is missing where no file matched
         there = files if _has_weights(files) else HfApi().list_repo_files(name, revision=revision)
     # RuntimeError: the Xet client's, a full disk among them.
     except (httpx2.HTTPError, OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
@@ -111,10 +111,12 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return f"it has no branch, tag or commit {revision!r}"
     if first(GatedRepoError):
         return f"its owner grants access on its page; ask there, then {_LOGIN}"
-    if first(RepositoryNotFoundError):
+    answer = first(HfHubHTTPError)
+    status = answer.response.status_code if answer else 0
+    # The Hub answers 401 to a stranger who asks for what is not there.
+    if first(RepositoryNotFoundError) or (status == 401 and get_token() is None):
         return f"no such repository, or a private one and no token that opens it; {_LOGIN}"
-    if answer := first(HfHubHTTPError):
-        status = answer.response.status_code
+    if status:
         refused = {401: "the Hub refuses the token", 403: "the token gives no right to read it"}
         todo = _LOGIN if status in refused else "try later"
         return f"{refused.get(status, 'the Hub failed')} ({status}); {todo}"
