@@ -16,18 +16,19 @@ NOTE = (
 
 
 def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
-    def classify(film: str) -> dict[str, float]:
+    def classify(film: str) -> tuple[str, dict[str, float]]:
         try:
-            probability = classifier(film).probability
+            prediction = classifier(film)
         except UnreadableFilm as error:
             raise gr.Error(f"This file can't be read as a film: {error}") from error
-        return {"Pneumonia": probability, "Normal": 1 - probability}
+        probability = prediction.probability
+        return prediction.decision, {"Pneumonia": probability, "Normal": 1 - probability}
 
     # Nothing is kept: no flagging, no analytics, no examples cached; uploads are deleted within ten minutes.
     return gr.Interface(
         classify,
         gr.Image(type="filepath", image_mode=None, label="Chest film", sources=["upload", "clipboard"]),
-        gr.Label(label="Prediction"),
+        [gr.Textbox(label="Decision at the operating point"), gr.Label(label="Probability")],
         title="Pneumonia on chest films",
         description=f"{NOTE} The operating point of this model is {classifier.threshold:.2f}.",
         flagging_mode="never",
