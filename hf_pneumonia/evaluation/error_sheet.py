@@ -2,13 +2,13 @@
 
 from pathlib import PurePath
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.error_pack import FALSE_ALARM, KINDS, MISS, SUSPECT, Finding
+from hf_pneumonia.evaluation.heat_colours import lay_over
 
 SHOWN = 8  # films of each kind
 _PAIRS = 4  # in a line
@@ -37,7 +37,7 @@ def draw_errors(
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
     top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
-    shade = "; in colour: what spoke for pneumonia, red the most in this film" if maps is not None else ""
+    shade = "" if maps is None else "; in orange: what spoke for pneumonia, as a share of the film's most"
     top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         count = sum(one.kind == kind for one in shown)
@@ -66,16 +66,10 @@ def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarr
     panels[1].set_title(f"{finding.split}\nlabel {LABELS[finding.label]}", fontsize=7.5, loc="left")
     if heat is None:
         return
-    _overlay(panels[1], heat)
+    levels = Image.fromarray((heat * 255).round().astype(np.uint8))
+    panels[1].imshow(lay_over(Image.fromarray(film), levels))
     if not heat.any():
         panels[1].text(0.5, 0.04, "nothing", color="white", ha="center", transform=panels[1].transAxes)
-
-
-def _overlay(axes: Axes, heat: np.ndarray) -> None:
-    """Opaque where hot, so that the film stays to be seen where nothing spoke for pneumonia."""
-    colours = matplotlib.colormaps["jet"](heat)
-    colours[..., 3] = 0.6 * heat
-    axes.imshow(colours)
 
 
 def _short(file: str) -> str:
