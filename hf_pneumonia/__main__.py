@@ -1,9 +1,10 @@
-"""`python -m hf_pneumonia audit | explore | evaluate | compare | predict`: see films, judge models, use them.
+"""`python -m hf_pneumonia COMMAND`: see films, judge models, use them.
 
 audit | explore SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
 compare RUN RUN [RUN ...]
 predict --model DIR_OR_REPO PATH [PATH ...] [--output scores.csv|.parquet] [--heatmaps DIR]
+export --model DIR_OR_REPO --output FILE.onnx
 """
 
 import argparse
@@ -108,6 +109,21 @@ def predict(args: argparse.Namespace) -> None:
     state.destroy_process_group()
 
 
+def export(args: argparse.Namespace) -> None:
+    """write a saved model as ONNX, checked against it, and its preprocessing as JSON beside it"""
+    from hf_pneumonia.inference.export import OPSET, check_export, export_onnx
+    from hf_pneumonia.modeling.saved import load_model
+
+    check_export(args.output)
+    _quiet_libraries()
+    saved = load_model(args.model)
+    for note in saved.notes:
+        print(f"note: {note}")
+    done = export_onnx(saved, args.output)
+    print(f"onnxruntime answers as torch does, but for {done.difference:.1g} (opset {OPSET})")
+    print(f"export: {done.file}, {done.description}")
+
+
 def _quiet_libraries() -> None:
     import transformers
 
@@ -167,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="audit | explore | evaluate | compare | predict", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(run) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -205,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
     command.add_argument("--batch_size", type=int, default=32, help="films per forward pass and process; 32")
+
+    command = add(export)
+    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .onnx")
     return parser
 
 
