@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
-from huggingface_hub import metadata_load
+from huggingface_hub import HfApi, metadata_load
 
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.publishing.publish import prepare_run, publish_model, publish_space
 from hf_pneumonia.publishing.space import space_files
 
 ROOT = Path(__file__).parents[1]
@@ -53,15 +54,25 @@ def test_its_requirements_are_those_of_the_project_each_at_the_version_that_runs
     assert all(version(name).split("+")[0] == number for name, number in pinned.items())
 
 
-def test_a_space_that_was_copied_elsewhere_starts_and_answers(space, finished_run, film_folder):
+def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model(
+    finished_run, film_folder, local_hub, tmp_path
+):
+    api = HfApi(local_hub.url, token=local_hub.user("ann"))
+    publish_model(api, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
+    publish_space(api, "ann/x", "ann/demo")
+    folder = Path(api.snapshot_download("ann/demo", repo_type="space", local_dir=tmp_path / "fetched"))
     film = next((film_folder / "test" / "PNEUMONIA").iterdir())
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment |= {"MODEL_ID": str(finished_run), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")},
+        **local_hub.environment(None, tmp_path / "home"),
+        "GRADIO_SERVER_PORT": str(port),
+        "PYTHONUNBUFFERED": "1",
+    }
     page = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "app.py"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     )
     try:
         address = next(found[0] for line in page.stdout if (found := re.search(r"http://\S+", line)))

@@ -41,8 +41,7 @@ class Prediction:
         label: one of LABELS: PNEUMONIA from the threshold on.
         probability: of pneumonia, 0 to 1, calibrated where the model is.
         threshold: the model's operating point.
-        decision: "pneumonia" or "normal". "uncertain" and "not a chest film" join them with the gate, a later
-            piece of work.
+        decision: "pneumonia" or "normal".
         heat_map: (h, w) float32 of the network's input size, 0 to 1, where it saw pneumonia; None where none
             was asked for.
     """
