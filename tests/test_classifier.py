@@ -2,10 +2,10 @@ import csv
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
-import types
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -300,18 +300,35 @@ def test_saving_over_another_model_leaves_nothing_of_it_that_would_be_read(
         first.save_pretrained(tmp_path / "file")
 
 
-def test_what_is_pushed_is_what_is_saved_as_one_commit(classifier, tmp_path, monkeypatch):
-    pushed = []
-
-    def commit_files(api, repo, files, *, message, private=False, revision="main"):
-        contents = {name: Path(path).read_bytes() for name, path in files.items()}
-        pushed.append((repo, contents, private, revision))
-        return "commit"
-
-    monkeypatch.setitem(sys.modules, "hf_pneumonia.hub", types.SimpleNamespace(commit_files=commit_files))
-    assert classifier.push_to_hub("user/name", private=True, revision="try") == "commit"
-    names = classifier.save_pretrained(tmp_path)
-    assert pushed == [("user/name", {name: (tmp_path / name).read_bytes() for name in names}, True, "try")]
+def test_what_is_pushed_to_the_hub_loads_again_by_its_commit_with_the_same_answers(
+    finished_run, film_folder, local_hub, tmp_path
+):
+    code = """
+import sys
+from hf_pneumonia import PneumoniaClassifier
+run, film = sys.argv[1:]
+classifier = PneumoniaClassifier.from_pretrained(run)
+commit = classifier.push_to_hub("ann/x", private=True)
+again = PneumoniaClassifier.from_pretrained("ann/x", revision=commit.sha)
+assert commit.changed and not again.push_to_hub("ann/x").changed
+assert again(film) == classifier(film) and again.name == "ann/x"
+"""
+    film = next((film_folder / "test" / "PNEUMONIA").iterdir())
+    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-c", code, finished_run, film],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    repository = local_hub.repositories["model", "ann/x"]
+    assert repository.private and repository.head.keys() - {".gitattributes"} == {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_the_package_names_its_class_and_imports_nothing_for_it(tmp_path):

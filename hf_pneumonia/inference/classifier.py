@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import squash
@@ -20,6 +21,7 @@ from hf_pneumonia.data.forms import is_one_film, read_any_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
+from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
@@ -201,7 +203,7 @@ class PneumoniaClassifier:
                 os.replace(Path(aside) / name, folder / name)
         return names
 
-    def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main"):
+    def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main") -> Commit:
         """Publish what `save_pretrained` writes, and nothing else, as one commit.
 
         Args:
@@ -215,10 +217,6 @@ class PneumoniaClassifier:
         Raises:
             UsageError: no login, no right to write, no connection ...
         """
-        from huggingface_hub import HfApi
-
-        from hf_pneumonia.hub import commit_files
-
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in self.save_pretrained(folder)}
             message = "Upload a classifier of chest films"
