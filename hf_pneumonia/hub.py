@@ -108,30 +108,8 @@ def commit_files(
     with _explained(api, repo):
         _ensure_repo(api, repo, repo_type, private)
         for pause in (*_PAUSES, None):
-            head = _head(api, repo, repo_type, revision)
-            tree = api.list_repo_tree(repo, repo_type=repo_type, revision=head, recursive=True)
-            there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-            changes = {name: file for name, file in files.items() if not _same(file, there.get(name))}
-            others = sorted(there.keys() - files.keys())
-            left = [name for name in others if any(_covers(pattern, name) for pattern in stale)]
-            others = [name for name in others if name not in left]
-            if not changes and not left:
-                prefix = "" if repo_type == "model" else f"{repo_type}s/"
-                return Commit(f"{api.endpoint}/{prefix}{repo}/commit/{head}", head, False, others)
             try:
-                done = api.create_commit(
-                    repo,
-                    # New ones for each try: they remember what was there.
-                    [
-                        *(CommitOperationAdd(name, _source(file)) for name, file in changes.items()),
-                        *(CommitOperationDelete(name) for name in left),
-                    ],
-                    commit_message=message,
-                    repo_type=repo_type,
-                    revision=revision,
-                    parent_commit=head,
-                )
-                return Commit(done.commit_url, done.oid, True, others)
+                return _commit_once(api, repo, files, message, repo_type, revision, stale)
             except HfHubHTTPError as error:
                 if error.response.status_code not in _LOST_RACE or pause is None:
                     raise
@@ -179,6 +157,41 @@ def download_files(
 def file_size(content: Path | bytes) -> int:
     """Size in bytes of a file that is to be sent."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _commit_once(
+    api: HfApi,
+    repo: str,
+    files: dict[str, Path | bytes],
+    message: str,
+    repo_type: str,
+    revision: str,
+    stale: Collection[str],
+) -> Commit:
+    """One try on top of the branch as it is now; 409 or 412 where somebody else was faster."""
+    head = _head(api, repo, repo_type, revision)
+    tree = api.list_repo_tree(repo, repo_type=repo_type, revision=head, recursive=True)
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    changes = {name: file for name, file in files.items() if not _same(file, there.get(name))}
+    others = sorted(there.keys() - files.keys())
+    left = [name for name in others if any(_covers(pattern, name) for pattern in stale)]
+    others = [name for name in others if name not in left]
+    if not changes and not left:
+        prefix = "" if repo_type == "model" else f"{repo_type}s/"
+        return Commit(f"{api.endpoint}/{prefix}{repo}/commit/{head}", head, False, others)
+    done = api.create_commit(
+        repo,
+        # New ones for each try: they remember what was there.
+        [
+            *(CommitOperationAdd(name, _source(file)) for name, file in changes.items()),
+            *(CommitOperationDelete(name) for name in left),
+        ],
+        commit_message=message,
+        repo_type=repo_type,
+        revision=revision,
+        parent_commit=head,
+    )
+    return Commit(done.commit_url, done.oid, True, others)
 
 
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> None:
