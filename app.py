@@ -16,15 +16,18 @@ NOTE = (
 
 
 def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
-    def classify(film: str) -> tuple[str, dict[str, float]]:
+    def classify(film: str | None) -> tuple[str, dict[str, float]]:
+        if film is None:
+            raise gr.Error("Choose a film first.", print_exception=False)
         try:
             prediction = classifier(film)
         except UnreadableFilm as error:
-            raise gr.Error(f"This file can't be read as a film: {error}") from error
+            raise gr.Error(f"This file can't be read as a film: {error}", print_exception=False) from error
         probability = prediction.probability
         return prediction.decision, {"Pneumonia": probability, "Normal": 1 - probability}
 
-    # Nothing is kept: no flagging, no analytics, no examples cached; uploads are deleted within ten minutes.
+    # Nothing is kept: no flagging, no analytics, no examples cached; each minute what is older than nine is
+    # deleted, uploads are gone within ten.
     return gr.Interface(
         classify,
         gr.Image(type="filepath", image_mode=None, label="Chest film", sources=["upload", "clipboard"]),
@@ -33,7 +36,7 @@ def build_page(classifier: PneumoniaClassifier) -> gr.Interface:
         description=f"{NOTE} The operating point of this model is {classifier.threshold:.2f}.",
         flagging_mode="never",
         analytics_enabled=False,
-        delete_cache=(600, 600),
+        delete_cache=(60, 540),
         api_name="predict",
     )
 

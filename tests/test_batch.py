@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.inference.inputs import FilmReader
 from hf_pneumonia.inference.progress import Progress
 from hf_pneumonia.modeling.saved import load_model
 
@@ -311,12 +313,12 @@ def test_heat_maps_are_drawn_of_each_film_once_and_made_up_for(finished_run, fil
     _predict(finished_run, films, "--output", tmp_path / "a.csv", "--heatmaps", folder)
     rows = _rows((tmp_path / "a.csv").read_bytes())
     expected = [
-        f"{number:06d}-{Path(row['file']).stem}.png" for number, row in enumerate(rows, 1) if not row["error"]
+        f"{number:06d}-{Path(row['file']).stem}" for number, row in enumerate(rows, 1) if not row["error"]
     ]
-    assert sorted(path.name for path in folder.iterdir()) == expected
+    assert sorted(path.stem.rpartition("-")[0] for path in folder.iterdir()) == expected
     film = next(row["file"] for row in rows if row["file"].endswith("IM-0203-0001.jpeg"))
     heat_map = PneumoniaClassifier.from_pretrained(finished_run)(film, heat_map=True).heat_map
-    drawn = next(folder.glob("*-IM-0203-0001.png"))
+    drawn = next(folder.glob("*-IM-0203-0001-*.png"))
     want = np.asarray(overlay(read_film(film), heat_map)).astype(int)
     assert np.abs(np.asarray(Image.open(drawn)).astype(int) - want).max() <= 2
 
@@ -326,6 +328,43 @@ def test_a_job_that_goes_on_draws_the_heat_maps_that_are_not_there(finished_run,
     _predict(finished_run, films, "--output", stopped, "--heatmaps", folder)
     # Those of the first two batches are scored again, since no picture is there.
     assert sum(asked) == 30 and len(list(folder.iterdir())) == 30
+
+
+def test_a_picture_of_another_film_that_stood_in_this_row_is_not_taken_for_its_own(
+    finished_run, films, stopped, asked
+):
+    folder = stopped.with_name("heat")
+    first, second = (sorted((films / name).glob("*1.jpeg"))[0] for name in ("NORMAL", "PNEUMONIA"))
+    for name, film in (("a", first), ("b", second)):
+        (stopped.parent / name).mkdir()
+        shutil.copy(film, stopped.parent / name / "x.jpeg")
+        _predict(finished_run, stopped.parent / name, "--output", stopped, "--heatmaps", folder)
+    drawn = [path.read_bytes() for path in folder.iterdir()]
+    assert len(set(drawn)) == 2
+
+
+def test_a_fault_of_the_disk_is_a_row_and_is_tried_again_by_the_next_job(
+    finished_run, films, stopped, monkeypatch
+):
+    read, broken = FilmReader.read, ["IM-0205-0001.jpeg"]
+
+    def fail(self, source):
+        if broken and source.name.endswith(broken[0]):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, source)
+
+    def write(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(FilmReader, "read", fail)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr("hf_pneumonia.inference.batch.write_scores", write)
+        _predict(finished_run, films, "--output", stopped)
+    assert "input/output error" not in stopped.with_name(f".{stopped.name}.progress").read_text()
+    broken.clear()
+    _predict(finished_run, films, "--output", stopped)
+    row = next(row for row in _rows(stopped.read_bytes()) if row["file"].endswith("IM-0205-0001.jpeg"))
+    assert row["probability"] and not row["error"]
 
 
 def test_a_film_that_is_named_twice_has_two_rows_and_is_scored_once(finished_run, films, tmp_path, asked):

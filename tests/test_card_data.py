@@ -87,3 +87,4 @@ def test_figures_on_films_that_nobody_else_can_find_are_of_no_data_set_of_the_hu
     assert named(report, recipe, several) == {f"hub:{HUB} + local:films"}
     assert named(report, recipe, local) == {"local:films"}
     assert named(report, recipe, {"sources": {"phantom": {"kind": "phantom"}}}) == {"phantom"}
+    assert named(report, recipe, {"sources": {"local/train": {"kind": "local"}}}) == {"local:local/train"}

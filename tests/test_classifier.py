@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from huggingface_hub import HfApi
 from PIL import Image
 from test_saved import _change
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -21,6 +22,7 @@ import hf_pneumonia
 from hf_pneumonia import PneumoniaClassifier, Prediction
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.hub import commit_files
 
 FILMS = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8))
 
@@ -314,7 +316,10 @@ assert commit.changed and not again.push_to_hub("ann/x").changed
 assert again(film) == classifier(film) and again.name == "ann/x"
 """
     film = next((film_folder / "test" / "PNEUMONIA").iterdir())
-    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
+    token = local_hub.user("ann")
+    before = {"preprocessor_config.json": b"{}", "README.md": b"the card of another model"}
+    commit_files(HfApi(local_hub.url, token=token), "ann/x", before, message="Before", private=True)
+    environment = local_hub.environment(token, tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", code, finished_run, film],
         capture_output=True,
@@ -324,11 +329,10 @@ assert again(film) == classifier(film) and again.name == "ann/x"
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "ann/x also holds README.md, of what was there before" in done.stderr
     repository = local_hub.repositories["model", "ann/x"]
-    assert repository.private and repository.head.keys() - {".gitattributes"} == {
-        "config.json",
-        "model.safetensors",
-    }
+    kept = {".gitattributes", "README.md"}
+    assert repository.private and repository.head.keys() - kept == {"config.json", "model.safetensors"}
 
 
 def test_the_package_names_its_class_and_imports_nothing_for_it(tmp_path):

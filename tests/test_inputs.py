@@ -121,6 +121,15 @@ def test_films_of_a_zip_file_are_sorted_read_in_memory_and_never_extracted(here)
     assert sorted(here.rglob("*")) == before and not (here.parent / "out.png").exists()
 
 
+@pytest.mark.parametrize("later", [[], [("a.png", b"another film")]])
+def test_a_zip_file_that_changes_during_a_job_gives_no_other_film(here, later):
+    _zip("films.zip", [("a.png", PNG)])
+    (source,) = find_films(["films.zip"])
+    _zip("films.zip", later)
+    with FilmReader() as reader, pytest.raises(UnreadableFilm, match="changed meanwhile"):
+        reader.read(source)
+
+
 def test_damaged_encrypted_and_huge_members_are_rows_with_a_reason(here, monkeypatch):
     _zip("films.zip", [(f"{number}.png", PNG + bytes([number]) * 50) for number in range(4)])
     data = bytearray(Path("films.zip").read_bytes())

@@ -54,6 +54,22 @@ def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
     assert "Anna" not in str(summary) and "/home" not in str(summary) and "jpeg" not in str(summary)
 
 
+@pytest.mark.parametrize(
+    ("place", "patient", "known_by"),
+    [
+        ("test/000007", "7", "source"),
+        ("/data/films/train/1.2.3.11.dcm", "11", "source"),
+        ("test/000007", "test/000007", "nothing"),
+        ("/data/films/a/scan.png", "films:a/scan.png", "nothing"),
+        ("/data/films/a/person7_virus_1.png", "person7", "file name"),
+    ],
+)
+def test_an_id_is_a_films_own_place_only_where_it_is_all_of_it(tmp_path, place, patient, known_by):
+    write_run(tmp_path, [(place, "train", "NORMAL", patient, *FILMS[0][4:])])
+    known = summarise_manifest(tmp_path, written_report())["patients_known_by"]
+    assert [name for name, films in known.items() if films] == [known_by]
+
+
 def test_the_hash_can_be_recomputed_as_the_card_says():
     rows = [{"split": one[1], "label": one[2], "content_hash": one[4], "kept": one[6]} for one in FILMS]
     lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in FILMS)

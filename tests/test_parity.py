@@ -66,8 +66,6 @@ def test_the_command_predict(model, classifier, reported, tmp_path):
 def test_the_pipeline_of_transformers(model, classifier, reported):
     from transformers import pipeline
 
-    if classifier.model.config.architecture.startswith("cnn_"):
-        assert "hf_pneumonia" in sys.modules  # which the two CNNs need
     answers = pipeline("image-classification", model=str(model), device="cpu")(list(reported))
     scores = [{one["label"]: one["score"] for one in answer}["PNEUMONIA"] for answer in answers]
     _assert_same(scores, reported, classifier.threshold)
@@ -94,17 +92,11 @@ def test_the_page(classifier, reported):
 
 
 def test_onnx(model, classifier, reported, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
-    command = [sys.executable, "-m", "hf_pneumonia", "export", "--model", model]
-    subprocess.run([*command, "--output", tmp_path / "model.onnx"], check=True, cwd=ROOT, timeout=600)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    config = classifier.model.config.pretrained_cfg
-    size, mean, std = config["input_size"][-1], config["mean"][0], config["std"][0]
+    pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+    from test_export import run_onnx
 
-    def prepared(film: str) -> np.ndarray:
-        gray = Image.open(film).convert("L").resize((size, size), Image.Resampling.BICUBIC)
-        pixels = (np.asarray(gray, np.float32) / 255 - mean) / std
-        return np.repeat(pixels[None, None], 3, axis=1)
-
-    answers = [session.run(["probability"], {"pixel_values": prepared(film)})[0].item() for film in reported]
+    file = tmp_path / "model.onnx"
+    command = [sys.executable, "-m", "hf_pneumonia", "export", "--model", model, "--output", file]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=600)
+    answers = [run_onnx(file, [Image.open(film)])[1].item() for film in reported]
     _assert_same(answers, reported, classifier.threshold)

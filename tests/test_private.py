@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -8,7 +9,7 @@ from test_manifest_summary import FILMS, write_run
 from written import written_report
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.publishing.private import check_private
+from hf_pneumonia.publishing.private import check_private, check_source_code
 
 NAMED = [
     ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000", *FILMS[0][4:]),
@@ -26,6 +27,7 @@ SECRETS = {
         "~/films/train",
         "C:\\films\\x",
         "file:///data",
+        "\\\\server\\patients\\x",
         "/mnt/Röntgen/ä",
     ],
     "a token": ["hf_" + "aB3" * 11, "hf_secretofmine"],
@@ -38,6 +40,8 @@ SECRETS = {
         "scan 0042",
         "1.2.840.113619.2",
         "20190314",
+        "x_person1000_virus",
+        "Mu\u0308ller, Anna 3",  # of two code points, as names of files on a Mac
     ],
 }
 PLANTED = [(kind, secret) for kind, secrets in SECRETS.items() for secret in secrets]
@@ -120,6 +124,20 @@ def test_the_run_and_its_sources_are_ways_on_this_machine_wherever_they_lie(run)
 )
 def test_figures_words_and_addresses_are_no_names_and_no_paths(run, text):
     check_private({"README.md": text.encode(), "config.json": json.dumps(text).encode()}, run, "a film")
+
+
+def test_jsons_own_marks_are_nobodys_name(run):
+    write_run(run, [("/data/x/null.png", *FILMS[0][1:])])
+    check_private({"report.json": json.dumps({"if": [None, 1]}).encode()}, run)
+    with pytest.raises(UsageError, match="null"):
+        check_private({"report.json": json.dumps({"if": "null"}).encode()}, run)
+
+
+def test_code_may_speak_of_films_and_places_but_holds_no_token_and_no_home(run):
+    check_source_code({"a.py": b"person1000_bacteria_2931 lies in /data/films/train and ~/.cache/films"})
+    for kind, text in [("a token", "hf_secretofmine"), ("a path of this machine", f"{Path.home()}/films")]:
+        with pytest.raises(UsageError, match=f"a.py holds {kind}"):
+            check_source_code({"a.py": f"x = '{text}'".encode()})
 
 
 def test_a_name_that_is_a_common_word_is_found_unless_it_is_known_to_be_one(run):

@@ -114,6 +114,20 @@ def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_args": {"checkpoint_path": "other.pth"}},
+        {"model_args": {"pretrained_cfg": {"file": "other.pth"}}},
+        {"architecture": "hf-hub:somebody/else"},
+    ],
+)
+def test_a_configuration_that_asks_for_other_weights_is_refused(timm_folder, change):
+    _change(timm_folder, **change)
+    with pytest.raises(UsageError, match="asks for more than its own weights"):
+        load_model(str(timm_folder))
+
+
 def test_a_repository_that_can_not_be_reached_is_one_line():
     with pytest.raises(UsageError, match="--model expects .*'somebody/something'") as error:
         load_model("somebody/something")

@@ -258,6 +258,16 @@ def test_a_source_is_called_by_its_last_folder_as_far_as_names_differ(tmp_path, 
     assert short_names(there) == expected
 
 
+def test_the_name_of_the_home_folder_is_no_part_of_a_sources_name(tmp_path, monkeypatch):
+    home = tmp_path / "somebody"
+    for folder in (home / "train", home / "a" / "films", tmp_path / "films"):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    assert short_names([str(home / "train")]) == ["train"]
+    names = short_names([str(home / "a" / "films"), str(tmp_path / "films")])
+    assert names == ["a/films", f"{tmp_path.name}/films"]
+
+
 @pytest.mark.parametrize("spelling", ["films", "./films/", "other/../films", "link", "~/films"])
 def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, monkeypatch, spelling):
     write_films(tmp_path / "films", 2, 2)

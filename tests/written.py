@@ -122,6 +122,7 @@ def written_report() -> dict:
             "split": "official",
             "split_seed": 7,
             "num_train_epochs": 11.0,
+            "max_steps": -1,
             "per_device_train_batch_size": 33,
             "gradient_accumulation_steps": 1,
             "optim": "adamw_torch",

@@ -65,6 +65,28 @@ def write_manifest(films: FilmSet, path: Path) -> None:
             )
 
 
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    """Lines of a manifest, or of a run's `seen_before.csv`.
+
+    Raises:
+        UsageError: it is none, or missing.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(None in row.values() for row in rows):
+                raise UsageError(
+                    f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this "
+                    "version"
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(
+            f"{path} can't be read as a manifest ({error}); train again with this version"
+        ) from error
+    return rows
+
+
 def read_seen(weights: Path) -> list[dict[str, str]]:
     """Lines of the films that weights were trained or chosen by, from the run folder's own manifest, and from
     what that run kept of the runs before it (`SEEN`).
@@ -82,11 +104,8 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
     seen = []
     for path in (audit / "manifest.csv", audit / SEEN):
         if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                    raise UsageError(f"{path} is no manifest: expected columns {', '.join(COLUMNS)}")
-                seen += [row for row in reader if row["kept"] == "true" and row["split"] in TEACHING]
+            rows = read_manifest(path)
+            seen += [row for row in rows if row["kept"] == "true" and row["split"] in TEACHING]
     return seen
 
 

@@ -63,7 +63,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     """What the sources are called in tables and reports: a local one by its last folder, and by as few more
     as tell it from the others; never by the way to it. The name of a split alone tells nothing, and what is
     above it comes too."""
-    parts = [Path(name).expanduser().resolve().parts if _is_local(name) else (name,) for name in names]
+    parts = [_parts(name) if _is_local(name) else (name,) for name in names]
     short = []
     for index, part in enumerate(parts):
         others = ["/" + "/".join(other) for row, other in enumerate(parts) if row != index]
@@ -72,6 +72,13 @@ def short_names(names: Sequence[str]) -> list[str]:
             length += 1
         short.append("/".join(part[-length:]))
     return short
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders on the way to a local source, from below the home folder on: that one's name is a person's."""
+    path, home = Path(name).expanduser().resolve(), Path.home().resolve()
+    inside = path.is_relative_to(home) and path != home and home != home.parent
+    return path.relative_to(home).parts if inside else path.parts
 
 
 def _is_local(name: str) -> bool:

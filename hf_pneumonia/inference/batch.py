@@ -59,13 +59,16 @@ def predict_paths(
     progress = score_films(classifier, sources, output, heatmaps, batch_size)
     if progress is None:
         return
-    counts = Counter(row.decision for row in rows_of(classifier, sources, progress))
-    rows = rows_of(classifier, sources, progress)
-    if output is None:
-        print_scores(rows)
-    else:
-        write_scores(rows, output)
-        progress.finish()
+    rows = list(rows_of(classifier, sources, progress))
+    try:
+        if output is None:
+            print_scores(rows)
+        else:
+            write_scores(rows, output)
+            progress.finish()
+    finally:
+        progress.close()
+    counts = Counter(row.decision for row in rows)
     places = [f"scores: {output}"] * (output is not None) + [f"heat maps: {heatmaps}"] * (
         heatmaps is not None
     )
@@ -113,7 +116,8 @@ def score_films(
     """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
 
     Batches are cut from the list of all films and not from what is left of it, so that their numbers depend
-    neither on where an earlier job was stopped nor on how many processes there are.
+    neither on where an earlier job was stopped nor on how many processes there are. (A film that is made up
+    for by itself, since it changed or its picture is gone, goes through the network alone.)
 
     Args:
         classifier: on this process's device.
@@ -155,12 +159,17 @@ def score_films(
     if before:
         logger.info("going on: %d of %d films were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
-    with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
-        for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
-            bar.update(len(chunk))
-            if progress is not None:
-                keys = [key_of(source) for _, source in chunk]
-                progress.add(zip(keys, scores, strict=True))
+    try:
+        with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
+            for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
+                bar.update(len(chunk))
+                if progress is not None:
+                    keys = [key_of(source) for _, source in chunk]
+                    progress.add(zip(keys, scores, strict=True))
+    except BaseException:
+        if progress is not None:
+            progress.close()  # whoever catches this may try again
+        raise
     return progress
 
 
@@ -217,13 +226,13 @@ def _score_chunks(
 
     with FilmReader() as reader, ThreadPoolExecutor(threads) as drawers:
 
-        def decode(film: Numbered) -> np.ndarray | str:
+        def decode(film: Numbered) -> np.ndarray | Score:
             try:
                 return film_array(reader.read(film[1]), classifier.image_size)
             except UnreadableFilm as error:
-                return str(error)
+                return Score(None, str(error))
             except OSError as error:
-                return why_not(error)
+                return Score(None, why_not(error), passing=True)
 
         def draw(film: Numbered, heat_map: np.ndarray) -> None:
             try:
@@ -239,7 +248,9 @@ def _score_chunks(
         squares = work_ahead(decode, (film for part in own for film in part), threads, 2 * batch_size)
         for chunk, part in zip(chunks, own, strict=True):
             decoded = list(islice(squares, len(part)))
-            films = [(film, one) for film, one in zip(part, decoded, strict=True) if not isinstance(one, str)]
+            films = [
+                (film, one) for film, one in zip(part, decoded, strict=True) if not isinstance(one, Score)
+            ]
             predictions = iter(())
             if films:
                 found = classifier.predict_squares(
@@ -249,8 +260,7 @@ def _score_chunks(
                     list(drawers.map(draw, [film for film, _ in films], [one.heat_map for one in found]))
                 predictions = iter(found)
             scores = [
-                Score(None, one) if isinstance(one, str) else Score(next(predictions).probability)
-                for one in decoded
+                one if isinstance(one, Score) else Score(next(predictions).probability) for one in decoded
             ]
             if not chunk:
                 continue  # scored before, and every process knows
@@ -263,6 +273,7 @@ def _score_chunks(
 def _picture(folder: Path, film: Numbered) -> Path:
     row, source = film
     stem = os.path.splitext(re.split(r"[\\/]", source.name)[-1])[0]
+    key = key_of(source)[:8]  # a picture of another film that stood in this row is not taken for its own
     # No surrogates, slashes or controls, and room for the rest of a name in the 255 bytes that it may have.
     safe = re.sub(r"[^\w.+-]+", "_", stem)[:50]
-    return folder / f"{row:06d}-{safe}.png"
+    return folder / f"{row:06d}-{safe}-{key}.png"

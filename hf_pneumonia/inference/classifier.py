@@ -29,7 +29,17 @@ from hf_pneumonia.modeling.saved import SavedModel, load_model
 
 logger = logging.getLogger(__name__)
 
+# What loaders read beside config.json and model.safetensors: that of an earlier model changes the answers.
+READ_ALONG = (
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "adapter_config.json",
+)
+
 _DTYPES = ("float32", "bfloat16", "float16")
+
+_SAY_HOW_GOOD = ("README.md", "report.json")
 
 # What two threads may read at a time, one film given twice included: not so open files and Pillow images.
 _THREAD_SAFE = (str, os.PathLike, bytes, np.ndarray)
@@ -193,18 +203,15 @@ class PneumoniaClassifier:
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())
-            for stale in (
-                "model.safetensors.index.json",
-                "preprocessor_config.json",
-                "processor_config.json",
-            ):
+            for stale in READ_ALONG:
                 (folder / stale).unlink(missing_ok=True)
             for name in names:
                 os.replace(Path(aside) / name, folder / name)
         return names
 
     def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main") -> Commit:
-        """Publish what `save_pretrained` writes, and nothing else, as one commit.
+        """Publish what `save_pretrained` writes, and nothing else, as one commit. A card and figures that are
+        there already stay, which is warned of: those of a run go with push_to_hub.py.
 
         Args:
             repo: user/name; made where missing.
@@ -219,8 +226,18 @@ class PneumoniaClassifier:
         """
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in self.save_pretrained(folder)}
-            message = "Upload a classifier of chest films"
-            return commit_files(HfApi(), repo, files, message=message, private=private, revision=revision)
+            commit = commit_files(
+                HfApi(),
+                repo,
+                files,
+                message="Upload a classifier of chest films",
+                private=private,
+                revision=revision,
+                stale=READ_ALONG,
+            )
+        if commit.changed and (said := [name for name in commit.others if name in _SAY_HOW_GOOD]):
+            logger.warning("%s also holds %s, of what was there before", repo, " and ".join(said))
+        return commit
 
     def _square(self, film: Any) -> np.ndarray:
         return squash(read_any_film(film), self.image_size)

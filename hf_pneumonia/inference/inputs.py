@@ -122,7 +122,10 @@ class FilmReader:
             self._zips[source.path] = archive
             if len(self._zips) > _OPEN_ZIPS:
                 self._zips.popitem(last=False)[1].close()  # entries that are being read stay open
-            entry = archive.infolist()[source.member]
+            entries = archive.infolist()
+            entry = entries[source.member] if source.member < len(entries) else None
+            if entry is None or (entry.file_size, entry.CRC) != source.stamp[-2:]:
+                raise UnreadableFilm("the zip file was changed meanwhile")
             if entry.flag_bits & 1:
                 raise UnreadableFilm("encrypted: unpack the zip file with its password")
             check_size(entry.file_size)

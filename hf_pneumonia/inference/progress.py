@@ -5,10 +5,8 @@ kill nothing is taken, and the batch is scored again as it was, so that its numb
 digit.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +17,28 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.inputs import Source
 
+try:
+    import fcntl
+except ImportError:  # Windows: two jobs with one output are not told apart there
+    fcntl = None
+
 # Part of every fingerprint; raise it when the same model answers otherwise to the same film.
 _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The probability of pneumonia of one film, or why there is none."""
+    """The probability of pneumonia of one film, or why there is none.
+
+    Attributes:
+        probability: 0 to 1, or None.
+        error: why there is none.
+        passing: whether it was the disk's fault and not the film's: another job tries again.
+    """
 
     probability: float | None
     error: str = ""
+    passing: bool = False
 
 
 def key_of(source: Source) -> str:
@@ -69,7 +79,8 @@ class Progress:
         self._path = output.with_name(f".{output.name}.progress")
         self._file = open(self._path, "a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise UsageError(f"--output {output}: another job is writing it; choose another file") from None
@@ -99,7 +110,9 @@ class Progress:
         batch = dict(scores)
         self.scores |= batch
         if self._file is not None:
-            line = [[key, score.probability, score.error] for key, score in batch.items()]
+            line = [
+                [key, score.probability, score.error] for key, score in batch.items() if not score.passing
+            ]
             self._append(json.dumps(line).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
@@ -112,6 +125,11 @@ class Progress:
 
     def finish(self) -> None:
         """Drop the file: the output is whole."""
+        self.close()
         if self._file is not None:
-            os.unlink(self._path)
+            self._path.unlink()
+
+    def close(self) -> None:
+        """Let go of the file, for a later job to go on."""
+        if self._file is not None:
             self._file.close()

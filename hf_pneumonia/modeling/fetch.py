@@ -21,7 +21,13 @@ from hf_pneumonia.errors import UsageError
 
 # All of one commit. A pickle is not even downloaded, and transformers is not handed the repository's name:
 # where safetensors are missing it would have the Hub convert other people's weights, and open a pull request.
-_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "model*.safetensors*"]
+_FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LOGIN = "`hf auth login`, or set HF_TOKEN"
 

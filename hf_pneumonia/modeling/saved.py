@@ -3,6 +3,7 @@
 What it was trained to be fed, and in which order it answers, is made up for here: nobody else needs to know.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from hf_pneumonia.data.labels import LABELS, label_of
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.fetch import model_folder
+
+# Arguments of timm.create_model that read other files.
+_LOAD_MORE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
             can't be fed with square gray films.
     """
     source = model_folder(name, revision)
+    _refuse_what_loads_more(source, name)
     try:
         model, loaded = AutoModelForImageClassification.from_pretrained(
             source,
@@ -99,6 +104,21 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     local = Path(name).expanduser()
     short = local.resolve().name if local.is_dir() else name
     return SavedModel(short, model, size, point, notes, processor)
+
+
+def _refuse_what_loads_more(source: Path, name: str) -> None:
+    """timm would fetch or unpickle what a stranger's configuration names beside the weights."""
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        arguments, architecture = config.get("model_args") or {}, str(config.get("architecture"))
+        more = sorted(_LOAD_MORE & arguments.keys())
+    except (ValueError, AttributeError):
+        return  # said by whoever reads it next
+    if more or ":" in architecture:
+        raise UsageError(
+            f"--model {name}: its config.json asks for more than its own weights "
+            f"({more[0] if more else architecture}), which is never loaded"
+        )
 
 
 def _preprocessing(

@@ -93,7 +93,9 @@ def _dataset_id(report: dict, recipe: dict, manifest: dict) -> str:
     kinds = {name: source["kind"] for name, source in manifest["sources"].items()}
     if not cut and list(kinds.values()) == ["hub"]:
         return next(iter(kinds))
-    return " + ".join(name if name.startswith(kind) else f"{kind}:{name}" for name, kind in kinds.items())
+    # Kaggle's names begin with their kind, and "phantom" is one.
+    plain = ("phantom", "kaggle")
+    return " + ".join(name if kind in plain else f"{kind}:{name}" for name, kind in kinds.items())
 
 
 def _eval_results(report: dict, manifest: dict) -> list[EvalResult]:

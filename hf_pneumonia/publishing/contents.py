@@ -1,6 +1,7 @@
 """A finished run -> the files that it publishes, by their names in the repository, and no others."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from hf_pneumonia.data.manifest import MANIFEST
@@ -22,6 +23,9 @@ PLOTS = (
     "plots/robustness.png",
     "plots/class_distribution.png",
 )
+
+# Words at the head of every card.
+_FRONT_MATTER = ("license", "library name", "pipeline tag", "datasets", "model index", "type", "value")
 
 _READ = ("report.json", "recipe.yaml", MANIFEST)
 
@@ -82,9 +86,21 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     # What stands in every card, whatever its films are called.
     said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
     said += public["checks"]["subgroups"]["families"]  # letters that films of five patients or more share
+    said += [*_keys(public), *_keys(config), *_FRONT_MATTER]
     said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
     check_private(files, run, " ".join(said))
     return dict(sorted(files.items()))
+
+
+def _keys(value: object) -> Iterator[str]:
+    """The keys of a table and of those in it, but for those that are made of the names of files."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _keys(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield key
+            yield from _keys(one if key != "families" else list(one.values()))
 
 
 def _check_report(run: Path, report: dict, config: dict) -> None:
@@ -106,12 +122,16 @@ def _check_report(run: Path, report: dict, config: dict) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
         raise UsageError(f"{path} is damaged ({error}); train again") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged (no table of keys); train again")
     return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _json(value: dict) -> bytes:

@@ -1,6 +1,5 @@
 """audit/manifest.csv of a run -> counts that name no file and no patient, and what they can be checked by."""
 
-import csv
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from hf_pneumonia.data.filmset import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.labels import is_global_id
-from hf_pneumonia.data.manifest import COLUMNS, MANIFEST, SEEN
+from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
 from hf_pneumonia.errors import UsageError
 
 # How a film of a Hub data set is named in a manifest; a file of this machine is named by the way to it.
@@ -18,28 +17,6 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 REASONS = (UNREADABLE, CONFLICT, COPIES, PATIENT)
 KNOWN_BY = ("file name", "source", "nothing")
-
-
-def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Lines of a manifest, or of a run's `seen_before.csv`.
-
-    Raises:
-        UsageError: it is none, or missing.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(None in row.values() for row in rows):
-                raise UsageError(
-                    f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this "
-                    "version"
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"{path} can't be read as a manifest ({error}); train again with this version"
-        ) from error
-    return rows
 
 
 def summarise_manifest(run: Path, report: dict) -> dict:
@@ -151,5 +128,7 @@ def _known_by(row: dict[str, str]) -> str:
     if is_global_id(patient):
         return "file name"
     # A film without an id is called by its place in the source, below the name of its split.
-    path = row["path"].replace("\\", "/")
-    return "nothing" if path.endswith((patient, "/" + patient.partition("/")[2] or patient)) else "source"
+    path = "/" + row["path"].replace("\\", "/")
+    return (
+        "nothing" if path.endswith((f"/{patient}", f"/{patient.partition('/')[2] or patient}")) else "source"
+    )

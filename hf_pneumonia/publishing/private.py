@@ -7,19 +7,23 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import huggingface_hub
 from PIL import Image
 
-from hf_pneumonia.data.manifest import MANIFEST, SEEN
+from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.publishing.manifest_summary import read_manifest, source_names
+from hf_pneumonia.publishing.manifest_summary import source_names
 
 # Two folders deep, from the root of a disk or from a home folder. What stands before must not make it a part
 # of a word, of an address of the net, or of a tag.
-_PATH = re.compile(r"(?<![\w./:<~-])~?/[^\s/\"'`|,;()<>]+/[^\s\"'`|,;()<>]+|(?<!\w)[A-Za-z]:\\+\w|file:/+\w")
+_PATH = re.compile(
+    r"(?<![\w./:<~-])~?/[^\s/\"'`|,;()<>]+/[^\s\"'`|,;()<>]+|(?<!\w)[A-Za-z]:\\+\w"
+    r"|(?<!\w)\\+\w[\w.$-]*\\+\w|file:/+\w"
+)
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|\bgh[a-z]_[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b")
 _TOKEN_NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "WANDB_API_KEY", "KAGGLE_KEY")
 
@@ -28,7 +32,7 @@ _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+")
 _LONGEST = 12  # words that are looked at of a name
 
 # Endings of what is text from its first byte to its last.
-_TEXTUAL = {".json", ".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".css", ""}
+_TEXTUAL = {".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".css", ""}
 
 
 def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = "") -> None:
@@ -50,27 +54,48 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
     ways, tokens = _ways(run), _tokens()
     names = _Names(_named(run), innocent)
     for place, content in files.items():
-        for text in _texts(place, content):
-            plain = text.replace("\\/", "/").replace("\\\\", "\\")
-            if _TOKEN.search(plain) or any(token in plain for token in tokens):
-                raise UsageError(f"{place} holds a token: nothing is sent; take it out, and revoke it")
-            way = next((way for way in ways if way in plain), None) or next(_PATH.finditer(plain), None)
-            if way:
-                shown = way if isinstance(way, str) else way.group()
-                raise UsageError(
-                    f"{place} holds a path of this machine ({shown}): nothing is sent; take it out"
-                )
-            if name := names.found_in(plain):
+        for text, said in _texts(place, content):
+            _refuse_token(place, text, tokens)
+            _refuse_way(place, text, ways)
+            _refuse_way(place, text, [way.group() for way in _PATH.finditer(text)])
+            if said and (name := names.found_in(text)):
                 raise UsageError(
                     f"{place} holds the name of a film or patient ({name}): nothing is sent; take it out"
                 )
+
+
+def check_source_code(files: Mapping[str, Path | bytes]) -> None:
+    """Refuse to publish code with a token, or the way to the home folder, in it. It may speak of other
+    places, and of films as examples.
+
+    Args:
+        files: path in the repository -> file, or its content.
+
+    Raises:
+        UsageError: naming the file and what kind of thing is in it; a token is not shown.
+    """
+    home, tokens = str(Path.home()), _tokens()
+    for place, content in files.items():
+        for text, _ in _texts(place, content):
+            _refuse_token(place, text, tokens)
+            _refuse_way(place, text, [f"{home}/"] if len(home) > 4 else [])
+
+
+def _refuse_token(place: str, text: str, tokens: Iterable[str]) -> None:
+    if _TOKEN.search(text) or any(token in text for token in tokens):
+        raise UsageError(f"{place} holds a token: nothing is sent; take it out, and revoke it")
+
+
+def _refuse_way(place: str, text: str, ways: Iterable[str]) -> None:
+    if way := next((way for way in ways if way in text), None):
+        raise UsageError(f"{place} holds a path of this machine ({way}): nothing is sent; take it out")
 
 
 class _Names:
     """Names that must not stand in a text; 300,000 of them take a second or two, each text a moment."""
 
     def __init__(self, names: Iterable[str], innocent: str) -> None:
-        known = set(_WORD.findall(innocent.casefold()))
+        known = set(_WORD.findall(_alike(innocent)))
         self._by_words: dict[tuple[str, ...], set[str]] = {}
         for name in names:
             words = tuple(_WORD.findall(name)[:_LONGEST])
@@ -80,16 +105,21 @@ class _Names:
 
     def found_in(self, text: str) -> str | None:
         """One of the names, if the text has any."""
-        text = text.casefold()
+        text = _alike(text)
         words = _WORD.findall(text)
         for length in self._lengths:
             runs = set(zip(*(words[start:] for start in range(length)), strict=False))
             for found in runs & self._by_words.keys():
                 for name in self._by_words[found]:
                     # NORMAL | 131 in a table is not the film NORMAL-131.
-                    if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                    if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text):
                         return name
         return None
+
+
+def _alike(text: str) -> str:
+    """The same for the same letters, large or small, of one code point or of two."""
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 def _means_something(words: tuple[str, ...], innocent: set[str]) -> bool:
@@ -113,8 +143,8 @@ def _named(run: Path) -> set[str]:
     names = set()
     for row in rows:
         # Written on Windows, too.
-        file = re.split(r"[/\\]", row["path"])[-1].casefold()
-        patient = row["patient_id"].casefold()
+        file = _alike(re.split(r"[/\\]", row["path"])[-1])
+        patient = _alike(row["patient_id"])
         names |= {file, os.path.splitext(file)[0], patient, patient.rpartition(":")[2]}
     return names - {""}
 
@@ -136,23 +166,31 @@ def _tokens() -> set[str]:
     return {token for token in said if len(token) >= 8}
 
 
-def _texts(place: str, content: Path | bytes) -> Iterable[str]:
-    """The texts in one file."""
+def _texts(place: str, content: Path | bytes) -> Iterable[tuple[str, bool]]:
+    """The texts in one file, and whether each is what somebody said, and not JSON's own marks around it:
+    "null" stands in those, and may be somebody's name."""
     ending = Path(place).suffix.lower()
-    if ending == ".safetensors":
-        yield _header(place, content)
-    elif ending == ".png":
-        yield from _png_texts(place, content)
+    if ending == ".png":
+        yield from ((text, True) for text in _png_texts(place, content))
+    elif ending in (".json", ".safetensors"):
+        data = _header(place, content) if ending == ".safetensors" else _bytes(content)
+        yield _decoded(place, data).replace("\\/", "/").replace("\\\\", "\\"), False
+        yield "\n".join(_strings(place, data)), True
     elif ending in _TEXTUAL or Path(place).name.startswith("."):
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        try:
-            yield data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{place} is no text file, and nobody can say what is in it: {error}") from error
-        if ending == ".json":
-            yield "\n".join(_strings(place, data))
+        yield _decoded(place, _bytes(content)), True
     else:
         raise UsageError(f"{place}: a file of this kind can't be looked through; publish it without")
+
+
+def _bytes(content: Path | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
+
+
+def _decoded(place: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place} is no text file, and nobody can say what is in it: {error}") from error
 
 
 def _strings(place: str, data: bytes) -> Iterable[str]:
@@ -171,7 +209,7 @@ def _strings(place: str, data: bytes) -> Iterable[str]:
             yield one
 
 
-def _header(place: str, content: Path | bytes) -> str:
+def _header(place: str, content: Path | bytes) -> bytes:
     """The JSON at the beginning of a safetensors file: its length in 8 bytes, then itself."""
     with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -180,7 +218,7 @@ def _header(place: str, content: Path | bytes) -> str:
         if len(header) != length:
             raise ValueError(f"{length} bytes long, and {len(header)} are there")
         json.loads(header)
-        return header.decode("utf-8")
+        return header
     except ValueError as error:
         raise UsageError(f"{place} is no safetensors file: its header is damaged ({error})") from error
 

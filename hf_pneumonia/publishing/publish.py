@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import Commit, commit_files, download_files, file_size
+from hf_pneumonia.inference.classifier import READ_ALONG
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 from hf_pneumonia.publishing.contents import public_files
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 _FOREIGN = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".keras", ".joblib")
 
 # Files of an earlier model that loaders would read beside the new one's, and figures of other weights.
-_STALE = (".eval_results/", "preprocessor_config.json", "processor_config.json", "adapter_config.json")
+_STALE = (".eval_results/", *READ_ALONG)
 
 _FILMS = 4  # on which what came back is compared
 

@@ -9,6 +9,7 @@ import yaml
 
 import hf_pneumonia
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.publishing.private import check_source_code
 
 _PACKAGE = Path(hf_pneumonia.__file__).parent
 _ROOT = _PACKAGE.parent
@@ -41,7 +42,8 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
         Content, or the file that has it, of each name in the Space.
 
     Raises:
-        UsageError: app.py and requirements.txt are not beside the package, as in an installation by pip.
+        UsageError: app.py and requirements.txt are not beside the package, as in an installation by pip; or
+            there is a token or the home folder in a file.
     """
     beside = [_ROOT / name for name in ("app.py", "requirements.txt")]
     if missing := [path.name for path in beside if not path.is_file()]:
@@ -51,12 +53,14 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
         for path in sorted(_PACKAGE.rglob("*"))
         if path.suffix in (".py", ".md")
     }
-    return {
+    files = {
         "README.md": _readme(repo).encode(),
         "app.py": _ROOT / "app.py",
         "requirements.txt": _pinned((_ROOT / "requirements.txt").read_text()).encode(),
         **package,
     }
+    check_source_code(files)
+    return files
 
 
 def _readme(repo: str) -> str:
