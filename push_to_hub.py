@@ -44,8 +44,12 @@ def main(argv: list[str]) -> None:
     if args.space:
         space = publish_space(api, args.repo, args.space, private=private)
         print(result(space.changed, space.url))
-        if private:
-            print(f"a private Space reads {args.repo} by a token: set its secret HF_TOKEN in its settings")
+        if model.private:
+            print(
+                f"{args.repo} is private: the Space reads it by a token, its secret HF_TOKEN in its settings"
+            )
+        if model.private and not space.private:
+            print(f"everybody can see {args.space}, and ask the private {args.repo} there")
 
 
 def result(changed: bool, url: str) -> str:

@@ -99,6 +99,8 @@ def predict(args: argparse.Namespace) -> None:
         _check_scores(args.output)
     if args.heatmaps is not None:
         _check_output(args.heatmaps, "--heatmaps")
+        if args.heatmaps == args.output:
+            raise UsageError(f"--output and --heatmaps are both {args.output}: one is a file, one a folder")
     from hf_pneumonia.inference.batch import predict_paths
     from hf_pneumonia.training.launch import join_processes, use_all_cores
 

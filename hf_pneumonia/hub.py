@@ -48,12 +48,14 @@ class Commit:
         sha: its hash, 40 hex digits.
         changed: false where everything was there already, and no commit was made.
         others: names of the files in it that were left alone.
+        private: whether the repository is seen by its owner only.
     """
 
     url: str
     sha: str
     changed: bool
     others: list[str]
+    private: bool
 
 
 def check_repo_name(repo: str) -> None:
@@ -106,10 +108,10 @@ def commit_files(
     _check_revision(revision)
     _check_token(api)
     with _explained(api, repo):
-        _ensure_repo(api, repo, repo_type, private)
+        private = _ensure_repo(api, repo, repo_type, private)
         for pause in (*_PAUSES, None):
             try:
-                return _commit_once(api, repo, files, message, repo_type, revision, stale)
+                return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
             except HfHubHTTPError as error:
                 if error.response.status_code not in _LOST_RACE or pause is None:
                     raise
@@ -167,6 +169,7 @@ def _commit_once(
     repo_type: str,
     revision: str,
     stale: Collection[str],
+    private: bool,
 ) -> Commit:
     """One try on top of the branch as it is now; 409 or 412 where somebody else was faster."""
     head = _head(api, repo, repo_type, revision)
@@ -178,7 +181,7 @@ def _commit_once(
     others = [name for name in others if name not in left]
     if not changes and not left:
         prefix = "" if repo_type == "model" else f"{repo_type}s/"
-        return Commit(f"{api.endpoint}/{prefix}{repo}/commit/{head}", head, False, others)
+        return Commit(f"{api.endpoint}/{prefix}{repo}/commit/{head}", head, False, others, private)
     done = api.create_commit(
         repo,
         # New ones for each try: they remember what was there.
@@ -191,10 +194,11 @@ def _commit_once(
         revision=revision,
         parent_commit=head,
     )
-    return Commit(done.commit_url, done.oid, True, others)
+    return Commit(done.commit_url, done.oid, True, others, private)
 
 
-def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> None:
+def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
+    """Make the repository where it is missing; whether it is private."""
     try:
         info = api.repo_info(repo, repo_type=repo_type)
     except RepositoryNotFoundError:
@@ -207,6 +211,7 @@ def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> None:
             f"{repo} is there already, and everybody can see it: nothing was sent; make it private in its "
             "settings, or choose another name"
         )
+    return bool(info.private)
 
 
 def _head(api: HfApi, repo: str, repo_type: str, revision: str) -> str:

@@ -383,9 +383,10 @@ def test_names_in_any_bytes_and_letters_come_through(finished_run, films, tmp_pa
     _predict(
         finished_run, tmp_path / "films", "--output", tmp_path / "s.csv", "--heatmaps", tmp_path / "heat"
     )
-    with open(tmp_path / "s.csv", newline="", errors="surrogateescape") as file:
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert sorted(os.fsencode(Path(row["file"]).name) for row in rows) == sorted(names)
+    written = [os.fsdecode(name).encode(errors="backslashreplace").decode() for name in names]
+    assert sorted(Path(row["file"]).name for row in rows) == sorted(written)
     assert len(list((tmp_path / "heat").iterdir())) == len(names)
     _predict(finished_run, tmp_path / "films", "--output", tmp_path / "s.parquet")
     files = pyarrow.parquet.read_table(tmp_path / "s.parquet")["file"].to_pylist()

@@ -54,6 +54,8 @@ def test_every_number_in_the_body_is_one_of_the_report():
     # 95% intervals, the threshold 0.5 and an AUROC of nothing, films of 8 and 16 bits, pixels from 0 to 1,
     # float32, the name of a hash.
     known |= {"95", "0.5", "8", "16", "0", "1", "32", "256"}
+    matrix = written_report()["operating_point"]["test"]["confusion_matrix"]
+    known |= {str(matrix["fn"] + matrix["tp"])}
     assert set(re.findall(r"\d+(?:\.\d+)?", body)) <= known
 
 
@@ -120,6 +122,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
 def test_sentences_have_the_figures_that_they_speak_of():
     report, text = written_report(), " ".join(write_card().split())
     point = report["operating_point"]
+    matrix = point["test"]["confusion_matrix"]
     shortcut = report["checks"]["shortcuts"]["lungs_blacked_out"]["auroc"]
     for said in (
         f"3006 test films of 2903 patients: AUROC {shown(report['splits']['test']['auroc'])}; at its "
@@ -134,7 +137,9 @@ def test_sentences_have_the_figures_that_they_speak_of():
         f"AUROC is {shown(shortcut)}, where 0.5 would be nothing.",
         "41 missed pneumonias and 42 false alarms among 3006 test films",
         "for 81 films, by the source's own ids for 82, and by nothing for 83",
-        "by source, 0.903 by height of the file.",
+        "tells the label with an AUROC (0.5: not at all) of 0.903 by height of the file. Nothing is told by "
+        "source:",
+        f"of {matrix['fn'] + matrix['tp']} in the test films it called {matrix['fn']} `NORMAL`",
         "epoch 9, the best by `auroc`",
         "seed 17; training took 654 seconds",
         f"`split_sha256` {'5' * 64}",

@@ -203,7 +203,7 @@ def test_an_unknown_device_dtype_or_revision_is_one_line(finished_run, options, 
 
 
 def test_a_model_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="--model expects a run folder"):
+    with pytest.raises(UsageError, match="expected a run folder"):
         PneumoniaClassifier.from_pretrained(tmp_path)
 
 

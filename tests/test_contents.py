@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -32,6 +33,13 @@ def test_a_run_publishes_the_listed_files_and_no_others(finished_run):
         *(f"plots/{name}.png" for name in ("class_distribution", "confusion_matrix", "curves")),
         *(f"plots/{name}.png" for name in ("reliability", "robustness", "roc")),
     }
+
+
+def test_the_report_that_leaves_knows_the_weights_beside_it(finished_run):
+    files = public_files(finished_run, REPO)
+    weights = hashlib.sha256((finished_run / "model.safetensors").read_bytes()).hexdigest()
+    assert json.loads(files["report.json"])["weights_sha256"] == weights
+    assert weights.encode() in files["README.md"]
 
 
 def test_no_file_that_leaves_names_a_film_a_patient_or_a_place(finished_run, film_folder):

@@ -168,7 +168,7 @@ def test_answers_that_are_no_numbers_are_one_clear_line(finished_run, film_folde
     weights = load_file(model / "model.safetensors")
     weights["fc.bias"] = torch.full((2,), float("nan"))
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="--model model: its answers to 30 films are no numbers"):
+    with pytest.raises(UsageError, match="model: its answers to 30 films are no numbers"):
         _evaluate(model, film_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

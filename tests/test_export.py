@@ -241,7 +241,7 @@ class _Odd(nn.Module):
 def test_a_network_that_can_not_be_written_is_one_line_and_leaves_nothing(
     tmp_path, saved, monkeypatch, capfd
 ):
-    with pytest.raises(UsageError, match="--model odd can't be written as ONNX: ") as caught:
+    with pytest.raises(UsageError, match="odd can't be written as ONNX: ") as caught:
         export_onnx(SavedModel("odd", _Odd(1.0), 64, {}, []), tmp_path / "model.onnx")
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
     assert logging.getLogger().isEnabledFor(logging.ERROR)

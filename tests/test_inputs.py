@@ -170,6 +170,14 @@ def test_a_damaged_zip_file_is_one_row(here, data):
     assert _reason(source) == "damaged, or no zip file"
 
 
+def test_zip_files_in_a_folder_are_passed_over_and_said_to_be(here, caplog):
+    (here / "films").mkdir()
+    (here / "films" / "a.png").write_bytes(PNG)
+    _zip("films/more.zip", [("b.png", PNG)])
+    assert [source.name for source in find_films(["films"])] == ["films/a.png"]
+    assert "zip files in films are passed over (1, such as more.zip): name them" in caplog.text
+
+
 def test_an_empty_zip_file_and_an_empty_folder_have_no_films(here):
     os.mkdir("empty")
     assert _names([_zip("empty.zip", []), "empty"]) == []

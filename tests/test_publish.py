@@ -1,6 +1,7 @@
 """push_to_hub.py and what it publishes, against the Hub of tests/local_hub.py."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -194,7 +195,7 @@ def test_a_private_run_and_its_space_are_seen_by_nobody_else(finished_run, local
     environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
     flags = ("--repo", "ann/x", "--space", "ann/demo", "--private")
     done = _script(finished_run, *flags, **environment)
-    assert done.returncode == 0 and "set its secret HF_TOKEN" in done.stdout
+    assert done.returncode == 0 and "ann/x is private: the Space reads it by a token" in done.stdout
     assert [repository.private for repository in local_hub.repositories.values()] == [True, True]
 
 
@@ -221,11 +222,30 @@ def test_what_comes_back_is_compared_by_its_answers(run_copy, finished_run, ann,
 def test_other_weights_are_one_more_commit(run_copy, ann, local_hub):
     first = publish_model(ann, run_copy, prepare_run(run_copy, "ann/x"), "ann/x")
     _other_weights(run_copy)
+    report = json.loads((run_copy / "report.json").read_text())
+    report["weights_sha256"] = hashlib.sha256((run_copy / "model.safetensors").read_bytes()).hexdigest()
+    (run_copy / "report.json").write_text(json.dumps(report))
     second = publish_model(ann, run_copy, prepare_run(run_copy, "ann/x"), "ann/x")
     repository = local_hub.repositories["model", "ann/x"]
     assert second.changed and repository.parents[second.sha] == first.sha
     before, after = (repository.trees[sha]["model.safetensors"].sha256 for sha in (first.sha, second.sha))
     assert before != after
+
+
+def test_weights_that_the_report_does_not_speak_of_are_not_published(run_copy):
+    weights = bytearray((run_copy / "model.safetensors").read_bytes())
+    weights[-1000:] = bytes(1000)
+    (run_copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UsageError, match="model.safetensors is damaged, or not the weights that report.json"):
+        prepare_run(run_copy, "ann/x")
+
+
+def test_a_space_of_a_private_model_says_what_it_needs_and_who_sees_it(finished_run, local_hub, tmp_path):
+    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
+    assert _script(finished_run, "--repo", "ann/x", "--private", **environment).returncode == 0
+    done = _script(finished_run, "--repo", "ann/x", "--space", "ann/demo", **environment)
+    assert "ann/x is private: the Space reads it by a token" in done.stdout
+    assert "everybody can see ann/demo, and ask the private ann/x there" in done.stdout
 
 
 def test_a_check_that_fails_says_that_the_run_is_on_the_hub(finished_run, ann, local_hub, monkeypatch):

@@ -86,7 +86,7 @@ def test_a_missing_folder_an_empty_one_and_an_unfinished_run_are_told_apart(tmp_
         ("empty", "config.json is missing"),
         ("begun", "not finished; go on with --resume_from_checkpoint"),
     ):
-        with pytest.raises(UsageError, match=f"--model expects a run folder .*{problem}"):
+        with pytest.raises(UsageError, match=f"expected a run folder .*{problem}"):
             load_model(str(tmp_path / name))
 
 
@@ -94,7 +94,7 @@ def test_damaged_weights_are_one_line(timm_folder):
     weights = timm_folder / "model.safetensors"
     for damaged in (weights.read_bytes()[:5000], b"", b"no weights at all"):
         weights.write_bytes(damaged)
-        with pytest.raises(UsageError, match="--model expects .*[Ss]afetensor|header") as error:
+        with pytest.raises(UsageError, match="expected .*[Ss]afetensor|header") as error:
             load_model(str(timm_folder))
         assert "\n" not in str(error.value)
 
@@ -109,7 +109,7 @@ def test_weights_that_are_a_pickle_are_refused(timm_folder):
 def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
     (timm_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     _change(timm_folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
-    with pytest.raises(UsageError, match="--model expects"):
+    with pytest.raises(UsageError, match="expected a run folder"):
         load_model(str(timm_folder))
     assert not (tmp_path / "ran").exists()
 
@@ -129,7 +129,7 @@ def test_a_configuration_that_asks_for_other_weights_is_refused(timm_folder, cha
 
 
 def test_a_repository_that_can_not_be_reached_is_one_line():
-    with pytest.raises(UsageError, match="--model expects .*'somebody/something'") as error:
+    with pytest.raises(UsageError, match="expected .*'somebody/something'") as error:
         load_model("somebody/something")
     assert "\n" not in str(error.value)
 

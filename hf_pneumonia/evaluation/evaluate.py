@@ -58,7 +58,7 @@ def evaluate_model(
     predictions = {split: predict_split(model, films, split, _BATCH) for split in scored}
     broken = sum(int(np.sum(~np.isfinite(split.probability))) for split in predictions.values())
     if broken:
-        raise UsageError(f"--model {saved.name}: its answers to {broken} films are no numbers; train it anew")
+        raise UsageError(f"{saved.name}: its answers to {broken} films are no numbers; train it anew")
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
     known = taught(films, films.rows("test"), seen or [])

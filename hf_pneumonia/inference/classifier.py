@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import squash
@@ -25,7 +26,7 @@ from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
-from hf_pneumonia.modeling.saved import SavedModel, load_model
+from hf_pneumonia.modeling.saved import SavedModel, load_model, make_readable
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class PneumoniaClassifier:
             self._logits(np.zeros((1, self.image_size, self.image_size), np.uint8))
         except RuntimeError as error:
             raise UsageError(
-                f"--model {self.name} does not work on {self.device} as {_name(self.dtype)}: "
+                f"{self.name} does not work on {self.device} as {_name(self.dtype)}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
 
@@ -171,7 +172,7 @@ class PneumoniaClassifier:
         probabilities = pneumonia_probability(self._logits(squares))
         if not np.isfinite(probabilities).all():
             raise UsageError(
-                f"--model {self.name}: its answers are no numbers; train it anew, or take another dtype than "
+                f"{self.name}: its answers are no numbers; train it anew, or take another dtype than "
                 f"{_name(self.dtype)}"
             )
         maps = self._heat_maps(squares) if heat_map else itertools.repeat(None)
@@ -191,7 +192,7 @@ class PneumoniaClassifier:
             is not timm's.
 
         Raises:
-            UsageError: there is a file where the folder should be.
+            UsageError: there is a file where the folder should be, or no space for the weights.
         """
         folder = Path(folder).expanduser()
         if folder.exists() and not folder.is_dir():
@@ -199,7 +200,13 @@ class PneumoniaClassifier:
         folder.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed when whole.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
-            self.model.save_pretrained(aside, max_shard_size="1TB")
+            try:
+                self.model.save_pretrained(aside, max_shard_size="1TB")
+            except SafetensorError as error:  # a full disk, above all
+                raise UsageError(
+                    f"{folder}: the weights can't be written ({error}); free some space"
+                ) from error
+            make_readable(Path(aside) / "model.safetensors")
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())
@@ -276,14 +283,14 @@ class PneumoniaClassifier:
     def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
         if not hasattr(self.model, "timm_model"):
             raise UsageError(
-                f"--model {self.name}: heat maps are made of timm's networks, and this is a "
+                f"{self.name}: heat maps are made of timm's networks, and this is a "
                 f"{type(self.model).__name__}"
             )
         try:
             with self._lock:
                 return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
         except ValueError as error:
-            raise UsageError(f"--model {self.name}: no heat maps: {error}") from error
+            raise UsageError(f"{self.name}: no heat maps: {error}") from error
 
     def _prediction(self, probability: float, heat_map: np.ndarray | None) -> Prediction:
         label = LABELS[int(probability >= self.threshold)]

@@ -185,7 +185,7 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     if weights > _MOST_BYTES:
         raise UsageError(
-            f"--model {name}: {weights / 1e9:.1f} GB of weights, and one ONNX file holds "
+            f"{name}: {weights / 1e9:.1f} GB of weights, and one ONNX file holds "
             f"{_MOST_BYTES / 1e9:.0f}; choose a smaller network"
         )
     # The exporter through torch.export: the older one, through TorchScript, gave the same answers, but is
@@ -206,16 +206,14 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = (str(error.__cause__ or error) or "no reason given").splitlines()[0]
-            raise UsageError(f"--model {name} can't be written as ONNX: {reason}") from error
+            raise UsageError(f"{name} can't be written as ONNX: {reason}") from error
     graph = onnx.load(file)
     _strip(graph)
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in description.items()})
     onnx.checker.check_model(graph, full_check=True)
     found = {(one.domain, one.version) for one in graph.opset_import}
     if found != {("", OPSET)}:
-        raise UsageError(
-            f"--model {name}: expected opset {OPSET} and no other, torch's exporter wrote {found}"
-        )
+        raise UsageError(f"{name}: expected opset {OPSET} and no other, torch's exporter wrote {found}")
     onnx.save(graph, file)
 
 
@@ -264,12 +262,12 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
         found = session.run(["logits", "probability"], {"pixel_values": inputs.numpy()})
         for one, other in zip(found, expected, strict=True):
             if one.shape != other.shape or one.dtype != np.float32:
-                raise UsageError(f"--model {name}: for {batch} films ONNX gives {one.dtype} {one.shape}")
+                raise UsageError(f"{name}: for {batch} films ONNX gives {one.dtype} {one.shape}")
             # Written so that nan fails.
             difference = np.max(np.abs(one - other) / np.maximum(1, np.abs(other)))
             if not difference <= TOLERANCE:
                 raise UsageError(
-                    f"--model {name}: for {batch} films the answers of onnxruntime differ from torch's by "
+                    f"{name}: for {batch} films the answers of onnxruntime differ from torch's by "
                     f"{difference:.2g}, and at most {TOLERANCE:g} was expected; nothing was written"
                 )
             largest = max(largest, float(difference))

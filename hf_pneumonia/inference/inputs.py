@@ -1,5 +1,6 @@
 """Paths as a user gives them -> films in order, and the bytes of each. Nothing is unpacked onto the disk."""
 
+import logging
 import lzma
 import os
 import stat
@@ -16,6 +17,8 @@ from typing import BinaryIO
 from hf_pneumonia.data.film import MAX_BYTES, check_size
 from hf_pneumonia.data.folder import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
 from hf_pneumonia.errors import UnreadableFilm
+
+logger = logging.getLogger(__name__)
 
 # What the reader of zip files raises on damaged or encrypted members, or on a compression that it lacks.
 _BROKEN = (
@@ -145,15 +148,23 @@ def why_not(error: Exception) -> str:
 
 def _films_of_folder(root: str, apart: str | None) -> Iterator[Source]:
     problems: list[OSError] = []
-    found = []
+    found, zips = [], []
     for parent, names in walk(Path(root), problems.append):
         place = os.path.realpath(parent)
         if apart is None or not f"{place}/".startswith(f"{apart}/"):
             found += [parent / name for name in names if _is_film(parent / name)]
+            zips += [parent / name for name in names if name.lower().endswith(".zip")]
     # By parts, so that a folder's films stay together: "a/b" comes before "a-b".
     for path in sorted(found):
         name = os.path.join(root, path.relative_to(root))
         yield _film_of_file(name, str(path))
+    if zips:
+        logger.warning(
+            "zip files in %s are passed over (%d, such as %s): name them to have their films scored",
+            root,
+            len(zips),
+            zips[0].name,
+        )
     for error in problems:
         yield Source(str(error.filename), str(error.filename), problem=why_not(error))
 

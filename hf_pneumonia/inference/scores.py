@@ -45,7 +45,7 @@ def write_csv(rows: Iterable[Row], file: TextIO) -> None:
 
 def print_scores(rows: Iterable[Row]) -> None:
     """The CSV to standard output, in UTF-8; whoever reads it may stop at any time."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
     try:
         write_csv(rows, sys.stdout)
         sys.stdout.flush()
@@ -59,8 +59,8 @@ def write_scores(rows: Iterable[Row], path: Path) -> None:
     aside = path.with_name(f".{path.name}.aside")
     try:
         if path.suffix.lower() == ".csv":
-            # Names that are no UTF-8 keep their bytes.
-            with open(aside, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            # The name of a file may be no UTF-8, and its reader expects that.
+            with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 write_csv(rows, file)
         else:
             _write_parquet(iter(rows), aside)

@@ -4,6 +4,7 @@ Knows nothing of what is in the files.
 """
 
 import errno
+import warnings
 from pathlib import Path
 
 import httpx2
@@ -51,7 +52,11 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         _check_weights(name, files, files)
         return folder
     try:
-        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Not enough free disk space"
+            )  # said in one line if it comes to it
+            fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
         files = [path.name for path in fetched.glob("*")]  # the folder is missing where no file matched
         there = files if _has_weights(files) else HfApi().list_repo_files(name, revision=revision)
     # RuntimeError: the Xet client's, a full disk among them.
@@ -64,7 +69,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _wrong(name: str, problem: str) -> UsageError:
-    return UsageError(f"--model expects a run folder or a Hub repository, got {name!r}: {problem}")
+    return UsageError(f"expected a run folder or a Hub repository, got {name!r}: {problem}")
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -91,7 +96,7 @@ def _check_weights(name: str, files: list[str], there: list[str]) -> None:
         return
     if pickles := sorted(file for file in there if file.endswith(_PICKLES) and file != "training_args.bin"):
         raise UsageError(
-            f"--model {name}: only pickled weights ({pickles[0]}), which are never loaded; convert them to "
+            f"{name}: only pickled weights ({pickles[0]}), which are never loaded; convert them to "
             "safetensors"
         )
     raise _wrong(name, "there are no weights in it (model.safetensors is missing)")

@@ -4,10 +4,16 @@ What it was trained to be fed, and in which order it answers, is made up for her
 """
 
 import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError
 from transformers import (
     AutoImageProcessor,
@@ -24,6 +30,19 @@ from hf_pneumonia.modeling.fetch import model_folder
 
 # Arguments of timm.create_model that read other files.
 _LOAD_MORE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(file, "rb") as content:
+        return sha_fileobj(content).hex()
+
+
+def make_readable(weights: Path) -> None:
+    """Give a file of weights the rights of any other new file: safetensors leaves it to its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    weights.chmod(0o666 & ~mask)
 
 
 @dataclass(frozen=True)
@@ -62,34 +81,35 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     source = model_folder(name, revision)
     _refuse_what_loads_more(source, name)
     try:
-        model, loaded = AutoModelForImageClassification.from_pretrained(
-            source,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,  # else that of the file, and half a network takes no whole numbers
-        )
+        with _without_table():
+            model, loaded = AutoModelForImageClassification.from_pretrained(
+                source,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,  # else that of the file, and half a network takes no whole numbers
+            )
         processor = None
         if getattr(model.config, "pretrained_cfg", None) is None:
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         size, mean, std, squashed = _preprocessing(model, processor)
-    # Another kind of model, tensors of other shapes, damaged files.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    # Another kind of model, one that timm does not know, tensors of other shapes, damaged files.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].replace(str(source), name)
-        raise UsageError(
-            f"--model expects a run folder or a Hub repository, got {name!r}: {reason}"
-        ) from error
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says"
+        raise UsageError(f"expected a run folder or a Hub repository, got {name!r}: {reason}") from error
     # transformers fills what is not there with random numbers.
     if missing := sorted(loaded["missing_keys"]):
         raise UsageError(
-            f"--model {name}: {len(missing)} tensors are missing, {missing[0]} among them: expected the "
+            f"{name}: {len(missing)} tensors are missing, {missing[0]} among them: expected the "
             "weights of a fine-tuned classifier"
         )
     found = list(model.config.id2label.values())
     order = [label_of(str(label)) for label in found]
     if sorted(order, key=str) != [0, 1]:
         raise UsageError(
-            f"--model {name}: expected the labels {' and '.join(LABELS)}, found {', '.join(map(str, found))}"
+            f"{name}: expected the labels {' and '.join(LABELS)}, found {', '.join(map(str, found))}"
         )
     model.eval()
     _adapt(model, mean, std, swapped=order != [0, 1])
@@ -106,6 +126,18 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     return SavedModel(short, model, size, point, notes, processor)
 
 
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Keep off the screen what transformers says of weights that do not fit: a line per tensor. That they
+    don't is said in one."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
 def _refuse_what_loads_more(source: Path, name: str) -> None:
     """timm would fetch or unpickle what a stranger's configuration names beside the weights."""
     try:
@@ -116,7 +148,7 @@ def _refuse_what_loads_more(source: Path, name: str) -> None:
         return  # said by whoever reads it next
     if more or ":" in architecture:
         raise UsageError(
-            f"--model {name}: its config.json asks for more than its own weights "
+            f"{name}: its config.json asks for more than its own weights "
             f"({more[0] if more else architecture}), which is never loaded"
         )
 
@@ -190,9 +222,9 @@ def _try(model: PreTrainedModel, name: str, size: int) -> None:
     try:
         shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"--model {name} does not take films: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{name} does not take films: {str(error).splitlines()[0]}") from error
     if shape != (1, len(LABELS)):
-        raise UsageError(f"--model {name}: expected two logits for a film, got {shape}")
+        raise UsageError(f"{name}: expected two logits for a film, got {shape}")
 
 
 def _operating_point(model: PreTrainedModel, name: str) -> dict:
@@ -204,5 +236,5 @@ def _operating_point(model: PreTrainedModel, name: str) -> dict:
         value = stated.get(key, 1)
         # Written so that nan fails.
         if not isinstance(value, int | float) or not low <= value <= high:
-            raise UsageError(f"--model {name}: its config.json is damaged: pneumonia's {key} is {value!r}")
+            raise UsageError(f"{name}: its config.json is damaged: pneumonia's {key} is {value!r}")
     return stated

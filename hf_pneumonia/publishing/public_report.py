@@ -111,6 +111,7 @@ _REPORT = {
     "versions": {ANY: TEXT},
     "device": TEXT,
     "processes": NUMBER,
+    "weights_sha256": TEXT,
 }
 
 # Every choice that a run depends on, and nothing of where its films, weights and outputs lie.
