@@ -133,6 +133,16 @@ def test_the_table_gives_each_file_and_their_sum(tmp_path):
     ]
 
 
+def test_a_folder_of_many_files_is_one_line_of_the_table():
+    package = {f"package/{number}.py": bytes(10) for number in range(30)}
+    assert listing({**package, "plots/roc.png": bytes(5), "app.py": bytes(7)}) == [
+        "  app.py                    7 B",
+        "  package/ (30 files)     300 B",
+        "  plots/roc.png             5 B",
+        "  total of 32 files       312 B",
+    ]
+
+
 def test_without_a_token_or_with_a_wrong_one_it_is_one_line_and_exit_code_2(
     finished_run, local_hub, tmp_path
 ):

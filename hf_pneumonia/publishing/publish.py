@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ _FOREIGN = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack"
 
 # Files of an earlier model that loaders would read beside the new one's, and figures of other weights.
 _STALE = (".eval_results/", *READ_ALONG)
+
+_MANY = 20  # files of a folder, from which on nobody reads their names
 
 _FILMS = 4  # on which what came back is compared
 
@@ -48,9 +51,14 @@ def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 
 def listing(files: dict[str, Path | bytes]) -> list[str]:
-    """The files and their sizes, a line each, and their sum."""
-    sizes = {name: file_size(content) for name, content in sorted(files.items())}
-    sizes[f"total of {len(sizes)} files"] = sum(sizes.values())
+    """The files and their sizes, a line each, or one for a folder of many; and their sum."""
+    inside = Counter(name.partition("/")[0] for name in files if "/" in name)
+    sizes: Counter[str] = Counter()
+    for name, content in sorted(files.items()):
+        folder = name.partition("/")[0]
+        many = inside[folder] > _MANY
+        sizes[f"{folder}/ ({inside[folder]} files)" if many else name] += file_size(content)
+    sizes[f"total of {len(files)} files"] = sum(sizes.values())
     width = max(map(len, sizes))
     return [f"  {name:{width}}  {_readable(size):>8}" for name, size in sizes.items()]
 
