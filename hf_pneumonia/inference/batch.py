@@ -140,14 +140,9 @@ def score_films(
     def plan() -> tuple[list[list[Numbered]], int]:
         nonlocal progress
         progress = Progress(output, fingerprint(classifier) if output else "")
-        once: dict[str, Numbered] = {}  # a film that is named twice is scored once
-        for row, source in enumerate(sources, 1):
-            if not source.problem:
-                once.setdefault(key_of(source), (row, source))
-        films = list(once.values())
-        chunks = [films[start : start + share] for start in range(0, len(films), share)]
+        chunks = _chunks(sources, share)
         left = [[one for one in chunk if not _is_done(one, progress, heatmaps)] for chunk in chunks]
-        return left, len(films)
+        return left, sum(map(len, chunks))
 
     if heatmaps is not None:
         heatmaps.mkdir(parents=True, exist_ok=True)
@@ -206,6 +201,16 @@ def _from_main(make: Callable[[], Made]) -> Made:
     if made[1] is not None:
         raise made[1]
     return made[0]
+
+
+def _chunks(sources: list[Source], size: int) -> list[list[Numbered]]:
+    """The films that there are, by so many; one that is named twice is scored once."""
+    once: dict[str, Numbered] = {}
+    for row, source in enumerate(sources, 1):
+        if not source.problem:
+            once.setdefault(key_of(source), (row, source))
+    films = list(once.values())
+    return [films[start : start + size] for start in range(0, len(films), size)]
 
 
 def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
