@@ -30,6 +30,7 @@ from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
+from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_all_cores
 from hf_pneumonia.training.run_folder import (
@@ -162,7 +163,7 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict
     if not trainer.is_world_process_zero():
         return
     report = build_report(predictions, operating_point, checks=checks, **facts)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     for split, of_split in held_out.items():
         of_split.write_csv(folder / f"predictions_{split}.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))

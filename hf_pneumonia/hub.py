@@ -152,7 +152,7 @@ def download_files(
                 raise UsageError(
                     f"{repo}: {name} is missing on the Hub; does its .gitignore name it?"
                 ) from error
-            if _sha256(folder / name) != _sha256(content):
+            if content_sha256(folder / name) != content_sha256(content):
                 raise UsageError(f"{repo}: {name} is not on the Hub as it was sent; publish again")
 
 
@@ -258,11 +258,12 @@ def _same(content: Path | bytes, entry: RepoFile | None) -> bool:
     if entry is None:
         return False
     if entry.lfs:
-        return entry.lfs.sha256 == _sha256(content)
+        return entry.lfs.sha256 == content_sha256(content)
     return entry.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
 
 
-def _sha256(content: Path | bytes) -> str:
+def content_sha256(content: Path | bytes) -> str:
+    """SHA-256 of what is to be sent, as hexadecimal digits."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with open(content, "rb") as file:

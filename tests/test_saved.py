@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.modeling.saved import load_model
+from hf_pneumonia.modeling.saved import load_model, save_model
 
 FILMS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
 
@@ -112,6 +113,24 @@ def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
     with pytest.raises(UsageError, match="expected a run folder"):
         load_model(str(timm_folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_are_written_with_the_rights_of_any_other_file(timm_folder, tmp_path):
+    save_model(load_model(str(timm_folder)).model, tmp_path / "saved")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] and len(modes) == 2
+
+
+def test_a_full_disk_while_weights_are_written_is_one_line(timm_folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    model = load_model(str(timm_folder)).model
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(
+        UsageError, match="weights can't be written .No space left on device.; free some space"
+    ):
+        save_model(model, tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import squash
@@ -26,7 +25,7 @@ from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
-from hf_pneumonia.modeling.saved import SavedModel, load_model, make_readable
+from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -200,13 +199,7 @@ class PneumoniaClassifier:
         folder.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed when whole.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
-            try:
-                self.model.save_pretrained(aside, max_shard_size="1TB")
-            except SafetensorError as error:  # a full disk, above all
-                raise UsageError(
-                    f"{folder}: the weights can't be written ({error}); free some space"
-                ) from error
-            make_readable(Path(aside) / "model.safetensors")
+            save_model(self.model, Path(aside))
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())

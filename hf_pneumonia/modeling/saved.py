@@ -1,6 +1,7 @@
 """A saved model, ours or anybody's -> a network that takes films as `network_input` makes them.
 
 What it was trained to be fed, and in which order it answers, is made up for here: nobody else needs to know.
+And the way back, to the two files that a model is.
 """
 
 import json
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError
 from transformers import (
     AutoImageProcessor,
@@ -30,19 +30,6 @@ from hf_pneumonia.modeling.fetch import model_folder
 
 # Arguments of timm.create_model that read other files.
 _LOAD_MORE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(file, "rb") as content:
-        return sha_fileobj(content).hex()
-
-
-def make_readable(weights: Path) -> None:
-    """Give a file of weights the rights of any other new file: safetensors leaves it to its owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    weights.chmod(0o666 & ~mask)
 
 
 @dataclass(frozen=True)
@@ -124,6 +111,22 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     local = Path(name).expanduser()
     short = local.resolve().name if local.is_dir() else name
     return SavedModel(short, model, size, point, notes, processor)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors, one file whatever the network's size.
+
+    Raises:
+        UsageError: the weights can't be written, as on a full disk.
+    """
+    try:
+        model.save_pretrained(folder, max_shard_size="1TB")
+    except SafetensorError as error:
+        raise UsageError(f"the weights can't be written ({error}); free some space") from error
+    # The rights of any other new file: safetensors leaves its own to the owner alone.
+    mask = os.umask(0)
+    os.umask(mask)
+    (folder / "model.safetensors").chmod(0o666 & ~mask)
 
 
 @contextmanager

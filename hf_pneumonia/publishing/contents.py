@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling.saved import file_sha256
+from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.publishing.card import TEMPLATE, card
 from hf_pneumonia.publishing.card_data import eval_result_files
 from hf_pneumonia.publishing.manifest_summary import summarise_manifest
@@ -120,7 +120,7 @@ def _check_report(run: Path, report: dict, config: dict) -> None:
     if stated["threshold"] != report["operating_point"]["threshold"]:
         raise UsageError(f"{run}: config.json and report.json are of different runs; train again")
     # Reports of earlier versions do not say.
-    if report.get("weights_sha256") not in (None, file_sha256(run / "model.safetensors")):
+    if report.get("weights_sha256") not in (None, content_sha256(run / "model.safetensors")):
         raise UsageError(
             f"{run}: model.safetensors is damaged, or not the weights that report.json speaks of; train again"
         )

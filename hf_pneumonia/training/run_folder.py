@@ -9,7 +9,7 @@ import yaml
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.report import write_report
-from hf_pneumonia.modeling.saved import file_sha256, make_readable
+from hf_pneumonia.hub import content_sha256
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
@@ -71,9 +71,7 @@ def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     """Write the recipe and, last of all, the report with the hash of the weights that it speaks of, and drop
     the checkpoints, which the model replaces."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    weights = folder / "model.safetensors"
-    make_readable(weights)
-    write_report(folder, {**report, "weights_sha256": file_sha256(weights)})
+    write_report(folder, {**report, "weights_sha256": content_sha256(folder / "model.safetensors")})
     for path in _checkpoints(folder):
         shutil.rmtree(path)
 
