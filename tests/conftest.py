@@ -12,6 +12,7 @@ os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="
 
 import numpy as np
 import pytest
+from browser import browser  # noqa: F401  a fixture
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]

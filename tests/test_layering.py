@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_pneumonia"
-ROOMS = ["errors", "hub", "data", "modeling", "evaluation", "training", "inference", "publishing"]
+ROOMS = ["errors", "hub", "data", "modeling", "evaluation", "training", "inference", "publishing", "page"]
 
 
 def _imports(path: Path) -> set[str]:

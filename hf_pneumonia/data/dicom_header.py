@@ -1,4 +1,4 @@
-"""Bytes of a DICOM file -> the values that describe its pixels, and where the pixels lie.
+"""Bytes of a DICOM file -> the values that describe its picture, and where the pixels lie.
 
 Knows nothing about patients: the elements in `_READ` and `_LUTS` are looked at, every other one is stepped
 over by its length. The reader of pydicom is not used for this: asked for a few tags, it still parses
@@ -16,6 +16,8 @@ import numpy as np
 from hf_pneumonia.errors import UnreadableFilm
 
 _READ = {
+    0x00080060: "Modality",
+    0x00180015: "BodyPartExamined",
     0x00280002: "SamplesPerPixel",
     0x00280004: "PhotometricInterpretation",
     0x00280006: "PlanarConfiguration",

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_curve
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import score_films
+from hf_pneumonia.evaluation.trade_off import RISK, trade_off, uncertain_band
 from hf_pneumonia.modeling.build import has_bias, scale_logits
 
 # Sensitivity that the operating point must reach on validation: a missed pneumonia costs more than a second
@@ -144,7 +145,7 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
         point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
         `sensitivity` and `specificity` on validation; `operating_points`, the same of other thresholds by
-        name.
+        name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the curve of `trade_off`.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
@@ -168,6 +169,7 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     scale_logits(model, 1 / temperature, intercept)
     probability = expit(_margins(logits) / temperature + intercept)
     threshold = operating_point(label, probability)
+    low, high = uncertain_band(label, probability, threshold)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
@@ -175,6 +177,8 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
         "temperature": temperature,
         "intercept": intercept,
         "operating_points": operating_points(label, probability),
+        "uncertain": {"low": low, "high": high, "risk": RISK},
+        "trade_off": trade_off(label, probability, threshold),
     }
 
 

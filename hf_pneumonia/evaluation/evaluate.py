@@ -29,7 +29,7 @@ FILMS = ("test", "validation", "all")
 NOT_SCORED = "not scored"
 
 _BATCH = 64
-_POINT = ("threshold", "target_sensitivity", "temperature", "intercept", "operating_points")
+_POINT = ("threshold", "target_sensitivity", "temperature", "intercept", "operating_points", "uncertain")
 
 
 def evaluate_model(

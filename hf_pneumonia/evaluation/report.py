@@ -34,6 +34,7 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
     """
     main, points = dict(operating_point), dict(operating_point.get("operating_points", {}))
     main.pop("operating_points", None)
+    main.pop("trade_off", None)  # the figures of points that nobody chose
     thresholds = [0.5, main["threshold"], *(point["threshold"] for point in points.values())]
     tested = [split for split in ("validation", "test", "unseen") if split in predictions]
     scored = {

@@ -21,6 +21,7 @@ from hf_pneumonia.data.forms import is_one_film, read_any_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
+from hf_pneumonia.evaluation.trade_off import moved_band
 from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.modeling.build import network_input
@@ -37,6 +38,10 @@ READ_ALONG = (
     "adapter_config.json",
 )
 
+# What a film is called.
+PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM = "pneumonia", "normal", "uncertain", "not a chest film"
+DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM)
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _SAY_HOW_GOOD = ("README.md", "report.json")
@@ -51,9 +56,12 @@ class Prediction:
 
     Attributes:
         label: one of LABELS: PNEUMONIA from the threshold on.
-        probability: of pneumonia, 0 to 1, calibrated where the model is.
+        probability: of pneumonia, 0 to 1, calibrated where the model is; without meaning for what is no chest
+            film.
         threshold: the model's operating point.
-        decision: "pneumonia" or "normal".
+        decision: one of DECISIONS: "pneumonia" or "normal"; "uncertain" in the band around the threshold,
+            where a person should read the film; "not a chest film" where the gate refuses it.
+        reason: why it is refused; "" otherwise.
         heat_map: (h, w) float32 of the network's input size, 0 to 1, where it saw pneumonia; None where none
             was asked for.
     """
@@ -62,6 +70,7 @@ class Prediction:
     probability: float
     threshold: float
     decision: str
+    reason: str = ""
     heat_map: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
@@ -75,6 +84,10 @@ class PneumoniaClassifier:
         threshold: probability from which a film is called pneumonia, chosen on validation; 0.5 where the
             model states none.
         operating_point: all that the model states of it; empty where it states nothing.
+        band: lowest and highest probability that is left open around the threshold; None where the model
+            states none.
+        trade_off: the points of validation's ROC curve, as `evaluation.trade_off.trade_off` gives them; empty
+            where the model states none.
         notes: what a reader of its answers should know, a line each.
     """
 
@@ -87,6 +100,9 @@ class PneumoniaClassifier:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
+        uncertain = saved.operating_point.get("uncertain")
+        self.band = (float(uncertain["low"]), float(uncertain["high"])) if uncertain else None
+        self.trade_off = saved.operating_point.get("trade_off", {})
         self.device, self.dtype = _device(device), _dtype(dtype)
         self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
         self._processor = saved.processor
@@ -179,6 +195,22 @@ class PneumoniaClassifier:
             self._prediction(probability, one)
             for probability, one in zip(probabilities.tolist(), maps, strict=False)
         ]
+
+    def decide(self, probability: float, threshold: float | None = None) -> str:
+        """What a chest film of this probability is called: "pneumonia", "normal" or "uncertain".
+
+        Args:
+            probability: of pneumonia, 0 to 1.
+            threshold: another operating point than the model's; the band moves along, as wide in the logit.
+        """
+        band = self.band
+        if threshold is None:
+            threshold = self.threshold
+        elif band is not None:
+            band = moved_band(band, self.threshold, threshold)
+        if band is not None and band[0] <= probability <= band[1]:
+            return UNCERTAIN
+        return PNEUMONIA if probability >= threshold else NORMAL
 
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
         """Write what `from_pretrained` reads again, and so do transformers' own Auto classes.
@@ -287,7 +319,7 @@ class PneumoniaClassifier:
 
     def _prediction(self, probability: float, heat_map: np.ndarray | None) -> Prediction:
         label = LABELS[int(probability >= self.threshold)]
-        return Prediction(label, probability, self.threshold, label.lower(), heat_map)
+        return Prediction(label, probability, self.threshold, self.decide(probability), "", heat_map)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

@@ -240,4 +240,39 @@ def _operating_point(model: PreTrainedModel, name: str) -> dict:
         # Written so that nan fails.
         if not isinstance(value, int | float) or not low <= value <= high:
             raise UsageError(f"{name}: its config.json is damaged: pneumonia's {key} is {value!r}")
+    if not _is_band(stated.get("uncertain"), stated["threshold"]):
+        raise UsageError(
+            f"{name}: its config.json is damaged: pneumonia's uncertain is {stated['uncertain']!r}"
+        )
+    if not _is_curve(stated.get("trade_off")):
+        raise UsageError(f"{name}: its config.json is damaged: pneumonia's trade_off")
     return stated
+
+
+def _is_band(stated: object, threshold: float) -> bool:
+    """Whether this is what `uncertain_band` found, or nothing."""
+    if stated is None:
+        return True
+    ends = [stated.get("low"), stated.get("high")] if isinstance(stated, dict) else [None]
+    return all(map(_is_share, ends)) and ends[0] <= threshold <= ends[1]
+
+
+def _is_curve(stated: object) -> bool:
+    """Whether this is what `trade_off` found, or nothing."""
+    if stated is None:
+        return True
+    columns = (
+        [stated.get(name) for name in ("threshold", "sensitivity", "specificity")]
+        if isinstance(stated, dict)
+        else [None]
+    )
+    return (
+        all(isinstance(column, list) and all(map(_is_share, column)) for column in columns)
+        and len({len(column) for column in columns}) == 1
+        and 0 < len(columns[0]) <= 1000
+        and columns[0] == sorted(columns[0])
+    )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
