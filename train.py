@@ -28,6 +28,7 @@ from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
+from hf_pneumonia.inference.gate_fit import check_gate, make_gate
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model
@@ -162,8 +163,11 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict
     checks = run_checks(model, films, held_out, operating_point["threshold"], batch_size)
     if not trainer.is_world_process_zero():
         return
-    report = build_report(predictions, operating_point, checks=checks, **facts)
     save_model(model, folder)
+    if gate := make_gate(model, films, batch_size):
+        gate.save(folder)
+        facts["gate"] = check_gate(gate, model, films, batch_size)
+    report = build_report(predictions, operating_point, checks=checks, **facts)
     for split, of_split in held_out.items():
         of_split.write_csv(folder / f"predictions_{split}.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))

@@ -25,10 +25,17 @@ from hf_pneumonia.data.overlays import colour_share, text_rows
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 2
+_FORMAT = 3
 
 _FACTS = np.dtype(
-    [("sha256", "S64"), ("width", "i4"), ("height", "i4"), ("text_rows", "i4"), ("colour_share", "f4")]
+    [
+        ("sha256", "S64"),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("text_rows", "i4"),
+        ("colour_share", "f4"),
+        ("hues", "f4"),
+    ]
 )
 
 
@@ -48,8 +55,9 @@ class FilmStore:
     Attributes:
         films: (n, size, size) uint8 memory map; an unreadable film is all zero.
         thumbnails: (n, THUMBNAIL, THUMBNAIL) uint8 memory map, made from the films at their full size.
-        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, and `text_rows`
-            and `colour_share` as in overlays.py; zero but for the hash where a film is unreadable.
+        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, and `text_rows`,
+            `colour_share` and `hues` (`hue_spread`) as in overlays.py; zero but for the hash where a film is
+            unreadable.
         unreadable: row -> reason, of the films that could not be decoded.
     """
 
@@ -166,8 +174,9 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     try:
         film = read_film(source)
     except UnreadableFilm as error:
-        return str(error), None, (_sha256(source), 0, 0, 0, 0.0)
-    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source))
+        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0)
+    hues = film.info.get("hues", 0.0)
+    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source), hues)
     # Reduced by whole numbers first: near enough for a thumbnail, and five times as quick on a large film.
     thumbnail = film.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return squash(film, size), np.asarray(thumbnail), facts

@@ -7,6 +7,59 @@ from hf_pneumonia.data.dicom_header import DicomHeader, read_header
 from hf_pneumonia.data.dicom_pixels import decode_pixels
 from hf_pneumonia.errors import UnreadableFilm
 
+# Of PS3.3, C.7.3.1.1.1, those that a picture may have which is taken for a film.
+MODALITIES = {
+    "CR": "computed radiography",
+    "DX": "digital radiography",
+    "RG": "a radiograph",
+    "RF": "fluoroscopy",
+    "XA": "an angiogram",
+    "CT": "CT",
+    "MR": "magnetic resonance",
+    "US": "ultrasound",
+    "MG": "mammography",
+    "NM": "nuclear medicine",
+    "PT": "PET",
+    "IO": "a dental film",
+    "PX": "a dental panorama",
+    "XC": "a photograph",
+    "ES": "endoscopy",
+    "OP": "a photograph of the eye",
+    "SM": "microscopy",
+}
+
+# Of PS3.16, annex L, the common ones.
+BODY_PARTS = {
+    *("CHEST", "THORAX", "LUNG", "RIB", "HEART", "CSPINE", "TSPINE", "LSPINE", "SPINE", "ABDOMEN", "PELVIS"),
+    *(
+        "HIP",
+        "LEG",
+        "FEMUR",
+        "KNEE",
+        "ANKLE",
+        "FOOT",
+        "TOE",
+        "SHOULDER",
+        "ARM",
+        "HUMERUS",
+        "ELBOW",
+        "FOREARM",
+    ),
+    *(
+        "WRIST",
+        "HAND",
+        "FINGER",
+        "SKULL",
+        "HEAD",
+        "NECK",
+        "JAW",
+        "BREAST",
+        "EXTREMITY",
+        "SSPINE",
+        "CALCANEUS",
+    ),
+}
+
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -37,6 +90,23 @@ def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
     if header.text("PhotometricInterpretation") in _COLOUR:
         return np.asarray(Image.fromarray(stored).convert("L"))
     return _show(stored, header)
+
+
+def read_kind(data: bytes) -> dict[str, str]:
+    """What a DICOM file says it shows, in the terms that are known here; others may be anything.
+
+    Returns:
+        `modality` (one of MODALITIES) and `body_part` (one of BODY_PARTS), those of them that it says.
+
+    Raises:
+        UnreadableFilm: as `read_dicom`.
+    """
+    header = read_header(data)
+    said = {
+        "modality": (header.text("Modality"), MODALITIES),
+        "body_part": (header.text("BodyPartExamined").upper(), BODY_PARTS),
+    }
+    return {name: text for name, (text, known) in said.items() if text in known}
 
 
 def _refuse_what_is_no_film(header: DicomHeader, max_pixels: int) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_pneumonia.data.dicom import read_dicom
+from hf_pneumonia.data.dicom import read_dicom, read_kind
 from hf_pneumonia.data.dicom_header import is_dicom
+from hf_pneumonia.data.overlays import hue_spread
 from hf_pneumonia.errors import UnreadableFilm
 
 # One resampling filter for the store, the saved processor and serving. Pillow's resize is antialiased, which
@@ -29,6 +30,9 @@ MAX_BYTES = 256 * 2**20
 
 # What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+# What `info` of a film may have.
+_SAID = ("hues", "modality", "body_part")
+
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
@@ -51,7 +55,9 @@ def read_film(source: str | Path | bytes) -> Image.Image:
 
     Returns:
         Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. A DICOM film is what its window
-        shows; other films of more than 8 bits are stretched from their darkest to their brightest value.
+        shows; other films of more than 8 bits are stretched from their darkest to their brightest value. Its
+        `info` has what is lost on the way to gray: `hues` of `hue_spread`; of a DICOM film what `read_kind`
+        finds.
 
     Raises:
         UnreadableFilm: the file is missing, empty, truncated, not an image, not one film, of colours that
@@ -65,7 +71,9 @@ def read_film(source: str | Path | bytes) -> Image.Image:
         raise UnreadableFilm("empty file")
     check_size(len(data))
     if is_dicom(data):
-        return Image.fromarray(read_dicom(data, MAX_PIXELS))
+        film = Image.fromarray(read_dicom(data, MAX_PIXELS))
+        film.info |= read_kind(data)
+        return film
     with _reasons(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _to_gray(image)
 
@@ -214,7 +222,11 @@ def _to_gray(image: Image.Image, keep: bool = False) -> Image.Image:
     )
     gray = image.convert("L")
     if cut_to_8_bits:
-        return stretch_upper_bits(gray)
+        gray = stretch_upper_bits(gray)
+    # Nothing else of what a file says: comments, a camera's name, a place.
+    gray.info = {name: image.info[name] for name in _SAID if keep and name in image.info}
+    if image.mode != "L":
+        gray.info["hues"] = hue_spread(image.convert("RGB"))
     if transparent and np.ptp(gray.getextrema()) == 0:
         raise UnreadableFilm("blank without its transparency: save it without an alpha channel")
     return gray

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_pneumonia.data.dicom import read_dicom
 from hf_pneumonia.data.film import (
     MAX_BYTES,
-    MAX_PIXELS,
     check_pixels,
     check_size,
     gray_image,
@@ -55,7 +53,7 @@ def read_any_film(film: Any) -> Image.Image:
     if isinstance(film, np.ndarray):
         return _gray_array(film)
     if _is_dataset(film):
-        return Image.fromarray(read_dicom(_dataset_bytes(film), MAX_PIXELS))
+        return read_film(_dataset_bytes(film))
     if hasattr(film, "read"):
         return read_film(_read_open(film))
     raise TypeError(f"a film is {FORMS}, got {type(film).__name__}")

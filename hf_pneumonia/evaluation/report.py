@@ -12,6 +12,7 @@ from accelerate import PartialState
 from hf_pneumonia.evaluation.figures import split_reports
 from hf_pneumonia.evaluation.reliability import BINS, calibration_report
 from hf_pneumonia.evaluation.scoring import Predictions
+from hf_pneumonia.evaluation.trade_off import left_open
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "evaluate")
 
@@ -27,7 +28,8 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
     Returns:
         `splits` with the figures at threshold 0.5, `operating_point` with those of validation and test at its
         own threshold, `operating_points` with sensitivity and specificity of both at every threshold that
-        was chosen, `calibration` of both, the facts, and the environment.
+        was chosen, `uncertain` with what the band of that name comes to on both, `calibration` of both, the
+        facts, and the environment.
 
     Raises:
         UsageError: a probability is no number from 0 to 1.
@@ -48,6 +50,7 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
             name: _pairs(point, {split: scored[split][index] for split in tested})
             for index, (name, point) in enumerate(points.items(), start=2)
         },
+        "uncertain": {split: _left_open(predictions[split], main) for split in tested if "uncertain" in main},
         "calibration": {
             "bins": BINS,
             **{split: calibration_report(predictions[split], **_fitted(main)) for split in tested},
@@ -82,6 +85,11 @@ def _pairs(point: dict, reports: dict[str, dict]) -> dict:
         for split, report in reports.items()
     }
     return {**kept, **figures}
+
+
+def _left_open(split: Predictions, point: dict) -> dict:
+    band = point["uncertain"]
+    return left_open(split.label, split.probability, (band["low"], band["high"]))
 
 
 def _fitted(operating_point: dict) -> dict:

@@ -4,6 +4,8 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 
+from hf_pneumonia.evaluation.intervals import wilson
+
 # Of either class, the share of validation's films that may be called the other one outright.
 RISK = 0.02
 
@@ -77,6 +79,33 @@ def moved_band(band: tuple[float, float], threshold: float, to: float) -> tuple[
     """The band around another threshold, as wide in the logit; its promise is that of the first one only."""
     low, high = (float(expit(_logit(to) + _logit(end) - _logit(threshold))) for end in band)
     return min(low, to), max(high, to)
+
+
+def left_open(labels: np.ndarray, probabilities: np.ndarray, band: tuple[float, float]) -> dict:
+    """What a band comes to on other films.
+
+    Args:
+        labels: (n,) 0 or 1.
+        probabilities: (n,) of class 1.
+        band: from `uncertain_band`.
+
+    Returns:
+        `share` of films that are left open, of pneumonias that are `missed` outright and of normal films that
+        are `false_alarms` outright, each with Wilson's interval; None where there are no such films.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    below, above = probabilities < band[0], probabilities > band[1]
+
+    def share(cases: np.ndarray) -> dict | None:
+        if not len(cases):
+            return None
+        return {"value": float(cases.mean()), "wilson95": wilson(int(cases.sum()), len(cases))}
+
+    return {
+        "share": share(~below & ~above),
+        "missed": share(below[labels == 1]),
+        "false_alarms": share(above[labels == 0]),
+    }
 
 
 def _logit(probability: np.ndarray | float) -> np.ndarray:

@@ -17,11 +17,18 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from hf_pneumonia.data.cache import available_cores
-from hf_pneumonia.data.film import film_array, read_film
+from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.ahead import work_ahead
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.classifier import (
+    NORMAL,
+    NOT_A_FILM,
+    PNEUMONIA,
+    UNCERTAIN,
+    PneumoniaClassifier,
+    Prediction,
+)
 from hf_pneumonia.inference.explain import overlay
 from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
 from hf_pneumonia.inference.progress import Progress, Score, fingerprint, key_of
@@ -172,20 +179,21 @@ def rows_of(classifier: PneumoniaClassifier, sources: list[Source], progress: Pr
     """A row per film, in order."""
     for source in sources:
         score = Score(None, source.problem) if source.problem else progress.scores[key_of(source)]
-        if score.probability is None:
-            yield Row(source.name, None, None, None, classifier.threshold, score.error)
+        if score.error:
+            decision = None if score.probability is None else NOT_A_FILM
+            yield Row(source.name, decision, None, None, classifier.threshold, score.error)
         else:
             label = LABELS[int(score.probability >= classifier.threshold)]
-            digits = float(f"{score.probability:.9g}")
-            yield Row(source.name, label.lower(), label, digits, classifier.threshold, None)
+            digits, decision = float(f"{score.probability:.9g}"), classifier.decide(score.probability)
+            yield Row(source.name, decision, label, digits, classifier.threshold, None)
 
 
 def summary(counts: Counter) -> str:
     """One line of what came out: rows by decision, None where there is none."""
     films = counts.total()
     return (
-        f"{films} film{'s' if films != 1 else ''}: {counts['pneumonia']} pneumonia, "
-        f"{counts['normal']} normal, {counts[None]} could not be read"
+        f"{films} film{'s' if films != 1 else ''}: {counts[PNEUMONIA]} pneumonia, {counts[NORMAL]} normal, "
+        f"{counts[UNCERTAIN]} uncertain, {counts[NOT_A_FILM]} no chest film, {counts[None]} could not be read"
     )
 
 
@@ -231,9 +239,9 @@ def _score_chunks(
 
     with FilmReader() as reader, ThreadPoolExecutor(threads) as drawers:
 
-        def decode(film: Numbered) -> np.ndarray | Score:
+        def decode(film: Numbered) -> tuple[np.ndarray, str] | Score:
             try:
-                return film_array(reader.read(film[1]), classifier.image_size)
+                return classifier.prepare(read_film(reader.read(film[1])))
             except UnreadableFilm as error:
                 return Score(None, str(error))
             except OSError as error:
@@ -250,29 +258,30 @@ def _score_chunks(
             overlay(image, heat_map).save(aside, "PNG")
             os.replace(aside, path)
 
-        squares = work_ahead(decode, (film for part in own for film in part), threads, 2 * batch_size)
+        prepared = work_ahead(decode, (film for part in own for film in part), threads, 2 * batch_size)
         for chunk, part in zip(chunks, own, strict=True):
-            decoded = list(islice(squares, len(part)))
+            decoded = list(islice(prepared, len(part)))
             films = [
                 (film, one) for film, one in zip(part, decoded, strict=True) if not isinstance(one, Score)
             ]
             predictions = iter(())
             if films:
-                found = classifier.predict_squares(
-                    np.stack([square for _, square in films]), heatmaps is not None
-                )
+                squares, problems = zip(*(one for _, one in films), strict=True)
+                found = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)
                 if heatmaps is not None:
                     list(drawers.map(draw, [film for film, _ in films], [one.heat_map for one in found]))
                 predictions = iter(found)
-            scores = [
-                one if isinstance(one, Score) else Score(next(predictions).probability) for one in decoded
-            ]
+            scores = [one if isinstance(one, Score) else _score(next(predictions)) for one in decoded]
             if not chunk:
                 continue  # scored before, and every process knows
             scores = gather_object(scores)
             if state.is_main_process and len(scores) != len(chunk):
                 raise RuntimeError(f"{len(chunk)} films were to be scored and {len(scores)} scores came back")
             yield chunk, scores
+
+
+def _score(prediction: Prediction) -> Score:
+    return Score(prediction.probability, prediction.reason)
 
 
 def _picture(folder: Path, film: Numbered) -> Path:

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import squash
@@ -24,7 +25,9 @@ from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.evaluation.trade_off import moved_band
 from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.ahead import work_ahead
+from hf_pneumonia.inference.gate import GATE, image_problem, load_gate
 from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.features import watch_stages
 from hf_pneumonia.modeling.heatmap import heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # What loaders read beside config.json and model.safetensors: that of an earlier model changes the answers.
 READ_ALONG = (
+    GATE,
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -41,6 +45,15 @@ READ_ALONG = (
 # What a film is called.
 PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM = "pneumonia", "normal", "uncertain", "not a chest film"
 DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM)
+
+# What is done to a film by mistake, and how it is undone.
+_MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+    ("inverted: bones are dark in it, and lungs bright", lambda square: 255 - square),
+    ("it lies on its side", np.rot90),
+    ("it lies on its side", lambda square: np.rot90(square, 3)),
+    ("it is upside down", lambda square: np.rot90(square, 2)),
+)
+_STRANGE = "it does not look like the chest films that the model was trained on"
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -88,6 +101,8 @@ class PneumoniaClassifier:
             states none.
         trade_off: the points of validation's ROC curve, as `evaluation.trade_off.trade_off` gives them; empty
             where the model states none.
+        gate: what tells chest films from other pictures; None where the model has none, and then only what a
+            picture's file tells counts.
         notes: what a reader of its answers should know, a line each.
     """
 
@@ -98,6 +113,7 @@ class PneumoniaClassifier:
         dtype: torch.dtype | str | None = None,
     ) -> None:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
+        self.gate = None if saved.folder is None else load_gate(saved.folder)
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
         uncertain = saved.operating_point.get("uncertain")
@@ -110,7 +126,11 @@ class PneumoniaClassifier:
         # networks are taken by hooks, which a film of another thread would meet.
         self._lock = threading.Lock()
         try:
-            self._logits(np.zeros((1, self.image_size, self.image_size), np.uint8))
+            self._reasons(
+                nothing := np.zeros((1, self.image_size, self.image_size), np.uint8), self._ask(nothing)[1]
+            )
+        except ValueError as error:
+            raise UsageError(f"{self.name}: its {GATE} is of another network; publish both anew") from error
         except RuntimeError as error:
             raise UsageError(
                 f"{self.name} does not work on {self.device} as {_name(self.dtype)}: "
@@ -167,34 +187,44 @@ class PneumoniaClassifier:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(f"batch_size expects a number from 1, got {batch_size!r}")
         if is_one_film(film):
-            return self.predict_squares(self._square(film)[None], heat_map)[0]
-        squares = self._squares(film, batch_size)
+            square, problem = self.prepare(read_any_film(film))
+            return self.predict_squares(square[None], heat_map, [problem])[0]
+        prepared = self._prepared(film, batch_size)
         predictions: list[Prediction] = []
-        while batch := list(itertools.islice(squares, batch_size)):
-            predictions += self.predict_squares(np.stack(batch), heat_map)
+        while batch := list(itertools.islice(prepared, batch_size)):
+            squares, problems = zip(*batch, strict=True)
+            predictions += self.predict_squares(np.stack(squares), heat_map, problems)
         return predictions
 
-    def predict_squares(self, squares: np.ndarray, heat_map: bool = False) -> list[Prediction]:
+    def prepare(self, film: Image.Image) -> tuple[np.ndarray, str]:
+        """What `predict_squares` takes of a film: its square at the network's size, and `image_problem`."""
+        return squash(film, self.image_size), image_problem(film)
+
+    def predict_squares(
+        self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
+    ) -> list[Prediction]:
         """What the model says of films that are brought to its input size by `squash`.
 
         Args:
             squares: (b, image_size, image_size) uint8, from 1 film.
             heat_map: whether to say where the network saw it, too.
+            problems: why each is no chest film, where that is known already; "" where nothing is.
 
         Raises:
             UsageError: as `__call__`.
         """
-        probabilities = pneumonia_probability(self._logits(squares))
+        logits, statistics = self._ask(squares)
+        probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
                 f"{self.name}: its answers are no numbers; train it anew, or take another dtype than "
                 f"{_name(self.dtype)}"
             )
-        maps = self._heat_maps(squares) if heat_map else itertools.repeat(None)
-        return [
-            self._prediction(probability, one)
-            for probability, one in zip(probabilities.tolist(), maps, strict=False)
-        ]
+        reasons = self._reasons(squares, statistics)
+        if problems is not None:
+            reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
+        maps = self._heat_maps(squares) if heat_map else [None] * len(squares)
+        return list(map(self._prediction, probabilities.tolist(), reasons, maps))
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
         """What a chest film of this probability is called: "pneumonia", "normal" or "uncertain".
@@ -219,8 +249,8 @@ class PneumoniaClassifier:
         but for files that would be read along with these.
 
         Returns:
-            Names of the files: config.json, model.safetensors, and preprocessor_config.json where the network
-            is not timm's.
+            Names of the files: config.json, model.safetensors, gate.safetensors where there is a gate, and
+            preprocessor_config.json where the network is not timm's.
 
         Raises:
             UsageError: there is a file where the folder should be, or no space for the weights.
@@ -232,6 +262,8 @@ class PneumoniaClassifier:
         # Written aside and renamed when whole.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             save_model(self.model, Path(aside))
+            if self.gate is not None:
+                self.gate.save(Path(aside))
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())
@@ -271,27 +303,24 @@ class PneumoniaClassifier:
             logger.warning("%s also holds %s, of what was there before", repo, " and ".join(said))
         return commit
 
-    def _square(self, film: Any) -> np.ndarray:
-        return squash(read_any_film(film), self.image_size)
+    def _prepared(self, films: Iterable, batch_size: int) -> Iterator[tuple[np.ndarray, str]]:
+        """Several films as `prepare` gives them, in order, decoded ahead in threads."""
 
-    def _squares(self, films: Iterable, batch_size: int) -> Iterator[np.ndarray]:
-        """Squares of several films, in order, decoded ahead in threads."""
-
-        def square(number: int, film: Any) -> np.ndarray:
+        def prepare(number: int, film: Any) -> tuple[np.ndarray, str]:
             try:
-                return self._square(film)
+                return self.prepare(read_any_film(film))
             except UnreadableFilm as error:
                 name = f" ({os.path.basename(film)})" if isinstance(film, str | os.PathLike) else ""
                 raise UnreadableFilm(f"films[{number}]{name}: {error}") from error
             except TypeError as error:
                 raise TypeError(f"films[{number}]: {error}") from error
 
-        def tasks() -> Iterator[Callable[[], np.ndarray]]:
+        def tasks() -> Iterator[Callable[[], tuple[np.ndarray, str]]]:
             for number, film in enumerate(films):
                 if isinstance(film, _THREAD_SAFE):
-                    yield partial(square, number, film)
+                    yield partial(prepare, number, film)
                 else:
-                    done = square(number, film)
+                    done = prepare(number, film)
                     yield lambda done=done: done
 
         return work_ahead(lambda task: task(), tasks(), available_cores(), 2 * batch_size)
@@ -301,9 +330,29 @@ class PneumoniaClassifier:
         return network_input(films).to(self.dtype)
 
     @torch.inference_mode()
-    def _logits(self, squares: np.ndarray) -> np.ndarray:
+    def _ask(self, squares: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(b, 2) logits, and what the gate wants to know: the statistics of each stage."""
         with self._lock:
-            return self.model(self._inputs(squares)).logits.float().cpu().numpy()
+            if self.gate is None:
+                return self.model(self._inputs(squares)).logits.float().cpu().numpy(), []
+            with watch_stages(getattr(self.model, "timm_model", self.model)) as kept:
+                logits = self.model(self._inputs(squares)).logits
+            return logits.float().cpu().numpy(), [one.cpu().numpy() for one in kept]
+
+    def _reasons(self, squares: np.ndarray, statistics: list[np.ndarray]) -> list[str]:
+        """Why the gate refuses each picture; "" where it does not."""
+        if self.gate is None:
+            return [""] * len(squares)
+        scores = self.gate.scores(squares, statistics)
+        return [
+            self._reason(square) if score > 1 else "" for square, score in zip(squares, scores, strict=True)
+        ]
+
+    def _reason(self, square: np.ndarray) -> str:
+        """Which mistake made a chest film a stranger, if one did."""
+        turned = np.stack([turn(square) for _, turn in _MISTAKES])
+        scores = self.gate.scores(turned, self._ask(turned)[1])
+        return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else _STRANGE
 
     def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
         if not hasattr(self.model, "timm_model"):
@@ -317,9 +366,10 @@ class PneumoniaClassifier:
         except ValueError as error:
             raise UsageError(f"{self.name}: no heat maps: {error}") from error
 
-    def _prediction(self, probability: float, heat_map: np.ndarray | None) -> Prediction:
+    def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:
         label = LABELS[int(probability >= self.threshold)]
-        return Prediction(label, probability, self.threshold, self.decide(probability), "", heat_map)
+        decision = NOT_A_FILM if reason else self.decide(probability)
+        return Prediction(label, probability, self.threshold, decision, reason, heat_map)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

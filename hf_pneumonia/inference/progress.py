@@ -23,16 +23,16 @@ except ImportError:  # Windows: two jobs with one output are not told apart ther
     fcntl = None
 
 # Part of every fingerprint; raise it when the same model answers otherwise to the same film.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The probability of pneumonia of one film, or why there is none.
+    """The probability of pneumonia of one film, or why there is none to be had.
 
     Attributes:
-        probability: 0 to 1, or None.
-        error: why there is none.
+        probability: 0 to 1; None where the film can't be read.
+        error: why it can't be read, or why the gate refuses it.
         passing: whether it was the disk's fault and not the film's: another job tries again.
     """
 
@@ -48,14 +48,18 @@ def key_of(source: Source) -> str:
 
 
 def fingerprint(classifier: PneumoniaClassifier) -> str:
-    """What changes when a model's answers may: its network, weights, way of being fed, and threshold."""
+    """What changes when a model's answers may: network, weights, way of being fed, threshold, band, gate."""
     model, adapter = classifier.model, getattr(classifier.model, "adapter", None)
     fed = None if adapter is None else [adapter.scale.tolist(), adapter.shift.tolist(), adapter.swapped]
-    facts = [_FORMAT, classifier.image_size, classifier.threshold, str(classifier.dtype), fed, str(model)]
+    point = [classifier.threshold, classifier.band]
+    facts = [_FORMAT, classifier.image_size, point, str(classifier.dtype), fed, str(model)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, array in sorted(classifier.gate.tensors().items() if classifier.gate else ()):
+        digest.update(name.encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -14,15 +14,15 @@ _GROUP = 50_000  # rows that are held while a parquet file is written
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One film. Of one that can't be read only the name, the threshold and the error are known.
+    """One film. Of one that can't be read, or is refused, there is neither label nor probability.
 
     Attributes:
         file: its name as the user gave it, joined with what is inside the folder or zip file.
-        decision: "pneumonia" or "normal".
+        decision: "pneumonia", "normal", "uncertain" or "not a chest film"; None where it can't be read.
         label: one of LABELS.
         probability: of pneumonia, to nine digits.
         threshold: from which it is called pneumonia.
-        error: why it can't be read.
+        error: why it can't be read, or is refused.
     """
 
     file: str

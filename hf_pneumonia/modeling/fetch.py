@@ -27,6 +27,7 @@ _FILES = [
     "preprocessor_config.json",
     "processor_config.json",
     "model*.safetensors",
+    "gate.safetensors",
     "model.safetensors.index.json",
 ]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -44,6 +44,7 @@ class SavedModel:
             `calibrate` found; empty where it states none.
         notes: what a reader of its figures should know, a line each.
         processor: the model's own, as it was published; None where config.json says it all, as timm's does.
+        folder: where its files are on this machine.
     """
 
     name: str
@@ -52,6 +53,7 @@ class SavedModel:
     operating_point: dict
     notes: list[str]
     processor: BaseImageProcessor | None = None
+    folder: Path | None = None
 
 
 def load_model(name: str, revision: str | None = None) -> SavedModel:
@@ -110,7 +112,7 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         )
     local = Path(name).expanduser()
     short = local.resolve().name if local.is_dir() else name
-    return SavedModel(short, model, size, point, notes, processor)
+    return SavedModel(short, model, size, point, notes, processor, source)
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

@@ -14,6 +14,7 @@ from hf_pneumonia.publishing.private import check_private
 from hf_pneumonia.publishing.public_report import RECIPE_KEYS, public_recipe, public_report, recipe_yaml
 
 AS_THEY_ARE = ("config.json", "model.safetensors")
+WHERE_THERE = ("gate.safetensors",)  # a network taught a handful of films has none
 
 # Of figures only: plots/shortcuts.png and plots/samples.png show films, and stay.
 PLOTS = (
@@ -76,7 +77,8 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     recipe = public_recipe(report["recipe"], sources)
     public = public_report(report, sources)
     everybodys = all(source["kind"] != "local" for source in manifest["sources"].values())
-    files: dict[str, Path | bytes] = {name: run / name for name in (*AS_THEY_ARE, *PLOTS)}
+    there = [name for name in WHERE_THERE if (run / name).is_file()]
+    files: dict[str, Path | bytes] = {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
     files |= {
         "README.md": card(public, config, recipe, manifest, repo).encode(),
         "report.json": _json(public),
@@ -120,10 +122,12 @@ def _check_report(run: Path, report: dict, config: dict) -> None:
     if stated["threshold"] != report["operating_point"]["threshold"]:
         raise UsageError(f"{run}: config.json and report.json are of different runs; train again")
     # Reports of earlier versions do not say.
-    if report.get("weights_sha256") not in (None, content_sha256(run / "model.safetensors")):
-        raise UsageError(
-            f"{run}: model.safetensors is damaged, or not the weights that report.json speaks of; train again"
-        )
+    for key, name in (("weights_sha256", "model.safetensors"), ("gate_sha256", "gate.safetensors")):
+        file = run / name
+        if key in report and (not file.is_file() or report[key] != content_sha256(file)):
+            raise UsageError(
+                f"{run}: {name} is missing or damaged, or not the one that report.json speaks of; train again"
+            )
 
 
 def _read_json(path: Path) -> dict:

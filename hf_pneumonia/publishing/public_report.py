@@ -112,6 +112,12 @@ _REPORT = {
     "device": TEXT,
     "processes": NUMBER,
     "weights_sha256": TEXT,
+    "gate_sha256": TEXT,
+    "gate": {
+        "films": {ANY: {"films": NUMBER, "refused": NUMBER, "share": _FIGURE}},
+        "foreign": {ANY: {"pictures": NUMBER, "refused": NUMBER, "share": _FIGURE}},
+    },
+    "uncertain": {split: {name: _FIGURE for name in ("share", "missed", "false_alarms")} for split in SPLITS},
 }
 
 # Every choice that a run depends on, and nothing of where its films, weights and outputs lie.

@@ -55,7 +55,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
 
 def clear_run_folder(folder: Path) -> None:
     """Take away what an earlier run left, its report first: without one it counts as unfinished."""
-    for name in ("report.json", "recipe.yaml", "config.json", "model.safetensors"):
+    for name in ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors"):
         (folder / name).unlink(missing_ok=True)
     for path in (
         folder / "plots",
@@ -68,10 +68,12 @@ def clear_run_folder(folder: Path) -> None:
 
 
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
-    """Write the recipe and, last of all, the report with the hash of the weights that it speaks of, and drop
-    the checkpoints, which the model replaces."""
+    """Write the recipe and, last of all, the report with the hashes of weights and gate that it speaks of,
+    and drop the checkpoints, which the model replaces."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    write_report(folder, {**report, "weights_sha256": content_sha256(folder / "model.safetensors")})
+    spoken_of = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
+    hashes = {name: content_sha256(file) for name, file in spoken_of.items() if file.is_file()}
+    write_report(folder, {**report, **hashes})
     for path in _checkpoints(folder):
         shutil.rmtree(path)
 

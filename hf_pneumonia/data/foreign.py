@@ -1,0 +1,207 @@
+"""Pictures that are no chest films, for asking a gate how many it refuses. None of them ever fits anything.
+
+Photographs are cuts of the three that scikit-learn and matplotlib bring along; the rest is drawn here, bones
+and slices by the sums of attenuation that radiographs show. They are stand-ins for what people upload.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 224  # of the pictures, in pixels
+
+Draw = Callable[[np.random.Generator], Image.Image]
+
+
+def foreign_pictures(count: int, seed: int = 0) -> dict[str, list[Image.Image]]:
+    """Pictures by kind, as somebody may take them for films or mistake them.
+
+    Args:
+        count: of each kind.
+        seed: of what varies among them.
+
+    Returns:
+        Pillow images of mode 'RGB' or 'L', by the name of their kind.
+    """
+    photographs = _photographs()
+
+    def photograph(rng: np.random.Generator) -> Image.Image:
+        return _cut(photographs[rng.integers(len(photographs))], rng)
+
+    kinds: dict[str, Draw] = {
+        "colour photographs": photograph,
+        "gray photographs": lambda rng: photograph(rng).convert("L"),
+        "drawings": _drawing,
+        "pages of text": _page,
+        "hands": _hand,
+        "knees": _knee,
+        "skulls": _skull,
+        "CT slices": _slice,
+        "blank": _blank,
+        "noise": _noise,
+    }
+    return {
+        name: [draw(np.random.default_rng([seed, kind, number])) for number in range(count)]
+        for kind, (name, draw) in enumerate(kinds.items())
+    }
+
+
+def _photographs() -> list[Image.Image]:
+    import matplotlib.cbook
+    from sklearn.datasets import load_sample_images
+
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        portrait = Image.open(file).convert("RGB")
+    return [portrait, *map(Image.fromarray, load_sample_images().images)]
+
+
+def _cut(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Between half and all of each side, mirrored or not."""
+    width, height = (int(side * rng.uniform(0.5, 1)) for side in picture.size)
+    left, top = (
+        rng.integers(0, all_ - part + 1) for all_, part in zip(picture.size, (width, height), strict=True)
+    )
+    part = picture.crop((left, top, left + width, top + height))
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+
+
+def _drawing(rng: np.random.Generator) -> Image.Image:
+    ground, ink = ((255, 255, 255), (20, 20, 20)) if rng.random() < 0.7 else ((15, 15, 15), (240, 240, 240))
+    picture = Image.new("RGB", (SIDE, SIDE), ground)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(5, 15)):
+        (x0, x1), (y0, y1) = np.sort(rng.integers(0, SIDE, (2, 2)), axis=1).tolist()
+        shape = [pen.ellipse, pen.rectangle, pen.line][rng.integers(3)]
+        if shape == pen.line:
+            pen.line((x0, y0, x1, y1), fill=ink, width=int(rng.integers(1, 6)))
+        else:
+            filled = tuple(rng.integers(0, 256, 3).tolist()) if rng.random() < 0.3 else None
+            shape((x0, y0, x1, y1), outline=ink, width=int(rng.integers(1, 6)), fill=filled)
+    return picture
+
+
+def _page(rng: np.random.Generator) -> Image.Image:
+    picture = Image.new("L", (SIDE, SIDE), 250)
+    pen = ImageDraw.Draw(picture)
+    letters = list("abcdefghijklmnopqrstuvwxyz      ")
+    for top in range(15, SIDE - 15, int(rng.integers(12, 22))):
+        pen.text((15, top), "".join(rng.choice(letters, rng.integers(15, 48))), fill=20)
+    return picture
+
+
+def _hand(rng: np.random.Generator) -> Image.Image:
+    tissue, bone = _canvas(), _canvas()
+    wrist = np.array([0.5, 0.95])
+    for finger, (angle, length) in enumerate(
+        zip((-50, -18, -4, 10, 24), (0.2, 0.3, 0.34, 0.31, 0.25), strict=True)
+    ):
+        direction = _direction(angle + rng.normal(0, 3))
+        knuckle = wrist + _direction(angle * 0.6) * (0.32 if finger else 0.22)
+        _rod(tissue, wrist, knuckle, 0.09)
+        _rod(tissue, knuckle, knuckle + direction * length, 0.045)
+        _rod(bone, wrist + _direction(angle) * 0.07, knuckle - direction * 0.02, 0.018)
+        joints = knuckle + direction * np.cumsum([0, 0.45, 0.3, 0.25])[:, None] * length
+        for start, stop in zip(joints[:-1], joints[1:], strict=True):
+            _rod(bone, start + direction * 0.012, stop - direction * 0.012, 0.015)
+    _rod(tissue, wrist, wrist + (0, 0.4), 0.11)
+    for side in (-0.04, 0.04):
+        _rod(bone, wrist + (side, 0.02), wrist + (side, 0.4), 0.03)
+    return _radiograph(tissue, bone, rng)
+
+
+def _knee(rng: np.random.Generator) -> Image.Image:
+    tissue, bone = _canvas(), _canvas()
+    centre, turn = np.array([0.5, 0.5]) + rng.normal(0, 0.03, 2), _direction(rng.normal(0, 6))
+    _rod(tissue, centre - turn * 0.7, centre + turn * 0.7, 0.2 + rng.uniform(0, 0.06))
+    _rod(bone, centre + turn * 0.06, centre + turn * 0.7, 0.06)
+    _rod(bone, centre - turn * 0.06, centre - turn * 0.7, 0.055)
+    across = np.array([-turn[1], turn[0]])
+    for end in (0.09, -0.07):
+        _rod(bone, centre + turn * end - across * 0.06, centre + turn * end + across * 0.06, 0.07)
+    _rod(bone, centre - turn * 0.1 + across * 0.13, centre - turn * 0.7 + across * 0.1, 0.02)
+    return _radiograph(tissue, bone, rng)
+
+
+def _skull(rng: np.random.Generator) -> Image.Image:
+    tissue, bone = _canvas(), _canvas()
+    x, y = 0.5 + rng.normal(0, 0.02), 0.42 + rng.normal(0, 0.02)
+    wide, high = 0.27 + rng.uniform(0, 0.05), 0.34 + rng.uniform(0, 0.04)
+    tissue += _ellipsoid(x, y, wide, high)
+    bone += _ellipsoid(x, y, wide, high) - _ellipsoid(x, y, wide - 0.03, high - 0.03)
+    bone += 0.5 * _ellipsoid(x, y + 0.36, 0.13, 0.16)
+    for side in (-1, 1):
+        bone -= 0.35 * _ellipsoid(x + side * 0.11, y + 0.12, 0.07, 0.06)
+    bone -= 0.3 * _ellipsoid(x, y + 0.22, 0.035, 0.07)
+    for tooth in np.linspace(-0.07, 0.07, 8):
+        _rod(bone, np.array([x + tooth, y + 0.36]), np.array([x + tooth, y + 0.41]), 0.009)
+    _rod(tissue, np.array([x, y + 0.4]), np.array([x, 1.2]), 0.13)
+    return _radiograph(tissue, 2 * bone.clip(0), rng)
+
+
+def _slice(rng: np.random.Generator) -> Image.Image:
+    """Axial, through the chest, as a CT shows it in a soft-tissue or a lung window."""
+    x, y = 0.5 + rng.normal(0, 0.02), 0.5 + rng.normal(0, 0.02)
+    wide, deep = 0.42 + rng.uniform(-0.03, 0.03), 0.3 + rng.uniform(-0.03, 0.03)
+    picture = np.where(_inside(x, y, wide, deep), 0.5, 0.02)
+    lung = rng.uniform(0.05, 0.25)
+    for side in (-1, 1):
+        picture[_inside(x + side * 0.2, y - 0.01, 0.15, 0.21)] = lung
+        for angle in np.linspace(-1.2, 1.2, 6):
+            picture[
+                _inside(x + side * wide * 0.9 * np.cos(angle), y + deep * 0.9 * np.sin(angle), 0.03, 0.013)
+            ] = 0.9
+    picture[_inside(x + 0.04, y - 0.05, 0.12, 0.1)] = 0.6
+    picture[_inside(x, y + deep * 0.65, 0.06, 0.06)] = 0.95
+    picture[_inside(x, y + deep + 0.12, 0.5, 0.02)] = 0.3
+    return _picture(picture + rng.normal(0, 0.03, picture.shape))
+
+
+def _blank(rng: np.random.Generator) -> Image.Image:
+    return _picture(rng.uniform(0, 1) + rng.normal(0, 0.005, (SIDE, SIDE)))
+
+
+def _noise(rng: np.random.Generator) -> Image.Image:
+    return _picture(rng.uniform(0, 1, (SIDE, SIDE)))
+
+
+def _canvas() -> np.ndarray:
+    return np.zeros((SIDE, SIDE))
+
+
+def _direction(degrees: float) -> np.ndarray:
+    """(x, y) that points up at 0 and to the right at 90, y growing downwards."""
+    return np.array([np.sin(np.radians(degrees)), -np.cos(np.radians(degrees))])
+
+
+def _places() -> np.ndarray:
+    """(SIDE, SIDE, 2) x and y of each pixel, 0 to 1."""
+    return np.stack(np.meshgrid(*[(np.arange(SIDE) + 0.5) / SIDE] * 2), axis=-1)
+
+
+def _rod(canvas: np.ndarray, start: np.ndarray, stop: np.ndarray, radius: float) -> None:
+    """Lay a round rod between two points where it is thicker than what is there."""
+    places, along = _places() - start, stop - start
+    part = (places @ along / (along @ along)).clip(0, 1)
+    away = np.square(places - part[..., None] * along).sum(-1)
+    np.maximum(canvas, 2 * np.sqrt((radius**2 - away).clip(0)), out=canvas)
+
+
+def _ellipsoid(x: float, y: float, wide: float, high: float) -> np.ndarray:
+    """Thickness of an ellipsoid of half axes `wide`, `high` and `wide`."""
+    places = (_places() - (x, y)) / (wide, high)
+    return 2 * wide * np.sqrt((1 - np.square(places).sum(-1)).clip(0))
+
+
+def _inside(x: float, y: float, wide: float, high: float) -> np.ndarray:
+    return _ellipsoid(x, y, wide, high) > 0
+
+
+def _radiograph(tissue: np.ndarray, bone: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Thickness of tissue and bone -> a radiograph: bright where more was attenuated."""
+    bright = 1 - np.exp(-(rng.uniform(2, 3.5) * tissue + rng.uniform(8, 14) * bone))
+    return _picture(bright / bright.max() * rng.uniform(0.85, 1) + rng.normal(0, 0.015, bright.shape))
+
+
+def _picture(values: np.ndarray) -> Image.Image:
+    return Image.fromarray((values * 255).clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,149 @@
+"""A network and its films -> the gate beside it, and how good that gate is."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+from scipy.stats import t as students
+from sklearn.decomposition import PCA
+from torch import nn
+
+from hf_pneumonia.data.film import gray_image, squash
+from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.foreign import foreign_pictures
+from hf_pneumonia.evaluation.intervals import wilson
+from hf_pneumonia.inference.gate import Gate, Spread, distances, image_problem, layout_numbers
+from hf_pneumonia.modeling.features import stage_statistics
+
+# Films that the statistics are taken of, drawn from each split where it has more: enough for 64 directions.
+_FILMS = 2048
+
+_DIRECTIONS = 64
+
+# Share of validation's films above the limit, before the margin.
+_REFUSED = 0.005
+
+# Films of another scanner lie further out than validation's.
+_MARGIN = 1.25
+
+# Pictures of each foreign kind, and films turned over, that a gate is asked about.
+_ASKED = 20
+
+
+def make_gate(model: nn.Module, films: FilmSet, batch_size: int) -> Gate | None:
+    """Fit a gate on the training films, its limits on validation's.
+
+    Args:
+        model: the network as it is saved, on any device.
+        films: the splits; their films at the network's input size.
+        batch_size: films per forward pass.
+
+    Returns:
+        None where the network lists no stages, or there are fewer than 32 films to train and 8 to validate.
+    """
+    train, validation = (_some(films.rows(split)) for split in ("train", "validation"))
+    if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
+        return None
+    squares = [films.store[rows] for rows in (train, validation)]
+    return fit_gate(*((some, stage_statistics(model, some, batch_size)) for some in squares))
+
+
+def fit_gate(
+    train: tuple[np.ndarray, list[np.ndarray]], validation: tuple[np.ndarray, list[np.ndarray]]
+) -> Gate:
+    """Take the statistics of training films, and limits from validation's, which the network was not taught.
+
+    A limit is the conformal quantile of validation's films at `1 - _REFUSED`, or what Student's distribution
+    of their logarithms foretells for the next film where that is more (it is where they are few), times
+    `_MARGIN`.
+
+    Args:
+        train, validation: squares (n, s, s) uint8, and the statistics of `watch_stages`.
+    """
+    taught, new = ([layout_numbers(squares), *statistics] for squares, statistics in (train, validation))
+    layout, *stages = (_spread(*pair) for pair in zip(taught, new, strict=True))
+    found = distances(layout, tuple(stages), *validation)
+    return Gate(layout, tuple(stages), np.array([_limit(column) for column in found.T]))
+
+
+def check_gate(gate: Gate, model: nn.Module, films: FilmSet, batch_size: int) -> dict:
+    """How many chest films a gate refuses wrongly, and how many of other pictures rightly.
+
+    Args:
+        gate: of this model.
+        model, films, batch_size: as for `make_gate`.
+
+    Returns:
+        `films`: by split, validation (which the limits were chosen on) and test, how many `films` were
+        `refused`, and their `share` with Wilson's interval. `foreign`: by kind of `foreign_pictures`, and of
+        test films that were inverted or turned, how many `pictures` were `refused`, and their share.
+    """
+
+    def refused(squares: np.ndarray, pictures: Iterable[Image.Image]) -> np.ndarray:
+        problems = np.array([bool(image_problem(picture)) for picture in pictures])
+        return problems | (gate.scores(squares, stage_statistics(model, squares, batch_size)) > 1)
+
+    def of_split(split: str) -> dict:
+        rows = films.rows(split)
+        squares = films.store[rows]
+        return _share("films", refused(squares, _as_pictures(squares, films.store.facts["hues"][rows])))
+
+    def of_turned(turn: Callable[[np.ndarray], np.ndarray]) -> dict:
+        squares = np.stack([turn(square) for square in films.store[films.rows("test")[:_ASKED]]])
+        return _share("pictures", refused(squares, _as_pictures(squares, np.zeros(len(squares)))))
+
+    def of_kind(pictures: list[Image.Image]) -> dict:
+        pictures = [gray_image(picture) for picture in pictures]
+        return _share(
+            "pictures", refused(np.stack([squash(one, films.store.size) for one in pictures]), pictures)
+        )
+
+    turned = {
+        "inverted films": lambda square: 255 - square,
+        "films on their side": np.rot90,
+        "films upside down": lambda square: np.rot90(square, 2),
+    }
+    return {
+        "films": {split: of_split(split) for split in ("validation", "test")},
+        "foreign": {
+            **{kind: of_kind(pictures) for kind, pictures in foreign_pictures(_ASKED).items()},
+            **{kind: of_turned(turn) for kind, turn in turned.items()},
+        },
+    }
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(rows)[:_FILMS])
+
+
+def _as_pictures(squares: np.ndarray, hues: np.ndarray) -> Iterable[Image.Image]:
+    for square, spread in zip(squares, hues, strict=True):
+        picture = Image.fromarray(np.ascontiguousarray(square))
+        picture.info["hues"] = float(spread)
+        yield picture
+
+
+def _share(what: str, refused: np.ndarray) -> dict:
+    count = int(refused.sum())
+    share = {"value": count / len(refused), "wilson95": wilson(count, len(refused))} if len(refused) else None
+    return {what: len(refused), "refused": count, "share": share}
+
+
+def _spread(taught: np.ndarray, new: np.ndarray) -> Spread:
+    mean, scale = taught.mean(0), taught.std(0) + 1e-6
+    count = min(_DIRECTIONS, len(taught) // 4, taught.shape[1] - 1)
+    # Randomised (Halko, Martinsson, Tropp, SIAM Review 2011): a ResNet50's last stage has 4,096 numbers.
+    pca = PCA(count, svd_solver="randomized", random_state=0).fit((taught - mean) / scale)
+    parts = (mean, scale, pca.components_, pca.explained_variance_ + 1e-9)
+    spread = Spread(*(np.asarray(part, dtype=np.float32) for part in parts), usual=np.ones(2))
+    return replace(spread, usual=np.quantile(spread.distances(new), 0.99, axis=0).clip(1e-9))
+
+
+def _limit(found: np.ndarray) -> float:
+    count = len(found)
+    rank = min(int(np.ceil((1 - _REFUSED) * (count + 1))), count)
+    logs = np.log(found)
+    reach = students.ppf(1 - _REFUSED / 2, count - 1) * np.sqrt(1 + 1 / count)
+    foretold = logs.mean() + reach * logs.std(ddof=1)
+    return float(max(np.sort(found)[rank - 1], np.exp(foretold)) * _MARGIN)

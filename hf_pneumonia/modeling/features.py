@@ -1,0 +1,88 @@
+"""What passes through a network's stages while it answers, in a few numbers each. Leaves it as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hf_pneumonia.modeling.build import network_input
+
+# Fields a side in which the middle stage is looked at. ResNet18 on real films: without them 15 of 20 simulated
+# knees pass, with them one.
+_FIELDS = 4
+
+
+@contextmanager
+def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """While it is open, each pass of the network leaves its stages' statistics in the list, in their order.
+
+    A statistic is the mean and the standard deviation of each channel over places (or tokens). Before those
+    of the middle stage, where it has places, stand the means of its channels over 4 x 4 fields.
+
+    Args:
+        network: timm's, whose `feature_info` lists its stages; not one that other threads use meanwhile.
+
+    Yields:
+        List that grows by a (b, numbers) float32 tensor for each statistic, on the network's device.
+    """
+    kept: list[torch.Tensor] = []
+    names = [stage["module"] for stage in getattr(network, "feature_info", [])]
+    middle = names[len(names) // 2] if names else None
+
+    def watch(name: str) -> None:
+        def keep(_, __, output: torch.Tensor) -> None:
+            maps = _channels_first(output.detach().float(), getattr(network, "output_fmt", "NCHW"))
+            if name == middle and maps.ndim == 4:
+                kept.append(F.adaptive_avg_pool2d(maps, _FIELDS).flatten(1))
+            kept.append(_statistics(maps.flatten(2)))
+
+        hooks.append(network.get_submodule(name).register_forward_hook(keep))
+
+    hooks: list = []
+    try:
+        for name in names:
+            watch(name)
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def stage_statistics(model: torch.nn.Module, squares: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Statistics of films, as `watch_stages` makes them.
+
+    Args:
+        model: with timm's network as `timm_model`; left in evaluation mode.
+        squares: (n, s, s) uint8, from 1 film.
+        batch_size: films per forward pass.
+
+    Returns:
+        (n, numbers) float32 of each statistic; an empty list where the network lists no stages.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    batches = []
+    for start in range(0, len(squares), batch_size):
+        films = torch.from_numpy(np.array(squares[start : start + batch_size])).to(device)
+        with watch_stages(model.timm_model) as kept:
+            model(network_input(films))
+        batches.append([one.cpu().numpy() for one in kept])
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+
+def _channels_first(output: torch.Tensor, layout: str) -> torch.Tensor:
+    """(b, c, h, w) of a map, (b, c, tokens) of tokens."""
+    if output.ndim == 3:
+        return output.transpose(1, 2)
+    return output.permute(0, 3, 1, 2) if layout == "NHWC" else output
+
+
+def _statistics(channels: torch.Tensor) -> torch.Tensor:
+    """(b, c, places) -> (b, 2 c). The second moment less the square of the first is a third of the time of
+    `torch.std`."""
+    mean = channels.mean(2)
+    spread = (channels.square().mean(2) - mean.square()).clamp_min(0).sqrt()
+    return torch.cat([mean, spread], dim=1)
