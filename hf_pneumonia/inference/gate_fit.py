@@ -132,7 +132,8 @@ def _share(what: str, refused: np.ndarray) -> dict:
 
 def _spread(taught: np.ndarray, new: np.ndarray) -> Spread:
     mean, scale = taught.mean(0), taught.std(0) + 1e-6
-    count = min(_DIRECTIONS, len(taught) // 4, taught.shape[1] - 1)
+    # Half of them at most: what lies across one or two is too uneven to be judged by.
+    count = min(_DIRECTIONS, len(taught) // 4, taught.shape[1] // 2)
     # Randomised (Halko, Martinsson, Tropp, SIAM Review 2011): a ResNet50's last stage has 4,096 numbers.
     pca = PCA(count, svd_solver="randomized", random_state=0).fit((taught - mean) / scale)
     parts = (mean, scale, pca.components_, pca.explained_variance_ + 1e-9)

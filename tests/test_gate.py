@@ -1,0 +1,187 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.distance import mahalanobis
+from scipy.stats import t as students
+from sklearn.datasets import load_sample_images
+
+from hf_pneumonia import PneumoniaClassifier
+from hf_pneumonia.data.film import gray_image, read_film, squash
+from hf_pneumonia.data.foreign import foreign_pictures
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.gate import Gate, Spread, distances, image_problem, layout_numbers, load_gate
+from hf_pneumonia.inference.gate_fit import fit_gate
+from hf_pneumonia.modeling.build import build_model
+
+
+def _squares(films: int, seed: int) -> np.ndarray:
+    """Pictures that share a layout, each with noise of its own."""
+    rng = np.random.default_rng(seed)
+    shared = np.add.outer(np.linspace(0, 90, 32), np.abs(np.linspace(-90, 90, 32)))
+    return (shared + rng.normal(40, 12, (films, 32, 32))).clip(0, 255).astype(np.uint8)
+
+
+def _taught(films: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(films, 6)) @ np.random.default_rng(9).normal(size=(6, 20))
+    return _squares(films, seed), [(mixed + rng.normal(0, 0.1, (films, 20))).astype(np.float32)]
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    return fit_gate(_taught(600, 0), _taught(400, 1))
+
+
+def test_the_distance_along_all_directions_is_that_of_mahalanobis():
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
+    values, vectors = np.linalg.eigh(np.cov(numbers.T))
+    spread = Spread(numbers.mean(0), np.ones(3), vectors.T, values, np.ones(2))
+    inverse = np.linalg.inv(np.cov(numbers.T))
+    expected = [mahalanobis(one, numbers.mean(0), inverse) ** 2 for one in numbers[:20]]
+    found = spread.distances(numbers[:20])
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1], 0, atol=1e-9)
+
+
+def test_the_distance_across_is_what_the_directions_do_not_reach():
+    spread = Spread(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]), np.array([1, 2.0]))
+    # 3 along the one direction; 4 and 10 / 2 across it, in halves of 2.
+    np.testing.assert_allclose(spread.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, (16 + 25) / 2]])
+
+
+def test_new_films_pass_and_films_of_another_kind_do_not(gate):
+    squares, statistics = _taught(1000, 2)
+    assert np.mean(gate.scores(squares, statistics) > 1) < 0.01
+    strange = [statistics[0] + np.random.default_rng(3).normal(0, 1, statistics[0].shape)]
+    assert np.mean(gate.scores(squares, strange) > 1) > 0.99
+    assert np.mean(gate.scores(np.rot90(squares, axes=(1, 2)), statistics) > 1) > 0.99
+
+
+def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_quarter_more(gate):
+    found = distances(gate.layout, gate.stages, *_taught(400, 1))
+    for column, limit in zip(found.T, gate.limits, strict=True):
+        rank = sorted(column)[399 - 1]  # ceil(0.995 * 401) = 399
+        logs = np.log(column)
+        foretold = np.exp(logs.mean() + students.ppf(0.9975, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
+        assert limit == pytest.approx(1.25 * max(rank, foretold))
+
+
+def test_a_layout_has_neither_brightness_nor_contrast():
+    squares = _squares(3, 0)
+    darker, flatter = squares - squares.min(), (squares * 0.5 + 20).astype(np.uint8)
+    numbers = layout_numbers(squares)
+    assert numbers.shape == (3, 256)
+    np.testing.assert_allclose(layout_numbers(darker), numbers, atol=1e-5)
+    for one, other in zip(layout_numbers(flatter), numbers, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.999 and one.std() == pytest.approx(1, abs=0.25)
+
+
+def test_a_gate_that_was_saved_scores_the_same_and_has_the_rights_of_its_model(gate, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").chmod(0o644)
+    gate.save(tmp_path)
+    again = load_gate(tmp_path)
+    films = _taught(50, 4)
+    np.testing.assert_array_equal(again.scores(*films), gate.scores(*films))
+    assert (tmp_path / "gate.safetensors").stat().st_mode & 0o777 == 0o644
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "gate.safetensors"]
+
+
+def test_without_the_file_there_is_no_gate(tmp_path):
+    assert load_gate(tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape", "variance"])
+def test_a_damaged_gate_is_said_in_one_line(gate, tmp_path, damage):
+    from safetensors.numpy import save_file
+
+    file, tensors = tmp_path / "gate.safetensors", gate.tensors()
+    if damage == "no numbers":
+        tensors["limits"][0] = np.nan
+    if damage == "missing":
+        del tensors["stage0.scale"]
+    if damage == "shape":
+        tensors["layout.mean"] = tensors["layout.mean"][:-1]
+    if damage == "variance":
+        tensors["stage0.variances"][0] = 0
+    save_file(tensors, file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="its gate.safetensors is damaged") as said:
+        load_gate(tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
+    flower = gray_image(Image.fromarray(load_sample_images().images[1]))
+    assert image_problem(flower).startswith("a colour picture")
+    film = Image.fromarray(_squares(1, 0)[0])
+    assert image_problem(film) == ""
+    assert image_problem(Image.new("L", (50, 50), 90)).startswith("blank")
+    for said, expected in (
+        ({"modality": "CT"}, "its DICOM header says CT"),
+        ({"body_part": "HAND"}, "its DICOM header says hand"),
+        ({"modality": "DX", "body_part": "CHEST"}, ""),
+        ({"modality": "<b>", "body_part": "<b>"}, ""),
+    ):
+        film.info = said
+        assert image_problem(film) == expected
+
+
+def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_run):
+    report = json.loads((finished_run / "report.json").read_text())["gate"]
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    rows = (finished_run / "predictions_test.csv").read_text().splitlines()[1:]
+    refused = [one.decision == "not a chest film" for one in classifier([row.split(",")[0] for row in rows])]
+    assert report["films"]["test"]["films"] == len(refused) == 30
+    assert report["films"]["test"]["refused"] == sum(refused) <= 1
+    for kind, pictures in foreign_pictures(20).items():
+        found = sum(bool(one.reason) for one in classifier(pictures))
+        assert report["foreign"][kind]["pictures"] == 20 and report["foreign"][kind]["refused"] == found
+    assert report["foreign"]["colour photographs"]["refused"] == report["foreign"]["blank"]["refused"] == 20
+
+
+def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_folder):
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    films = [read_film(file) for file in sorted((film_folder / "test" / "NORMAL").iterdir())]
+    said = [classifier(Image.fromarray(255 - np.asarray(film))) for film in films]
+    assert {one.decision for one in said} == {"not a chest film"}
+    assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
+
+
+def test_the_heat_map_and_the_probability_of_what_is_refused_are_those_of_the_network(finished_run):
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    picture = Image.fromarray(load_sample_images().images[0])
+    refused = classifier(picture, heat_map=True)
+    square = squash(gray_image(picture), classifier.image_size)
+    [plain] = classifier.predict_squares(square[None], heat_map=True)
+    assert refused.decision == "not a chest film" and refused.reason
+    assert refused.probability == pytest.approx(plain.probability, abs=1e-6)
+    np.testing.assert_allclose(refused.heat_map, plain.heat_map, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["wider", "vit_folder"])
+def test_a_gate_of_another_network_is_refused_at_the_start(finished_run, folder, request, tmp_path):
+    if folder == "wider":
+        folder = tmp_path / "wider"
+        build_model("resnet26t", 64).save_pretrained(folder)
+    else:
+        folder = request.getfixturevalue(folder)
+    shutil.copy(finished_run / "gate.safetensors", folder)
+    with pytest.raises(UsageError, match="is of another network"):
+        PneumoniaClassifier.from_pretrained(folder)
+
+
+def test_a_saved_classifier_keeps_its_gate_and_one_without_leaves_none_behind(
+    finished_run, timm_folder, tmp_path
+):
+    names = PneumoniaClassifier.from_pretrained(finished_run).save_pretrained(tmp_path / "copy")
+    assert "gate.safetensors" in names
+    original, copy = (folder / "gate.safetensors" for folder in (finished_run, tmp_path / "copy"))
+    assert original.read_bytes() == copy.read_bytes()
+    PneumoniaClassifier.from_pretrained(timm_folder).save_pretrained(tmp_path / "copy")
+    assert not copy.exists()
