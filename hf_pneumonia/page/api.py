@@ -1,0 +1,111 @@
+"""The endpoints for programs: /predict for one film, /predict_batch for many."""
+
+from collections.abc import Callable
+
+import gradio as gr
+from gradio import FileData
+from PIL import Image
+
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.page.film_rows import (
+    UNREADABLE,
+    WORDS,
+    FilmRow,
+    confidence,
+    count_rows,
+    row_of,
+    score_films,
+)
+from hf_pneumonia.page.many_films import AT_A_TIME
+from hf_pneumonia.page.uploads import fetch_no_urls, films_of, uploaded
+
+_PREDICT = """What the model says of one chest film.
+
+film: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most 20 MB and 40 megapixels;
+upload it with handle_file.
+
+Returns a dict:
+prediction: "Pneumonia", "Normal", "Uncertain - have it read" or "Not a chest film";
+confidence: calibrated probability, 0 to 1, of the class that prediction names; null where it names none;
+decision: "pneumonia", "normal", "uncertain" or "not a chest film";
+label: "PNEUMONIA" where probability is at least threshold, else "NORMAL"; null for what is not a chest film;
+probability: of pneumonia, calibrated, 0 to 1; null for what is not a chest film;
+threshold: the model's operating point, 0 to 1;
+reason: why it is not taken for a chest film; "" otherwise;
+model: the model's name.
+A file that can't be read is an error that says why. Not a medical device.
+
+from gradio_client import Client, handle_file
+client = Client("ADDRESS_OF_THIS_PAGE")
+print(client.predict(handle_file("film.png"), api_name="/predict"))
+"""
+
+_PREDICT_BATCH = """What the model says of up to 500 chest films.
+
+films: files as for /predict, and zip files of them; 20 MB each, 200 MB in all once unpacked.
+
+Returns a dict:
+films: one dict per film in order, as /predict returns it, without model, and with
+file: the film's name; error: why it could not be read, null where it could. Where there is an error,
+prediction, confidence, decision, label and probability are null.
+counts: number of films by decision, and of those that "could not be read";
+model: the model's name.
+A film that can't be read is one of the films, and does not end the others. Not a medical device.
+
+from gradio_client import Client, handle_file
+client = Client("ADDRESS_OF_THIS_PAGE")
+print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_name="/predict_batch"))
+"""
+
+
+def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+    """Add both to the open gr.Blocks, and keep Gradio from fetching addresses.
+
+    Args:
+        classifier: answers.
+        read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
+    """
+    fetch_no_urls()
+
+    def predict(film: FileData) -> dict:
+        try:
+            prediction = classifier(read(uploaded(film).path))
+        except UsageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        except UnreadableFilm as error:
+            raise gr.Error(f"This file can't be read as a film: {error}", print_exception=False) from None
+        return {**_answer(row_of("", prediction)), "model": classifier.name}
+
+    def predict_batch(films: list[FileData]) -> dict:
+        if not isinstance(films, list):
+            raise gr.Error("expected a list of files, got one thing", print_exception=False)
+        try:
+            found = films_of(map(uploaded, films))
+        except UsageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
+        answers = [{"file": row.file, **_answer(row), "error": _error(row)} for row in rows]
+        return {"films": answers, "counts": count_rows(rows), "model": classifier.name}
+
+    gr.api(predict, api_name="predict", api_description=_PREDICT)
+    gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **AT_A_TIME)
+
+
+def _answer(row: FilmRow) -> dict:
+    if row.decision == UNREADABLE:
+        names = ("prediction", "confidence", "decision", "label", "probability")
+        return {**dict.fromkeys(names), "threshold": row.threshold, "reason": ""}
+    return {
+        "prediction": WORDS[row.decision],
+        "confidence": confidence(row),
+        "decision": row.decision,
+        "label": row.label,
+        "probability": row.probability,
+        "threshold": row.threshold,
+        "reason": row.reason,
+    }
+
+
+def _error(row: FilmRow) -> str | None:
+    return row.reason if row.decision == UNREADABLE else None

@@ -1,0 +1,143 @@
+"""Films -> rows of answers, batch by batch. Knows nothing of how they are shown."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.inference.classifier import (
+    DECISIONS,
+    NORMAL,
+    NOT_A_FILM,
+    PNEUMONIA,
+    UNCERTAIN,
+    PneumoniaClassifier,
+    Prediction,
+)
+from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
+
+BATCH = 32
+
+UNREADABLE = "could not be read"
+
+# A decision as the first line of an answer.
+WORDS = {
+    PNEUMONIA: "Pneumonia",
+    UNCERTAIN: "Uncertain - have it read",
+    NORMAL: "Normal",
+    NOT_A_FILM: "Not a chest film",
+    UNREADABLE: "Could not be read",
+}
+
+_THUMBNAIL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FilmRow:
+    """One film of many.
+
+    Attributes:
+        file: its name, for people.
+        decision: one of `classifier.DECISIONS`, or UNREADABLE.
+        label: one of LABELS; None for what is not a chest film, or could not be read.
+        probability: of pneumonia; None where there is no label.
+        threshold: from which it is called pneumonia.
+        reason: why it is refused, or could not be read; "" otherwise.
+        thumbnail: data URI of a small JPEG; "" where it could not be read, or none was asked for.
+    """
+
+    file: str
+    decision: str
+    label: str | None
+    probability: float | None
+    threshold: float
+    reason: str
+    thumbnail: str = ""
+
+
+def score_films(
+    classifier: PneumoniaClassifier,
+    read: Callable[[str | bytes], Image.Image],
+    films: list[Source],
+    thumbnails: bool = True,
+) -> Iterator[list[FilmRow]]:
+    """Rows of the films in their order, BATCH at a time. At most one full-size film is in memory.
+
+    Args:
+        classifier: asked once per batch.
+        read: as `data.film.read_film`.
+        films: from `uploads.films_of`.
+        thumbnails: whether rows have one.
+    """
+    with FilmReader() as reader:
+        for start in range(0, len(films), BATCH):
+            yield _score_batch(classifier, read, reader, films[start : start + BATCH], thumbnails)
+
+
+def count_rows(rows: Iterable[FilmRow]) -> dict[str, int]:
+    """Number of films by decision; each decision is there, with 0 if need be."""
+    counts = Counter(row.decision for row in rows)
+    return {decision: counts[decision] for decision in (*DECISIONS, UNREADABLE)}
+
+
+def confidence(row: FilmRow | Prediction) -> float | None:
+    """Calibrated probability of the class that is named; None where none is."""
+    return {PNEUMONIA: row.probability, NORMAL: 1 - (row.probability or 0)}.get(row.decision)
+
+
+def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> FilmRow:
+    """The row of a film that could be read. What is no chest film has no probability."""
+    refused = prediction.decision == NOT_A_FILM
+    return FilmRow(
+        file,
+        prediction.decision,
+        None if refused else prediction.label,
+        None if refused else prediction.probability,
+        prediction.threshold,
+        prediction.reason,
+        thumbnail,
+    )
+
+
+def _score_batch(
+    classifier: PneumoniaClassifier,
+    read: Callable[[str | bytes], Image.Image],
+    reader: FilmReader,
+    films: list[Source],
+    thumbnails: bool,
+) -> list[FilmRow]:
+    problems: dict[int, str] = {}
+    pictures: dict[int, str] = {}
+
+    def images() -> Iterator[Image.Image]:
+        for number, film in enumerate(films):
+            try:
+                image = read(reader.read(film))
+            except UnreadableFilm as error:
+                problems[number] = str(error)
+            except OSError as error:
+                problems[number] = why_not(error)
+            else:
+                pictures[number] = _thumbnail(image) if thumbnails else ""
+                yield image
+
+    # By a generator: the classifier keeps of each image no more than the network takes.
+    predictions = iter(classifier(images(), batch_size=BATCH))
+    return [
+        FilmRow(film.name, UNREADABLE, None, None, classifier.threshold, problems[number])
+        if number in problems
+        else row_of(film.name, next(predictions), pictures[number])
+        for number, film in enumerate(films)
+    ]
+
+
+def _thumbnail(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=70)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

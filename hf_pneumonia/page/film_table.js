@@ -1,0 +1,26 @@
+// Sorts the table by the column whose head is pressed: one way, the other way, and back to the films' own order.
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("th button");
+  if (!button) return;
+  const head = button.closest("th");
+  const body = head.closest("table").tBodies[0];
+  const rows = [...body.rows];
+  rows.forEach((row, place) => { row.dataset.place ??= place; });
+
+  const other = { ascending: "descending", descending: "ascending" };
+  const first = head.dataset.first;
+  const now = head.getAttribute("aria-sort");
+  const next = now === "none" ? first : now === first ? other[first] : "none";
+  for (const one of head.parentElement.querySelectorAll("[aria-sort]")) one.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", next);
+
+  const sign = next === "descending" ? -1 : 1;
+  const key = (row) => row.cells[head.cellIndex].dataset.key;
+  rows.sort((a, b) => {
+    const inOrder = a.dataset.place - b.dataset.place;
+    if (next === "none") return inOrder;
+    if (!key(a) || !key(b)) return !key(a) - !key(b) || inOrder; // films without a probability stay last
+    return sign * key(a).localeCompare(key(b), undefined, { numeric: true }) || inOrder;
+  });
+  body.append(...rows);
+});

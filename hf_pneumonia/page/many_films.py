@@ -1,0 +1,59 @@
+"""The tab "Many films": files and zip files -> a table of answers, while a bar shows how far it is."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.page.film_rows import FilmRow, score_films
+from hf_pneumonia.page.film_table import table
+from hf_pneumonia.page.uploads import MAX_FILE, MAX_FILMS, MAX_TOTAL, films_of, uploaded
+
+_HERE = Path(__file__).parent
+
+# Jobs of many films at a time, of the page and of the API together: each holds one batch of films.
+AT_A_TIME = {"concurrency_limit": 2, "concurrency_id": "many films"}
+
+_LIMITS = (
+    f"Up to {MAX_FILMS} films, as files or in zip files: {MAX_FILE >> 20} MB each, {MAX_TOTAL >> 20} MB in "
+    "all once unpacked. The table stays in this tab of your browser; nothing is kept here."
+)
+
+
+def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+    """The tab's parts, in the open gr.Blocks or gr.Tab.
+
+    Args:
+        classifier: answers.
+        read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
+    """
+
+    # A generator: when the tab is closed, Gradio asks for no further batch.
+    def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
+        if not files:
+            raise gr.Error("Choose films first.", print_exception=False)
+        try:
+            films = films_of(map(uploaded, files))
+        except UsageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        rows: list[FilmRow] = []
+        progress((0, len(films)), unit="films")
+        for batch in score_films(classifier, read, films):
+            rows += batch
+            progress((len(rows), len(films)), unit="films")
+            yield gr.skip()
+        yield table(rows)
+
+    gr.Markdown(_LIMITS)
+    files = gr.File(label="Films, or zip files of them", file_count="multiple", height=180)
+    button = gr.Button("Read them", variant="primary")
+    answers = gr.HTML(
+        css_template=(_HERE / "film_table.css").read_text(encoding="utf-8"),
+        js_on_load=(_HERE / "film_table.js").read_text(encoding="utf-8"),
+        min_height=80,
+    )
+    # Not preprocessed: Gradio would leave an empty file per film behind, and lose the films' own names.
+    button.click(read_them, files, answers, preprocess=False, api_visibility="private", **AT_A_TIME)

@@ -1,0 +1,176 @@
+"""What a request uploaded -> the films in it, under the limits of a page that anybody may use.
+
+Nothing is unpacked onto the disk, and nothing is read that was not uploaded.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import gradio as gr
+from gradio import processing_utils
+from gradio.utils import get_upload_folder
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.inputs import Source, find_films
+
+MAX_FILMS = 500
+MAX_FILE = 20 * 2**20  # bytes of a film or of a zip file, as app.py lets them in
+MAX_TOTAL = 200 * 2**20  # bytes of all films of a request, unpacked
+
+# Entries of a zip file, films or not: a directory of 20 MB names 400,000, which take 300 MB once listed.
+_MAX_ENTRIES = 5_000
+_ENTRY = b"PK\1\2"  # each entry of a zip file's directory begins so
+
+_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that somebody uploaded.
+
+    Attributes:
+        name: as they named it; for people, and never opened.
+        path: where it lies.
+    """
+
+    name: str
+    path: str
+
+
+def uploaded(file: Any) -> Upload:
+    """The upload that a request means.
+
+    Args:
+        file: a gradio.FileData as JSON has it; whatever a stranger sent in its place.
+
+    Raises:
+        UsageError: it is none, or means a file that was not uploaded.
+    """
+    path = file.get("path") if isinstance(file, dict) else None
+    folder = os.path.realpath(get_upload_folder())
+    try:
+        real = os.path.realpath(path)
+        is_there = real.startswith(f"{folder}{os.sep}") and os.path.isfile(real)
+    except (TypeError, ValueError):  # no path, or a zero byte in it
+        is_there = False
+    if not is_there:
+        raise UsageError(
+            "expected an uploaded file, got something else or one that is deleted by now; upload it (again), "
+            "with gradio_client.handle_file(path)"
+        )
+    name = file.get("orig_name")
+    return Upload(shown_name(os.path.basename(name if isinstance(name, str) else real)), real)
+
+
+def films_of(uploads: Iterable[Upload]) -> list[Source]:
+    """The films of files and zip files in their order, each to be read by `inputs.FilmReader`.
+
+    Zip files by the rules of `inputs.find_films`. What can't be read is a Source with its problem: a file
+    that is too large, a damaged zip file, one that is packed otherwise than by deflate, one in another.
+
+    Raises:
+        UsageError: more than MAX_FILMS, or more than MAX_TOTAL by the directories of the zip files, before
+            anything is unpacked.
+    """
+    films: list[Source] = []
+    for upload in uploads:
+        films += _films_of_upload(upload)
+        if len(films) > MAX_FILMS:
+            raise UsageError(f"more than {MAX_FILMS} films; send them in several parts")
+    total = sum(_size(film) for film in films if not film.problem)
+    if total > MAX_TOTAL:
+        raise UsageError(
+            f"{_mb(total)} unpacked, more than {_mb(MAX_TOTAL)}; send the films in several parts"
+        )
+    return films
+
+
+def shown_name(name: str) -> str:
+    """A name without what hides or turns round its letters, and not longer than a line or two."""
+    name = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+
+
+def fetch_no_urls() -> None:
+    """Keep Gradio from downloading what a request names by an address in place of a file.
+
+    It does so for every input of every event, from any public host, ahead of the event's own function, and
+    has no setting for it.
+    """
+
+    def refuse(url: str, cache_dir: str) -> NoReturn:
+        raise gr.Error(
+            "Expected an uploaded file, got an address: nothing is fetched.", print_exception=False
+        )
+
+    async def refuse_later(url: str, cache_dir: str) -> NoReturn:
+        refuse(url, cache_dir)
+
+    processing_utils.async_ssrf_protected_download = refuse_later
+    processing_utils.ssrf_protected_download = processing_utils.save_url_to_cache = refuse
+
+
+def _films_of_upload(upload: Upload) -> Iterator[Source]:
+    if os.path.getsize(upload.path) > MAX_FILE:
+        yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE)}")
+    elif upload.path.lower().endswith(".zip"):
+        yield from _films_of_zip(upload)
+    else:
+        yield from (replace(film, name=upload.name) for film in find_films([upload.path]))
+
+
+def _films_of_zip(upload: Upload) -> Iterator[Source]:
+    problem, zips = _look_into(upload.path)
+    if problem:
+        yield _problem(upload.name, upload.path, problem)
+        return
+    films = list(find_films([upload.path]))
+    if not films and not zips:
+        yield _problem(upload.name, upload.path, "no film in this zip file")
+    for film in films:
+        name = shown_name(upload.name + film.name[len(upload.path) :])
+        too_large = not film.problem and _size(film) > MAX_FILE
+        yield replace(film, name=name, problem=f"more than {_mb(MAX_FILE)}" if too_large else film.problem)
+    for name in zips:
+        yield _problem(f"{upload.name}/{name}", upload.path, "a zip file in a zip file is not opened")
+
+
+def _look_into(path: str) -> tuple[str, list[str]]:
+    """Why a zip file is not opened, or "", and the names of the zip files in it."""
+    with open(path, "rb") as file:
+        data = file.read()
+    # Counted ahead of zipfile, which lists all of them as it opens; none that lacks these letters.
+    if data.count(_ENTRY) > _MAX_ENTRIES:
+        return f"a zip file of more than {_MAX_ENTRIES:,} entries", []
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+    # Damaged directories raise nearly anything (BadZipFile, struct.error, UnicodeDecodeError ...).
+    except Exception:
+        return "damaged, or no zip file", []
+    # Python inflates the others (bzip2, LZMA) by whole chunks, however large they grow.
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        return "a zip file of a rare kind; pack it as usual (deflate)", []
+    names = [entry.filename for entry in entries]
+    return "", [name for name in names if name.lower().endswith(".zip") and not _is_hidden(name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__")) and part not in (".", "..") for part in name.split("/"))
+
+
+def _size(film: Source) -> int:
+    """Bytes unpacked: a file's come first in its stamp, an entry's before its checksum."""
+    return film.stamp[0] if film.member is None else film.stamp[-2]
+
+
+def _problem(name: str, path: str, problem: str) -> Source:
+    return Source(shown_name(name), path, problem=problem)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 2**20:,.0f} MB"
