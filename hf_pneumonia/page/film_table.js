@@ -20,7 +20,10 @@ element.addEventListener("click", (event) => {
     const inOrder = a.dataset.place - b.dataset.place;
     if (next === "none") return inOrder;
     if (!key(a) || !key(b)) return !key(a) - !key(b) || inOrder; // films without a probability stay last
-    return sign * key(a).localeCompare(key(b), undefined, { numeric: true }) || inOrder;
+    const difference = head.dataset.kind === "number"
+      ? key(a) - key(b)
+      : key(a).localeCompare(key(b), undefined, { numeric: true });
+    return sign * difference || inOrder;
   });
   body.append(...rows);
 });

@@ -23,19 +23,19 @@ def table(rows: list[FilmRow]) -> str:
         f'{base64.b64encode(csv_text(rows).encode()).decode()}">Download as CSV</a>'
     )
     heads = "".join(
-        f'<th scope="col" aria-sort="none" data-first="{first}"><button type="button">{head}'
-        '<span class="arrow" aria-hidden="true"></span></button></th>'
-        for head, first in (
-            ("File", "ascending"),
-            ("Decision", "ascending"),
-            ("Probability of pneumonia", "descending"),
+        f'<th scope="col" aria-sort="none" data-kind="{kind}" data-first="{first}">'
+        f'<button type="button">{head} <span class="arrow" aria-hidden="true"></span></button></th>'
+        for head, kind, first in (
+            ("Film", "text", "ascending"),
+            ("Decision", "number", "ascending"),
+            ("Probability of pneumonia", "number", "descending"),
         )
     )
     lines = "".join(map(_line, rows))
     return (
         f'<div class="films"><div class="summary"><p role="status">{escape(summary(rows))}</p>{link}</div>'
         '<div class="frame" role="region" aria-label="Films" tabindex="0"><table>'
-        f'<thead><tr><th scope="col">Film</th>{heads}</tr></thead><tbody>{lines}</tbody></table></div></div>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div></div>"
     )
 
 
@@ -79,10 +79,11 @@ def _line(row: FilmRow) -> str:
     shown = "" if row.probability is None else escape(percent(row.probability))
     kind = row.decision.replace(" ", "-")
     return (
-        f'<tr><td class="picture">{picture}</td>'
-        f'<th scope="row" data-key="{escape(row.file)}">{escape(row.file)}</th>'
+        f'<tr><th scope="row" data-key="{escape(row.file)}"><div class="film">'
+        f'<div class="picture">{picture}</div>'
+        f"<div>{escape(row.file)}</div></div></th>"
         f'<td data-key="{list(WORDS).index(row.decision)}"><span class="decision {kind}">'
-        f'<span aria-hidden="true">{_SHAPES[row.decision]}</span> {WORDS[row.decision]}</span>{reason}</td>'
+        f'<span aria-hidden="true">{_SHAPES[row.decision]}</span>&nbsp;{WORDS[row.decision]}</span>{reason}</td>'
         f'<td class="number" data-key="{probability}">{shown}</td></tr>'
     )
 

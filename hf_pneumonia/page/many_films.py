@@ -52,6 +52,7 @@ def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes]
     button = gr.Button("Read them", variant="primary")
     answers = gr.HTML(
         css_template=(_HERE / "film_table.css").read_text(encoding="utf-8"),
+        apply_default_css=False,
         js_on_load=(_HERE / "film_table.js").read_text(encoding="utf-8"),
         min_height=80,
     )
