@@ -57,7 +57,7 @@ def csv_text(rows: list[FilmRow]) -> str:
     spreadsheet that it is text.
     """
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file)  # its lines end as RFC 4180 has it, so that a lone "\r" in a cell is quoted too
     writer.writerow(COLUMNS)
     for row in rows:
         # Numbers can't be formulas, and must stay numbers.
@@ -78,12 +78,13 @@ def _line(row: FilmRow) -> str:
     probability = "" if row.probability is None else row.probability
     shown = "" if row.probability is None else escape(percent(row.probability))
     kind = row.decision.replace(" ", "-")
+    shape = f'<span aria-hidden="true">{_SHAPES[row.decision]}</span>'
     return (
         f'<tr><th scope="row" data-key="{escape(row.file)}"><div class="film">'
         f'<div class="picture">{picture}</div>'
         f"<div>{escape(row.file)}</div></div></th>"
         f'<td data-key="{list(WORDS).index(row.decision)}"><span class="decision {kind}">'
-        f'<span aria-hidden="true">{_SHAPES[row.decision]}</span>&nbsp;{WORDS[row.decision]}</span>{reason}</td>'
+        f"{shape}&nbsp;{WORDS[row.decision]}</span>{reason}</td>"
         f'<td class="number" data-key="{probability}">{shown}</td></tr>'
     )
 
