@@ -1,0 +1,222 @@
+import csv
+import io
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+from browser import served
+from PIL import Image
+from test_inputs import PNG
+
+from hf_pneumonia.data.film import read_film
+from hf_pneumonia.inference.classifier import (
+    NORMAL,
+    NOT_A_FILM,
+    PNEUMONIA,
+    UNCERTAIN,
+    PneumoniaClassifier,
+    Prediction,
+)
+from hf_pneumonia.inference.inputs import find_films
+from hf_pneumonia.page.film_rows import BATCH, UNREADABLE, confidence, count_rows, score_films
+from hf_pneumonia.page.many_films import many_films_tab
+
+
+class ByGray:
+    """Answers by a film's mean gray, batch by batch, and refuses what is nearly white."""
+
+    name, threshold = "by gray", 0.5
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images, batch_size: int) -> list[Prediction]:
+        grays = [float(np.asarray(image).mean() / 255) for image in images]
+        self.batches.append(len(grays))
+        return [self._answer(gray) for gray in grays]
+
+    def _answer(self, gray: float) -> Prediction:
+        if gray > 0.9:
+            return Prediction("PNEUMONIA", gray, 0.5, NOT_A_FILM, "white")
+        decision = UNCERTAIN if abs(gray - 0.5) < 0.1 else PNEUMONIA if gray >= 0.5 else NORMAL
+        return Prediction("PNEUMONIA" if gray >= 0.5 else "NORMAL", gray, 0.5, decision)
+
+
+def _gray(path: Path, gray: int, size: tuple[int, int] = (30, 20)) -> str:
+    Image.new("L", size, gray).save(path)
+    return str(path)
+
+
+def _page(classifier) -> gr.Blocks:
+    with gr.Blocks(analytics_enabled=False) as page:
+        many_films_tab(classifier, read_film)
+    return page
+
+
+def _until(condition) -> None:
+    """Wait for what another thread does; a test that waits in vain fails."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited 30 s in vain")
+
+
+def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
+    paths = [_gray(tmp_path / f"{gray}.png", gray) for gray in (0, 51, 140, 204, 255)]
+    (tmp_path / "page.jpg").write_text("<html><body>")
+    paths[1:1] = [str(tmp_path / "page.jpg"), str(tmp_path / "gone.png")]
+    rows = [row for batch in score_films(ByGray(), read_film, list(find_films(paths))) for row in batch]
+    assert [Path(row.file).name for row in rows] == [Path(path).name for path in paths]
+    assert [(row.decision, row.label, row.probability, row.reason) for row in rows] == [
+        (NORMAL, "NORMAL", 0.0, ""),
+        (UNREADABLE, None, None, "an HTML page, not an image"),
+        (UNREADABLE, None, None, "no such file"),
+        (NORMAL, "NORMAL", 0.2, ""),
+        (UNCERTAIN, "PNEUMONIA", 140 / 255, ""),
+        (PNEUMONIA, "PNEUMONIA", 0.8, ""),
+        (NOT_A_FILM, None, None, "white"),
+    ]
+    assert [confidence(row) for row in rows] == [1.0, None, None, 0.8, None, 0.8, None]
+    assert [bool(row.thumbnail) for row in rows] == [True, False, False, True, True, True, True]
+    assert count_rows(rows) == {PNEUMONIA: 1, NORMAL: 2, UNCERTAIN: 1, NOT_A_FILM: 1, UNREADABLE: 2}
+
+
+def test_films_are_scored_in_batches_with_one_full_size_film_at_a_time(tmp_path):
+    path = _gray(tmp_path / "x.png", 9)
+    alive = most = 0
+
+    class Counted(Image.Image):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def read(source):
+        nonlocal alive, most
+        image = Counted()
+        image.__dict__.update(read_film(source).__dict__)
+        alive += 1
+        most = max(most, alive)
+        return image
+
+    class KeepsNone(ByGray):
+        def __call__(self, images, batch_size):
+            answers = []
+            for image in images:
+                answers.append(self._answer(image.getpixel((0, 0)) / 255))
+                del image
+            self.batches.append(len(answers))
+            return answers
+
+    classifier = KeepsNone()
+    films = list(find_films([path] * (2 * BATCH + 5)))
+    assert sum(len(batch) for batch in score_films(classifier, read, films)) == 2 * BATCH + 5
+    assert classifier.batches == [BATCH, BATCH, 5]
+    assert most <= 2  # the next one is decoded while the generator still holds the last
+
+
+def test_the_table_says_what_the_classifier_says(finished_run, film_folder):
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    paths = [str(path) for path in sorted((film_folder / "test").rglob("*.jpeg"))]
+    rows = [row for batch in score_films(classifier, read_film, list(find_films(paths))) for row in batch]
+    assert len(rows) == 30
+    for row, path in zip(rows, paths, strict=True):
+        expected = classifier(path)
+        assert (row.decision, row.label) == (expected.decision, expected.label)
+        assert row.probability == pytest.approx(expected.probability, abs=1e-6)
+
+
+def test_in_a_browser_many_films_become_a_table_that_sorts_by_keyboard_and_downloads(browser, tmp_path):
+    names = {"<img src=x onerror=window.hit=1>.png": 200, "${window.hit=1}{{hit}}.png": 20, "=1+1.png": 255}
+    paths = [_gray(tmp_path / name, gray) for name, gray in names.items()]
+    (tmp_path / "page.jpg").write_text("<html><body>")
+    with zipfile.ZipFile(tmp_path / "ward.zip", "w") as archive:
+        archive.writestr("../../evil.png", PNG)
+        archive.writestr("more.zip", b"")
+    paths += [str(tmp_path / "page.jpg"), str(tmp_path / "ward.zip")]
+    with served(_page(ByGray()), max_file_size="20mb") as address:
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto(address)
+        tab.get_by_role("button", name="Read them").click()
+        tab.get_by_text("Choose films first.").wait_for()
+        tab.set_input_files("input[type=file]", paths)
+        tab.get_by_text("ward").first.wait_for()
+        tab.get_by_role("button", name="Read them").click()
+        tab.get_by_role("table").wait_for()
+
+        def films() -> list[str]:
+            return [text.strip() for text in tab.locator("tbody th").all_inner_texts()]
+
+        given = [*names, "page.jpg", "ward.zip/../../evil.png", "ward.zip/more.zip"]
+        assert films() == given
+        counts = "6 films: 1 pneumonia, 2 normal, 1 not a chest film, 2 could not be read."
+        assert tab.get_by_role("status").filter(has_text="films:").inner_text() == counts
+        assert tab.get_by_text("an HTML page, not an image").is_visible()
+        assert tab.get_by_text("a zip file in a zip file is not opened").is_visible()
+        assert tab.locator("tbody img").count() == 4
+
+        head = tab.get_by_role("columnheader", name="Probability of pneumonia")
+        head.get_by_role("button").focus()
+        orders = []
+        for _ in range(3):
+            tab.keyboard.press("Enter")
+            orders.append((head.get_attribute("aria-sort"), films()))
+        falling = [given[0], given[1], given[4], given[2], given[3], given[5]]
+        rising = [given[4], given[1], given[0], given[2], given[3], given[5]]
+        assert orders == [("descending", falling), ("ascending", rising), ("none", given)]
+
+        with tab.expect_download() as download:
+            tab.get_by_role("link", name="Download as CSV").click()
+        assert download.value.suggested_filename == "films.csv"
+        text = Path(download.value.path()).read_bytes().decode()
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
+        assert [line["file"] for line in lines] == [*given[:2], "'=1+1.png", *given[3:]]
+        assert [line["probability"] for line in lines[:3]] == [str(200 / 255), str(20 / 255), ""]
+        assert tab.evaluate("window.hit") is None  # no name was run
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        tab.close()
+
+
+def test_two_people_get_their_own_films_and_a_closed_tab_ends_its_job(browser, tmp_path):
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
+        for number in range(5 * BATCH):
+            archive.writestr(f"{number:03d}.png", PNG)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Waiting(ByGray):
+        def __call__(self, images, batch_size):
+            answers = super().__call__(images, batch_size)
+            if len(answers) == BATCH:
+                begun.set()
+                assert go_on.wait(60)
+            return answers
+
+    classifier, page = Waiting(), None
+    page = _page(classifier)
+
+    def send(tab, path):
+        tab.goto(address)
+        tab.set_input_files("input[type=file]", path)
+        tab.get_by_text(Path(path).stem).first.wait_for()
+        tab.get_by_role("button", name="Read them").click()
+
+    def jobs():
+        return [event for job in page._queue.active_jobs if job for event in job]
+
+    with served(page) as address:
+        first, second = browser.new_page(), browser.new_page()
+        send(first, str(tmp_path / "long.zip"))
+        assert begun.wait(60)
+        send(second, _gray(tmp_path / "mine.png", 200))
+        second.get_by_role("table").wait_for()
+        assert second.locator("tbody th").all_inner_texts() == ["mine.png"]
+        first.close()
+        _until(lambda: all(not event.alive for event in jobs()))
+        go_on.set()
+        _until(lambda: not jobs())
+        second.close()
+    assert sorted(classifier.batches) == [1, BATCH]
