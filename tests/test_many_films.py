@@ -2,6 +2,7 @@ import csv
 import io
 import threading
 import time
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -88,19 +89,13 @@ def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
 
 def test_films_are_scored_in_batches_with_one_full_size_film_at_a_time(tmp_path):
     path = _gray(tmp_path / "x.png", 9)
-    alive = most = 0
-
-    class Counted(Image.Image):
-        def __del__(self):
-            nonlocal alive
-            alive -= 1
+    read_so_far, most = [], 0
 
     def read(source):
-        nonlocal alive, most
-        image = Counted()
-        image.__dict__.update(read_film(source).__dict__)
-        alive += 1
-        most = max(most, alive)
+        nonlocal most
+        image = read_film(source)
+        read_so_far.append(weakref.ref(image))
+        most = max(most, sum(one() is not None for one in read_so_far))
         return image
 
     class KeepsNone(ByGray):
