@@ -95,6 +95,13 @@ def test_what_can_not_be_opened_has_its_reason(folder):
         reader.read(film)
 
 
+def test_an_entry_without_a_name_is_passed_over(folder):
+    data = bytearray(_zip([("x", PNG), ("y.png", PNG)]))
+    place = data.index(b"PK\1\2")
+    data[place + 28 : place + 32] = struct.pack("<HH", 0, 1)  # its name is taken for an extra field
+    assert _problems(_upload(folder, "a.zip", bytes(data))) == {"a.zip/y.png": ""}
+
+
 def test_a_bomb_is_refused_by_the_directory_before_anything_is_unpacked(folder, monkeypatch):
     bomb = _upload(folder, "bomb.zip", _zip([("x.png", bytes(64 * 2**20)), ("y.png", PNG)]))
     many = _upload(folder, "many.zip", _zip([(f"{n}.png", bytes(15 * 2**20)) for n in range(3)]))

@@ -204,6 +204,8 @@ def _films_of_zip(archive_file: Source) -> Iterator[Source]:
 
 
 def _is_film_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    if not entry.filename:
+        return False  # a damaged directory; is_dir() looks at the last letter
     parts = entry.filename.split("/")
     # ".." is no hidden folder but a name that somebody wrote; it is never followed.
     if entry.is_dir() or any(part.startswith((".", "__")) and part not in (".", "..") for part in parts):
