@@ -46,12 +46,13 @@ _BEGINNINGS = {
 }
 
 
-def read_film(source: str | Path | bytes) -> Image.Image:
+def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one film at its full size.
 
     Args:
         source: path of a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file, or its bytes. Its
             content says which, not its name.
+        max_pixels: a larger film is not decoded.
 
     Returns:
         Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. A DICOM film is what its window
@@ -61,7 +62,7 @@ def read_film(source: str | Path | bytes) -> Image.Image:
 
     Raises:
         UnreadableFilm: the file is missing, empty, truncated, not an image, not one film, of colours that
-            can't be told, blank where it would be stretched, or above MAX_BYTES or MAX_PIXELS.
+            can't be told, blank where it would be stretched, or above MAX_BYTES or max_pixels.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
     # Read whole, ahead of decoding: an OSError of here is the disk's and not the film's, though damaged bytes
@@ -71,11 +72,11 @@ def read_film(source: str | Path | bytes) -> Image.Image:
         raise UnreadableFilm("empty file")
     check_size(len(data))
     if is_dicom(data):
-        film = Image.fromarray(read_dicom(data, MAX_PIXELS))
+        film = Image.fromarray(read_dicom(data, max_pixels))
         film.info |= read_kind(data)
         return film
-    with _reasons(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return _to_gray(image)
+    with _reasons(data, max_pixels), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _to_gray(image, max_pixels=max_pixels)
 
 
 def gray_image(image: Image.Image) -> Image.Image:
@@ -128,14 +129,14 @@ def check_size(size: int) -> None:
         raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
 
 
-def check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse a film of such a size, before it is decoded.
 
     Raises:
-        UnreadableFilm: no pixel, or more than MAX_PIXELS.
+        UnreadableFilm: no pixel, or more than max_pixels.
     """
-    if width * height > MAX_PIXELS:
-        raise UnreadableFilm(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if width * height > max_pixels:
+        raise UnreadableFilm(f"{width} x {height} pixels, more than {max_pixels:,}")
     if not width * height:
         raise UnreadableFilm(f"{width} x {height} pixels")
 
@@ -185,14 +186,14 @@ def _why_no_image(data: bytes) -> str:
 
 
 @contextmanager
-def _reasons(data: bytes = b"") -> Iterator[None]:
+def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Whatever goes wrong with an image becomes UnreadableFilm."""
     try:
         yield
     except UnreadableFilm:
         raise
     except Image.DecompressionBombError:
-        raise UnreadableFilm(f"more than {MAX_PIXELS:,} pixels") from None
+        raise UnreadableFilm(f"more than {max_pixels:,} pixels") from None
     except Image.UnidentifiedImageError as error:
         raise UnreadableFilm(_why_no_image(data)) from error
     # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
@@ -200,8 +201,8 @@ def _reasons(data: bytes = b"") -> Iterator[None]:
         raise UnreadableFilm(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _to_gray(image: Image.Image, keep: bool = False) -> Image.Image:
-    check_pixels(image.width, image.height)
+def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    check_pixels(image.width, image.height, max_pixels)
     _refuse_what_pillow_misreads(image)
     # Asked before it is decoded, which forgets both.
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0

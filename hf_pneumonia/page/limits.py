@@ -1,0 +1,39 @@
+"""What the page takes, for how long it keeps it, and how much at a time: each number, and its reason."""
+
+# A DICOM film of 10 megapixels and 16 bits, uncompressed, is 20 MB; JPEG and PNG films are below 10 MB. Zip
+# files are held to the same: an upload lies on the disk before anybody can look into it.
+MAX_FILE_BYTES = 20 * 2**20
+
+# The largest digital chest films have 20 megapixels.
+MAX_PIXELS = 40_000_000
+
+# A film of 40 megapixels and 16 bits is read in 2 s. What takes much longer is made to.
+DECODING_SECONDS = 20
+DECODING_BYTES = 1_500_000_000  # address space of a decoding process; that film needs 0.7 GB
+DECODING_PROCESSES = 2
+
+# Uploads are gone within ten minutes: each half minute those older than nine are deleted. The slowest batch,
+# 500 films on two cores, takes a few minutes, and reads each film once.
+KEPT_SECONDS = 540
+SWEEP_SECONDS = 30
+
+# Films that wait while one is answered, whoever asks.
+QUEUE = 32
+BUSY = f"The page is busy: {QUEUE} films are waiting. Please try again in a minute."
+# Answers at a time, of each event. On two cores the second finds room while the first is decoded and sent:
+# 264 films in 25 s, and 214 with one; 15 MB more.
+AT_A_TIME = 2
+# Answers that wait to be fetched: of some 1 MB each where a film is shown. Gradio keeps 2,000.
+UNFETCHED = 128
+
+# UploadFolder being received at a time. Others wait for their turn, and so many of them.
+UPLOADS = 8
+UPLOADS_WAITING = 256
+UPLOAD_SECONDS = 300  # for one, from its turn to its last byte; and for its turn
+UPLOAD_PAUSE_SECONDS = 20  # between two of its bytes: who went away does not keep others out
+UPLOAD_BYTES = 220_000_000  # of one request, which may bring many films
+MAX_STORED_BYTES = 2_000_000_000  # of all uploads on the disk
+BUSY_UPLOADS = "The page is busy: too many films are being sent. Please try again in a minute."
+
+# What an event sends besides its files: a few numbers, at most a table with 500 thumbnails.
+MAX_EVENT_BYTES = 16_000_000
