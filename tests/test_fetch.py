@@ -4,11 +4,12 @@ import json
 import threading
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.hub import commit_files
 from hf_pneumonia.modeling import fetch as module
-from hf_pneumonia.modeling.fetch import model_folder
+from hf_pneumonia.modeling.fetch import evidence_folder, model_folder
 
 SHA = "a" * 40
 REPOSITORIES = {
@@ -160,3 +161,68 @@ def test_a_folder_is_itself_and_has_no_revision(tmp_path):
     assert "a folder has no revision 'main'; leave it out" in _problem(str(tmp_path), "main")
     (tmp_path / "model.safetensors").rename(tmp_path / "weights.pth")
     assert "only pickled weights (weights.pth)" in _problem(str(tmp_path))
+
+
+def write_evidence(hub, owner: str, files: dict[str, bytes]) -> HfApi:
+    """A model `ann/x` on the local Hub, with these files beside its weights."""
+    api = HfApi(hub.url, token=hub.user(owner))
+    weights = {"config.json": b"{}", "model.safetensors": b"y"}
+    commit_files(api, f"{owner}/x", weights | files, message="A model")
+    return api
+
+
+@pytest.fixture
+def evident_hub(local_hub, monkeypatch, tmp_path):
+    """The local Hub for code that is not handed an HfApi, with a cache of its own."""
+    monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", local_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return local_hub
+
+
+def _files_of(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_of_the_evidence_only_what_is_shown_is_fetched(evident_hub):
+    shown = {"README.md", "report.json", "plots/roc.png", "examples/README.md"}
+    shown |= {f"examples/film [{number}].dcm" for number in range(8)}
+    left = {"notes.md", "plots/deep/roc.png", "plots/films.zip", "examples/run.py", "examples/film [9].png"}
+    files = dict.fromkeys(shown | left, b"x") | {"examples/big.jpeg": bytes(20_000_001)}
+    write_evidence(evident_hub, "ann", files)
+    folder = model_folder("ann/x")
+    assert evidence_folder("ann/x") == folder
+    assert _files_of(folder) == shown | {"config.json", "model.safetensors"}
+    assert not any(name in path for path in evident_hub.requests for name in ("notes.md", "big.jpeg"))
+
+
+def test_the_evidence_is_of_the_commit_whose_weights_are_here(evident_hub):
+    api = write_evidence(evident_hub, "ann", {"README.md": b"of the first"})
+    folder = model_folder("ann/x")
+    commit_files(api, "ann/x", {"README.md": b"of the second", "model.safetensors": b"z"}, message="Another")
+    assert (evidence_folder("ann/x") / "README.md").read_bytes() == b"of the first"
+    assert (folder / "model.safetensors").read_bytes() == b"y"
+
+
+def test_evidence_that_was_fetched_stays_and_what_was_not_is_one_line(evident_hub, monkeypatch):
+    write_evidence(evident_hub, "ann", {"README.md": b"x"})
+    write_evidence(evident_hub, "bob", {"README.md": b"x"})
+    folder = evidence_folder("ann/x")  # weights and all
+    model_folder("bob/x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert evidence_folder("ann/x") == folder
+    with pytest.raises(UsageError, match="^[^\n]*'bob/x'[^\n]*HF_HUB_OFFLINE[^\n]*$"):
+        evidence_folder("bob/x")
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE"):
+        evidence_folder("cy/x")
+
+
+def test_other_peoples_models_have_no_evidence_and_that_is_no_error(evident_hub):
+    write_evidence(evident_hub, "ann", {})
+    assert _files_of(evidence_folder("ann/x")) == {"config.json", "model.safetensors"}
+
+
+def test_the_evidence_of_a_folder_is_in_it(tmp_path):
+    assert evidence_folder(str(tmp_path)) == tmp_path

@@ -1,10 +1,15 @@
-"""A model's name -> the folder of its files, a local one or the cache of a repository of the Hub.
+"""A model's name -> the folder of its files, a local one or the cache of a repository of the Hub; and of what
+the model publishes of itself.
 
 Knows nothing of what is in the files.
 """
 
 import errno
+import glob
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import httpx2
@@ -17,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from hf_pneumonia.errors import UsageError
 
@@ -30,6 +36,14 @@ _FILES = [
     "gate.safetensors",
     "model.safetensors.index.json",
 ]
+# What a model publishes of itself beside its weights: which files, how many of them at most, and how large
+# each may be in bytes. What is more, or larger, is not fetched.
+_EVIDENCE = (
+    (("README.md", "report.json"), 2, 5_000_000),
+    (("plots/*.png",), 16, 4_000_000),
+    (("examples/*.jpeg", "examples/*.jpg", "examples/*.png", "examples/*.dcm"), 8, 20_000_000),
+    (("examples/README.md", "examples/LICENSE"), 2, 100_000),
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LOGIN = "`hf auth login`, or set HF_TOKEN"
 
@@ -52,21 +66,76 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         files = [path.name for path in folder.iterdir()]
         _check_weights(name, files, files)
         return folder
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Not enough free disk space"
-            )  # said in one line if it comes to it
-            fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    with _explained(name, revision):
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
         files = [path.name for path in fetched.glob("*")]  # the folder is missing where no file matched
         there = files if _has_weights(files) else HfApi().list_repo_files(name, revision=revision)
-    # RuntimeError: the Xet client's, a full disk among them.
-    except (httpx2.HTTPError, OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
-        raise _wrong(name, _reason(error, revision)) from error
     if "config.json" not in there:
         raise _wrong(name, "there is no model in it (config.json is missing)")
     _check_weights(name, files, there)
     return fetched
+
+
+def evidence_folder(name: str, revision: str | None = None) -> Path:
+    """Folder where a model's card, report, plots and examples lie, as far as it has any, beside its weights.
+
+    Of a repository those of the commit whose weights `model_folder` fetched last, whatever has been committed
+    since; and where they were fetched before, and the Hub can't be asked now, those.
+
+    Args:
+        name: run folder, any local folder, or a repository (user/name).
+        revision: branch, tag or commit of a repository.
+
+    Raises:
+        UsageError: there is no such model, or its files can't be had.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    model = _fetched_before(name, revision) or model_folder(name, revision)
+    try:
+        with _explained(name, revision):
+            wanted = [glob.escape(path) for path in _evidence(name, model.name)]
+            if wanted:
+                snapshot_download(name, revision=model.name, allow_patterns=wanted)
+    except UsageError:
+        if not (model / "README.md").exists() and not (model / "report.json").exists():
+            raise
+    return model
+
+
+def _fetched_before(name: str, revision: str | None) -> Path | None:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):  # ValueError: no name of a repository
+        return None
+
+
+def _evidence(name: str, commit: str) -> list[str]:
+    """Paths of a commit that `_EVIDENCE` lets through; of too many the first by name."""
+    entries = list(HfApi().list_repo_tree(name, revision=commit))
+    for folder in ("plots", "examples"):
+        if any(isinstance(entry, RepoFolder) and entry.path == folder for entry in entries):
+            entries += HfApi().list_repo_tree(name, folder, revision=commit)
+    sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    found: list[str] = []
+    for patterns, number, largest in _EVIDENCE:
+        matching = [path for path in sorted(sizes) if any(fnmatchcase(path, one) for one in patterns)]
+        found += [path for path in matching if sizes[path] <= largest][:number]
+    return found
+
+
+@contextmanager
+def _explained(name: str, revision: str | None) -> Iterator[None]:
+    """What may happen on the way to the Hub and back, as one line."""
+    try:
+        with warnings.catch_warnings():
+            # Said in one line if it comes to it.
+            warnings.filterwarnings("ignore", "Not enough free disk space")
+            yield
+    # RuntimeError: the Xet client's, a full disk among them.
+    except (httpx2.HTTPError, OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
+        raise _wrong(name, _reason(error, revision)) from error
 
 
 def _wrong(name: str, problem: str) -> UsageError:
