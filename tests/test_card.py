@@ -198,6 +198,24 @@ def test_only_films_that_are_called_so_are_said_to_be_kermanys():
         assert "Guangzhou" not in other and "Kermany" not in other
 
 
+def test_the_band_that_is_left_open_is_told_where_the_model_has_one():
+    text = " ".join(write_card().split())
+    assert "the band from 0.234 to 0.852, where they call it `uncertain`" in text
+    assert "at most a share of 0.023 of the pneumonias" in text
+    older = write_card(lambda report, config, manifest: config["pneumonia"].pop("uncertain"))
+    assert "## Decisions" not in older and "uncertain" not in older
+
+
+def test_what_the_band_comes_to_is_told_where_the_report_says_so():
+    report, config, manifest = written_report(), written_config(), written_manifest()
+    public = public_report(report, list(manifest["sources"]))
+    share = {"value": 0.871, "wilson95": [0.861, 0.881]}
+    public["uncertain"] = {"test": {"share": share, "missed": {"value": 0.0, "wilson95": [0.0, 0.872]}}}
+    public["uncertain"]["test"]["false_alarms"] = None  # no film is normal
+    text = card(public, config, public["recipe"], manifest, REPO)
+    assert "| test | 0.871 [0.861, 0.881] | 0.000 [0.000, 0.872] | not defined |\n" in text
+
+
 def test_steps_that_end_a_training_stand_in_the_place_of_epochs():
     def end(report, config, manifest):
         report["recipe"]["max_steps"] = 50

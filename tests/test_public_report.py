@@ -43,6 +43,7 @@ def test_keys_that_nobody_knows_stay_at_home_at_every_depth():
     report["data"]["path"] = "/home/somebody"
     report["splits"]["test"]["files"] = ["a.jpeg"]
     report["splits"]["test"]["auroc"]["of"] = "a.jpeg"
+    report["operating_point"]["uncertain"]["of"] = "a.jpeg"
     report["checks"]["robustness"]["blur"]["levels"][0]["file"] = "a.jpeg"
     report["recipe"]["hub_model_id"] = "somebody/secret"
     assert public_report(report, ["films"]) == public_report(written_report(), ["films"])

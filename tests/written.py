@@ -60,6 +60,7 @@ def written_report() -> dict:
             "specificity": 0.991,
             "temperature": 1.2491,
             "intercept": 1.4679,
+            "uncertain": {"low": 0.2341, "high": 0.8521, "risk": 0.023},
             **{
                 name: split(counts[name]["films"], counts[name]["patients"], 0.8431)
                 for name in ("validation", "test")
@@ -198,7 +199,11 @@ def written_config() -> dict:
     """config.json beside it, as far as the card reads it."""
     return {
         "architecture": "resnet18",
-        "pneumonia": {"threshold": 0.8431, "leakage_allowed": False},
+        "pneumonia": {
+            "threshold": 0.8431,
+            "leakage_allowed": False,
+            "uncertain": {"low": 0.2341, "high": 0.8521, "risk": 0.023},
+        },
         "pretrained_cfg": {
             "input_size": [3, 64, 64],
             "interpolation": "bicubic",

@@ -97,13 +97,13 @@ def show_figure(figure: dict | float | None, digits: int = 3) -> str:
     """A number of the report as the card shows it; the one place where numbers are rounded.
 
     Args:
-        figure: a number; or {"value", "ci95"}, shown with its interval.
+        figure: a number; or {"value"} with "ci95", or else "wilson95", shown with that interval.
         digits: after the point. More are shown where a number would look like 0 or 1 and is not.
     """
     if isinstance(figure, dict):
         if figure["value"] is None:
             return "not defined"
-        ends = figure["ci95"]
+        ends = figure["ci95"] if "ci95" in figure else figure["wilson95"]
         interval = ", ".join(show_figure(end, digits) for end in ends) if ends else "no interval"
         return f"{show_figure(figure['value'], digits)} [{interval}]"
     if figure is None:

@@ -43,6 +43,7 @@ _POINT = {
         "intercept",
     )
 }
+_BAND = {name: NUMBER for name in ("low", "high", "risk")}
 _PAIR = {"sensitivity": _FIGURE, "specificity": _FIGURE}
 _GROUP = {
     "films": NUMBER,
@@ -58,7 +59,7 @@ _CROSSING = {ANY: NUMBER}
 
 _REPORT = {
     "splits": {name: _SPLIT for name in (*SPLITS, "covid")},
-    "operating_point": {**_POINT, "validation": _SPLIT, "test": _SPLIT},
+    "operating_point": {**_POINT, "uncertain": _BAND, "validation": _SPLIT, "test": _SPLIT},
     "operating_points": {ANY: {**_POINT, "validation": _PAIR, "test": _PAIR}},
     "calibration": {
         "bins": NUMBER,
