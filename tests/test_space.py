@@ -11,7 +11,8 @@ import pytest
 from gradio_client import Client, handle_file
 from huggingface_hub import HfApi, metadata_load
 
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.hub import commit_files
+from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
 from hf_pneumonia.publishing.publish import prepare_run, publish_model, publish_space
 from hf_pneumonia.publishing.space import space_files
 
@@ -76,11 +77,36 @@ def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model
     )
     try:
         address = next(found[0] for line in page.stdout if (found := re.search(r"http://\S+", line)))
-        decision, label = Client(address, verbose=False).predict(handle_file(str(film)), api_name="/predict")
+        answer = Client(address, verbose=False).predict(handle_file(str(film)), api_name="/predict")
     finally:
         page.kill()
         page.wait()
-    answered = {one["label"]: one["confidence"] for one in label["confidences"]}
     expected = PneumoniaClassifier.from_pretrained(finished_run)(film)
-    probability = pytest.approx(expected.probability, abs=1e-6)
-    assert decision == expected.decision and answered["Pneumonia"] == probability
+    assert answer["decision"] == expected.decision
+    shown = None if expected.decision == NOT_A_FILM else pytest.approx(expected.probability, abs=1e-6)
+    assert answer["probability"] == shown
+
+
+def test_a_space_without_the_right_to_its_model_ends_on_one_line_that_says_so(space, local_hub, tmp_path):
+    owner = HfApi(local_hub.url, token=local_hub.user("user"))
+    commit_files(owner, "user/name", {"config.json": b"{}"}, message="A private model", private=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")
+    }
+    environment |= local_hub.environment(None, tmp_path / "home")
+    page = subprocess.run(
+        [sys.executable, "app.py"], cwd=space, env=environment, capture_output=True, text=True, timeout=120
+    )
+    (line,) = page.stderr.strip().splitlines()
+    assert page.returncode == 2 and page.stdout == ""
+    assert (
+        line.startswith("app.py: ")
+        and "private one and no token that opens it" in line
+        and "HF_TOKEN" in line
+    )
+
+
+def test_its_readme_says_how_to_ask_it_and_what_it_takes(space):
+    text = " ".join((space / "README.md").read_text().split())
+    assert 'api_name="/predict"' in text and "20 MB and 40 megapixels" in text
+    assert "deleted within ten minutes" in text and "{" not in text.replace("{repo}", "")

@@ -32,7 +32,7 @@ _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+")
 _LONGEST = 12  # words that are looked at of a name
 
 # Endings of what is text from its first byte to its last.
-_TEXTUAL = {".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".css", ""}
+_TEXTUAL = {".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".css", ".js", ""}
 
 
 def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = "") -> None:

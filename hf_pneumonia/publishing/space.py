@@ -18,12 +18,25 @@ _ROOT = _PACKAGE.parent
 # Space that is rebuilt next year answers as it does today.
 _BESIDE = ("torch", "torchvision")
 
+# What the package consists of.
+_SUFFIXES = (".py", ".md", ".css", ".js", ".html")
+
 _TEXT = """
 Films in, answers out: this page serves [{repo}](https://huggingface.co/{repo}), whose card says what it was
 trained on, how good it is, and where it is not to be used.
 
-**This is no medical device.** It is for research and teaching. Uploads are deleted within ten minutes, and
-nothing is logged.
+**This is no medical device.** It is for research and teaching. Uploads are deleted within ten minutes, and no
+name or pixel of them is logged.
+
+Films may be JPEG, PNG (16 bits too) or DICOM files, of 20 MB and 40 megapixels at most; many of them at a
+time, or a zip file of them. From a program:
+
+```python
+from gradio_client import Client, handle_file
+
+answer = Client("USER/SPACE").predict(handle_file("film.jpeg"), api_name="/predict")
+print(answer["decision"], answer["probability"])  # such as: pneumonia 0.96
+```
 
 `python app.py` in a copy of this folder, after `pip install -r requirements.txt`, serves the same page
 elsewhere; `--model`, or `MODEL_ID` in the environment, another model. A private model needs `HF_TOKEN` among
@@ -51,7 +64,7 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
     package = {
         path.relative_to(_ROOT).as_posix(): path
         for path in sorted(_PACKAGE.rglob("*"))
-        if path.suffix in (".py", ".md")
+        if path.suffix in _SUFFIXES
     }
     files = {
         "README.md": _readme(repo).encode(),
