@@ -94,19 +94,27 @@ def test_a_space_without_the_right_to_its_model_ends_on_one_line_that_says_so(sp
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")
     }
     environment |= local_hub.environment(None, tmp_path / "home")
-    page = subprocess.run(
-        [sys.executable, "app.py"], cwd=space, env=environment, capture_output=True, text=True, timeout=120
-    )
-    (line,) = page.stderr.strip().splitlines()
-    assert page.returncode == 2 and page.stdout == ""
-    assert (
-        line.startswith("app.py: ")
-        and "private one and no token that opens it" in line
-        and "HF_TOKEN" in line
-    )
+
+    def start(token: str | None) -> str:
+        page = subprocess.run(
+            [sys.executable, "app.py"],
+            cwd=space,
+            env=environment | {"HF_TOKEN": token or ""},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        (line,) = page.stderr.strip().splitlines()
+        assert page.returncode == 2 and page.stdout == "" and line.startswith("app.py: ")
+        return line
+
+    line = start(None)
+    assert "a private one and no token that opens it" in line and "HF_TOKEN" in line
+    # With the Space's secret it is fetched, and only then found to be half a model.
+    assert "there are no weights in it" in start(owner.token)
 
 
 def test_its_readme_says_how_to_ask_it_and_what_it_takes(space):
     text = " ".join((space / "README.md").read_text().split())
     assert 'api_name="/predict"' in text and "20 MB and 40 megapixels" in text
-    assert "deleted within ten minutes" in text and "{" not in text.replace("{repo}", "")
+    assert "deleted within ten minutes" in text and "{" not in text
