@@ -126,7 +126,7 @@ def test_what_the_band_and_the_gate_come_to_is_told_where_the_report_says_so():
         "films": {"test": {"films": 300, "refused": 4, "share": {}}},
         "foreign": {
             "cat | <b>photos</b>": {"pictures": 99, "refused": 98},
-            "other": {"pictures": "x"},
+            "damaged": {"pictures": "x"},
             "third": 5,
         },
     }
@@ -134,7 +134,7 @@ def test_what_the_band_and_the_gate_come_to_is_told_where_the_report_says_so():
     assert "Of the test films 0.871 [0.861, 0.881] are left open" in text
     assert "of the pneumonias 0.000 [no interval] lie below" in text and "0.250 [no interval] above" in text
     assert "| chest films, test | 300 | 4 |\n| cat _ _b_photos_/b_ | 99 | 98 |" in text
-    assert "other" not in text and "third" not in text
+    assert "damaged" not in text and "third" not in text
 
 
 def test_notices_stand_ahead_where_they_must_and_nowhere_else():
