@@ -4,8 +4,8 @@ from PIL import Image
 
 # One colour, and more of it where it is hotter: every eye tells a colour from a film's grays, and more of it
 # from less. Of a rainbow or "plasma" laid over gray, the colour-blind can't tell some levels apart.
-_ORANGE = (255, 140, 0)
-_OPAQUE = 0.7  # at the hottest place: what lies under it is still seen
+ORANGE = (255, 140, 0)
+OPAQUE = 0.7  # at the hottest place: what lies under it is still seen
 
 
 def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:
@@ -18,5 +18,5 @@ def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:
     Returns:
         Image of mode 'RGB' and that size.
     """
-    opacity = heat.point([round(_OPAQUE * level) for level in range(256)])
-    return Image.composite(Image.new("RGB", film.size, _ORANGE), film.convert("RGB"), opacity)
+    opacity = heat.point([round(OPAQUE * level) for level in range(256)])
+    return Image.composite(Image.new("RGB", film.size, ORANGE), film.convert("RGB"), opacity)
