@@ -1,0 +1,328 @@
+"""The viewer: its pictures decoded and laid together again, and its controls in a real browser."""
+
+import base64
+import io
+import re
+
+import gradio as gr
+import numpy as np
+import pytest
+from browser import LAPTOP, PHONE, served
+from PIL import Image
+
+from hf_pneumonia.evaluation.heat_colours import OPAQUE
+from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.page.viewer import NO_HEAT_MAP, viewer, viewer_value
+
+
+def film(width: int, height: int) -> Image.Image:
+    """Smooth, so that a JPEG is close to it."""
+    x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
+    return Image.fromarray((127 + 90 * np.sin(x + y) * np.cos(x - y)).astype(np.uint8))
+
+
+def heat(side: int = 32) -> np.ndarray:
+    x, y = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
+    return np.exp(-8 * ((x - 0.4) ** 2 + (y + 0.2) ** 2)).astype(np.float32)
+
+
+def picture(uri: str) -> Image.Image:
+    kind, data = re.fullmatch(r"data:image/(jpeg|png);base64,([A-Za-z0-9+/=]+)", uri).groups()
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert image.format.lower() == kind
+    return image
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((2000, 1000), (1024, 512)), ((300, 1500), (205, 1024)), ((90, 70), (90, 70)), ((1, 5000), (1, 1024))],
+)
+def test_a_film_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size, expected):
+    value = viewer_value(film(*size), None)
+    sent = picture(value["film"])
+    assert (sent.format, sent.mode, sent.size) == ("JPEG", "L", expected)
+    assert (value["width"], value["height"]) == expected
+
+
+def test_the_film_is_the_one_that_was_given_and_is_left_as_it_was():
+    given = film(1500, 900)
+    before = given.tobytes()
+    sent = picture(viewer_value(given, heat())["film"])
+    assert given.size == (1500, 900) and given.tobytes() == before
+    reference = np.asarray(given.resize(sent.size, Image.Resampling.BOX), float)
+    assert np.abs(np.asarray(sent, float) - reference).mean() < 1
+
+
+def test_film_and_layer_laid_together_are_the_overlay_of_the_heat_map():
+    given = film(640, 400)
+    value = viewer_value(given, heat())
+    layer = picture(value["heat"]).resize(given.size, Image.Resampling.BICUBIC)
+    layer.putalpha(layer.getchannel("A").point([round(OPAQUE * level) for level in range(256)]))
+    laid = Image.alpha_composite(picture(value["film"]).convert("RGBA"), layer).convert("RGB")
+    difference = np.abs(np.asarray(laid, float) - np.asarray(overlay(given, heat()), float))
+    assert difference.mean() < 1 and difference.max() < 12
+
+
+def test_what_a_file_said_beside_its_pixels_is_not_sent_on():
+    given = film(90, 70)
+    given.info = {
+        "comment": b"DOE^JANE",
+        "dpi": (300, 300),
+        "exif": b"Exif\0\0DOE^JANE",
+        "icc_profile": b"DOE",
+    }
+    data = base64.b64decode(viewer_value(given, None)["film"].split(",")[1])
+    assert b"DOE" not in data and given.info["comment"] == b"DOE^JANE"
+
+
+def test_a_caption_says_what_a_heat_map_is_or_why_there_is_none():
+    said = viewer_value(film(90, 70), heat())["caption"]
+    assert said == "Where the network looked. It marks what spoke for pneumonia, not the disease."
+    assert "nothing on this film spoke" in viewer_value(film(90, 70), np.zeros((8, 8)))["caption"]
+    without = viewer_value(film(90, 70), None)
+    assert (without["caption"], without["heat"]) == (NO_HEAT_MAP, None)
+    assert viewer_value(film(90, 70), None, "Refused.")["caption"] == "Refused."
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.full((4, 4), np.nan), np.full((4, 4), 1.5), np.zeros(4), np.zeros((0, 4))]
+)
+def test_what_is_no_heat_map_is_a_bug_of_the_caller(wrong):
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        viewer_value(film(90, 70), wrong)
+
+
+def test_a_film_in_colour_is_a_bug_of_the_caller():
+    with pytest.raises(ValueError, match="mode 'L', got 'RGB'"):
+        viewer_value(film(90, 70).convert("RGB"), None)
+
+
+VALUES = {
+    "mapped": viewer_value(film(640, 480), heat()),
+    "plain": viewer_value(film(640, 480), None, "<b>no</b> ${map} {{here}}"),
+    "strip": viewer_value(film(40, 900), heat()),
+    "nothing": None,
+}
+
+
+@pytest.fixture(scope="module")
+def address(browser):
+    with gr.Blocks() as page:
+        shown = viewer()
+        for name, value in VALUES.items():
+            gr.Button(name).click(lambda value=value: value, None, shown, queue=False)
+    with served(page) as at:
+        yield at
+
+
+@pytest.fixture
+def tab(browser, address):
+    tab = browser.new_page(viewport=LAPTOP)
+    tab.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
+    tab.goto(address)
+    yield tab
+    tab.close()
+
+
+def near(numbers) -> object:
+    """The browser gives six digits."""
+    return pytest.approx(numbers, abs=1e-4)
+
+
+def show(tab, name: str) -> None:
+    tab.get_by_role("button", name=name, exact=True).click()
+    tab.locator(".empty" if name == "nothing" else ".stage").wait_for()
+
+
+def zoomed(tab) -> tuple[float, float, float]:
+    """Scale and place of the sheets, which have to agree: scale, x and y in widths and heights of a pane."""
+    styles = {
+        style for style in tab.locator(".sheet").evaluate_all("all => all.map(one => one.style.transform)")
+    }
+    (style,) = styles
+    x, y, scale = map(float, re.fullmatch(r"translate\((.+)%, (.+)%\) scale\((.+)\)", style).groups())
+    assert tab.locator(".zoom output").inner_text() == f"{100 * scale:.0f}%"
+    return scale, x / 100, y / 100
+
+
+def test_without_a_film_there_is_a_placeholder_and_no_control(tab):
+    tab.get_by_text("The film appears here.").wait_for()
+    assert tab.locator(".viewer button:visible, .viewer input:visible").count() == 0
+    show(tab, "mapped")
+    assert not tab.locator(".empty").is_visible()
+    show(tab, "nothing")
+    assert tab.get_by_text("The film appears here.").is_visible()
+    # Nothing of the last person stays in the page.
+    assert "base64" not in tab.locator(".viewer").inner_html()
+
+
+def test_opacity_follows_the_keyboard_and_lives_through_the_next_film(tab):
+    show(tab, "mapped")
+    slider, layer = tab.get_by_role("slider", name="Heat map opacity"), tab.locator(".heat")
+    assert float(layer.evaluate("e => getComputedStyle(e).opacity")) == OPAQUE
+    slider.focus()
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("ArrowLeft")
+    assert float(layer.evaluate("e => getComputedStyle(e).opacity")) == pytest.approx(0.6)
+    assert tab.locator(".opacity output").inner_text() == "60%"
+    tab.keyboard.press("Home")
+    assert float(layer.evaluate("e => getComputedStyle(e).opacity")) == 0
+    show(tab, "strip")
+    assert slider.input_value() == "0" and float(layer.evaluate("e => getComputedStyle(e).opacity")) == 0
+
+
+def test_buttons_zoom_both_films_around_the_middle_and_reset_them(tab):
+    show(tab, "mapped")
+    assert zoomed(tab) == (1, 0, 0)
+    tab.get_by_role("button", name="Zoom in").click()
+    tab.get_by_role("button", name="Zoom in").click()
+    # 1.25 twice is 1.5625; the middle stays where half of what is added is cut off on each side.
+    assert zoomed(tab) == near((1.5625, -0.28125, -0.28125))
+    tab.get_by_role("button", name="Zoom out").click()
+    assert zoomed(tab) == near((1.25, -0.125, -0.125))
+    tab.get_by_role("button", name="Reset zoom").click()
+    assert zoomed(tab) == (1, 0, 0)
+    for _ in range(12):
+        tab.get_by_role("button", name="Zoom in").click()
+    assert zoomed(tab)[0] == 8
+    for _ in range(12):
+        tab.get_by_role("button", name="Zoom out").click()
+    assert zoomed(tab) == (1, 0, 0)
+
+
+def test_keys_zoom_move_and_reset_and_never_past_the_edge(tab):
+    show(tab, "mapped")
+    stage = tab.get_by_role("group", name="Film. Keys")
+    stage.focus()
+    for key in ("+", "=", "+"):
+        tab.keyboard.press(key)
+    assert zoomed(tab)[0] == near(1.25**3)
+    scale, x, y = zoomed(tab)
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowUp")
+    assert zoomed(tab) == near((scale, x - 0.1, y + 0.1))
+    for _ in range(30):
+        tab.keyboard.press("ArrowLeft")
+        tab.keyboard.press("ArrowDown")
+    assert zoomed(tab) == near((scale, 0, 1 - scale))
+    tab.keyboard.press("-")
+    assert zoomed(tab)[0] == near(1.25**2)
+    tab.keyboard.press("0")
+    assert zoomed(tab) == (1, 0, 0)
+
+
+def test_every_control_is_reached_by_tab_with_its_focus_in_sight(tab):
+    show(tab, "mapped")
+    tab.get_by_role("group", name="Film. Keys").focus()
+    tab.keyboard.press("+")  # of the keyboard from here on
+    reached = []
+    for _ in range(5):
+        reached.append(tab.evaluate("document.activeElement.classList[0] ?? document.activeElement.type"))
+        outline = tab.evaluate("getComputedStyle(document.activeElement).outline")
+        assert "solid 3px" in outline
+        tab.keyboard.press("Tab")
+    assert reached == ["stage", "range", "out", "in", "reset"]
+
+
+def test_the_wheel_zooms_at_the_pointer_and_scrolls_the_page_where_there_is_nothing_to_zoom_out(tab):
+    tab.set_viewport_size({"width": 1000, "height": 420})
+    show(tab, "mapped")
+    tab.evaluate("scrollTo(0, 0)")
+    box = tab.locator(".mapped .pane").bounding_box()
+    tab.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    tab.mouse.wheel(0, -100)
+    tab.locator(".zoomed").wait_for()
+    scale, x, y = zoomed(tab)
+    assert scale == near(np.exp(0.2))
+    # The point under the pointer is still under it.
+    assert (0.25 - x) / scale == pytest.approx(0.25, abs=0.005)
+    assert (0.5 - y) / scale == pytest.approx(0.5, abs=0.005)
+    assert tab.evaluate("scrollY") == 0
+    tab.mouse.wheel(0, 100)
+    tab.locator(".stage:not(.zoomed)").wait_for()
+    tab.mouse.wheel(0, 100)
+    tab.wait_for_function("scrollY > 0")
+    assert zoomed(tab) == (1, 0, 0)
+
+
+def test_dragging_moves_both_films_with_the_pointer(tab):
+    show(tab, "mapped")
+    for _ in range(4):
+        tab.get_by_role("button", name="Zoom in").click()
+    scale, x, y = zoomed(tab)
+    box = tab.locator(".original .pane").bounding_box()
+    tab.mouse.move(box["x"] + 100, box["y"] + 100)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 160, box["y"] + 70, steps=4)
+    tab.mouse.up()
+    assert zoomed(tab) == pytest.approx((scale, x + 60 / box["width"], y - 30 / box["height"]), abs=1e-3)
+    tab.mouse.move(box["x"] + 10, box["y"] + 10)
+    assert zoomed(tab) == pytest.approx((scale, x + 60 / box["width"], y - 30 / box["height"]), abs=1e-3)
+
+
+def test_two_fingers_zoom_between_them(browser, address):
+    tab = browser.new_page(viewport=PHONE, has_touch=True, is_mobile=True)
+    tab.goto(address)
+    show(tab, "mapped")
+    pane = tab.locator(".original .pane")
+    pane.scroll_into_view_if_needed()
+    box = pane.bounding_box()
+    middle, height = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = tab.context.new_cdp_session(tab)
+
+    def touch(kind: str, apart: float) -> None:
+        points = [
+            {"x": middle - apart / 2, "y": height, "id": 0},
+            {"x": middle + apart / 2, "y": height, "id": 1},
+        ]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points if apart else []})
+
+    touch("touchStart", 60)
+    for apart in (80, 100, 120):
+        touch("touchMove", apart)
+    touch("touchEnd", 0)
+    tab.locator(".zoomed").wait_for()
+    scale, x, _ = zoomed(tab)
+    assert scale == pytest.approx(2, rel=0.02) and (0.5 - x) / scale == pytest.approx(0.5, abs=0.01)
+    assert tab.evaluate("visualViewport.scale") == 1
+    tab.close()
+
+
+def test_a_new_film_starts_unzoomed(tab):
+    show(tab, "mapped")
+    tab.get_by_role("button", name="Zoom in").click()
+    show(tab, "plain")
+    tab.locator(".caption", has_text="no").wait_for()
+    assert zoomed(tab) == (1, 0, 0)
+
+
+def test_without_a_heat_map_one_film_stands_alone_with_the_reason_as_plain_text(tab):
+    show(tab, "plain")
+    tab.locator(".caption", has_text="<b>no</b> ${map} {{here}}").wait_for()
+    assert tab.locator(".pane:visible").count() == 1
+    assert not tab.get_by_role("slider", name="Heat map opacity").is_visible()
+    assert tab.locator(".zoom").is_visible()
+
+
+def test_the_heat_map_covers_the_whole_film_and_is_blended_as_everywhere(tab):
+    show(tab, "mapped")
+    tab.wait_for_timeout(200)  # both pictures decoded
+    pane = tab.locator(".mapped .pane")
+    seen = Image.open(io.BytesIO(pane.screenshot())).convert("RGB")
+    expected = overlay(film(640, 480), heat()).resize(seen.size, Image.Resampling.BICUBIC)
+    difference = np.abs(np.asarray(seen, float) - np.asarray(expected, float))[10:-10, 10:-10]
+    assert difference.mean() < 3 and np.quantile(difference, 0.999) < 16
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["mapped", "plain", "strip"])
+def test_on_a_phone_the_films_are_stacked_and_nothing_scrolls_sideways(browser, address, scheme, name):
+    tab = browser.new_page(viewport=PHONE, color_scheme=scheme)
+    tab.goto(address)
+    show(tab, name)
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    boxes = [pane.bounding_box() for pane in tab.locator(".pane:visible").all()]
+    assert all(box["width"] > 250 and box["height"] > 100 for box in boxes)
+    if len(boxes) == 2:
+        assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"] and boxes[0]["x"] == boxes[1]["x"]
+    tab.close()
