@@ -1,0 +1,74 @@
+"""Films to try the page with: simulated ones, and those that the model brings. They stay in memory."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from hf_pneumonia.data.phantom import simulate_patient
+
+# Two pairs of the simulated data set's test split (`phantom_folder`): no network trained on it has met them.
+_PATIENTS, _SEED = (1, 2, 11, 12), 0
+
+_THUMBNAIL = 160  # pixels on a side: sharp at the 80 that a thumbnail is wide, on a phone's screen too
+
+SIMULATED = "This film is simulated. A model that was trained on films of patients has never seen such a one."
+
+
+@dataclass(frozen=True)
+class Example:
+    """A film, and what the page says under its thumbnail and with its answer."""
+
+    film: Image.Image  # of mode 'L'
+    caption: str
+    note: str
+
+
+def simulated_examples() -> list[Example]:
+    """Four simulated films, of two patients in health and two with pneumonia, the same ones each time."""
+    films = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
+    films.sort(key=lambda film: film.label)
+    return [
+        Example(Image.fromarray(film.image), f"Simulated, {film.label.lower()}", SIMULATED) for film in films
+    ]
+
+
+def real_examples(paths: Iterable[Path], read: Callable[[str], Image.Image]) -> list[Example]:
+    """The films that a model brings.
+
+    Args:
+        paths: of the files.
+        read: `read_film`, or the page's own decoder.
+
+    Raises:
+        UnreadableFilm: one of them can't be read.
+    """
+    return [
+        Example(read(str(path)), path.stem, f"Example of the model's repository: {path.stem}")
+        for path in paths
+    ]
+
+
+def gallery_html(examples: list[Example]) -> str:
+    """A button with a thumbnail for each example; what a press of it means is the tab's business."""
+    return '<div class="gallery">' + "".join(map(_button, range(len(examples)), examples)) + "</div>"
+
+
+def _button(number: int, example: Example) -> str:
+    caption = escape(example.caption)
+    return (
+        f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
+        f'<img src="{_thumbnail(example.film)}" alt=""><span>{caption}</span></button>'
+    )
+
+
+def _thumbnail(film: Image.Image) -> str:
+    small = film.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

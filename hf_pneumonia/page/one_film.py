@@ -1,0 +1,225 @@
+"""The tab "One film": a film in, by whatever way, and the answer, the film and the trade-off out.
+
+Of the last film the browser keeps what was said of it, so that the slider needs no network, and the server
+keeps nothing: neither film nor answer.
+"""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
+from hf_pneumonia.page.answer import answer_html, answer_panel
+from hf_pneumonia.page.examples import Example, gallery_html
+from hf_pneumonia.page.trade_off import (
+    USUAL_PREVALENCE,
+    Setting,
+    band_at,
+    in_words,
+    own_setting,
+    setting_html,
+    settings_of,
+    worth_html,
+)
+from hf_pneumonia.page.viewer import viewer, viewer_value
+
+_JS = (Path(__file__).parent / "one_film.js").read_text(encoding="utf-8")
+
+_WAYS_IN = "JPEG, PNG of 8 or 16 bits, TIFF, DICOM. A copied picture can be pasted anywhere here (Ctrl+V)."
+
+# Events that need no turn in the queue, and none of which is for programs: /predict is.
+_AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def look_at(
+    classifier: PneumoniaClassifier, film: Image.Image, name: str, heat_map: bool, note: str = ""
+) -> tuple[dict[str, Any], Any]:
+    """Ask the network of a film.
+
+    Args:
+        film: of mode 'L'.
+        name: what the person calls it.
+        heat_map: whether the network can say where it looked.
+        note: to stand with the answer.
+
+    Returns:
+        What was said, for `card_html` (plain values: it lies in the browser), and the viewer's value. Of what
+        is no chest film the first holds no probability.
+    """
+    prediction = classifier(film, heat_map=heat_map)
+    refused = prediction.decision == NOT_A_FILM
+    said = {
+        "name": name,
+        "note": note,
+        "probability": None if refused else prediction.probability,
+        "reason": prediction.reason,
+    }
+    if refused:
+        return said, viewer_value(film, None, "Without a heat map: this is not a chest film.")
+    return said, viewer_value(film, prediction.heat_map)
+
+
+def card_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+    """What stands in the answer's place, for `answer_panel`.
+
+    Args:
+        said: of `look_at`; {"problem": ...} where there is no answer, and None before any film.
+        threshold: of the setting.
+    """
+    if not said:
+        return ""
+    if "problem" in said:
+        return f"<p>{escape(said['problem'])}</p>"
+    probability = said["probability"]
+    decision = NOT_A_FILM if probability is None else _decide(classifier, probability, threshold)
+    band = band_at(classifier, threshold)
+    lines = [f"Film: {said['name']}", said["note"]]
+    if probability is not None and threshold != classifier.threshold:
+        lines.append(
+            f"The operating point is moved to {in_words(threshold)}; the model's own is "
+            f"{in_words(classifier.threshold)}."
+        )
+    notes = "".join(f'<p class="answer-quiet">{escape(line)}</p>' for line in lines if line)
+    return answer_html(probability, threshold, band, decision, said["reason"]) + notes
+
+
+def makes_heat_maps(classifier: PneumoniaClassifier) -> bool:
+    """Whether the network can say where it looked: not all kinds can, and only a try tells."""
+    black = np.zeros((1, classifier.image_size, classifier.image_size), np.uint8)
+    try:
+        classifier.predict_squares(black, heat_map=True)
+    except UsageError:
+        return False
+    return True
+
+
+def one_film_tab(
+    classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
+) -> None:
+    """Put the tab's parts into the open Blocks.
+
+    Args:
+        classifier: that answers.
+        read: path -> film of mode 'L', or UnreadableFilm.
+        examples: that can be taken instead of a film of one's own.
+    """
+    settings = settings_of(classifier)
+    own = own_setting(settings, classifier.threshold)
+    heat_map = makes_heat_maps(classifier)
+
+    with gr.Row(elem_id="one-film"):
+        with gr.Column(elem_id="film-input"):
+            file = gr.File(label="Chest film", file_count="single", height=132, elem_id="film-file")
+            gr.HTML(f'<p class="quiet">{_WAYS_IN}</p>', apply_default_css=False)
+            gallery = gr.HTML(
+                gallery_html(examples), js_on_load=_JS, apply_default_css=False, elem_id="film-examples"
+            )
+            clear = gr.Button("Clear", size="sm", elem_id="film-clear")
+        with gr.Column(elem_id="film-answer"):
+            said = gr.JSON(visible=False)
+            card = answer_panel()
+            view = viewer()
+        with gr.Column(elem_id="film-trade-off"):
+            slider, back, of_setting, prevalence, worth = _trade_off(classifier, settings, own)
+
+    def threshold_at(index: float) -> float:
+        return settings[int(index)].threshold if settings else classifier.threshold
+
+    def answer(name: str, note: str, film: Callable[[], Image.Image], index: float) -> tuple:
+        try:
+            said, value = look_at(classifier, film(), name, heat_map, note)
+        except (UnreadableFilm, UsageError) as error:
+            said, value = {"problem": f"This file can't be read as a film: {error}"}, None
+            if isinstance(error, UsageError):
+                said = {"problem": f"The model gave no answer: {error}"}
+        return said, card_html(classifier, said, threshold_at(index)), value
+
+    def from_file(path: str | None, index: float) -> tuple:
+        if path is None:
+            return None, None, card_html(classifier, None, threshold_at(index)), None
+        # The field is emptied: the next film can be dropped where this one was.
+        return None, *answer(Path(path).name, "", lambda: read(path), index)
+
+    def from_example(index: float, event: gr.EventData) -> tuple:
+        number = event._data.get("number") if isinstance(event._data, dict) else None
+        if not isinstance(number, int) or not 0 <= number < len(examples):
+            raise gr.Error("There is no such example.", print_exception=False)
+        example = examples[number]
+        return answer(example.caption, example.note, lambda: example.film, index)
+
+    def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str]:
+        index = int(index)
+        return (
+            card_html(classifier, said, threshold_at(index)),
+            setting_html(classifier, settings, index),
+            worth_html(classifier, settings, index, percent),
+        )
+
+    def start_over() -> tuple:
+        return own, USUAL_PREVALENCE, None, None, None, *move(own, USUAL_PREVALENCE, None)
+
+    shown = [said, card, view]
+    scoring: dict[str, Any] = {"show_progress_on": [card], "api_visibility": "private"}
+    file.upload(from_file, [file, slider], [file, *shown], **scoring)
+    gallery.select(from_example, [slider], shown, **scoring)
+    moved = [card, of_setting, worth]
+    clear.click(start_over, None, [slider, prevalence, file, said, view, *moved], **_AT_ONCE)
+    gr.on(
+        [slider.input, prevalence.input],
+        move,
+        [slider, prevalence, said],
+        moved,
+        trigger_mode="always_last",
+        **_AT_ONCE,
+    )
+    back.click(
+        lambda percent, said: (own, *move(own, percent, said)),
+        [prevalence, said],
+        [slider, *moved],
+        **_AT_ONCE,
+    )
+
+
+def _trade_off(classifier: PneumoniaClassifier, settings: list[Setting], own: int) -> tuple:
+    movable = len(settings) > 1
+    gr.HTML("<h2>Sensitivity against specificity</h2>", apply_default_css=False)
+    slider = gr.Slider(
+        0,
+        max(len(settings) - 1, 1),
+        value=own,
+        step=1,
+        label="Operating point: sensitive to specific",
+        visible=movable,
+        buttons=[],
+        elem_id="film-setting",
+    )
+    gr.HTML(
+        '<div class="ends" aria-hidden="true"><span>finds more</span><span>clears more</span></div>',
+        apply_default_css=False,
+        visible=movable,
+    )
+    of_setting = gr.HTML(
+        setting_html(classifier, settings, own), apply_default_css=False, elem_id="film-found"
+    )
+    back = gr.Button("Back to the model's operating point", size="sm", visible=movable, elem_id="film-back")
+    prevalence = gr.Number(
+        USUAL_PREVALENCE,
+        label="Prevalence where you are, in percent of films",
+        step=1,
+        visible=bool(settings),
+        elem_id="film-prevalence",
+    )
+    worth = gr.HTML(
+        worth_html(classifier, settings, own, USUAL_PREVALENCE), apply_default_css=False, elem_id="film-worth"
+    )
+    return slider, back, of_setting, prevalence, worth
+
+
+def _decide(classifier: PneumoniaClassifier, probability: float, threshold: float) -> str:
+    return classifier.decide(probability, None if threshold == classifier.threshold else threshold)

@@ -1,0 +1,184 @@
+"""Validation's ROC curve -> the settings of a slider, and what each of them means in sentences.
+
+Knows nothing of Gradio or of networks: moving the slider asks neither.
+"""
+
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from hf_pneumonia.evaluation.metrics import predictive_values
+from hf_pneumonia.evaluation.trade_off import moved_band
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.page.answer import percent
+
+# Percent of the films that show pneumonia, where the person says nothing: about what a ward for coughing
+# children sends. And how far it may be moved: at 0 and 100 there is nothing to tell apart.
+USUAL_PREVALENCE, LEAST_PREVALENCE, MOST_PREVALENCE = 20, 0.1, 99.9
+
+_ELSEWHERE = (
+    "All figures are of the model's own validation films and not of your hospital, where they can be worse."
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A threshold, and the shares (0 to 1) of validation's pneumonias and normal films that it calls so."""
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+
+def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
+    """What the slider can be set to, from the most sensitive setting to the most specific one.
+
+    Returns:
+        The points of the model's trade-off; its operating point alone where it states only that; nothing
+        where it states no figures at all.
+    """
+    points = classifier.trade_off
+    if points:
+        columns = (points["threshold"], points["sensitivity"], points["specificity"])
+        return [Setting(*map(float, values)) for values in zip(*columns, strict=True)]
+    stated = classifier.operating_point
+    if {"sensitivity", "specificity"} <= stated.keys():
+        return [Setting(classifier.threshold, float(stated["sensitivity"]), float(stated["specificity"]))]
+    return []
+
+
+def own_setting(settings: list[Setting], threshold: float) -> int:
+    """Index of the setting that is nearest to the model's own operating point; 0 where there is none."""
+    return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
+
+
+def band_at(classifier: PneumoniaClassifier, threshold: float) -> tuple[float, float] | None:
+    """The uncertain band around another threshold than the model's; None where the model has none."""
+    if classifier.band is None or threshold == classifier.threshold:
+        return classifier.band
+    return moved_band(classifier.band, classifier.threshold, threshold)
+
+
+def of_100(share: float) -> str:
+    """A share in words: "95 of 100". "100 of 100" and "0 of 100" are said only where they are exactly so."""
+    count = round(100 * share)
+    if count == 100 and share < 1:
+        return "more than 99 of 100"
+    if count == 0 and share > 0:
+        return "fewer than 1 of 100"
+    return f"{count} of 100"
+
+
+def in_words(probability: float) -> str:
+    """A threshold as the answer's bar gives it, for a sentence: "84%", "less than 1%", "more than 99%"."""
+    return percent(probability).replace("< ", "less than ").replace("> ", "more than ")
+
+
+def found_sentence(setting: Setting) -> str:
+    """What the setting did on validation's films."""
+    return (
+        f"At this setting the model found {of_100(setting.sensitivity)} pneumonias and cleared "
+        f"{of_100(setting.specificity)} normal films in validation."
+    )
+
+
+def compared_sentence(setting: Setting, own: Setting) -> str:
+    """How a setting stands to the model's own operating point, on validation's films."""
+    if setting == own:
+        return f"This is the model's own operating point ({in_words(own.threshold)})."
+    found, cleared = (
+        _more_or_fewer(getattr(setting, name), getattr(own, name)) for name in ("sensitivity", "specificity")
+    )
+    return (
+        f"Against the model's own operating point ({in_words(own.threshold)}: {of_100(own.sensitivity)} and "
+        f"{of_100(own.specificity)}) it found {found} pneumonias and cleared {cleared} normal films."
+    )
+
+
+def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
+    """What an answer is worth where so many films show pneumonia, by Bayes.
+
+    Args:
+        prevalence: percent, LEAST_PREVALENCE to MOST_PREVALENCE; taken to the first decimal. None where the
+            field is empty.
+    """
+    if prevalence is None or not LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE:
+        return f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
+    per_1000 = round(10 * prevalence)
+    films = f"{per_1000} of 1,000" if per_1000 % 10 else f"{per_1000 // 10} of 100"
+    ppv, npv = predictive_values(setting.sensitivity, setting.specificity, per_1000 / 1000)
+    called = "no film is called pneumonia (PPV)"
+    if np.isfinite(ppv):
+        called = f"{of_100(float(ppv))} films called pneumonia show one (PPV)"
+    cleared = "no film is called normal (NPV)"
+    if np.isfinite(npv):
+        cleared = f"{of_100(float(npv))} called normal show none (NPV)"
+    return f"Where {films} films show pneumonia, {called}, and {cleared}."
+
+
+def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
+    """What it means that a film is left open; "" where the model has no band."""
+    band = band_at(classifier, setting.threshold)
+    if band is None:
+        return ""
+    low, high = map(in_words, band)
+    between = f"Between {low} and {high} the answer is left open"
+    if low == high:
+        between = "Close to the operating point the answer is left open"
+    counted = "Such films are counted above by the side of the operating point on which they lie."
+    if setting.threshold != classifier.threshold:
+        return (
+            f"{between}: the band moves along with the setting. What it was chosen for in validation holds "
+            f"at the model's own operating point only. {counted}"
+        )
+    risk = of_100(classifier.operating_point["uncertain"].get("risk", 0))
+    return (
+        f"{between}, and the film should be read: the band was chosen in validation so that at most {risk} "
+        f"pneumonias lie below it and at most {risk} normal films above it. {counted}"
+    )
+
+
+def setting_html(classifier: PneumoniaClassifier, settings: list[Setting], index: int) -> str:
+    """What is said beside the slider: what a setting did in validation, and how it stands to the model's own.
+
+    Args:
+        settings: as `settings_of` gives them.
+        index: of the setting, 0 to len(settings) - 1.
+    """
+    if not settings:
+        return _paragraphs(
+            f"This model states no figures of its validation films: its operating point "
+            f"({in_words(classifier.threshold)}) can't be moved here, and how often it is right is not known."
+        )
+    setting, own = settings[index], settings[own_setting(settings, classifier.threshold)]
+    fixed = "" if len(settings) > 1 else " The model states no other, so that it can't be moved here."
+    return _paragraphs(f"{found_sentence(setting)} {compared_sentence(setting, own)}{fixed}")
+
+
+def worth_html(
+    classifier: PneumoniaClassifier, settings: list[Setting], index: int, prevalence: float | None
+) -> str:
+    """What is said beside the prevalence: what an answer at a setting is worth, and what the figures are of.
+
+    Args:
+        settings, index: as for `setting_html`.
+        prevalence: as for `predictive_sentence`.
+    """
+    if not settings:
+        return ""
+    setting = settings[index]
+    return _paragraphs(
+        predictive_sentence(setting, prevalence), band_sentence(classifier, setting), _ELSEWHERE
+    )
+
+
+def _more_or_fewer(share: float, own: float) -> str:
+    if share == own:
+        return "as many"
+    return "more" if share > own else "fewer"
+
+
+def _paragraphs(*texts: str) -> str:
+    lines = "".join(f"<p>{escape(text.strip())}</p>" for text in texts if text)
+    return f'<div class="figures" aria-live="polite">{lines}</div>'

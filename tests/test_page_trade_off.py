@@ -1,0 +1,134 @@
+from types import SimpleNamespace
+
+import pytest
+
+from hf_pneumonia.page.trade_off import (
+    Setting,
+    band_at,
+    band_sentence,
+    compared_sentence,
+    found_sentence,
+    of_100,
+    own_setting,
+    predictive_sentence,
+    setting_html,
+    settings_of,
+    worth_html,
+)
+
+POINTS = {"threshold": [0.1, 0.4, 0.8], "sensitivity": [1.0, 0.95, 0.6], "specificity": [0.25, 0.9, 1.0]}
+POINT = {
+    "threshold": 0.4,
+    "sensitivity": 0.95,
+    "specificity": 0.9,
+    "uncertain": {"low": 0.2, "high": 0.6, "risk": 0.02},
+}
+
+
+def _model(trade_off=POINTS, operating_point=POINT, band=(0.2, 0.6), threshold=0.4):
+    return SimpleNamespace(
+        trade_off=trade_off, operating_point=operating_point, band=band, threshold=threshold
+    )
+
+
+def test_the_slider_runs_over_the_models_points_and_starts_at_its_own():
+    settings = settings_of(_model())
+    assert settings == [Setting(0.1, 1, 0.25), Setting(0.4, 0.95, 0.9), Setting(0.8, 0.6, 1)]
+    assert own_setting(settings, 0.4) == 1
+
+
+def test_a_model_that_states_only_its_operating_point_has_that_setting_and_others_have_none():
+    assert settings_of(_model(trade_off={})) == [Setting(0.4, 0.95, 0.9)]
+    assert settings_of(_model(trade_off={}, operating_point={})) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.95, "95 of 100"),
+        (0.947, "95 of 100"),
+        (1.0, "100 of 100"),
+        (0.9951, "more than 99 of 100"),
+        (0.999999, "more than 99 of 100"),
+        (0.994, "99 of 100"),
+        (0.0, "0 of 100"),
+        (0.004, "fewer than 1 of 100"),
+        (0.006, "1 of 100"),
+    ],
+)
+def test_a_share_is_rounded_and_all_or_none_is_said_only_where_it_is_so(share, words):
+    assert of_100(share) == words
+
+
+def test_a_setting_says_what_it_found_and_cleared_in_validation():
+    assert found_sentence(Setting(0.4, 0.95, 0.9)) == (
+        "At this setting the model found 95 of 100 pneumonias and cleared 90 of 100 normal films in validation."
+    )
+
+
+def test_another_setting_is_compared_with_the_models_own():
+    sensitive, own, specific = settings_of(_model())
+    assert compared_sentence(own, own) == "This is the model's own operating point (40%)."
+    start = "Against the model's own operating point (40%: 95 of 100 and 90 of 100) it found "
+    assert compared_sentence(sensitive, own) == start + "more pneumonias and cleared fewer normal films."
+    assert compared_sentence(specific, own) == start + "fewer pneumonias and cleared more normal films."
+    same = Setting(0.3, 0.95, 0.8)
+    assert compared_sentence(same, own) == start + "as many pneumonias and cleared fewer normal films."
+
+
+def test_predictive_values_are_those_of_a_table_of_1000_films():
+    # Of 1,000 films 200 show pneumonia: 190 found, 10 missed, 80 of 800 called in vain, 720 cleared.
+    # PPV 190 / 270 = 0.704, NPV 720 / 730 = 0.986.
+    assert predictive_sentence(Setting(0.4, 0.95, 0.9), 20) == (
+        "Where 20 of 100 films show pneumonia, 70 of 100 films called pneumonia show one (PPV), and "
+        "99 of 100 called normal show none (NPV)."
+    )
+    # 5 of 1,000: 4.75 found, 99.5 in vain, 895.5 cleared, 0.25 missed. PPV 0.0456, NPV 0.9997.
+    assert predictive_sentence(Setting(0.4, 0.95, 0.9), 0.5) == (
+        "Where 5 of 1,000 films show pneumonia, 5 of 100 films called pneumonia show one (PPV), and "
+        "more than 99 of 100 called normal show none (NPV)."
+    )
+
+
+def test_where_nothing_is_called_so_no_predictive_value_is_given():
+    everything = predictive_sentence(Setting(0, 1, 0), 20)
+    assert "20 of 100 films called pneumonia" in everything and "no film is called normal (NPV)" in everything
+    assert "no film is called pneumonia (PPV)" in predictive_sentence(Setting(1, 0, 1), 20)
+
+
+@pytest.mark.parametrize("prevalence", [None, 0, 0.09, 99.95, 100, -3, float("nan"), float("inf")])
+def test_a_prevalence_that_is_none_is_asked_for_again(prevalence):
+    assert predictive_sentence(Setting(0.4, 0.95, 0.9), prevalence) == (
+        "For PPV and NPV, enter a prevalence from 0.1 to 99.9 percent."
+    )
+
+
+def test_the_band_is_explained_with_its_promise_at_the_models_own_point_only():
+    sensitive, own, _ = settings_of(_model())
+    said = band_sentence(_model(), own)
+    assert said.startswith("Between 20% and 60% the answer is left open")
+    assert "at most 2 of 100 pneumonias lie below it and at most 2 of 100 normal films above it" in said
+    # In the odds: 1/9 for 0.1 instead of 2/3, a sixth. 0.25 / 6 = 1/24 -> 4%, 1.5 / 6 = 1/4 -> 20%.
+    moved = band_sentence(_model(), sensitive)
+    assert moved.startswith("Between 4% and 20% the answer is left open")
+    assert "2 of 100" not in moved and "at the model's own operating point only" in moved
+    assert band_at(_model(), 0.1) == pytest.approx((1 / 25, 1 / 5))
+    assert band_sentence(_model(band=None), own) == ""
+
+
+def test_a_band_whose_ends_read_the_same_names_none():
+    said = band_sentence(_model(threshold=0.4), Setting(0.999999, 0.1, 1))
+    assert said.startswith("Close to the operating point the answer is left open")
+
+
+def test_a_model_without_figures_says_why_nothing_can_be_moved():
+    bare = _model(trade_off={}, operating_point={}, band=None, threshold=0.5)
+    said = setting_html(bare, [], 0)
+    assert "can&#x27;t be moved" in said and "(50%)" in said and worth_html(bare, [], 0, 20) == ""
+
+
+def test_the_figures_are_said_to_be_of_validation_and_not_of_the_readers_hospital():
+    model = _model()
+    assert "and not of your hospital" in worth_html(model, settings_of(model), 1, 20)
+    assert "in validation" in setting_html(model, settings_of(model), 1)
+    assert "found 60 of 100" in setting_html(model, settings_of(model), 2)
