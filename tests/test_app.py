@@ -1,24 +1,49 @@
-import gradio as gr
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+
 import pytest
+from conftest import ROOT
 
-from app import build_page
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
-
-
-def test_the_page_answers_with_the_classifiers_probability_and_decision(finished_run, film_folder):
-    classifier = PneumoniaClassifier.from_pretrained(finished_run)
-    film = str(next((film_folder / "test" / "PNEUMONIA").iterdir()))
-    decision, answer = build_page(classifier).fn(film)
-    expected = classifier(film)
-    assert decision == expected.decision
-    assert answer == {"Pneumonia": expected.probability, "Normal": 1 - expected.probability}
+from app import main
+from hf_pneumonia.errors import UsageError
 
 
-@pytest.mark.parametrize("film", [None, b"no film"])
-def test_no_film_and_a_damaged_one_are_said_and_leave_no_traceback_in_the_log(finished_run, film, tmp_path):
-    if film is not None:
-        (tmp_path / "film.png").write_bytes(film)
-        film = str(tmp_path / "film.png")
-    with pytest.raises(gr.Error) as refusal:
-        build_page(PneumoniaClassifier.from_pretrained(finished_run)).fn(film)
-    assert not refusal.value.print_exception
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_app_prints_one_line_with_its_address_and_serves_the_page_there(finished_run):
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, ROOT / "app.py", "--model", finished_run]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as app:
+        try:
+            assert app.stdout.readline() == f"tiny: {address}\n"
+            page = urllib.request.urlopen(address, timeout=20).read().decode()
+            assert "Pneumonia on chest films" in page and "Not a medical device" in page
+        finally:
+            app.terminate()  # not SIGINT, which a process that was started in the background ignores
+            rest = app.stdout.read()
+        assert not rest
+
+
+def test_a_port_that_is_taken_is_a_mistake_that_the_user_can_mend(finished_run, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(UsageError, match="the page can't be served"):
+            main(["--model", str(finished_run)])
+
+
+def test_no_such_model_is_one_line_and_exit_code_2():
+    done = subprocess.run(
+        [sys.executable, ROOT / "app.py", "--model", "/no/such/run"],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("app.py: ") and done.stderr.count("\n") == 1

@@ -62,7 +62,8 @@ def test_a_share_is_rounded_and_all_or_none_is_said_only_where_it_is_so(share, w
 
 def test_a_setting_says_what_it_found_and_cleared_in_validation():
     assert found_sentence(Setting(0.4, 0.95, 0.9)) == (
-        "At this setting the model found 95 of 100 pneumonias and cleared 90 of 100 normal films in validation."
+        "At this setting the model found 95 of 100 pneumonias and cleared 90 of 100 normal films in "
+        "validation."
     )
 
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from app import build_page
 from hf_pneumonia import PneumoniaClassifier
+from hf_pneumonia.data.film import read_film
+from hf_pneumonia.page.one_film import card_html, look_at
 
 # Whole batches and single films go through other kernels of the same library.
 TOLERANCE = 1e-5
@@ -84,11 +85,11 @@ def test_timm(model, classifier, reported):
 
 
 def test_the_page(classifier, reported):
-    classify = build_page(classifier).fn
-    answers = [classify(film) for film in reported]
-    _assert_same([scores["Pneumonia"] for _, scores in answers], reported, classifier.threshold)
-    called = ["pneumonia" if value >= classifier.threshold else "normal" for value in reported.values()]
-    assert [decision for decision, _ in answers] == called
+    answers = [look_at(classifier, read_film(film), "film", heat_map=False)[0] for film in reported]
+    _assert_same([said["probability"] for said in answers], reported, classifier.threshold)
+    for said, probability in zip(answers, reported.values(), strict=True):
+        card = card_html(classifier, said, classifier.threshold)
+        assert f"Prediction: {classifier.decide(probability).capitalize()}" in card
 
 
 def test_onnx(model, classifier, reported, tmp_path):

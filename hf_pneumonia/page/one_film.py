@@ -131,27 +131,23 @@ def one_film_tab(
     def threshold_at(index: float) -> float:
         return settings[int(index)].threshold if settings else classifier.threshold
 
-    def answer(name: str, note: str, film: Callable[[], Image.Image], index: float) -> tuple:
+    def answer(name: str, note: str, film: Callable[[], Image.Image]) -> tuple:
         try:
-            said, value = look_at(classifier, film(), name, heat_map, note)
-        except (UnreadableFilm, UsageError) as error:
-            said, value = {"problem": f"This file can't be read as a film: {error}"}, None
-            if isinstance(error, UsageError):
-                said = {"problem": f"The model gave no answer: {error}"}
-        return said, card_html(classifier, said, threshold_at(index)), value
+            return look_at(classifier, film(), name, heat_map, note)
+        except UnreadableFilm as error:
+            return {"problem": f"This file can't be read as a film: {error}"}, None
+        except UsageError as error:
+            return {"problem": f"The model gave no answer: {error}"}, None
 
-    def from_file(path: str | None, index: float) -> tuple:
-        if path is None:
-            return None, None, card_html(classifier, None, threshold_at(index)), None
-        # The field is emptied: the next film can be dropped where this one was.
-        return None, *answer(Path(path).name, "", lambda: read(path), index)
+    def from_file(path: str | None) -> tuple:
+        return answer(Path(path).name, "", lambda: read(path)) if path else (None, None)
 
-    def from_example(index: float, event: gr.EventData) -> tuple:
+    def from_example(event: gr.EventData) -> tuple:
         number = event._data.get("number") if isinstance(event._data, dict) else None
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise gr.Error("There is no such example.", print_exception=False)
         example = examples[number]
-        return answer(example.caption, example.note, lambda: example.film, index)
+        return answer(example.caption, example.note, lambda: example.film)
 
     def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str]:
         index = int(index)
@@ -164,20 +160,26 @@ def one_film_tab(
     def start_over() -> tuple:
         return own, USUAL_PREVALENCE, None, None, None, *move(own, USUAL_PREVALENCE, None)
 
-    shown = [said, card, view]
-    scoring: dict[str, Any] = {"show_progress_on": [card], "api_visibility": "private"}
-    file.upload(from_file, [file, slider], [file, *shown], **scoring)
-    gallery.select(from_example, [slider], shown, **scoring)
     moved = [card, of_setting, worth]
+    setting = [slider, prevalence, said]
+    scored = [
+        # Each file counts, in its turn.
+        file.upload(
+            from_file,
+            [file],
+            [said, view],
+            show_progress_on=[card],
+            trigger_mode="multiple",
+            api_visibility="private",
+        ),
+        gallery.select(from_example, None, [said, view], show_progress_on=[card], api_visibility="private"),
+    ]
+    for done in scored:
+        # By where the slider is now, and not where it was when the film was handed in. The field is emptied
+        # even where the queue was full: the next film can be dropped where this one was.
+        done.then(lambda *now: (None, *move(*now)), setting, [file, *moved], **_AT_ONCE)
     clear.click(start_over, None, [slider, prevalence, file, said, view, *moved], **_AT_ONCE)
-    gr.on(
-        [slider.input, prevalence.input],
-        move,
-        [slider, prevalence, said],
-        moved,
-        trigger_mode="always_last",
-        **_AT_ONCE,
-    )
+    gr.on([slider.input, prevalence.input], move, setting, moved, trigger_mode="always_last", **_AT_ONCE)
     back.click(
         lambda percent, said: (own, *move(own, percent, said)),
         [prevalence, said],

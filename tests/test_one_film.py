@@ -1,0 +1,81 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.classifier import NOT_A_FILM, UNCERTAIN, PneumoniaClassifier, Prediction
+from hf_pneumonia.page.one_film import card_html, look_at, makes_heat_maps
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run) -> PneumoniaClassifier:
+    return PneumoniaClassifier.from_pretrained(finished_run)
+
+
+@pytest.fixture(scope="module")
+def film() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90)).astype(np.uint8))
+
+
+def test_what_is_said_of_a_film_is_the_classifiers_answer_in_plain_values(classifier, film):
+    said, shown = look_at(classifier, film, "film.jpeg", heat_map=True)
+    assert json.loads(json.dumps(said)) == said
+    assert said["probability"] == classifier(film).probability and said["name"] == "film.jpeg"
+    assert shown["heat"] and (shown["width"], shown["height"]) == (90, 70)
+    assert look_at(classifier, film, "film.jpeg", heat_map=False)[1]["heat"] is None
+
+
+def test_of_what_is_no_chest_film_no_probability_goes_to_the_browser(film):
+    refused = Prediction(
+        "PNEUMONIA", 0.8125, 0.5, NOT_A_FILM, "a colour picture", np.ones((4, 4), np.float32)
+    )
+    classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75))
+    said, shown = look_at(lambda film, heat_map: refused, film, "cat.png", heat_map=True)
+    assert said["probability"] is None and "81" not in json.dumps(said) and shown["heat"] is None
+    # Wherever the slider is, its card is the same.
+    cards = {card_html(classifier, said, threshold) for threshold in (0.5, 0.1, 0.99)}
+    assert len(cards) == 1 and "Not a chest film" in (card := cards.pop()) and "a colour picture" in card
+    assert "%" not in card
+
+
+def _said(probability: float, name: str = "film.jpeg", note: str = "") -> dict:
+    return {"name": name, "note": note, "probability": probability, "reason": ""}
+
+
+def test_another_setting_decides_anew_without_the_network(classifier):
+    own = classifier.threshold
+    asked = SimpleNamespace(threshold=own, band=classifier.band, decide=classifier.decide)
+    for probability in (0.001, own, 0.999):
+        for threshold in (own, 0.0001, 0.9999):
+            moved = None if threshold == own else threshold
+            decision = classifier.decide(probability, moved)
+            card = card_html(asked, _said(probability), threshold)
+            said = "Uncertain - have it read" if decision == UNCERTAIN else f"{decision.capitalize()} (Conf"
+            assert f"Prediction: {said}" in card
+            assert ("The operating point is moved to" in card) == (threshold != own)
+
+
+def test_names_and_problems_are_text_and_no_markup(classifier):
+    evil = '<img src=x onerror="alert(1)">.png'
+    for said in (_said(0.2, name=evil), _said(0.2, note=evil), {"problem": evil}):
+        card = card_html(classifier, said, classifier.threshold)
+        assert "<img" not in card and "&lt;img" in card
+
+
+def test_before_any_film_and_for_a_broken_one_there_is_no_answer(classifier):
+    assert card_html(classifier, None, classifier.threshold) == ""
+    card = card_html(classifier, {"problem": "This file can't be read."}, classifier.threshold)
+    assert card == "<p>This file can&#x27;t be read.</p>"
+
+
+def test_networks_that_make_no_heat_maps_are_found_at_start_up(classifier, vit_folder):
+    assert makes_heat_maps(classifier)
+    assert not makes_heat_maps(PneumoniaClassifier.from_pretrained(vit_folder))
+
+    def refuse(squares, heat_map):
+        raise UsageError("no heat maps of this network")
+
+    assert not makes_heat_maps(SimpleNamespace(image_size=8, predict_squares=refuse))

@@ -1,0 +1,319 @@
+"""The page as a person meets it: in a browser, through a real server."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import LAPTOP, PHONE, served
+from PIL import Image
+
+from hf_pneumonia.data.film import read_film
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.page.answer import prediction_line
+from hf_pneumonia.page.examples import SIMULATED, simulated_examples
+from hf_pneumonia.page.page import NOTE, build_page, looks
+
+WAIT = 20_000  # ms
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run) -> PneumoniaClassifier:
+    return PneumoniaClassifier.from_pretrained(finished_run)
+
+
+@pytest.fixture(scope="module")
+def address(classifier) -> str:
+    with served(build_page(classifier, read_film, simulated_examples()), **looks()) as address:
+        yield address
+
+
+@pytest.fixture
+def tab(browser, address):
+    """A fresh tab on the page; what goes wrong in it fails the test."""
+    tab = browser.new_page(viewport=LAPTOP)
+    wrong = []
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    _open(tab, address)
+    yield tab
+    tab.close()
+    assert not wrong
+
+
+def _open(tab, address: str) -> None:
+    tab.goto(address)
+    tab.wait_for_selector("#film-file input[type=file]", state="attached", timeout=WAIT)
+
+
+def _upload(tab, path: Path) -> None:
+    tab.set_input_files("#film-file input[type=file]", str(path))
+
+
+def _answer(tab, name: str) -> str:
+    """The first line of the answer, once it is of the film of this name."""
+    tab.wait_for_selector(f"#film-answer >> text=Film: {name}", timeout=WAIT)
+    return tab.inner_text(".answer-line").strip()
+
+
+def _line(classifier: PneumoniaClassifier, film: object) -> str:
+    prediction = classifier(film)
+    return prediction_line(prediction.decision, prediction.probability)
+
+
+def _png_16(path: Path, film: Path) -> Path:
+    pixels = np.asarray(Image.open(film)).astype(np.uint16) * 16 + 5
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _dicom(path: Path, film: Path) -> Path:
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    pixels = np.asarray(Image.open(film))
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Rows, data.Columns = pixels.shape
+    data.PatientName = "Nobody^Ever"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 7, 0, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_films_of_each_kind_get_the_classifiers_answer_one_after_the_other(
+    tab, classifier, film_folder, tmp_path
+):
+    sick = next((film_folder / "test" / "PNEUMONIA").iterdir())
+    well = next((film_folder / "test" / "NORMAL").iterdir())
+    films = [sick, _png_16(tmp_path / "film16.png", well), _dicom(tmp_path / "film.dcm", sick)]
+    films.append(tmp_path / "Ünï <b>ß<b> ' film.jpeg")
+    films[-1].write_bytes(well.read_bytes())
+    for film in films:
+        _upload(tab, film)
+        # Gradio's upload leaves out of a name what a path can't hold.
+        name = film.name if film is not films[-1] else "Ünï"
+        assert _answer(tab, name) == _line(classifier, film)
+        assert tab.locator("image.heat").get_attribute("href").startswith("data:image/png")
+    assert not tab.locator("#film-answer b:has-text('ß')").count()
+    assert "Nobody" not in tab.content()
+
+
+def test_an_example_is_taken_by_keyboard_and_said_to_be_simulated(tab, classifier):
+    examples = simulated_examples()
+    for number, key in ((0, "Enter"), (3, "Space")):
+        button = tab.locator("[data-example]").nth(number)
+        button.focus()
+        outline = button.evaluate("button => getComputedStyle(button).outlineStyle")
+        assert outline != "none"
+        tab.keyboard.press(key)
+        assert _answer(tab, examples[number].caption) == _line(classifier, examples[number].film)
+        assert tab.locator(f"#film-answer >> text={SIMULATED}").count() == 1
+
+
+def test_the_slider_changes_decision_and_sentence_by_keyboard_and_goes_back(tab, classifier):
+    _example(tab, 0)
+    card, found = "#film-answer .answer-region", "#film-found"
+    before, own = tab.inner_text(card), tab.inner_text(found)
+    slider = tab.locator("#film-setting input[type=range]")
+    slider.focus()
+    points = classifier.trade_off
+    # The end that finds everything and clears nothing calls every film pneumonia, unless it is left open.
+    for key, index in (("Home", 0), ("End", -1)):
+        tab.keyboard.press(key)
+        words = _found(points["sensitivity"][index], points["specificity"][index])
+        tab.wait_for_selector(f"{found} >> text={words}", timeout=WAIT)
+        probability = classifier(simulated_examples()[0].film).probability
+        decision = classifier.decide(probability, points["threshold"][index])
+        line = prediction_line(decision, probability)
+        tab.wait_for_function(
+            "line => document.querySelector('.answer-line').innerText.trim() === line", arg=line, timeout=WAIT
+        )
+        assert "The operating point is moved to" in tab.inner_text(card)
+    tab.keyboard.press("ArrowLeft")
+    words = _found(points["sensitivity"][-2], points["specificity"][-2])
+    tab.wait_for_selector(f"{found} >> text={words}", timeout=WAIT)
+    tab.locator("#film-back").press("Enter")
+    tab.wait_for_function("own => document.querySelector('#film-found').innerText === own", arg=own)
+    assert tab.inner_text(card) == before
+    assert slider.input_value() == str(points["threshold"].index(classifier.threshold))
+
+
+def test_the_setting_stays_for_the_next_film(tab, classifier):
+    tab.locator("#film-setting input[type=range]").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
+    _example(tab, 1)
+    probability = classifier(simulated_examples()[1].film).probability
+    decision = classifier.decide(probability, classifier.trade_off["threshold"][0])
+    assert tab.inner_text(".answer-line").strip() == prediction_line(decision, probability)
+    assert "The operating point is moved to" in tab.inner_text("#film-answer .answer-region")
+
+
+def test_the_prevalence_moves_the_predictive_values_only(tab):
+    before = tab.inner_text("#film-found")
+    tab.fill("#film-prevalence input", "0.5")
+    tab.wait_for_selector("#film-worth >> text=Where 5 of 1,000 films show pneumonia", timeout=WAIT)
+    assert tab.inner_text("#film-found") == before
+    tab.fill("#film-prevalence input", "100")
+    tab.wait_for_selector("#film-worth >> text=enter a prevalence from 0.1 to 99.9", timeout=WAIT)
+
+
+def test_a_broken_file_is_one_sentence_and_the_earlier_answer_is_gone(tab, tmp_path, capfd):
+    _example(tab, 0)
+    (tmp_path / "secret-name.png").write_bytes(b"<html>login</html>")
+    _upload(tab, tmp_path / "secret-name.png")
+    tab.wait_for_selector(
+        "#film-answer >> text=This file can't be read as a film: an HTML page", timeout=WAIT
+    )
+    assert not tab.locator(".answer-line").count() and not tab.locator("image.film[href]").count()
+    assert not tab.locator("text=Traceback").count()
+    # The slider has nothing to decide, and the sentence stays.
+    tab.locator("#film-setting input[type=range]").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
+    assert tab.locator("#film-answer >> text=This file can't be read as a film").count() == 1
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err and "secret-name" not in printed.out + printed.err
+
+
+def test_clear_leaves_the_page_as_new(tab):
+    fresh = tab.inner_text("#one-film")
+    _example(tab, 2)
+    tab.locator("#film-setting input[type=range]").focus()
+    tab.keyboard.press("End")
+    tab.wait_for_selector("#film-answer >> text=The operating point is moved to", timeout=WAIT)
+    tab.fill("#film-prevalence input", "50")
+    tab.wait_for_selector("#film-worth >> text=Where 50 of 100", timeout=WAIT)
+    tab.locator("#film-clear").press("Enter")
+    tab.wait_for_function("fresh => document.querySelector('#one-film').innerText === fresh", arg=fresh)
+    assert tab.input_value("#film-prevalence input") == "20"
+    assert not tab.locator("image.film[href]").count()
+
+
+def test_a_picture_is_pasted_anywhere_and_text_only_where_it_belongs(tab, classifier):
+    film = simulated_examples()[3].film
+    data = io.BytesIO()
+    film.save(data, "PNG")
+    tab.evaluate(
+        """encoded => {
+            const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+            const clipboard = new DataTransfer();
+            clipboard.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
+            const event = { clipboardData: clipboard, bubbles: true, cancelable: true };
+            document.body.dispatchEvent(new ClipboardEvent("paste", event));
+        }""",
+        base64.b64encode(data.getvalue()).decode(),
+    )
+    assert _answer(tab, "pasted.png") == _line(classifier, film)
+    refused = tab.evaluate(
+        """() => {
+            const clipboard = new DataTransfer();
+            clipboard.setData("text/plain", "20");
+            const options = { clipboardData: clipboard, bubbles: true, cancelable: true };
+            const event = new ClipboardEvent("paste", options);
+            return !document.querySelector("#film-prevalence input").dispatchEvent(event);
+        }"""
+    )
+    assert not refused
+
+
+def test_a_dropped_file_is_answered(tab, classifier, film_folder):
+    film = next((film_folder / "test" / "NORMAL").iterdir())
+    drop = tab.evaluate_handle(
+        """encoded => {
+            const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+            const files = new DataTransfer();
+            files.items.add(new File([bytes], "dropped.jpeg", { type: "image/jpeg" }));
+            return files;
+        }""",
+        base64.b64encode(film.read_bytes()).decode(),
+    )
+    tab.locator("#film-file button").first.dispatch_event("drop", {"dataTransfer": drop})
+    assert _answer(tab, "dropped.jpeg") == _line(classifier, film)
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_leaves_for_another_host_and_nothing_runs_out_at_the_side(browser, address, size, scheme):
+    tab = browser.new_page(viewport=size, color_scheme=scheme)
+    hosts = set()
+    tab.on("request", lambda request: hosts.add(re.split("[/?]", request.url)[2] or request.url[:5]))
+    _open(tab, address)
+    _example(tab, 0)
+    assert hosts <= {address.split("/")[2], "data:"}
+    assert tab.evaluate("document.documentElement.scrollWidth") == size["width"]
+    assert tab.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    # The note stays where it is seen.
+    tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    box = tab.locator("#no-device").bounding_box()
+    assert tab.inner_text("#no-device").strip() == NOTE and 0 <= box["y"] < size["height"] / 2
+    quiet = tab.evaluate(_CONTRAST)
+    assert not quiet, quiet
+    tab.close()
+
+
+def test_a_model_that_states_nothing_has_no_slider_and_says_why(browser, vit_folder):
+    page = build_page(PneumoniaClassifier.from_pretrained(vit_folder), read_film, simulated_examples())
+    with served(page, **looks()) as address:
+        tab = browser.new_page(viewport=LAPTOP)
+        _open(tab, address)
+        assert not tab.locator("#film-setting").count() and not tab.locator("#film-prevalence").count()
+        assert "how often it is right is not known" in tab.inner_text("#film-found")
+        assert "the model states no operating point" in tab.inner_text("#head")
+        _example(tab, 0)
+        assert not tab.locator("image.heat[href]").count()
+        tab.close()
+
+
+def _example(tab, number: int) -> None:
+    caption = simulated_examples()[number].caption
+    tab.locator("[data-example]").nth(number).click()
+    tab.wait_for_selector(f"#film-answer >> text=Film: {caption}", timeout=WAIT)
+
+
+def _found(sensitivity: float, specificity: float) -> str:
+    # The shares of these ends are of 20 films: whole percents.
+    return f"found {round(100 * sensitivity)} of 100 pneumonias and cleared {round(100 * specificity)} of 100"
+
+
+# Texts whose contrast with what lies under them is below 4.5:1 (WCAG 2.2, 1.4.3; luminance as there).
+_CONTRAST = """() => {
+  const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    paint.clearRect(0, 0, 1, 1);
+    paint.fillStyle = colour;
+    paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => {
+    const part = colour.slice(0, 3).map((byte) => byte / 255)
+      .map((share) => (share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+  };
+  const under = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = rgba(getComputedStyle(one).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  const faint = new Set();
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    const [one, other] = [light(rgba(getComputedStyle(element).color)), light(under(element))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < 4.5) faint.add(`${ratio.toFixed(2)} ${texts.currentNode.textContent.trim().slice(0, 40)}`);
+  }
+  return [...faint];
+}"""
