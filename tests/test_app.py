@@ -35,7 +35,9 @@ def test_app_prints_one_line_with_its_address_and_serves_the_page_there(finished
 
 def test_a_port_that_is_taken_is_a_mistake_that_the_user_can_mend(finished_run, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        # As GRADIO_SERVER_PORT and GRADIO_NUM_PORTS say it to Gradio when it is imported.
+        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", taken.getsockname()[1])
+        monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
         with pytest.raises(UsageError, match="the page can't be served"):
             main(["--model", str(finished_run)])
 
