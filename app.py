@@ -4,12 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from hf_pneumonia.data.film import read_film
-from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.errors import run_script
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.which_model import which_model
-from hf_pneumonia.page.examples import simulated_examples
+from hf_pneumonia.page.about import example_files
+from hf_pneumonia.page.decoder import Decoder
+from hf_pneumonia.page.examples import real_examples, simulated_examples
 from hf_pneumonia.page.page import build_page, looks
+from hf_pneumonia.page.serving import serve
+from hf_pneumonia.page.upload_folder import UploadFolder
 
 
 def main(argv: list[str]) -> None:
@@ -26,21 +29,11 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     model = args.model or which_model(Path(__file__).parent)
-    classifier = PneumoniaClassifier.from_pretrained(model)
-    page = build_page(classifier, read_film, simulated_examples())
-    try:
-        _, here, everywhere = page.queue(max_size=32).launch(
-            share=args.share,
-            max_file_size="20mb",
-            run_history=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            **looks(),
-        )
-    except OSError as error:  # no free port, or no such address on this machine
-        raise UsageError(f"the page can't be served: {error}") from error
-    print(f"{classifier.name}: {everywhere or here}", flush=True)
-    page.block_thread()
+    with Decoder() as decoder, UploadFolder() as uploads:
+        classifier = PneumoniaClassifier.from_pretrained(model)
+        examples = simulated_examples() + real_examples(example_files(model), decoder.read)
+        page = build_page(classifier, decoder.read, examples, model)
+        serve(page, uploads, args.share, **looks())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from hf_pneumonia.data.phantom import simulate_patient
+from hf_pneumonia.errors import UnreadableFilm
+
+logger = logging.getLogger(__name__)
 
 # Two pairs of the simulated data set's test split (`phantom_folder`): no network trained on it has met them.
 _PATIENTS, _SEED = (1, 2, 11, 12), 0
@@ -38,19 +42,23 @@ def simulated_examples() -> list[Example]:
 
 
 def real_examples(paths: Iterable[Path], read: Callable[[str], Image.Image]) -> list[Example]:
-    """The films that a model brings.
+    """The films that a model brings, numbered: their names may be patients'. What can't be read is warned of
+    and left out.
 
     Args:
         paths: of the files.
         read: `read_film`, or the page's own decoder.
-
-    Raises:
-        UnreadableFilm: one of them can't be read.
     """
-    return [
-        Example(read(str(path)), path.stem, f"Example of the model's repository: {path.stem}")
-        for path in paths
-    ]
+    examples = []
+    for path in paths:
+        try:
+            film = read(str(path))
+        except UnreadableFilm as error:
+            logger.warning("an example of the model can't be read: %s", error)
+            continue
+        caption = f"Example {len(examples) + 1}"
+        examples.append(Example(film, caption, f"{caption} of the model's own."))
+    return examples
 
 
 def gallery_html(examples: list[Example]) -> str:

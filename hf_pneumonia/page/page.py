@@ -10,7 +10,10 @@ from PIL import Image
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.page.about import about_tab
+from hf_pneumonia.page.api import add_endpoints
 from hf_pneumonia.page.examples import Example
+from hf_pneumonia.page.many_films import many_films_tab
 from hf_pneumonia.page.one_film import one_film_tab
 
 TITLE = "Pneumonia on chest films"
@@ -25,24 +28,31 @@ _HERE = Path(__file__).parent
 
 def build_page(
     classifier: PneumoniaClassifier,
-    read: Callable[[str], Image.Image] = read_film,
+    read: Callable[[str | bytes], Image.Image] = read_film,
     examples: Sequence[Example] = (),
+    model: str | None = None,
 ) -> gr.Blocks:
     """The page, to be launched with `looks()`.
 
     Args:
         classifier: that answers.
-        read: path -> film of mode 'L', or UnreadableFilm.
+        read: path or bytes -> film of mode 'L', or UnreadableFilm.
         examples: that the tab "One film" offers.
+        model: the run folder or repository of which the tab "About the model" tells; None
+            leaves that tab out.
     """
-    # Nothing is kept: no analytics, no examples cached; each minute what is older than nine is deleted,
-    # uploads are gone within ten.
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, 540), fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(classifier), apply_default_css=False, elem_id="head")
         gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="no-device")
         with gr.Tabs():
             with gr.Tab("One film"):
                 one_film_tab(classifier, read, examples)
+            with gr.Tab("Many films"):
+                many_films_tab(classifier, read)
+            if model is not None:
+                with gr.Tab("About the model"):
+                    about_tab(model)
+        add_endpoints(classifier, read)
     return page
 
 
@@ -54,7 +64,7 @@ def looks() -> dict[str, Any]:
     return {
         "theme": theme,
         "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "footer_links": ["api", "settings"],
+        "footer_links": ["api"],
     }
 
 
