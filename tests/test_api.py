@@ -102,7 +102,9 @@ def test_a_dicom_film_is_a_film(client, classifier, tmp_path):
     (tmp_path / "1.2.840").write_bytes(DICOM)
     answer = client.predict(handle_file(tmp_path / "1.2.840"), api_name="/predict")
     assert answer.keys() == ANSWER | {"model"}
-    assert answer["probability"] == classifier(DICOM).probability
+    # Noise in a DICOM file is no chest film, but is read.
+    assert classifier(DICOM).decision == answer["decision"] == NOT_A_FILM and answer["probability"] is None
+    assert answer["reason"] == classifier(DICOM).reason != ""
 
 
 def test_a_batch_with_bad_films_gives_a_row_each(client, classifier, tmp_path, hundred_films):

@@ -24,7 +24,7 @@ def test_app_prints_one_line_with_its_address_and_serves_the_page_there(finished
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as app:
         try:
-            assert app.stdout.readline() == f"tiny: {address}\n"
+            assert app.stdout.readline() == f"The page is at {address}\n"
             page = urllib.request.urlopen(address, timeout=20).read().decode()
             assert "Pneumonia on chest films" in page and "Not a medical device" in page
         finally:
@@ -38,7 +38,7 @@ def test_a_port_that_is_taken_is_a_mistake_that_the_user_can_mend(finished_run, 
         # As GRADIO_SERVER_PORT and GRADIO_NUM_PORTS say it to Gradio when it is imported.
         monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", taken.getsockname()[1])
         monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
-        with pytest.raises(UsageError, match="the page can't be served"):
+        with pytest.raises(UsageError, match="expected a free port for the page"):
             main(["--model", str(finished_run)])
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from test_dicom import _dicom
 from transformers import pipeline
 
@@ -76,10 +77,10 @@ def asked(monkeypatch) -> list[int]:
     sizes = []
     ask = PneumoniaClassifier.predict_squares
 
-    def count(self, squares, heat_map=False):
+    def count(self, squares, heat_map=False, problems=None):
         if squares.any():
             sizes.append(len(squares))
-        return ask(self, squares, heat_map)
+        return ask(self, squares, heat_map, problems)
 
     monkeypatch.setattr(PneumoniaClassifier, "predict_squares", count)
     return sizes
@@ -99,10 +100,10 @@ def test_every_film_of_the_test_split_has_its_row_and_the_probability_that_the_r
     np.testing.assert_allclose(found, [float(row["probability"]) for row in expected], atol=1e-6)
     threshold = load_model(str(finished_run)).operating_point["threshold"]
     assert {float(row["threshold"]) for row in rows} == {threshold}
-    assert [row["decision"] for row in rows] == [
-        "pneumonia" if float(row["probability"]) >= threshold else "normal" for row in expected
+    assert [row["label"] for row in rows] == [
+        "PNEUMONIA" if float(row["probability"]) >= threshold else "NORMAL" for row in expected
     ]
-    assert all(row["label"] == row["decision"].upper() and row["error"] == "" for row in rows)
+    assert all(row["decision"] in (row["label"].lower(), "uncertain") and row["error"] == "" for row in rows)
 
     predictions = PneumoniaClassifier.from_pretrained(finished_run)(names)
     assert [one.decision for one in predictions] == [row["decision"] for row in rows]
@@ -110,7 +111,7 @@ def test_every_film_of_the_test_split_has_its_row_and_the_probability_that_the_r
     answers = pipeline("image-classification", model=str(finished_run))(names)
     piped = [next(one["score"] for one in answer if one["label"] == "PNEUMONIA") for answer in answers]
     np.testing.assert_allclose(piped, found, atol=1e-6)
-    assert [value >= threshold for value in piped] == [row["decision"] == "pneumonia" for row in rows]
+    assert [value >= threshold for value in piped] == [row["label"] == "PNEUMONIA" for row in rows]
 
 
 def test_a_film_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(films, reference):
@@ -126,6 +127,15 @@ def test_a_film_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(films
     assert {row["threshold"] for row in rows} == {rows[0]["threshold"]}
 
 
+def test_what_is_no_chest_film_is_a_row_with_its_reason_and_no_probability(finished_run, tmp_path):
+    picture = Image.fromarray(load_sample_images().images[0])
+    picture.save(tmp_path / "palace.jpeg")
+    _predict(finished_run, tmp_path / "palace.jpeg", "--output", tmp_path / "scores.csv")
+    [row] = _rows((tmp_path / "scores.csv").read_bytes())
+    assert row["decision"] == "not a chest film" and row["error"].startswith("a colour picture")
+    assert row["label"] == row["probability"] == ""
+
+
 def test_only_the_csv_goes_to_standard_output_and_only_the_summary_to_standard_error(
     finished_run, films, reference
 ):
@@ -134,7 +144,7 @@ def test_only_the_csv_goes_to_standard_output_and_only_the_summary_to_standard_e
     decisions = [row["decision"] for row in _rows(reference)]
     assert done.stderr.decode() == (
         f"32 films: {decisions.count('pneumonia')} pneumonia, {decisions.count('normal')} normal, "
-        "2 could not be read\n"
+        f"{decisions.count('uncertain')} uncertain, 0 no chest film, 2 could not be read\n"
     )
 
 

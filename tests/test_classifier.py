@@ -49,9 +49,13 @@ def test_every_film_of_the_test_split_gets_the_probability_and_decision_of_the_r
     expected = [float(row["probability"]) for row in rows]
     np.testing.assert_allclose(_probabilities(found), expected, atol=1e-6)
     threshold = json.loads((finished_run / "config.json").read_text())["pneumonia"]["threshold"]
-    assert [one.decision == "pneumonia" for one in found] == [value >= threshold for value in expected]
+    assert [one.label == "PNEUMONIA" for one in found] == [value >= threshold for value in expected]
     assert {one.threshold for one in found} == {threshold} and len({one.label for one in found}) == 2
-    assert all(one.label == one.decision.upper() and one.heat_map is None for one in found)
+    band = json.loads((finished_run / "config.json").read_text())["pneumonia"]["uncertain"]
+    for one, value in zip(found, expected, strict=True):
+        open_ = band["low"] - 1e-6 <= value <= band["high"] + 1e-6
+        assert one.decision in ({"uncertain", one.label.lower()} if open_ else {one.label.lower()})
+        assert one.heat_map is None and one.reason == ""
 
 
 def test_every_film_gets_the_probability_that_the_pipeline_gives_it(classifier, rows, finished_run):
@@ -178,7 +182,7 @@ def test_half_precision_answers_nearly_the_same_and_in_full_numbers(finished_run
     found = _probabilities(half(files))
     np.testing.assert_allclose(found, _probabilities(classifier(files)), atol=0.02)
     # Numbers of 16 bits would fall on few values; the softmax is of 64.
-    logits = half._logits(np.stack([film_array(file, 64) for file in files[:5]])).astype(np.float64)
+    logits = half._ask(np.stack([film_array(file, 64) for file in files[:5]]))[0].astype(np.float64)
     expected = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
     np.testing.assert_allclose(found[:5], expected, atol=1e-2)
     assert half(files[0], heat_map=True).heat_map.dtype == np.float32
@@ -332,7 +336,8 @@ assert again(film) == classifier(film) and again.name == "ann/x"
     assert "ann/x also holds README.md, of what was there before" in done.stderr
     repository = local_hub.repositories["model", "ann/x"]
     kept = {".gitattributes", "README.md"}
-    assert repository.private and repository.head.keys() - kept == {"config.json", "model.safetensors"}
+    sent = {"config.json", "gate.safetensors", "model.safetensors"}
+    assert repository.private and repository.head.keys() - kept == sent
 
 
 def test_the_package_names_its_class_and_imports_nothing_for_it(tmp_path):

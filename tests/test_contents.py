@@ -26,6 +26,7 @@ def test_a_run_publishes_the_listed_files_and_no_others(finished_run):
         ".eval_results/test.yaml",
         "README.md",
         "config.json",
+        "gate.safetensors",
         "manifest.json",
         "model.safetensors",
         "recipe.yaml",
@@ -40,6 +41,18 @@ def test_the_report_that_leaves_knows_the_weights_beside_it(finished_run):
     weights = hashlib.sha256((finished_run / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads(files["report.json"])["weights_sha256"] == weights
     assert weights.encode() in files["README.md"]
+
+
+def test_a_gate_that_the_report_does_not_speak_of_is_not_published(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    gate = bytearray((run / "gate.safetensors").read_bytes())
+    gate[-1] ^= 1
+    (run / "gate.safetensors").write_bytes(gate)
+    with pytest.raises(UsageError, match="gate.safetensors is missing or damaged"):
+        public_files(run, REPO)
+    (run / "gate.safetensors").unlink()
+    with pytest.raises(UsageError, match="gate.safetensors is missing or damaged"):
+        public_files(run, REPO)
 
 
 def test_no_file_that_leaves_names_a_film_a_patient_or_a_place(finished_run, film_folder):

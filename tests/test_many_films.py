@@ -146,6 +146,7 @@ def test_in_a_browser_many_films_become_a_table_that_sorts_by_keyboard_and_downl
         def films() -> list[str]:
             return [text.strip() for text in tab.locator("tbody th").all_inner_texts()]
 
+        tab.locator("tbody th").nth(5).wait_for()
         given = [*names, "page.jpg", "ward.zip/../../evil.png", "ward.zip/more.zip"]
         assert films() == given
         counts = "6 films: 1 pneumonia, 2 normal, 1 not a chest film, 2 could not be read."

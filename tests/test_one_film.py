@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier, Prediction
 from hf_pneumonia.page.answer import prediction_line
@@ -19,8 +20,8 @@ def classifier(finished_run) -> PneumoniaClassifier:
 
 
 @pytest.fixture(scope="module")
-def film() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90)).astype(np.uint8))
+def film(film_folder) -> Image.Image:
+    return read_film(next((film_folder / "test" / "NORMAL").iterdir()))
 
 
 def test_what_is_said_of_a_film_is_the_classifiers_answer_in_plain_values(classifier, film):

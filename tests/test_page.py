@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from browser import LAPTOP, PHONE, served
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
@@ -21,7 +22,10 @@ WAIT = 20_000  # ms
 
 @pytest.fixture(scope="module")
 def classifier(finished_run) -> PneumoniaClassifier:
-    return PneumoniaClassifier.from_pretrained(finished_run)
+    """Without its gate, which was taught other films and refuses simulated ones."""
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    classifier.gate = None
+    return classifier
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,19 @@ def test_films_of_each_kind_get_the_classifiers_answer_one_after_the_other(
         assert tab.locator("image.heat").get_attribute("href").startswith("data:image/png")
     assert not tab.locator("#film-answer b:has-text('ß')").count()
     assert "Nobody" not in tab.content()
+
+
+def test_a_photograph_is_refused_without_any_number_wherever_the_slider_is(tab, tmp_path):
+    Image.fromarray(load_sample_images().images[1]).save(tmp_path / "flower.png")
+    _upload(tab, tmp_path / "flower.png")
+    assert _answer(tab, "flower.png") == "Not a chest film"
+    said = tab.inner_text("#film-answer .answer-region")
+    assert "a colour picture, and chest films are gray" in said and "%" not in said
+    assert not tab.locator("image.heat[href]").count()
+    tab.locator("#film-setting input[type=range]").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
+    assert tab.inner_text("#film-answer .answer-region") == said
 
 
 def test_an_example_is_taken_by_keyboard_and_said_to_be_simulated(tab, classifier):

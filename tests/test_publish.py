@@ -246,7 +246,7 @@ def test_weights_that_the_report_does_not_speak_of_are_not_published(run_copy):
     weights = bytearray((run_copy / "model.safetensors").read_bytes())
     weights[-1000:] = bytes(1000)
     (run_copy / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UsageError, match="model.safetensors is damaged, or not the weights that report.json"):
+    with pytest.raises(UsageError, match="model.safetensors is missing or damaged, or not the one"):
         prepare_run(run_copy, "ann/x")
 
 

@@ -71,7 +71,7 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
     names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     names = {name for name in names if not (name.startswith("audit/") and name.endswith(".png"))}
     assert names == {
-        "config.json", "model.safetensors", "recipe.yaml", "report.json",
+        "config.json", "model.safetensors", "gate.safetensors", "recipe.yaml", "report.json",
         "audit/audit.json", "audit/audit.md", "audit/manifest.csv", "audit/seen_before.csv",
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),

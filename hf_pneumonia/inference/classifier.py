@@ -116,8 +116,11 @@ class PneumoniaClassifier:
         self.gate = None if saved.folder is None else load_gate(saved.folder)
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
-        uncertain = saved.operating_point.get("uncertain")
-        self.band = (float(uncertain["low"]), float(uncertain["high"])) if uncertain else None
+        self.band = None
+        if uncertain := saved.operating_point.get("uncertain"):
+            # Around the threshold, though somebody chose another one for his own films.
+            low, high = float(uncertain["low"]), float(uncertain["high"])
+            self.band = min(low, self.threshold), max(high, self.threshold)
         self.trade_off = saved.operating_point.get("trade_off", {})
         self.device, self.dtype = _device(device), _dtype(dtype)
         self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()

@@ -242,7 +242,7 @@ def _operating_point(model: PreTrainedModel, name: str) -> dict:
         # Written so that nan fails.
         if not isinstance(value, int | float) or not low <= value <= high:
             raise UsageError(f"{name}: its config.json is damaged: pneumonia's {key} is {value!r}")
-    if not _is_band(stated.get("uncertain"), stated["threshold"]):
+    if not _is_band(stated.get("uncertain")):
         raise UsageError(
             f"{name}: its config.json is damaged: pneumonia's uncertain is {stated['uncertain']!r}"
         )
@@ -251,12 +251,12 @@ def _operating_point(model: PreTrainedModel, name: str) -> dict:
     return stated
 
 
-def _is_band(stated: object, threshold: float) -> bool:
+def _is_band(stated: object) -> bool:
     """Whether this is what `uncertain_band` found, or nothing."""
     if stated is None:
         return True
     ends = [stated.get("low"), stated.get("high")] if isinstance(stated, dict) else [None]
-    return all(map(_is_share, ends)) and ends[0] <= threshold <= ends[1]
+    return all(map(_is_share, ends)) and ends[0] <= ends[1]
 
 
 def _is_curve(stated: object) -> bool:
