@@ -108,7 +108,7 @@ def test_a_bomb_is_refused_by_the_directory_before_anything_is_unpacked(folder, 
     assert os.path.getsize(bomb.path) < 100_000
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("unpacked"))
     assert _problems(bomb) == {"bomb.zip/x.png": "more than 20 MB", "bomb.zip/y.png": ""}
-    monkeypatch.setattr(module, "MAX_TOTAL", 40 * 2**20)
+    monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 40 * 2**20)
     with pytest.raises(UsageError, match="45 MB unpacked, more than 40 MB"):
         films_of([many])
 
@@ -137,7 +137,7 @@ def test_no_more_than_500_films_and_no_film_of_more_than_20_mb(folder, monkeypat
     assert len(films_of([full])) == 500
     with pytest.raises(UsageError, match="more than 500 films"):
         films_of([full, _upload(folder, "x.png")])
-    monkeypatch.setattr(module, "MAX_FILE", 2**20)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2**20)
     assert _problems(_upload(folder, "x.png", bytes(2**20 + 1))) == {"x.png": "more than 1 MB"}
     assert _problems(_upload(folder, "b.zip", bytes(2**20 + 1))) == {"b.zip": "more than 1 MB"}
 

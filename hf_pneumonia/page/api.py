@@ -17,8 +17,8 @@ from hf_pneumonia.page.film_rows import (
     row_of,
     score_films,
 )
-from hf_pneumonia.page.many_films import AT_A_TIME
-from hf_pneumonia.page.uploads import fetch_no_urls, films_of, uploaded
+from hf_pneumonia.page.many_films import IN_TURN
+from hf_pneumonia.page.uploads import films_of, uploaded
 
 _PREDICT = """What the model says of one chest film.
 
@@ -60,13 +60,12 @@ print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_na
 
 
 def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
-    """Add both to the open gr.Blocks, and keep Gradio from fetching addresses.
+    """Add both to the open gr.Blocks.
 
     Args:
         classifier: answers.
         read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
     """
-    fetch_no_urls()
 
     def predict(film: FileData) -> dict:
         try:
@@ -89,7 +88,7 @@ def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes],
         return {"films": answers, "counts": count_rows(rows), "model": classifier.name}
 
     gr.api(predict, api_name="predict", api_description=_PREDICT)
-    gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **AT_A_TIME)
+    gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **IN_TURN)
 
 
 def _answer(row: FilmRow) -> dict:

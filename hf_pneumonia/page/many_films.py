@@ -10,16 +10,18 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.film_rows import FilmRow, score_films
 from hf_pneumonia.page.film_table import table
-from hf_pneumonia.page.uploads import MAX_FILE, MAX_FILMS, MAX_TOTAL, films_of, uploaded
+from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
+from hf_pneumonia.page.uploads import films_of, uploaded
 
 _HERE = Path(__file__).parent
 
 # Jobs of many films at a time, of the page and of the API together: each holds one batch of films.
-AT_A_TIME = {"concurrency_limit": 2, "concurrency_id": "many films"}
+IN_TURN = {"concurrency_limit": AT_A_TIME, "concurrency_id": "many films"}
 
 _LIMITS = (
-    f"Up to {MAX_FILMS} films, as files or in zip files: {MAX_FILE >> 20} MB each, {MAX_TOTAL >> 20} MB in "
-    "all once unpacked. The table stays in this tab of your browser; nothing is kept here."
+    f"Up to {MAX_FILMS} films, as files or in zip files: {MAX_FILE_BYTES >> 20} MB each, "
+    f"{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked. The table stays in this tab of your browser; nothing is "
+    "kept here."
 )
 
 
@@ -57,4 +59,4 @@ def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes]
         min_height=80,
     )
     # Not preprocessed: Gradio would leave an empty file per film behind, and lose the films' own names.
-    button.click(read_them, files, answers, preprocess=False, api_visibility="private", **AT_A_TIME)
+    button.click(read_them, files, answers, preprocess=False, api_visibility="private", **IN_TURN)

@@ -8,18 +8,13 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
-import gradio as gr
-from gradio import processing_utils
 from gradio.utils import get_upload_folder
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.inputs import Source, find_films
-
-MAX_FILMS = 500
-MAX_FILE = 20 * 2**20  # bytes of a film or of a zip file, as app.py lets them in
-MAX_TOTAL = 200 * 2**20  # bytes of all films of a request, unpacked
+from hf_pneumonia.page.limits import MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
 
 # Entries of a zip file, films or not: a directory of 20 MB names 400,000, which take 300 MB once listed.
 _MAX_ENTRIES = 5_000
@@ -73,8 +68,8 @@ def films_of(uploads: Iterable[Upload]) -> list[Source]:
     that is too large, a damaged zip file, one that is packed otherwise than by deflate, one in another.
 
     Raises:
-        UsageError: more than MAX_FILMS, or more than MAX_TOTAL by the directories of the zip files, before
-            anything is unpacked.
+        UsageError: more than MAX_FILMS, or than MAX_UNPACKED_BYTES by the zip files' directories, before anything
+            is unpacked.
     """
     films: list[Source] = []
     for upload in uploads:
@@ -82,9 +77,9 @@ def films_of(uploads: Iterable[Upload]) -> list[Source]:
         if len(films) > MAX_FILMS:
             raise UsageError(f"more than {MAX_FILMS} films; send them in several parts")
     total = sum(_size(film) for film in films if not film.problem)
-    if total > MAX_TOTAL:
+    if total > MAX_UNPACKED_BYTES:
         raise UsageError(
-            f"{_mb(total)} unpacked, more than {_mb(MAX_TOTAL)}; send the films in several parts"
+            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the films in several parts"
         )
     return films
 
@@ -95,28 +90,9 @@ def shown_name(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
-def fetch_no_urls() -> None:
-    """Keep Gradio from downloading what a request names by an address in place of a file.
-
-    It does so for every input of every event, from any public host, ahead of the event's own function, and
-    has no setting for it.
-    """
-
-    def refuse(url: str, cache_dir: str) -> NoReturn:
-        raise gr.Error(
-            "Expected an uploaded file, got an address: nothing is fetched.", print_exception=False
-        )
-
-    async def refuse_later(url: str, cache_dir: str) -> NoReturn:
-        refuse(url, cache_dir)
-
-    processing_utils.async_ssrf_protected_download = refuse_later
-    processing_utils.ssrf_protected_download = processing_utils.save_url_to_cache = refuse
-
-
 def _films_of_upload(upload: Upload) -> Iterator[Source]:
-    if os.path.getsize(upload.path) > MAX_FILE:
-        yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE)}")
+    if os.path.getsize(upload.path) > MAX_FILE_BYTES:
+        yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE_BYTES)}")
     elif upload.path.lower().endswith(".zip"):
         yield from _films_of_zip(upload)
     else:
@@ -133,8 +109,10 @@ def _films_of_zip(upload: Upload) -> Iterator[Source]:
         yield _problem(upload.name, upload.path, "no film in this zip file")
     for film in films:
         name = shown_name(upload.name + film.name[len(upload.path) :])
-        too_large = not film.problem and _size(film) > MAX_FILE
-        yield replace(film, name=name, problem=f"more than {_mb(MAX_FILE)}" if too_large else film.problem)
+        too_large = not film.problem and _size(film) > MAX_FILE_BYTES
+        yield replace(
+            film, name=name, problem=f"more than {_mb(MAX_FILE_BYTES)}" if too_large else film.problem
+        )
     for name in zips:
         yield _problem(f"{upload.name}/{name}", upload.path, "a zip file in a zip file is not opened")
 
