@@ -20,8 +20,8 @@ IN_TURN = {"concurrency_limit": AT_A_TIME, "concurrency_id": "many films"}
 
 _LIMITS = (
     f"Up to {MAX_FILMS} films, as files or in zip files: {MAX_FILE_BYTES >> 20} MB each, "
-    f"{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked. The table stays in this tab of your browser; nothing is "
-    "kept here."
+    f"{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked. "
+    "The table stays in this tab of your browser; nothing is kept here."
 )
 
 
