@@ -68,8 +68,8 @@ def films_of(uploads: Iterable[Upload]) -> list[Source]:
     that is too large, a damaged zip file, one that is packed otherwise than by deflate, one in another.
 
     Raises:
-        UsageError: more than MAX_FILMS, or than MAX_UNPACKED_BYTES by the zip files' directories, before anything
-            is unpacked.
+        UsageError: more than MAX_FILMS; or than MAX_UNPACKED_BYTES by the directories of the zip files,
+            before anything is unpacked.
     """
     films: list[Source] = []
     for upload in uploads:
