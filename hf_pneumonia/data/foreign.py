@@ -1,7 +1,8 @@
-"""Pictures that are no chest films, for asking a gate how many it refuses. None of them ever fits anything.
+"""Pictures that are no chest films, for asking a gate how many it refuses. No gate is fitted to them.
 
 Photographs are cuts of the three that scikit-learn and matplotlib bring along; the rest is drawn here, bones
-and slices by the sums of attenuation that radiographs show. They are stand-ins for what people upload.
+and slices by the sums of attenuation that radiographs show. They are stand-ins for what people upload, and
+were looked at while the gate was designed: on others it may refuse fewer.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from hf_pneumonia.evaluation.intervals import wilson
 # Of either class, the share of validation's films that may be called the other one outright.
 RISK = 0.02
 
-# Points of the ROC curve that are kept: more than a slider has pixels for.
+# Points of the ROC curve that are kept, for a slider: steps of 1 in 100 of both classes.
 _POINTS = 101
 
 
@@ -56,7 +56,9 @@ def uncertain_band(
 
     Split conformal prediction, by class (Vovk: Conditional Validity of Inductive Conformal Predictors, ACML
     2012): of films that are drawn as these were, at most a share `risk` of the pneumonias lies below the band
-    and at most `risk` of the normal ones above it. With fewer than 1 / risk films of a class no band can
+    and at most `risk` of the normal ones above it, in the mean over draws of these films. The promise is of
+    films that chose nothing else and are independent: validation also chose the epoch, and a patient may have
+    several. `left_open` counts what it came to on test films. With fewer than 1 / risk films of a class no band can
     promise that, and it reaches to the most misleading film of the class.
 
     Args:

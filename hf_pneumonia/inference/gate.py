@@ -38,22 +38,20 @@ class Spread:
         mean, scale: (d,) of each number; the others are of numbers less mean, divided by scale.
         directions: (k, d) orthonormal.
         variances: (k,) along the directions.
-        usual: (2,) distances along and across the directions that 99% of validation's films stay below.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
-    usual: np.ndarray
 
     def distances(self, numbers: np.ndarray) -> np.ndarray:
-        """(n, d) -> (n, 2) squared distances from the mean, as multiples of `usual`: along the directions, in
-        their standard deviations, and across them."""
+        """(n, d) -> (n, 2) squared distances from the mean: along the directions, in their standard deviations,
+        and across them."""
         centred = (numbers - self.mean) / self.scale
         squared, along = np.square(centred).sum(1), np.square(centred @ self.directions.T)
         both = [(along / self.variances).sum(1), (squared - along.sum(1)).clip(0)]
-        return np.stack(both, axis=1).astype(np.float64) / self.usual
+        return np.stack(both, axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def distances(
     two distances of `Spread`, so that neither decides alone."""
     numbers = [layout_numbers(squares), *statistics]
     both = [spread.distances(one) for spread, one in zip((layout, *stages), numbers, strict=True)]
-    # A blank picture may lie nowhere across the directions.
+    # What lies across may be nothing, as of a blank picture.
     return np.stack([np.sqrt(one.clip(1e-9).prod(1)) for one in both], axis=1)
 
 
@@ -171,12 +169,12 @@ def image_problem(film: Image.Image) -> str:
 
 
 def _spread(tensors: dict[str, np.ndarray], name: str) -> Spread:
-    parts = [tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances", "usual")]
-    mean, scale, directions, variances, usual = parts
+    parts = [tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances")]
+    mean, scale, directions, variances = parts
     shapes = mean.shape == scale.shape == directions.shape[1:] and variances.shape == directions.shape[:1]
     finite = all(np.isfinite(part).all() for part in parts)
-    if mean.ndim != 1 or not shapes or usual.shape != (2,) or not finite:
+    if mean.ndim != 1 or not shapes or not finite:
         raise ValueError(f"{name} has other shapes than expected, or no numbers")
-    if not ((scale > 0).all() and (variances > 0).all() and (usual > 0).all()):
+    if not ((scale > 0).all() and (variances > 0).all()):
         raise ValueError(f"{name} has a spread of 0 or less")
     return Spread(*parts)
