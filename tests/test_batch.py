@@ -130,8 +130,10 @@ def test_a_film_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(films
 def test_what_is_no_chest_film_is_a_row_with_its_reason_and_no_probability(finished_run, tmp_path):
     picture = Image.fromarray(load_sample_images().images[0])
     picture.save(tmp_path / "palace.jpeg")
-    _predict(finished_run, tmp_path / "palace.jpeg", "--output", tmp_path / "scores.csv")
+    output = ["--output", tmp_path / "scores.csv", "--heatmaps", tmp_path / "maps"]
+    _predict(finished_run, tmp_path / "palace.jpeg", *output)
     [row] = _rows((tmp_path / "scores.csv").read_bytes())
+    assert list((tmp_path / "maps").iterdir()) == []
     assert row["decision"] == "not a chest film" and row["error"].startswith("a colour picture")
     assert row["label"] == row["probability"] == ""
 

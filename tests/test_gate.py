@@ -125,7 +125,8 @@ def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
     for said, expected in (
         ({"modality": "CT"}, "its DICOM header says CT"),
         ({"body_part": "HAND"}, "its DICOM header says hand"),
-        ({"modality": "DX", "body_part": "CHEST"}, ""),
+        ({"modality": "DX", "body_part": "CHEST", "view": "PA"}, ""),
+        ({"view": "LL"}, "its DICOM header says that it is a side view"),
         ({"modality": "<b>", "body_part": "<b>"}, ""),
     ):
         film.info = said

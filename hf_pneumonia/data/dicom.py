@@ -28,6 +28,9 @@ MODALITIES = {
     "SM": "microscopy",
 }
 
+# Of PS3.3, C.8.7.1.1.1 and what is written in its place: from the front, from behind, and from a side.
+VIEWS = {"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL"}
+
 # Of PS3.16, annex L, the common ones.
 BODY_PARTS = {
     *("CHEST", "THORAX", "LUNG", "RIB", "HEART", "CSPINE", "TSPINE", "LSPINE", "SPINE", "ABDOMEN", "PELVIS"),
@@ -96,7 +99,7 @@ def read_kind(data: bytes) -> dict[str, str]:
     """What a DICOM file says it shows, in the terms that are known here; others may be anything.
 
     Returns:
-        `modality` (one of MODALITIES) and `body_part` (one of BODY_PARTS), those of them that it says.
+        `modality` (one of MODALITIES), `body_part` (of BODY_PARTS) and `view` (of VIEWS), those that it says.
 
     Raises:
         UnreadableFilm: as `read_dicom`.
@@ -105,6 +108,7 @@ def read_kind(data: bytes) -> dict[str, str]:
     said = {
         "modality": (header.text("Modality"), MODALITIES),
         "body_part": (header.text("BodyPartExamined").upper(), BODY_PARTS),
+        "view": (header.text("ViewPosition").upper(), VIEWS),
     }
     return {name: text for name, (text, known) in said.items() if text in known}
 

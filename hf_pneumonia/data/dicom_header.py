@@ -18,6 +18,7 @@ from hf_pneumonia.errors import UnreadableFilm
 _READ = {
     0x00080060: "Modality",
     0x00180015: "BodyPartExamined",
+    0x00185101: "ViewPosition",
     0x00280002: "SamplesPerPixel",
     0x00280004: "PhotometricInterpretation",
     0x00280006: "PlanarConfiguration",

@@ -31,7 +31,7 @@ MAX_BYTES = 256 * 2**20
 # What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 # What `info` of a film may have.
-_SAID = ("hues", "modality", "body_part")
+_SAID = ("hues", "modality", "body_part", "view")
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",

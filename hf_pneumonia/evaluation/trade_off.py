@@ -58,8 +58,8 @@ def uncertain_band(
     2012): of films that are drawn as these were, at most a share `risk` of the pneumonias lies below the band
     and at most `risk` of the normal ones above it, in the mean over draws of these films. The promise is of
     films that chose nothing else and are independent: validation also chose the epoch, and a patient may have
-    several. `left_open` counts what it came to on test films. With fewer than 1 / risk films of a class no band can
-    promise that, and it reaches to the most misleading film of the class.
+    several. `left_open` counts what it came to on test films. With fewer than 1 / risk films of a class no
+    band can promise that, and it reaches to the most misleading film of the class.
 
     Args:
         labels: (n,) 0 or 1, both present.

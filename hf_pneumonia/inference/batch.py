@@ -223,9 +223,7 @@ def _chunks(sources: list[Source], size: int) -> list[list[Numbered]]:
 
 def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
     score = progress.scores.get(key_of(film[1]))
-    return score is not None and (
-        heatmaps is None or score.probability is None or _picture(heatmaps, film).is_file()
-    )
+    return score is not None and (heatmaps is None or bool(score.error) or _picture(heatmaps, film).is_file())
 
 
 def _score_chunks(
@@ -269,7 +267,11 @@ def _score_chunks(
                 squares, problems = zip(*(one for _, one in films), strict=True)
                 found = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)
                 if heatmaps is not None:
-                    list(drawers.map(draw, [film for film, _ in films], [one.heat_map for one in found]))
+                    # None of what is refused: where would pneumonia be in a cat?
+                    shown = [
+                        (film, one) for (film, _), one in zip(films, found, strict=True) if not one.reason
+                    ]
+                    list(drawers.map(draw, [film for film, _ in shown], [one.heat_map for _, one in shown]))
                 predictions = iter(found)
             scores = [one if isinstance(one, Score) else _score(next(predictions)) for one in decoded]
             if not chunk:

@@ -46,6 +46,8 @@ READ_ALONG = (
 PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM = "pneumonia", "normal", "uncertain", "not a chest film"
 DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM)
 
+NO_GATE = "it has no gate: any gray picture gets an answer, a chest film or not"
+
 # What is done to a film by mistake, and how it is undone.
 _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("inverted: bones are dark in it, and lungs bright", lambda square: 255 - square),
@@ -69,8 +71,8 @@ class Prediction:
 
     Attributes:
         label: one of LABELS: PNEUMONIA from the threshold on.
-        probability: of pneumonia, 0 to 1, calibrated where the model is; without meaning for what is no chest
-            film.
+        probability: of pneumonia, 0 to 1, calibrated where the model is. Of what is no chest film it means
+            nothing, as label and heat map do: ask for the decision first.
         threshold: the model's operating point.
         decision: one of DECISIONS: "pneumonia" or "normal"; "uncertain" in the band around the threshold,
             where a person should read the film; "not a chest film" where the gate refuses it.
@@ -114,6 +116,8 @@ class PneumoniaClassifier:
     ) -> None:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
         self.gate = None if saved.folder is None else load_gate(saved.folder)
+        if self.gate is None:
+            self.notes = [*self.notes, NO_GATE]
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
         self.band = None
@@ -162,9 +166,10 @@ class PneumoniaClassifier:
         """
         device, dtype = _device(device), _dtype(dtype)  # ahead of what may be a download
         saved = load_model(os.fspath(name), revision)
-        for note in saved.notes:
+        classifier = cls(saved, device, dtype)
+        for note in classifier.notes:
             logger.warning("%s: %s", saved.name, note)
-        return cls(saved, device, dtype)
+        return classifier
 
     def __call__(
         self, film: Any, heat_map: bool = False, batch_size: int = 32

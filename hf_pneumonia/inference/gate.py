@@ -25,6 +25,7 @@ FLAT = 12
 
 _FILM_MODALITIES = {"CR", "DX", "RG", "RF"}
 _CHEST = {"CHEST", "THORAX", "LUNG", "RIB", "HEART"}
+_SIDE_VIEWS = {"LL", "RL", "LATERAL", "LLD", "RLD"}
 
 # Sides of the thumbnail that layout is judged by: coarse, so that ribs do not matter and their place does.
 LAYOUT = 16
@@ -46,8 +47,8 @@ class Spread:
     variances: np.ndarray
 
     def distances(self, numbers: np.ndarray) -> np.ndarray:
-        """(n, d) -> (n, 2) squared distances from the mean: along the directions, in their standard deviations,
-        and across them."""
+        """(n, d) -> (n, 2) squared distances from the mean: along the directions, in their deviations, and
+        across them."""
         centred = (numbers - self.mean) / self.scale
         squared, along = np.square(centred).sum(1), np.square(centred @ self.directions.T)
         both = [(along / self.variances).sum(1), (squared - along.sum(1)).clip(0)]
@@ -119,6 +120,8 @@ def load_gate(folder: Path) -> Gate | None:
             _spread(tensors, name) for name in ("layout", *(f"stage{n}" for n in range(count)))
         )
         gate = Gate(layout, tuple(stages), tensors["limits"])
+        if gate.tensors().keys() != tensors.keys():
+            raise ValueError("it holds other things than a gate of this version")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise UsageError(f"{folder.name}: its {GATE} is damaged: {str(error).splitlines()[0]}") from error
     as_many = gate.limits.shape == (1 + count,) and layout.mean.shape == (LAYOUT**2,)
@@ -154,13 +157,15 @@ def image_problem(film: Image.Image) -> str:
     Args:
         film: of mode 'L' at its full size, with `info` as `read_film` leaves it.
     """
-    hues, modality, part = (film.info.get(name) for name in ("hues", "modality", "body_part"))
+    hues, modality, part, view = (film.info.get(name) for name in ("hues", "modality", "body_part", "view"))
     if isinstance(hues, float) and hues > HUES:
         return "a colour picture, and chest films are gray"
     if modality in MODALITIES and modality not in _FILM_MODALITIES:
         return f"its DICOM header says {MODALITIES[modality]}"
     if part in BODY_PARTS and part not in _CHEST:
         return f"its DICOM header says {part.lower()}"
+    if view in _SIDE_VIEWS:
+        return "its DICOM header says that it is a side view"
     levels = np.cumsum(film.histogram())
     low, high = np.searchsorted(levels, [0.01 * levels[-1], 0.99 * levels[-1]])
     if high - low < FLAT:

@@ -38,6 +38,11 @@ class PlainCNN(nn.Module):
         for before, after in zip((in_chans, *WIDTHS), WIDTHS, strict=False):
             self.stages.append(_stage(before, after, norm))
             height, width = -(-height // 2), -(-width // 2)  # rounded up, as the pooling does
+        # As timm lists the stages of its networks: where a film is looked at for heat maps and gates.
+        self.feature_info = [
+            {"num_chs": after, "reduction": 2 ** (number + 1), "module": f"stages.{number}"}
+            for number, after in enumerate(WIDTHS)
+        ]
         self.num_classes, self.drop_rate = num_classes, drop_rate
         self.num_features, self.head_hidden_size = WIDTHS[-1], DENSE
         self.dense = nn.Linear(WIDTHS[-1] * height * width, DENSE)

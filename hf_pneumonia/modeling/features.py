@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from hf_pneumonia.modeling.build import network_input
 
-# Fields a side in which the middle stage is looked at: what is where, and not only how much of it (docs/LOG.md).
+# Fields a side in which the middle stage is looked at: what is where, and not only how much (docs/LOG.md).
 _FIELDS = 4
 
 
