@@ -64,9 +64,9 @@ def test_new_films_pass_and_films_of_another_kind_do_not(gate):
 def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_tenth_more(gate):
     found = distances(gate.layout, gate.stages, *_taught(400, 1))
     for column, limit in zip(found.T, gate.limits, strict=True):
-        rank = sorted(column)[399 - 1]  # ceil(0.995 * 401) = 399
+        rank = sorted(column)[400 - 1]  # ceil(0.9975 * 401) = 400
         logs = np.log(column)
-        foretold = np.exp(logs.mean() + students.ppf(0.9975, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
+        foretold = np.exp(logs.mean() + students.ppf(0.99875, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
         assert limit == pytest.approx(1.1 * max(rank, foretold))
 
 

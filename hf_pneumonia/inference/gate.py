@@ -30,6 +30,8 @@ _SIDE_VIEWS = {"LL", "RL", "LATERAL", "LLD", "RLD"}
 # Sides of the thumbnail that layout is judged by: coarse, so that ribs do not matter and their place does.
 LAYOUT = 16
 
+_FRAME_GRAYS = 12  # that a line of a frame may span: compression and resizing let the film run into it
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -142,11 +144,8 @@ def distances(
 
 
 def layout_numbers(squares: np.ndarray) -> np.ndarray:
-    """(n, s, s) uint8 -> (n, LAYOUT**2) float32 thumbnails of one brightness and contrast."""
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(np.array(squares))[:, None].float(), (LAYOUT, LAYOUT), mode="area"
-    )
-    small = small.flatten(1).numpy()
+    """(n, s, s) uint8 -> (n, LAYOUT**2) float32 thumbnails of one brightness and contrast, without frames."""
+    small = np.stack([_thumbnail(_without_frame(square)) for square in squares])
     # Five levels more, so that a blank picture's noise is not blown up to a layout.
     return (small - small.mean(1, keepdims=True)) / (small.std(1, keepdims=True) + 5)
 
@@ -171,6 +170,23 @@ def image_problem(film: Image.Image) -> str:
     if high - low < FLAT:
         return "blank: it has hardly any contrast"
     return ""
+
+
+def _without_frame(square: np.ndarray) -> np.ndarray:
+    """Less the rows and columns of one gray at its edges, an eighth of the side at most on each."""
+    most = len(square) // 8
+    kept = []
+    for lines in (square, square.T):
+        uniform = np.ptp(lines, axis=1) <= _FRAME_GRAYS
+        first = next((line for line in range(most) if not uniform[line]), most)
+        last = next((line for line in range(most) if not uniform[-1 - line]), most)
+        kept.append(slice(first, len(square) - last))
+    return square[kept[0], kept[1]]
+
+
+def _thumbnail(square: np.ndarray) -> np.ndarray:
+    pixels = torch.from_numpy(np.array(square))[None, None].float()
+    return torch.nn.functional.interpolate(pixels, (LAYOUT, LAYOUT), mode="area").numpy().ravel()
 
 
 def _spread(tensors: dict[str, np.ndarray], name: str) -> Spread:

@@ -29,8 +29,8 @@ _FRAME = 0.08
 
 _DIRECTIONS = 64
 
-# Share of validation's films above the limit, before the margin.
-_REFUSED = 0.005
+# Share of validation's films, as they are and varied, above each limit, before the margin.
+_REFUSED = 0.0025
 
 # Films of another scanner lie further out than validation's.
 _MARGIN = 1.1
@@ -54,14 +54,19 @@ def make_gate(model: nn.Module, films: FilmSet, batch_size: int) -> Gate | None:
     train, validation = (_some(films.rows(split)) for split in ("train", "validation"))
     if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
         return None
-    squares = [_with_varied(films.store[rows]) for rows in (train, validation)]
-    return fit_gate(*((some, stage_statistics(model, some, batch_size)) for some in squares))
+
+    def seen(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        plain = films.store[rows]
+        both = np.concatenate([plain, _framed(_varied(plain))])
+        return both, stage_statistics(model, both, batch_size)
+
+    return fit_gate(seen(train), seen(validation))
 
 
 def fit_gate(
     train: tuple[np.ndarray, list[np.ndarray]], validation: tuple[np.ndarray, list[np.ndarray]]
 ) -> Gate:
-    """Take the statistics of training films, and limits from validation's, which the network was not taught.
+    """Take the statistics of training films, and limits of validation's, which the network was not taught.
 
     Both as they are given: `make_gate` gives each film once more, varied.
 
@@ -128,28 +133,25 @@ def _some(rows: np.ndarray) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:_FILMS])
 
 
-def _with_varied(squares: np.ndarray) -> np.ndarray:
-    """Films, and the same again varied by `Augment`, by draws of its own: no other draw is changed."""
+def _varied(squares: np.ndarray) -> np.ndarray:
+    """The same films in other exposures, blurred and noisy, by draws of its own: no other draw is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = torch.from_numpy(squares).split(256)
         varied = torch.cat([Augment(**_VARIED)(part) for part in parts])
-    varied = (varied * 255).round().to(torch.uint8).numpy()
-    rng = np.random.default_rng(0)
-    return np.concatenate([squares, np.stack([_framed(square, rng) for square in varied])])
+    return (varied * 255).round().to(torch.uint8).numpy()
 
 
-def _framed(square: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every second film in a frame, mostly black, of a width for each side of it."""
-    if rng.random() < 0.5:
-        return square
-    size = len(square)
-    top, bottom, left, right = (rng.uniform(0, _FRAME, 4) * size).astype(int)
-    inner = Image.fromarray(square).resize(
-        (size - left - right, size - top - bottom), Image.Resampling.BICUBIC
-    )
-    framed = np.full_like(square, 0 if rng.random() < 2 / 3 else 255)
-    framed[top : size - bottom, left : size - right] = np.asarray(inner)
+def _framed(squares: np.ndarray) -> np.ndarray:
+    """The same films, every second one in a frame, mostly black, of a width for each side of it."""
+    rng, size = np.random.default_rng(0), squares.shape[1]
+    framed = squares.copy()
+    for number in np.flatnonzero(rng.random(len(squares)) < 0.5):
+        top, bottom, left, right = (rng.uniform(0, _FRAME, 4) * size).astype(int)
+        inner = (size - left - right, size - top - bottom)
+        film = Image.fromarray(squares[number]).resize(inner, Image.Resampling.BICUBIC)
+        framed[number] = 0 if rng.random() < 2 / 3 else 255
+        framed[number, top : size - bottom, left : size - right] = np.asarray(film)
     return framed
 
 
