@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.page import decoder as module
 from hf_pneumonia.page.decoder import COULD_NOT_COPE, Decoder
 from hf_pneumonia.page.decoding_process import NO_MEMORY
 from hf_pneumonia.page.limits import MAX_FILE_BYTES, MAX_PIXELS
@@ -150,6 +151,38 @@ def test_a_decoder_that_was_killed_while_idle_costs_no_answer():
         os.kill(_pids(decoder)[0], signal.SIGKILL)
         assert _until(lambda: not _runs(_pids(decoder)[0]))
         assert decoder.read(FILM).size == (50, 60)
+
+
+def test_two_decoders_that_die_at_once_are_replaced_by_two(monkeypatch):
+    class Process:
+        running = True
+
+        def __init__(self, flags):
+            pass
+
+        def end(self):
+            pass
+
+        kill = end
+
+    class Both(list):
+        """Whose append lets the other thread append too, before either goes on."""
+
+        def append(self, process):
+            super().append(process)
+            both.wait()
+
+    monkeypatch.setattr(module, "_Process", Process)
+    both = threading.Barrier(2, timeout=20)
+    decoder = Decoder(processes=2)
+    decoder._processes = Both(decoder._processes)
+    dead = [decoder._take(), decoder._take()]
+    for process in dead:
+        process.running = False
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(decoder._give_back, dead))
+    alive = {decoder._take(), decoder._take()}
+    assert len(alive) == 2 and alive == set(decoder._processes)
 
 
 def test_a_film_that_needs_more_memory_than_is_given_is_refused():

@@ -107,8 +107,9 @@ class Decoder:
     def _replace(self, process: "_Process") -> "_Process":
         process.end()
         self._processes.remove(process)
-        self._processes.append(_Process(self._flags))
-        return self._processes[-1]
+        new = _Process(self._flags)  # by its own name: the last of the list may be another thread's by now
+        self._processes.append(new)
+        return new
 
     def __enter__(self) -> "Decoder":
         return self
