@@ -170,7 +170,7 @@ def test_an_upload_says_its_length_and_is_not_larger_than_ten_films(server, next
 
 
 def test_200_uploads_at_once_all_arrive(server, next_is_served):
-    films = [number.to_bytes(2) + bytes(50_000) for number in range(200)]
+    films = [number.to_bytes(2, "big") + bytes(50_000) for number in range(200)]
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda film: _send(server, film), films))
     assert {answer.status_code for answer in answers} == {200}
@@ -363,6 +363,30 @@ def test_an_event_of_too_many_bytes_or_of_none_is_refused(server, next_is_served
     assert httpx.post(join, content=b"[" * 100_000).status_code == 400
     assert httpx.post(join, content=b"{").status_code == 400
     assert httpx.post(join, content=b" " * (guard.MAX_EVENT_BYTES + 1)).status_code == 413
+
+
+def test_where_500_uploads_with_long_names_lie_is_an_event_that_is_taken(server):
+    film = {
+        "path": str(server.uploads.folder / ("a" * 64) / ("x" * 200)),
+        "url": f"https://somebody-somespace.hf.space/gradio_api/file=/{'a' * 64}/{'x' * 200}",
+        "orig_name": "x" * 200,
+        "size": 12_345_678,
+        "mime_type": "image/jpeg",
+        "meta": {"_type": "gradio.FileData"},
+    }
+    assert _call(server.address, [film] * 500, name="picture").status_code == 200
+
+
+def test_an_event_that_never_ends_is_given_up(server, next_is_served, monkeypatch):
+    place = urlsplit(server.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "EVENT_SECONDS", 1)
+        with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+            connection.sendall(
+                b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+            )
+            answer = b"".join(iter(lambda: connection.recv(1000), b""))  # until the server closes it
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive in time" in answer
 
 
 def test_uploads_are_deleted_by_age_whatever_became_of_them(tmp_path):

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hf_pneumonia.page.limits import (
     BUSY,
     BUSY_UPLOADS,
+    EVENT_SECONDS,
     MAX_EVENT_BYTES,
     MAX_STORED_BYTES,
     UPLOAD_BYTES,
@@ -97,7 +98,12 @@ class Guard:
         """What an event names as a file has to be an upload: Gradio would fetch an address, for one."""
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        body = await _body(receive)
+        try:
+            body = await asyncio.wait_for(_body(receive), EVENT_SECONDS)
+        except asyncio.TimeoutError:
+            # Closed, as the rest may still come, and would be taken for the next request.
+            answer = JSONResponse({"detail": "the data did not arrive in time"}, 408, {"connection": "close"})
+            return await answer(scope, receive, send)
         if body is None:
             message = f"more than {MAX_EVENT_BYTES / 1e6:g} MB of data"
             return await JSONResponse({"detail": message}, 413)(scope, receive, send)
