@@ -23,6 +23,7 @@ from hf_pneumonia.inference.classifier import (
     Prediction,
 )
 from hf_pneumonia.inference.inputs import find_films
+from hf_pneumonia.page import film_rows
 from hf_pneumonia.page.film_rows import BATCH, UNREADABLE, confidence, count_rows, score_films
 from hf_pneumonia.page.many_films import many_films_tab
 
@@ -85,6 +86,25 @@ def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
     assert [confidence(row) for row in rows] == [1.0, None, None, 0.8, None, 0.8, None]
     assert [bool(row.thumbnail) for row in rows] == [True, False, False, True, True, True, True]
     assert count_rows(rows) == {PNEUMONIA: 1, NORMAL: 2, UNCERTAIN: 1, NOT_A_FILM: 1, UNREADABLE: 2}
+
+
+def test_films_that_are_left_when_the_time_is_over_are_not_read(tmp_path, monkeypatch):
+    paths = [_gray(tmp_path / f"{number:02d}.png", 51) for number in range(2 * BATCH)]
+    now = 0.0
+    monkeypatch.setattr(film_rows, "monotonic", lambda: now)
+    monkeypatch.setattr(film_rows, "MANY_FILMS_SECONDS", 30)
+
+    def read(path):
+        nonlocal now
+        now += 12  # the third film begins at 24 s, and a fourth would at 36 s
+        return read_film(path)
+
+    rows = [row for batch in score_films(ByGray(), read, list(find_films(paths))) for row in batch]
+    assert [Path(row.file).name for row in rows] == [Path(path).name for path in paths]
+    assert [(row.decision, row.reason) for row in rows[:3]] == [(NORMAL, "")] * 3
+    left = {(row.decision, row.probability, row.thumbnail, row.reason) for row in rows[3:]}
+    assert left == {(UNREADABLE, None, "", "not read: the batch took too long; send fewer films at a time")}
+    assert now == 36
 
 
 def test_films_are_scored_in_batches_with_one_full_size_film_at_a_time(tmp_path):

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from time import monotonic
 
 from PIL import Image
 
@@ -19,10 +20,12 @@ from hf_pneumonia.inference.classifier import (
     Prediction,
 )
 from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
+from hf_pneumonia.page.limits import MANY_FILMS_SECONDS
 
 BATCH = 32
 
 UNREADABLE = "could not be read"
+TOO_LONG = "not read: the batch took too long; send fewer films at a time"
 
 # A decision as the first line of an answer.
 WORDS = {
@@ -65,7 +68,8 @@ def score_films(
     films: list[Source],
     thumbnails: bool = True,
 ) -> Iterator[list[FilmRow]]:
-    """Rows of the films in their order, BATCH at a time. At most one full-size film is in memory.
+    """Rows of the films in their order, BATCH at a time. At most one full-size film is in memory. Films that
+    are not read after MANY_FILMS_SECONDS are UNREADABLE, and TOO_LONG their reason.
 
     Args:
         classifier: asked once per batch.
@@ -73,9 +77,10 @@ def score_films(
         films: from `uploads.films_of`.
         thumbnails: whether rows have one.
     """
+    end = monotonic() + MANY_FILMS_SECONDS
     with FilmReader() as reader:
         for start in range(0, len(films), BATCH):
-            yield _score_batch(classifier, read, reader, films[start : start + BATCH], thumbnails)
+            yield _score_batch(classifier, read, reader, films[start : start + BATCH], thumbnails, end)
 
 
 def count_rows(rows: Iterable[FilmRow]) -> dict[str, int]:
@@ -109,12 +114,16 @@ def _score_batch(
     reader: FilmReader,
     films: list[Source],
     thumbnails: bool,
+    end: float,
 ) -> list[FilmRow]:
     problems: dict[int, str] = {}
     pictures: dict[int, str] = {}
 
     def images() -> Iterator[Image.Image]:
         for number, film in enumerate(films):
+            if monotonic() > end:
+                problems[number] = TOO_LONG
+                continue
             try:
                 image = read(reader.read(film))
             except UnreadableFilm as error:

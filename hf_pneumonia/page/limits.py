@@ -7,6 +7,9 @@ MAX_FILE_BYTES = 20 * 2**20
 # Of one request. 500 films of 224 pixels in a zip file take 10 s, 300 full-size ones 19 to 36 s.
 MAX_FILMS = 500
 MAX_UNPACKED_BYTES = 200 * 2**20
+# For them; those that are left then get no answer. 500 films of 40 megapixels would take 13 minutes, keep all
+# others from the decoders, and outlive their own uploads.
+MANY_FILMS_SECONDS = 300
 
 # The largest digital chest films have 20 megapixels.
 MAX_PIXELS = 40_000_000
@@ -16,8 +19,8 @@ DECODING_SECONDS = 20
 DECODING_BYTES = 1_500_000_000  # address space of a decoding process; that film needs 0.7 GB
 DECODING_PROCESSES = 2
 
-# Uploads are gone within ten minutes: each half minute those older than nine are deleted. The slowest batch,
-# 500 films on two cores, takes a few minutes, and reads each film once.
+# Uploads are gone within ten minutes: each half minute those older than nine are deleted. Well above
+# MANY_FILMS_SECONDS, as films wait for their turn too. Answers that nobody fetches are kept as long.
 KEPT_SECONDS = 540
 SWEEP_SECONDS = 30
 
