@@ -29,7 +29,7 @@ from gradio_client.utils import QueueError
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.page import guard
+from hf_pneumonia.page import guard, serving, unfetched
 from hf_pneumonia.page.decoder import Decoder
 from hf_pneumonia.page.limits import AT_A_TIME, BUSY, BUSY_UPLOADS, MAX_FILE_BYTES, QUEUE, UNFETCHED
 from hf_pneumonia.page.serving import served
@@ -250,7 +250,7 @@ def test_a_browser_shows_that_the_page_is_busy_and_answers_afterwards(server, br
     tab.close()
 
 
-def test_answers_that_nobody_fetches_are_not_kept_and_who_waits_is_not_forgotten(server):
+def test_of_answers_that_nobody_fetches_few_are_kept_and_who_waits_is_not_forgotten(server):
     path = _send(server, _jpeg()).json()[0]
     film = {"path": path, "meta": {"_type": "gradio.FileData"}}
     first = Client(server.address, verbose=False)
@@ -264,6 +264,31 @@ def test_answers_that_nobody_fetches_are_not_kept_and_who_waits_is_not_forgotten
             threading.Timer(2, server.held.set).start()
     assert waiting.result(timeout=30) == {"size": [60, 50]}
     assert len(server.page._queue.pending_messages_per_session) <= UNFETCHED
+
+
+def test_answers_that_nobody_fetches_are_forgotten_by_age_but_not_of_films_that_wait(monkeypatch):
+    monkeypatch.setattr(serving, "forgetting", lambda queue: unfetched.forgetting(queue, 1, 0.2))
+    held = threading.Event()
+    held.set()
+    with Decoder(processes=1) as decoder, UploadFolder() as uploads:
+        page = _page(decoder.read, held)
+        with served(page, uploads) as (address,):
+            queue = page._queue
+            path = _send(SimpleNamespace(address=address), _jpeg()).json()[0]
+            for number in range(
+                UNFETCHED + 3
+            ):  # of the last three Gradio drops the answers, and keeps the ids
+                assert _until(lambda: _call(address, {"path": path}).status_code == 200), number
+            assert _until(lambda: not queue.event_ids_to_events)
+            held.clear()
+            waiting = [_call(address, {"path": path}) for _ in range(AT_A_TIME + 1)]
+            assert _until(lambda: len(queue.pending_messages_per_session) == len(waiting))
+            assert len(queue.pending_event_ids_session) == len(waiting)
+            time.sleep(2)  # twice as long as an answer is kept
+            held.set()
+            assert [_result(address, answer) for answer in waiting] == [{"size": [60, 50]}] * len(waiting)
+            assert _until(lambda: not queue.pending_messages_per_session)
+            assert not queue.pending_event_ids_session
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gradio as gr
-from gradio.utils import LRUCache
 from starlette.middleware import Middleware
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.page.guard import Guard
-from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE, UNFETCHED
+from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.nameless import nameless_log
+from hf_pneumonia.page.unfetched import Unfetched, forgetting
 from hf_pneumonia.page.upload_folder import UploadFolder
 
 
@@ -49,7 +49,7 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False, **looks)
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", "1000000"
     # Closed API: nobody passes the queue by.
     page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
-    page._queue.pending_messages_per_session = _Unfetched(UNFETCHED)
+    page._queue.pending_messages_per_session = Unfetched()
     with nameless_log():
         addresses = _launch(page, uploads, share, looks)
         try:
@@ -73,21 +73,12 @@ def _launch(page: gr.Blocks, uploads: UploadFolder, share: bool, looks: dict) ->
             pwa=False,
             mcp_server=False,
             num_workers=0,
-            app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
+            app_kwargs={
+                "middleware": [Middleware(Guard, uploads=uploads)],
+                "lifespan": forgetting(page._queue),
+            },
             **{"footer_links": ["api"], **looks},
         )
     except OSError as error:
         raise UsageError(f"expected a free port for the page: {error}") from error
     return [address, public] if public else [address]
-
-
-class _Unfetched(LRUCache):
-    """Answers that wait to be fetched, by session; the session that was quiet for longest goes first.
-
-    Gradio drops the session that came first, though it may be waiting for its answer right now.
-    """
-
-    def __getitem__(self, session: str):
-        answers = super().__getitem__(session)
-        self.move_to_end(session)
-        return answers
