@@ -9,7 +9,8 @@ import pytest
 from browser import served
 
 from hf_pneumonia.inference.classifier import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
-from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
+from hf_pneumonia.page.answer import answer_html, answer_panel, prediction_line
+from hf_pneumonia.page.wording import percent
 
 
 def text(html: str) -> str:

@@ -1,13 +1,17 @@
 import base64
 import csv
 import io
+import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 
 from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
-from hf_pneumonia.page.film_rows import UNREADABLE, FilmRow
-from hf_pneumonia.page.film_table import csv_text, percent, summary, table
+from hf_pneumonia.page.answer import answer_html
+from hf_pneumonia.page.film_rows import FilmRow
+from hf_pneumonia.page.film_table import csv_text, summary, table
+from hf_pneumonia.page.wording import UNREADABLE
 
 ROWS = [
     FilmRow("a.png", PNEUMONIA, "PNEUMONIA", 0.9123456789012345, 0.25, "", "data:image/jpeg;base64,AAAA"),
@@ -71,9 +75,22 @@ def test_names_and_reasons_of_files_are_text_and_never_tags():
 
 def test_what_is_refused_or_unreadable_shows_a_reason_and_no_probability():
     shown = _Page(table(ROWS))
-    assert [text for text in shown.text if text.endswith("%")] == ["91%", "<1%", "24%"]
+    assert [text for text in shown.text if text.endswith("%")] == ["91%", "< 1%", "24%"]
     assert "a colour picture, and chest films are gray" in shown.text
     assert shown.keys[2::3] == ["0.9123456789012345", "1e-09", "0.24", "", ""]
+
+
+def test_a_probability_is_said_as_in_the_answer_to_one_film():
+    numbers = [hundredth / 100 for hundredth in range(101)]
+    page = _Page(table([FilmRow("x", UNCERTAIN, "NORMAL", number, 0.5, "") for number in numbers]))
+    said = [
+        re.search(
+            r"Probability of pneumonia ([<>]? ?\d+%)", unescape(answer_html(number, 0.5, None, UNCERTAIN))
+        )[1]
+        for number in numbers
+    ]
+    assert [text for text in page.text if text.endswith("%")] == said
+    assert said[29] == "29%" and len(set(said)) == 101
 
 
 def test_the_counts_name_both_classes_and_else_what_occurred():
@@ -81,8 +98,3 @@ def test_the_counts_name_both_classes_and_else_what_occurred():
         "5 films: 1 pneumonia, 1 normal, 1 uncertain, 1 not a chest film, 1 could not be read."
     )
     assert summary(ROWS[:1]) == "1 film: 1 pneumonia, 0 normal."
-
-
-def test_no_probability_is_shown_as_certain():
-    shown = {1.0: "99%", 0.999999: "99%", 0.959: "95%", 0.5: "50%", 0.01: "1%", 0.0099: "<1%", 0.0: "<1%"}
-    assert {value: percent(value) for value in shown} == shown

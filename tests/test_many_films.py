@@ -24,8 +24,9 @@ from hf_pneumonia.inference.classifier import (
 )
 from hf_pneumonia.inference.inputs import find_films
 from hf_pneumonia.page import film_rows
-from hf_pneumonia.page.film_rows import BATCH, UNREADABLE, confidence, count_rows, score_films
+from hf_pneumonia.page.film_rows import BATCH, confidence, count_rows, score_films
 from hf_pneumonia.page.many_films import many_films_tab
+from hf_pneumonia.page.wording import UNREADABLE
 
 
 class ByGray:

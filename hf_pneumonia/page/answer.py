@@ -1,26 +1,14 @@
 """One answer -> the card that says it: decision, probability, operating point, uncertain band."""
 
-import math
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.classifier import NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.page.wording import WORDS, percent, shape
 
 _STYLE = Path(__file__).with_name("answer.css")
-
-# A full, an empty, a half and a crossed circle: told apart without their colours.
-_CIRCLE = '<circle cx="10" cy="10" r="8" fill="none" stroke="currentColor" stroke-width="2.5"/>'
-_SHAPES = {
-    PNEUMONIA: '<circle cx="10" cy="10" r="9.25" fill="currentColor"/>',
-    NORMAL: _CIRCLE,
-    UNCERTAIN: _CIRCLE + '<path d="M10 2a8 8 0 0 1 0 16z" fill="currentColor"/>',
-    NOT_A_FILM: _CIRCLE + '<path d="M4.5 4.5l11 11" stroke="currentColor" stroke-width="2.5"/>',
-}
-
-# Of a percent: what 0.29 lacks as a float32 (or as 100 * 0.29) must not floor it to 28%.
-_ROUNDING = 1e-5
 
 
 def answer_panel() -> gr.HTML:
@@ -44,21 +32,11 @@ def prediction_line(decision: str, probability: float | None) -> str:
         probability: of pneumonia, 0 to 1; looked at for "pneumonia" and "normal" only.
     """
     if decision == NOT_A_FILM:
-        return "Not a chest film"
+        return WORDS[decision]
     if decision == UNCERTAIN:
-        return "Prediction: Uncertain - have it read"
+        return f"Prediction: {WORDS[decision]}"
     confidence = probability if decision == PNEUMONIA else 1 - probability
-    return f"Prediction: {decision.capitalize()} (Confidence: {percent(confidence)})"
-
-
-def percent(probability: float) -> str:
-    """A probability in whole percent, floored; beyond 1% and 99% only that, as nothing is 0% or 100% sure."""
-    hundredths = 100 * probability
-    if hundredths < 1 - _ROUNDING:
-        return "< 1%"
-    if hundredths > 99 + _ROUNDING:
-        return "> 99%"
-    return f"{math.floor(hundredths + _ROUNDING)}%"
+    return f"Prediction: {WORDS[decision]} (Confidence: {percent(confidence)})"
 
 
 def answer_html(
@@ -84,10 +62,7 @@ def answer_html(
     said, parted, confidence = prediction_line(decision, probability).partition(" (")
     if parted:  # the only place to break the line at
         confidence = f' <span class="answer-whole">({escape(confidence)}</span>'
-    head = (
-        f'<p class="answer-line"><svg viewBox="0 0 20 20" aria-hidden="true">{_SHAPES[decision]}</svg>'
-        f"<span>{said}{confidence}</span></p>"
-    )
+    head = f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>'
     rest = _refusal(reason) if decision == NOT_A_FILM else _bar(probability, threshold, band)
     return f'<div class="answer answer-{kind}">{head}{rest}</div>'
 

@@ -8,17 +8,10 @@ from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.page.film_rows import (
-    UNREADABLE,
-    WORDS,
-    FilmRow,
-    confidence,
-    count_rows,
-    row_of,
-    score_films,
-)
+from hf_pneumonia.page.film_rows import FilmRow, confidence, count_rows, row_of, score_films
 from hf_pneumonia.page.many_films import IN_TURN
 from hf_pneumonia.page.uploads import films_of, uploaded
+from hf_pneumonia.page.wording import UNREADABLE, WORDS
 
 _PREDICT = """What the model says of one chest film.
 

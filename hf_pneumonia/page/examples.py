@@ -1,7 +1,5 @@
 """Films to try the page with: simulated ones, and those that the model brings. They stay in memory."""
 
-import base64
-import io
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from PIL import Image
 
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.page.data_uri import thumbnail_uri
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +69,5 @@ def _button(number: int, example: Example) -> str:
     caption = escape(example.caption)
     return (
         f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
-        f'<img src="{_thumbnail(example.film)}" alt=""><span>{caption}</span></button>'
+        f'<img src="{thumbnail_uri(example.film, _THUMBNAIL)}" alt=""><span>{caption}</span></button>'
     )
-
-
-def _thumbnail(film: Image.Image) -> str:
-    small = film.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

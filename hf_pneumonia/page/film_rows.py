@@ -1,7 +1,5 @@
 """Films -> rows of answers, batch by batch. Knows nothing of how they are shown."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,28 +13,19 @@ from hf_pneumonia.inference.classifier import (
     NORMAL,
     NOT_A_FILM,
     PNEUMONIA,
-    UNCERTAIN,
     PneumoniaClassifier,
     Prediction,
 )
 from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
+from hf_pneumonia.page.data_uri import thumbnail_uri
 from hf_pneumonia.page.limits import MANY_FILMS_SECONDS
+from hf_pneumonia.page.wording import UNREADABLE
 
 BATCH = 32
 
-UNREADABLE = "could not be read"
 TOO_LONG = "not read: the batch took too long; send fewer films at a time"
 
-# A decision as the first line of an answer.
-WORDS = {
-    PNEUMONIA: "Pneumonia",
-    UNCERTAIN: "Uncertain - have it read",
-    NORMAL: "Normal",
-    NOT_A_FILM: "Not a chest film",
-    UNREADABLE: "Could not be read",
-}
-
-_THUMBNAIL = 64
+_THUMBNAIL = 64  # pixels on a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +120,7 @@ def _score_batch(
             except OSError as error:
                 problems[number] = why_not(error)
             else:
-                pictures[number] = _thumbnail(image) if thumbnails else ""
+                pictures[number] = thumbnail_uri(image, _THUMBNAIL) if thumbnails else ""
                 yield image
 
     # By a generator: the classifier keeps of each image no more than the network takes.
@@ -142,11 +131,3 @@ def _score_batch(
         else row_of(film.name, next(predictions), pictures[number])
         for number, film in enumerate(films)
     ]
-
-
-def _thumbnail(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=70)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -5,12 +5,10 @@ import csv
 import io
 from html import escape
 
-from hf_pneumonia.page.film_rows import UNREADABLE, WORDS, FilmRow, count_rows
+from hf_pneumonia.page.film_rows import FilmRow, count_rows
+from hf_pneumonia.page.wording import WORDS, percent, shape
 
 COLUMNS = ("file", "decision", "label", "probability", "threshold", "reason")
-
-# Shapes, so that a decision is told by more than its colour.
-_SHAPES = {"pneumonia": "▲", "uncertain": "◆", "normal": "●", "not a chest film": "✕", UNREADABLE: "!"}
 
 # What a spreadsheet takes for the beginning of a formula, in any of the widths that it reads alike.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -67,24 +65,18 @@ def csv_text(rows: list[FilmRow]) -> str:
     return file.getvalue()
 
 
-def percent(probability: float) -> str:
-    """Whole percent, rounded down; never 0 or 100, of which nobody can be sure."""
-    return "<1%" if probability < 0.01 else f"{min(int(probability * 100), 99)}%"
-
-
 def _line(row: FilmRow) -> str:
     picture = f'<img src="{row.thumbnail}" alt="" width="48" height="48">' if row.thumbnail else ""
     reason = f'<span class="reason">{escape(row.reason)}</span>' if row.reason else ""
     probability = "" if row.probability is None else row.probability
     shown = "" if row.probability is None else escape(percent(row.probability))
     kind = row.decision.replace(" ", "-")
-    shape = f'<span aria-hidden="true">{_SHAPES[row.decision]}</span>'
     return (
         f'<tr><th scope="row" data-key="{escape(row.file)}"><div class="film">'
         f'<div class="picture">{picture}</div>'
         f"<div>{escape(row.file)}</div></div></th>"
         f'<td data-key="{list(WORDS).index(row.decision)}"><span class="decision {kind}">'
-        f"{shape}&nbsp;{WORDS[row.decision]}</span>{reason}</td>"
+        f"{shape(row.decision)}&nbsp;{WORDS[row.decision]}</span>{reason}</td>"
         f'<td class="number" data-key="{probability}">{shown}</td></tr>'
     )
 

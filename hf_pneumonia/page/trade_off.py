@@ -11,7 +11,7 @@ import numpy as np
 from hf_pneumonia.evaluation.metrics import predictive_values
 from hf_pneumonia.evaluation.trade_off import moved_band
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.page.answer import percent
+from hf_pneumonia.page.wording import percent
 
 # Percent of the films that show pneumonia, where the person says nothing: about what a ward for coughing
 # children sends. And how far it may be moved: at 0 and 100 there is nothing to tell apart.

@@ -1,7 +1,5 @@
 """A film and its heat map, side by side, with opacity and zoom that the browser does alone."""
 
-import base64
-import io
 from pathlib import Path
 
 import gradio as gr
@@ -9,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from hf_pneumonia.evaluation.heat_colours import OPAQUE, ORANGE
+from hf_pneumonia.page.data_uri import data_uri
 
 # Longest side of the film that the browser gets. A laptop has room for half of that, before it is zoomed.
 MOST_PIXELS = 1024
@@ -61,10 +60,10 @@ def viewer_value(
     film = _at_most(film, MOST_PIXELS)
     heat, caption = None, no_heat_map
     if heat_map is not None:
-        heat = _data_uri(_layer(heat_map), "PNG")
+        heat = data_uri(_layer(heat_map), "PNG")
         caption = _WHERE if np.any(heat_map) else _NOWHERE
     return {
-        "film": _data_uri(film, "JPEG", quality=_QUALITY),
+        "film": data_uri(film, "JPEG", quality=_QUALITY),
         "heat": heat,
         "width": film.width,
         "height": film.height,
@@ -89,13 +88,3 @@ def _layer(heat_map: np.ndarray) -> Image.Image:
     layer = Image.new("RGB", heat.size, ORANGE)
     layer.putalpha(heat)
     return layer
-
-
-def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
-    # What a file said beside its pixels stays here: Pillow hands on a JPEG's comment, and it may name a
-    # patient.
-    image = image.copy()
-    image.info = {}
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
