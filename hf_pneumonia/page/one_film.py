@@ -1,7 +1,7 @@
 """The tab "One film": a film in, by whatever way, and the answer, the film and the trade-off out.
 
-Of the last film the browser keeps what was said of it, so that the slider needs no network, and the server
-keeps nothing: neither film nor answer.
+Of the last film the browser keeps what was said of it, so that the slider asks the network no more, and
+the server keeps nothing: neither film nor answer.
 """
 
 from collections.abc import Callable, Sequence
