@@ -7,8 +7,8 @@ from pathlib import Path
 from hf_pneumonia.errors import run_script
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.which_model import which_model
-from hf_pneumonia.page.about import example_files
 from hf_pneumonia.page.decoder import Decoder
+from hf_pneumonia.page.evidence import example_files
 from hf_pneumonia.page.examples import real_examples, simulated_examples
 from hf_pneumonia.page.page import build_page, looks
 from hf_pneumonia.page.serving import serve

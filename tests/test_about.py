@@ -9,9 +9,9 @@ from huggingface_hub import HfApi, constants
 from written import written_config, written_report
 
 from hf_pneumonia.hub import commit_files
-from hf_pneumonia.page.about import about_html, about_tab, example_files, whole_card_html
+from hf_pneumonia.page.about import about_html, about_tab, whole_card_html
 from hf_pneumonia.page.card_html import card_html
-from hf_pneumonia.page.evidence import read_evidence
+from hf_pneumonia.page.evidence import example_files, read_evidence
 from hf_pneumonia.page.figures import figures, notices, number
 from hf_pneumonia.publishing.contents import public_files
 

@@ -37,11 +37,14 @@ _FILES = [
     "model.safetensors.index.json",
 ]
 # What a model publishes of itself beside its weights: which files, how many of them at most, and how large
-# each may be in bytes. What is more, or larger, is not fetched.
+# each may be in bytes. What is more, or larger, is not fetched; and of a local folder not shown.
+LARGEST_TEXT, LARGEST_PLOT = 5_000_000, 4_000_000
+MOST_EXAMPLES, LARGEST_EXAMPLE = 8, 20_000_000
+EXAMPLES = (".jpeg", ".jpg", ".png", ".dcm")
 _EVIDENCE = (
-    (("README.md", "report.json"), 2, 5_000_000),
-    (("plots/*.png",), 16, 4_000_000),
-    (("examples/*.jpeg", "examples/*.jpg", "examples/*.png", "examples/*.dcm"), 8, 20_000_000),
+    (("README.md", "report.json"), 2, LARGEST_TEXT),
+    (("plots/*.png",), 16, LARGEST_PLOT),
+    (tuple(f"examples/*{ending}" for ending in EXAMPLES), MOST_EXAMPLES, LARGEST_EXAMPLE),
     (("examples/README.md", "examples/LICENSE"), 2, 100_000),
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from hf_pneumonia.page.card_html import card_html, picture_html
-from hf_pneumonia.page.evidence import Evidence, example_paths, read_evidence
+from hf_pneumonia.page.evidence import Evidence, read_evidence
 from hf_pneumonia.page.figures import figures, notices
 
 # Beside the tables, which have their numbers for who can't see them.
@@ -36,16 +36,6 @@ def about_tab(model: str | os.PathLike, revision: str | None = None) -> None:
     if evidence.card:
         with gr.Accordion("The whole model card", open=False):
             _html(whole_card_html(evidence))
-
-
-def example_files(model: str | os.PathLike, revision: str | None = None) -> list[Path]:
-    """Films that a model brings along: JPEG, PNG and DICOM files of its folder `examples`, by name, 8 at most
-    and of 20 MB at most. None where it has none. Their names may be patients', and are not for showing.
-
-    Args:
-        model, revision: as for `about_tab`.
-    """
-    return example_paths(model, revision)
 
 
 def about_html(evidence: Evidence) -> str:

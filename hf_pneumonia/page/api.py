@@ -9,14 +9,21 @@ from PIL import Image
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.film_rows import FilmRow, confidence, count_rows, row_of, score_films
+from hf_pneumonia.page.limits import (
+    MANY_FILMS_SECONDS,
+    MAX_FILE_BYTES,
+    MAX_FILMS,
+    MAX_PIXELS,
+    MAX_UNPACKED_BYTES,
+)
 from hf_pneumonia.page.many_films import IN_TURN
 from hf_pneumonia.page.uploads import films_of, uploaded
 from hf_pneumonia.page.wording import UNREADABLE, WORDS
 
-_PREDICT = """What the model says of one chest film.
+_PREDICT = f"""What the model says of one chest film.
 
-film: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most 20 MB and 40 megapixels;
-upload it with handle_file.
+film: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most
+{MAX_FILE_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} megapixels; upload it with handle_file.
 
 Returns a dict:
 prediction: "Pneumonia", "Normal", "Uncertain - have it read" or "Not a chest film";
@@ -34,9 +41,10 @@ client = Client("ADDRESS_OF_THIS_PAGE")
 print(client.predict(handle_file("film.png"), api_name="/predict"))
 """
 
-_PREDICT_BATCH = """What the model says of up to 500 chest films.
+_PREDICT_BATCH = f"""What the model says of up to {MAX_FILMS} chest films.
 
-films: files as for /predict, and zip files of them; 20 MB each, 200 MB in all once unpacked.
+films: files as for /predict, and zip files of them; {MAX_FILE_BYTES >> 20} MB each,
+{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked.
 
 Returns a dict:
 films: one dict per film in order, as /predict returns it, without model, and with
@@ -44,7 +52,8 @@ file: the film's name; error: why it could not be read, null where it could. Whe
 prediction, confidence, decision, label and probability are null.
 counts: number of films by decision, and of those that "could not be read";
 model: the model's name.
-A film that can't be read is one of the films, and does not end the others. Not a medical device.
+A film that can't be read is one of the films, and does not end the others; nor does one that is not read
+within {MANY_FILMS_SECONDS / 60:g} minutes. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")

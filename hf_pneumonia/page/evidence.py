@@ -12,13 +12,16 @@ import jinja2
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
-from hf_pneumonia.modeling.fetch import evidence_folder
+from hf_pneumonia.modeling.fetch import (
+    EXAMPLES,
+    LARGEST_EXAMPLE,
+    LARGEST_PLOT,
+    LARGEST_TEXT,
+    MOST_EXAMPLES,
+    evidence_folder,
+)
 from hf_pneumonia.publishing.contents import PLOTS, public_files
 from hf_pneumonia.training.run_folder import is_finished
-
-EXAMPLES = (".jpeg", ".jpg", ".png", ".dcm")
-_MOST_EXAMPLES, _LARGEST_EXAMPLE = 8, 20_000_000  # bytes
-_LARGEST = 5_000_000  # bytes of a report, a card or a plot
 
 _UNPUBLISHED = (
     "> Made of a run folder, as publishing it would. It is not published: nothing can be loaded by the name "
@@ -68,21 +71,26 @@ def read_evidence(model: str | os.PathLike, revision: str | None = None) -> Evid
     if report and not _is_of(report, config, folder):
         report = {}
         missing.append("Its report.json is of other weights than these: no figure of it is shown.")
-    plots = {name: folder / name for name in PLOTS if report and _is_small(folder / name, _LARGEST)}
+    plots = {name: folder / name for name in PLOTS if report and _is_small(folder / name, LARGEST_PLOT)}
     source = [_read_text(folder / "examples" / name, []) for name in ("README.md", "LICENSE")]
     return Evidence(report, config, _card(folder, missing), plots, source[0] or source[1], missing)
 
 
-def example_paths(model: str | os.PathLike, revision: str | None = None) -> list[Path]:
-    """Films that a model brings along: images and DICOM files of its folder `examples`, by name, 8 at most
-    and of 20 MB at most. None where there is no such folder, or it can't be had."""
+def example_files(model: str | os.PathLike, revision: str | None = None) -> list[Path]:
+    """Films that a model brings along: those of its folder `examples`, by name, MOST_EXAMPLES at most, without
+    any above LARGEST_EXAMPLE. None where there are none, or they can't be had. Their names may be patients',
+    and are not for showing.
+
+    Args:
+        model, revision: as for `read_evidence`.
+    """
     try:
         folder = evidence_folder(os.fspath(model), revision) / "examples"
     except UsageError:
         return []  # the tab of the model says why
     found = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in EXAMPLES]
-    found = [path for path in found if not path.name.startswith(".") and _is_small(path, _LARGEST_EXAMPLE)]
-    return found[:_MOST_EXAMPLES]
+    found = [path for path in found if not path.name.startswith(".") and _is_small(path, LARGEST_EXAMPLE)]
+    return found[:MOST_EXAMPLES]
 
 
 def _card(folder: Path, missing: list[str]) -> str:
@@ -131,7 +139,7 @@ def _read_json(path: Path, missing: list[str]) -> dict:
 def _read_text(path: Path, missing: list[str]) -> str:
     """Content of a file; empty where it is not there."""
     try:
-        if path.is_file() and not _is_small(path, _LARGEST):
+        if path.is_file() and not _is_small(path, LARGEST_TEXT):
             missing.append(f"Its {path.name} is too large to be shown.")
         elif path.is_file():
             return path.read_text(encoding="utf-8")

@@ -7,8 +7,10 @@ MAX_FILE_BYTES = 20 * 2**20
 # Of one request. 500 films of 224 pixels in a zip file take 10 s, 300 full-size ones 19 to 36 s.
 MAX_FILMS = 500
 MAX_UNPACKED_BYTES = 200 * 2**20
-# For them; those that are left then get no answer. 500 films of 40 megapixels would take 13 minutes, keep all
-# others from the decoders, and outlive their own uploads.
+# Entries of a zip file, films or not: a directory of 20 MB names 400,000, which take 300 MB once listed.
+MAX_ENTRIES = 5_000
+# For a request; films that are left then get no answer. 500 films of 40 megapixels would take 13 minutes, keep
+# all others from the decoders, and outlive their own uploads.
 MANY_FILMS_SECONDS = 300
 
 # The largest digital chest films have 20 megapixels.

@@ -77,7 +77,7 @@ def _launch(page: gr.Blocks, uploads: UploadFolder, share: bool, looks: dict) ->
                 "middleware": [Middleware(Guard, uploads=uploads)],
                 "lifespan": forgetting(page._queue),
             },
-            **{"footer_links": ["api"], **looks},
+            **looks,
         )
     except OSError as error:
         raise UsageError(f"expected a free port for the page: {error}") from error

@@ -14,10 +14,8 @@ from gradio.utils import get_upload_folder
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.inputs import Source, find_films
-from hf_pneumonia.page.limits import MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
+from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
 
-# Entries of a zip file, films or not: a directory of 20 MB names 400,000, which take 300 MB once listed.
-_MAX_ENTRIES = 5_000
 _ENTRY = b"PK\1\2"  # each entry of a zip file's directory begins so
 
 _NAME_LENGTH = 200
@@ -122,8 +120,8 @@ def _look_into(path: str) -> tuple[str, list[str]]:
     with open(path, "rb") as file:
         data = file.read()
     # Counted ahead of zipfile, which lists all of them as it opens; none that lacks these letters.
-    if data.count(_ENTRY) > _MAX_ENTRIES:
-        return f"a zip file of more than {_MAX_ENTRIES:,} entries", []
+    if data.count(_ENTRY) > MAX_ENTRIES:
+        return f"a zip file of more than {MAX_ENTRIES:,} entries", []
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
