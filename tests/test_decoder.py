@@ -236,6 +236,17 @@ time.sleep(60)
     assert _until(lambda: not any(map(_runs, pids)))
 
 
+def test_a_decoding_process_is_handed_no_token(monkeypatch):
+    secret = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_SECRET_1", "AWS_SECRET_ACCESS_KEY", "api_key")
+    for name in (*secret, "HARMLESS"):
+        monkeypatch.setenv(name, "value")
+    with Decoder(processes=1) as decoder:
+        assert decoder.read(FILM).size == (50, 60)
+        with open(f"/proc/{_pids(decoder)[0]}/environ", "rb") as file:
+            names = {entry.partition(b"=")[0].decode() for entry in file.read().split(b"\0")}
+    assert "HARMLESS" in names and not names & set(secret)
+
+
 def test_an_interrupt_at_the_terminal_leaves_the_decoders_alone():
     # Ctrl-C goes to the whole process group of the terminal.
     with Decoder(processes=1) as decoder:

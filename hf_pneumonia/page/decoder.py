@@ -23,6 +23,8 @@ from hf_pneumonia.page.limits import (
 
 COULD_NOT_COPE = "the decoder could not cope with this file"
 
+_SECRET = ("TOKEN", "SECRET", "KEY", "PASSW", "CREDENTIAL")  # in names of environment variables
+
 _START_SECONDS = 60  # half a second, on a machine that has nothing else to do
 
 
@@ -31,7 +33,11 @@ class Decoder:
 
     A process that dies, or takes too long, is replaced. They are no children of `multiprocessing`, which
     would import app.py once more in each, torch and Gradio with it. Films go in as a path or bytes, and come
-    back as JSON and raw pixels, never as a pickle: who takes over a decoder has not taken over the server.
+    back as JSON and raw pixels, never as a pickle, which could run code in the server.
+
+    It is no sandbox: crashes, hangs and memory stay in the process, but it runs as the server's user. Code
+    that takes it over may read what that user may, the server's own environment in /proc included; tokens
+    are left out of the process's so that they are not handed to it.
     """
 
     def __init__(
@@ -118,19 +124,26 @@ class Decoder:
         self.close()
 
 
+def _environment() -> dict[str, str]:
+    """This process's own, without what looks like a token, and with this package to be found."""
+    root = str(Path(hf_pneumonia.__file__).parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    plain = {
+        name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)
+    }
+    # OpenBLAS takes address space for each thread that it may start.
+    return {**plain, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
+
+
 class _Process:
     def __init__(self, flags: list[str]) -> None:
         self._pipe, theirs = Pipe()
-        root = str(Path(hf_pneumonia.__file__).parents[1])
-        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        # OpenBLAS takes address space for each thread that it may start.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
         module = "hf_pneumonia.page.decoding_process"
         # A session of its own: Ctrl-C at the terminal is the server's alone, which then closes the pipe.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno()), *flags],
             pass_fds=[theirs.fileno()],
-            env=environment,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
