@@ -1,6 +1,8 @@
 """Small films, made here, in the layout and with the file names that real data sets have."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,7 +10,11 @@ from pathlib import Path
 
 # Before any library reads them: nothing is fetched, and nobody's own caches are touched.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
-os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
+_HOME = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _HOME
+# Where pages put uploads that are served without an UploadFolder; Gradio leaves them there.
+os.environ["GRADIO_TEMP_DIR"] = f"{_HOME}/gradio"
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
 import numpy as np
 import pytest
