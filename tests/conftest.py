@@ -14,7 +14,6 @@ _HOME = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _HOME
 # Where pages put uploads that are served without an UploadFolder; Gradio leaves them there.
 os.environ["GRADIO_TEMP_DIR"] = f"{_HOME}/gradio"
-atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from browser import browser  # noqa: F401  a fixture
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
 
 def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:

@@ -9,8 +9,8 @@ MAX_FILMS = 500
 MAX_UNPACKED_BYTES = 200 * 2**20
 # Entries of a zip file, films or not: a directory of 20 MB names 400,000, which take 300 MB once listed.
 MAX_ENTRIES = 5_000
-# For a request; films that are left then get no answer. 500 films of 40 megapixels would take 13 minutes, keep
-# all others from the decoders, and outlive their own uploads.
+# For a request; films that are left then get no answer. 500 films of 40 megapixels would take 13 minutes,
+# keep all others from the decoders, and outlive their own uploads.
 MANY_FILMS_SECONDS = 300
 
 # The largest digital chest films have 20 megapixels.

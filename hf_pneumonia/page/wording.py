@@ -32,7 +32,7 @@ _ROUNDING = 1e-5
 
 
 def shape(decision: str) -> str:
-    """A decision's sign, as an svg element in the colour of the text around it. Screen readers pass over it."""
+    """A decision's sign: an svg element in the colour of the text around it, that screen readers pass over."""
     return f'<svg viewBox="0 0 20 20" aria-hidden="true">{_SHAPES[decision]}</svg>'
 
 
