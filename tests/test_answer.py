@@ -32,6 +32,19 @@ def test_the_first_line_is_in_the_fields_words():
         assert text(answer_html(0.42, 0.5, None, decision)).startswith(line)
 
 
+def test_no_confidence_below_a_half_is_said_of_the_class_that_an_operating_point_names():
+    at_this = "at this operating point (probability of pneumonia:"
+    assert prediction_line(PNEUMONIA, 0.119) == f"Prediction: Pneumonia {at_this} 11%)"
+    assert prediction_line(NORMAL, 0.73) == f"Prediction: Normal {at_this} 73%)"
+    assert prediction_line(PNEUMONIA, 0.499) == f"Prediction: Pneumonia {at_this} 49%)"
+    for decision in (PNEUMONIA, NORMAL):
+        assert prediction_line(decision, 0.5).endswith("(Confidence: 50%)")
+        for probability in np.linspace(0, 1, 101):
+            said = re.search(r"Confidence: (?:> )?(\d+)%", prediction_line(decision, probability))
+            assert (said is None) == (abs(probability - (decision == PNEUMONIA)) > 0.5)
+            assert said is None or int(said[1]) >= 50
+
+
 @pytest.mark.parametrize("of_a_hundred", range(1, 100))
 def test_a_whole_percent_is_said_as_it_is_in_either_precision(of_a_hundred):
     for number in (of_a_hundred / 100, float(np.float32(of_a_hundred / 100))):

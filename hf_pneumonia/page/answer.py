@@ -30,12 +30,22 @@ def prediction_line(decision: str, probability: float | None) -> str:
     Args:
         decision: one of `classifier.DECISIONS`.
         probability: of pneumonia, 0 to 1; looked at for "pneumonia" and "normal" only.
+
+    Returns:
+        With a confidence, that is never below 50%; with the probability of pneumonia where the class that is
+        named is the less likely one.
     """
     if decision == NOT_A_FILM:
         return WORDS[decision]
     if decision == UNCERTAIN:
         return f"Prediction: {WORDS[decision]}"
     confidence = probability if decision == PNEUMONIA else 1 - probability
+    # Away from 0.5 the operating point may name the less likely class: nobody is confident of that one.
+    if confidence < 0.5:
+        return (
+            f"Prediction: {WORDS[decision]} at this operating point "
+            f"(probability of pneumonia: {percent(probability)})"
+        )
     return f"Prediction: {WORDS[decision]} (Confidence: {percent(confidence)})"
 
 
@@ -60,7 +70,7 @@ def answer_html(
     """
     kind = decision.replace(" ", "-")
     said, parted, confidence = prediction_line(decision, probability).partition(" (")
-    if parted:  # the only place to break the line at
+    if parted:  # the best place to break the line at
         confidence = f' <span class="answer-whole">({escape(confidence)}</span>'
     head = f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>'
     rest = _refusal(reason) if decision == NOT_A_FILM else _bar(probability, threshold, band)
