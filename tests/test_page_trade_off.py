@@ -97,6 +97,28 @@ def test_where_nothing_is_called_so_no_predictive_value_is_given():
     assert "no film is called pneumonia (PPV)" in predictive_sentence(Setting(1, 0, 1), 20)
 
 
+def test_what_validation_saw_no_case_of_is_not_promised():
+    # No false alarm in validation: 0 of 800 normal films in vain, which no hospital would see. Of 1,000 films
+    # 100 found, 100 missed, 800 cleared: NPV 800 / 900 = 0.889.
+    assert predictive_sentence(Setting(0.9, 0.5, 1), 20) == (
+        "Where 20 of 100 films show pneumonia, 89 of 100 called normal show none (NPV). No normal film of "
+        "validation was called pneumonia at this setting, so that the PPV can't be told."
+    )
+    # None missed: 200 found, 400 of 800 in vain. PPV 200 / 600 = 0.333.
+    assert predictive_sentence(Setting(0.1, 1, 0.5), 20) == (
+        "Where 20 of 100 films show pneumonia, 33 of 100 films called pneumonia show one (PPV). No pneumonia "
+        "of validation was called normal at this setting, so that the NPV can't be told."
+    )
+    perfect = predictive_sentence(Setting(0.5, 1, 1), 20)
+    assert "Where" not in perfect and "PPV can't be told" in perfect and "NPV can't be told" in perfect
+    assert "No pneumonia of validation was found" in predictive_sentence(Setting(0.9, 0, 0.5), 20)
+    assert "No normal film of validation was cleared" in predictive_sentence(Setting(0.1, 0.5, 0), 20)
+    for sensitivity in (0, 0.5, 1):
+        for specificity in (0, 0.5, 1):
+            said = predictive_sentence(Setting(0.5, sensitivity, specificity), 20)
+            assert "100 of 100" not in said and " 0 of 100" not in said and "PPV" in said and "NPV" in said
+
+
 @pytest.mark.parametrize("prevalence", [None, 0, 0.09, 99.95, 100, -3, float("nan"), float("inf")])
 def test_a_prevalence_that_is_none_is_asked_for_again(prevalence):
     assert predictive_sentence(Setting(0.4, 0.95, 0.9), prevalence) == (

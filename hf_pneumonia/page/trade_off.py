@@ -102,6 +102,9 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
     Args:
         prevalence: percent, LEAST_PREVALENCE to MOST_PREVALENCE; taken to the first decimal. None where the
             field is empty.
+
+    Returns:
+        The sentence; and why PPV or NPV can't be told, where validation's films give only an exact 0 or 1.
     """
     if prevalence is None or not LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE:
         return f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
@@ -114,7 +117,10 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
     cleared = "no film is called normal (NPV)"
     if np.isfinite(npv):
         cleared = f"{of_100(float(npv))} called normal show none (NPV)"
-    return f"Where {films} films show pneumonia, {called}, and {cleared}."
+    unknown = _never_seen(setting)
+    known = ", and ".join(said for name, said in (("PPV", called), ("NPV", cleared)) if name not in unknown)
+    first = f"Where {films} films show pneumonia, {known}." if known else ""
+    return " ".join(filter(None, (first, *unknown.values())))
 
 
 def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
@@ -171,6 +177,26 @@ def worth_html(
     return _paragraphs(
         predictive_sentence(setting, prevalence), band_sentence(classifier, setting), _ELSEWHERE
     )
+
+
+def _never_seen(setting: Setting) -> dict[str, str]:
+    """Of PPV and NPV those that can't be told, and why: by a kind of answer that validation saw none
+    of, they would be exactly 0 or 1, and promise that there is none elsewhere either.
+    """
+    found, missed = setting.sensitivity > 0, setting.sensitivity < 1
+    cleared, in_vain = setting.specificity > 0, setting.specificity < 1
+    why = {}
+    if found and not in_vain:
+        why["PPV"] = "normal film of validation was called pneumonia"
+    if in_vain and not found:
+        why["PPV"] = "pneumonia of validation was found"
+    if cleared and not missed:
+        why["NPV"] = "pneumonia of validation was called normal"
+    if missed and not cleared:
+        why["NPV"] = "normal film of validation was cleared"
+    return {
+        name: f"No {case} at this setting, so that the {name} can't be told." for name, case in why.items()
+    }
 
 
 def _more_or_fewer(share: float, own: float) -> str:
