@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import threading
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hf_pneumonia.data.film import read_film
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import prediction_line
 from hf_pneumonia.page.examples import SIMULATED, simulated_examples
+from hf_pneumonia.page.one_film import short_html
 from hf_pneumonia.page.page import NOTE, build_page, looks
 
 WAIT = 20_000  # ms
@@ -99,13 +102,12 @@ def test_films_of_each_kind_get_the_classifiers_answer_one_after_the_other(
     sick = next((film_folder / "test" / "PNEUMONIA").iterdir())
     well = next((film_folder / "test" / "NORMAL").iterdir())
     films = [sick, _png_16(tmp_path / "film16.png", well), _dicom(tmp_path / "film.dcm", sick)]
-    films.append(tmp_path / "Ünï <b>ß<b> ' film.jpeg")
+    # Gradio's upload leaves out of a path what a path may not hold, and not out of the film's own name.
+    films.append(tmp_path / "Ünï <b>ß<b> & &amp; ' film.jpeg")
     films[-1].write_bytes(well.read_bytes())
     for film in films:
         _upload(tab, film)
-        # Gradio's upload leaves out of a name what a path can't hold.
-        name = film.name if film is not films[-1] else "Ünï"
-        assert _answer(tab, name) == _line(classifier, film)
+        assert _answer(tab, film.name) == _line(classifier, film)
         assert tab.locator("image.heat").get_attribute("href").startswith("data:image/png")
     assert not tab.locator("#film-answer b:has-text('ß')").count()
     assert "Nobody" not in tab.content()
@@ -146,6 +148,7 @@ def test_the_slider_changes_decision_and_sentence_by_keyboard_and_goes_back(tab,
     # The end that finds everything and clears nothing calls every film pneumonia, unless it is left open.
     for key, index in (("Home", 0), ("End", -1)):
         tab.keyboard.press(key)
+        assert slider.get_attribute("aria-valuetext").startswith("Operating point ")
         words = _found(points["sensitivity"][index], points["specificity"][index])
         tab.wait_for_selector(f"{found} >> text={words}", timeout=WAIT)
         probability = classifier(simulated_examples()[0].film).probability
@@ -176,9 +179,14 @@ def test_the_setting_stays_for_the_next_film(tab, classifier):
 
 
 def test_the_prevalence_moves_the_predictive_values_only(tab):
+    # At this end there are false alarms, as many as there can be: all films are called pneumonia.
+    tab.locator("#film-setting input[type=range]").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
     before = tab.inner_text("#film-found")
     tab.fill("#film-prevalence input", "0.5")
-    tab.wait_for_selector("#film-worth >> text=Where 5 of 1,000 films show pneumonia", timeout=WAIT)
+    words = "Where 5 of 1,000 films show pneumonia, fewer than 1 of 100 films called pneumonia show one"
+    tab.wait_for_selector(f"#film-worth >> text={words}", timeout=WAIT)
     assert tab.inner_text("#film-found") == before
     tab.fill("#film-prevalence input", "100")
     tab.wait_for_selector("#film-worth >> text=enter a prevalence from 0.1 to 99.9", timeout=WAIT)
@@ -193,6 +201,7 @@ def test_a_broken_file_is_one_sentence_and_the_earlier_answer_is_gone(tab, tmp_p
     )
     assert not tab.locator(".answer-line").count() and not tab.locator("image.film[href]").count()
     assert not tab.locator("text=Traceback").count()
+    assert "Film: secret-name.png" in tab.inner_text("#film-answer")
     # The slider has nothing to decide, and the sentence stays.
     tab.locator("#film-setting input[type=range]").focus()
     tab.keyboard.press("Home")
@@ -214,6 +223,109 @@ def test_clear_leaves_the_page_as_new(tab):
     tab.wait_for_function("fresh => document.querySelector('#one-film').innerText === fresh", arg=fresh)
     assert tab.input_value("#film-prevalence input") == "20"
     assert not tab.locator("image.film[href]").count()
+
+
+@pytest.fixture
+def slow(browser, classifier, tmp_path):
+    """A tab, a film whose answer takes until the event is set, and a wait for that answer's arrival."""
+    go_on = threading.Event()
+
+    def read(path: str) -> Image.Image:
+        assert go_on.wait(60)
+        return read_film(path)
+
+    simulated_examples()[3].film.save(tmp_path / "slow.png")
+    page = build_page(classifier, read, simulated_examples())
+
+    def arrive(tab) -> None:
+        with tab.expect_response("**/run/predict", timeout=WAIT):  # of what follows an answer, late or not
+            go_on.set()
+        tab.wait_for_timeout(300)
+
+    with served(page, max_file_size="200kb", **looks()) as address:
+        tab = browser.new_page(viewport=LAPTOP)
+        _open(tab, address)
+        yield tab, tmp_path / "slow.png", arrive
+        go_on.set()
+        tab.close()
+
+
+def test_the_last_choice_wins_over_a_slow_film_that_was_chosen_before_it(slow):
+    tab, film, arrive = slow
+    with tab.expect_response("**/queue/join*", timeout=WAIT):
+        _upload(tab, film)
+    _example(tab, 0)
+    before = tab.inner_text("#film-answer")
+    arrive(tab)
+    assert tab.inner_text("#film-answer") == before and "slow.png" not in before
+
+
+def test_of_examples_that_are_pressed_quickly_the_last_one_is_answered(tab):
+    for number in (0, 1, 2, 3, 0, 3, 1):
+        tab.locator("[data-example]").nth(number).click()
+    tab.wait_for_selector(".answer-line", timeout=WAIT)
+    shown = "Film: " + simulated_examples()[1].caption
+    assert shown in tab.inner_text("#film-answer")
+    tab.wait_for_timeout(1500)  # the others' answers come, too, and are dropped
+    assert shown in tab.inner_text("#film-answer") and tab.locator(".answer-line").count() == 1
+
+
+def test_clear_while_a_film_is_scored_leaves_nothing_of_it(slow):
+    tab, film, arrive = slow
+    fresh = tab.inner_text("#film-answer")
+    with tab.expect_response("**/queue/join*", timeout=WAIT):
+        _upload(tab, film)
+    tab.locator("#film-clear").click()
+    arrive(tab)
+    assert tab.locator(".answer-empty").is_visible() and not tab.locator("image.film[href]").count()
+    assert tab.inner_text("#film-answer .answer-region") in fresh
+    _upload(tab, film)
+    assert _answer(tab, "slow.png").startswith("Prediction")
+
+
+def test_a_film_that_is_too_large_takes_the_earlier_answer_away(slow, tmp_path):
+    tab, _, _ = slow
+    _example(tab, 0)
+    (tmp_path / "large.png").write_bytes(bytes(300_000))
+    _upload(tab, tmp_path / "large.png")
+    tab.wait_for_selector("text=exceed the maximum allowed size", timeout=WAIT)
+    assert not tab.locator(".answer-line").is_visible() and not tab.locator("image.film[href]").count()
+    _example(tab, 1)
+    assert tab.locator(".answer-line").is_visible() and tab.locator("image.film").first.is_visible()
+
+
+def test_where_the_connection_is_lost_the_earlier_answer_goes(slow):
+    tab, _, _ = slow
+    _example(tab, 0)
+    tab.context.set_offline(True)
+    for number in (1, 2):  # Gradio notices with the first, and then lets nothing be changed
+        tab.locator("[data-example]").nth(number).click()
+        tab.wait_for_timeout(300)
+        assert not tab.locator(".answer-line").is_visible()
+        assert not tab.locator("image.film").first.is_visible()
+
+
+def test_on_a_phone_all_tabs_are_seen_and_the_answer_is_repeated_under_the_slider(
+    browser, finished_run, classifier
+):
+    page = build_page(classifier, read_film, simulated_examples(), str(finished_run))
+    with served(page, **looks()) as whole:
+        tab = browser.new_page(viewport=PHONE)
+        _open(tab, whole)
+        tab.wait_for_timeout(500)
+        for name in ("One film", "Many films", "About the model"):
+            box = tab.get_by_role("tab", name=name).bounding_box()
+            assert box and box["x"] + box["width"] <= PHONE["width"]
+        assert not tab.locator(".overflow-menu").is_visible()
+        _example(tab, 0)
+        tab.locator("#film-setting input[type=range]").focus()
+        tab.keyboard.press("End")
+        tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
+        probability = classifier(simulated_examples()[0].film).probability
+        line = short_html(classifier, {"probability": probability}, classifier.trade_off["threshold"][-1])
+        assert tab.locator("#film-short").is_visible()
+        assert tab.inner_text("#film-short p") == unescape(re.sub("<[^>]*>", "", line))
+        tab.close()
 
 
 def test_a_picture_is_pasted_anywhere_and_text_only_where_it_belongs(tab, classifier):

@@ -1,9 +1,10 @@
 """The tab "One film": a film in, by whatever way, and the answer, the film and the trade-off out.
 
-Of the last film the browser keeps what was said of it, so that the slider asks the network no more, and
-the server keeps nothing: neither film nor answer.
+Of the last film the browser keeps what was said of it, so that the slider needs no forward pass, and the
+server keeps nothing: neither film nor answer.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
-from hf_pneumonia.page.answer import answer_html, answer_panel
+from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
 from hf_pneumonia.page.examples import Example, gallery_html
 from hf_pneumonia.page.trade_off import (
     USUAL_PREVALENCE,
@@ -27,6 +28,7 @@ from hf_pneumonia.page.trade_off import (
     settings_of,
     worth_html,
 )
+from hf_pneumonia.page.uploads import uploaded
 from hf_pneumonia.page.viewer import viewer, viewer_value
 
 _JS = (Path(__file__).parent / "one_film.js").read_text(encoding="utf-8")
@@ -35,6 +37,10 @@ _WAYS_IN = "JPEG, PNG of 8 or 16 bits, TIFF, DICOM. A copied picture can be past
 
 # Events that need no turn in the queue, and none of which is for programs: /predict is.
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+_ZIP = b"PK\3\4"  # a zip file begins so
+
+_NO_ANSWER = "No answer came. Try again."
 
 
 def look_at(
@@ -69,24 +75,51 @@ def card_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, thre
     """What stands in the answer's place, for `answer_panel`.
 
     Args:
-        said: of `look_at`; {"problem": ...} where there is no answer, and None before any film.
+        said: of `look_at`; where there is no answer, {"problem": ...} and the film's "name" if it has one;
+            None before any film.
         threshold: of the setting.
     """
     if not said:
         return ""
     if "problem" in said:
-        return f"<p>{escape(said['problem'])}</p>"
+        return f"<p>{escape(said['problem'])}</p>" + _quiet([_film(said.get("name", ""))])
     probability = said["probability"]
-    decision = NOT_A_FILM if probability is None else _decide(classifier, probability, threshold)
+    decision = _decision(classifier, probability, threshold)
     band = band_at(classifier, threshold)
-    lines = [f"Film: {said['name']}", said["note"]]
+    lines = [_film(said["name"]), said["note"]]
     if probability is not None and threshold != classifier.threshold:
         lines.append(
             f"The operating point is moved to {in_words(threshold)}; the model's own is "
             f"{in_words(classifier.threshold)}."
         )
-    notes = "".join(f'<p class="answer-quiet">{escape(line)}</p>' for line in lines if line)
-    return answer_html(probability, threshold, band, decision, said["reason"]) + notes
+    return answer_html(probability, threshold, band, decision, said["reason"]) + _quiet(lines)
+
+
+def short_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+    """The answer in one line, to stand under the slider where a phone has no room for the card beside it.
+
+    Args:
+        said, threshold: as for `card_html`.
+    """
+    if not said or "problem" in said:
+        return ""
+    probability = said["probability"]
+    decision = _decision(classifier, probability, threshold)
+    line = prediction_line(decision, probability).partition(" (")[0].removeprefix("Prediction: ")
+    of_it = "" if probability is None else f" (probability of pneumonia: {percent(probability)})"
+    return f"<p>{escape(f'This film: {line}{of_it}')}</p>"
+
+
+def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
+    """The film of an uploaded file.
+
+    Raises:
+        UnreadableFilm: by `read`; or it is a zip file, and those are read by another tab.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            raise UnreadableFilm('a zip file: the tab "Many films" reads it')
+    return read(path)
 
 
 def makes_heat_maps(classifier: PneumoniaClassifier) -> bool:
@@ -118,73 +151,112 @@ def one_film_tab(
             file = gr.File(label="Chest film", file_count="single", height=132, elem_id="film-file")
             gr.HTML(f'<p class="quiet">{_WAYS_IN}</p>', apply_default_css=False)
             gallery = gr.HTML(
-                gallery_html(examples), js_on_load=_JS, apply_default_css=False, elem_id="film-examples"
+                gallery_html(examples),
+                js_on_load=_JS,
+                apply_default_css=False,
+                elem_id="film-examples",
+                points=[f"Operating point {in_words(setting.threshold)}" for setting in settings],
             )
             clear = gr.Button("Clear", size="sm", elem_id="film-clear")
         with gr.Column(elem_id="film-answer"):
-            said = gr.JSON(visible=False)
+            said, answered, choice = (gr.JSON(visible=False) for _ in range(3))
             card = answer_panel()
             view = viewer()
         with gr.Column(elem_id="film-trade-off"):
-            slider, back, of_setting, prevalence, worth = _trade_off(classifier, settings, own)
+            slider, short, back, of_setting, prevalence, worth = _trade_off(classifier, settings, own)
 
     def threshold_at(index: float) -> float:
         return settings[int(index)].threshold if settings else classifier.threshold
 
-    def answer(name: str, note: str, film: Callable[[], Image.Image]) -> tuple:
+    def answer(choice: Any, name: str, note: str, film: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            return look_at(classifier, film(), name, heat_map, note)
+            said, view = look_at(classifier, film(), name, heat_map, note)
         except UnreadableFilm as error:
-            return {"problem": f"This file can't be read as a film: {error}"}, None
+            said, view = {"problem": f"This file can't be read as a film: {error}", "name": name}, None
         except UsageError as error:
-            return {"problem": f"The model gave no answer: {error}"}, None
+            said, view = {"problem": f"The model gave no answer: {error}", "name": name}, None
+        return {"choice": choice, "said": said, "view": view}
 
-    def from_file(path: str | None) -> tuple:
-        return answer(Path(path).name, "", lambda: read(path)) if path else (None, None)
+    def from_file(file: Any, choice: Any) -> dict[str, Any] | None:
+        if not file:  # another choice has been made since
+            return None
+        try:
+            upload = uploaded(file)
+        except UsageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return answer(choice, upload.name, "", lambda: read_upload(read, upload.path))
 
-    def from_example(event: gr.EventData) -> tuple:
-        number = event._data.get("number") if isinstance(event._data, dict) else None
+    def from_example(event: gr.EventData) -> dict[str, Any]:
+        data = event._data if isinstance(event._data, dict) else {}
+        number = data.get("number")
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise gr.Error("There is no such example.", print_exception=False)
         example = examples[number]
-        return answer(example.caption, example.note, lambda: example.film)
+        return answer(data.get("choice"), example.caption, example.note, lambda: example.film)
 
-    def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str]:
+    def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str, str]:
         index = int(index)
         return (
             card_html(classifier, said, threshold_at(index)),
+            short_html(classifier, said, threshold_at(index)),
             setting_html(classifier, settings, index),
             worth_html(classifier, settings, index, percent),
         )
 
-    def start_over() -> tuple:
-        return own, USUAL_PREVALENCE, None, None, None, *move(own, USUAL_PREVALENCE, None)
-
-    moved = [card, of_setting, worth]
+    moved = [card, short, of_setting, worth]
     setting = [slider, prevalence, said]
+
+    def then_check(done: Any) -> None:
+        """Meanwhile the film may be gone; what was said of it goes too."""
+        done.then(None, said, [card, short], js="(said) => said ? [] : ['', '']", **_AT_ONCE)
+
+    # Each choice is scored, and the browser knows whether its answer is still awaited.
+    scoring: dict[str, Any] = {
+        "show_progress_on": [card],
+        "trigger_mode": "multiple",
+        "api_visibility": "private",
+    }
     scored = [
-        # Each file counts, in its turn.
         file.upload(
             from_file,
-            [file],
-            [said, view],
-            show_progress_on=[card],
-            trigger_mode="multiple",
-            api_visibility="private",
+            [file, choice],
+            answered,
+            preprocess=False,  # which would lose the film's own name
+            js="(file) => window.oneFilm.file(file)",
+            **scoring,
         ),
-        gallery.select(from_example, None, [said, view], show_progress_on=[card], api_visibility="private"),
+        gallery.select(from_example, None, answered, **scoring),
     ]
     for done in scored:
-        # By where the slider is now, and not where it was when the film was handed in. The field is emptied
-        # even where the queue was full: the next film can be dropped where this one was.
-        done.then(lambda *now: (None, *move(*now)), setting, [file, *moved], **_AT_ONCE)
-    clear.click(start_over, None, [slider, prevalence, file, said, view, *moved], **_AT_ONCE)
-    gr.on([slider.input, prevalence.input], move, setting, moved, trigger_mode="always_last", **_AT_ONCE)
-    back.click(
-        lambda percent, said: (own, *move(own, percent, said)),
-        [prevalence, said],
-        [slider, *moved],
+        # The field is emptied: the next film can be dropped where this one was.
+        shown = done.then(
+            None, answered, [said, view, file], js="(answer) => window.oneFilm.show(answer)", **_AT_ONCE
+        )
+        # By where the slider is now, and not where it was when the film was handed in.
+        then_check(shown.then(move, setting, moved, **_AT_ONCE))
+        fail = f"() => window.oneFilm.fail({json.dumps(_NO_ANSWER)})"
+        done.failure(None, None, [said, card, file], js=fail, **_AT_ONCE)
+    # With a new choice the last film goes, though the new one may never come.
+    gallery.input(
+        None, None, [said, view, card, short, answered], js="() => [null, null, '', '', null]", **_AT_ONCE
+    )
+    fresh = [own, USUAL_PREVALENCE, None, None, None, None, *move(own, USUAL_PREVALENCE, None)]
+    clear.click(
+        None,
+        None,
+        [slider, prevalence, file, said, view, answered, *moved],
+        js=f"() => {{ window.oneFilm.clear(); return {json.dumps(fresh)}; }}",
         **_AT_ONCE,
+    )
+    sliding = {"trigger_mode": "always_last", **_AT_ONCE}
+    then_check(gr.on([slider.input, prevalence.input], move, setting, moved, **sliding))
+    then_check(
+        back.click(
+            lambda percent, said: (own, *move(own, percent, said)),
+            [prevalence, said],
+            [slider, *moved],
+            **_AT_ONCE,
+        )
     )
 
 
@@ -206,6 +278,14 @@ def _trade_off(classifier: PneumoniaClassifier, settings: list[Setting], own: in
         apply_default_css=False,
         visible=movable,
     )
+    short = gr.HTML(
+        "",
+        # The region has to be there before its content for a screen reader to notice it.
+        html_template='<div aria-live="polite">${value || ""}</div>',
+        apply_default_css=False,
+        visible=movable,
+        elem_id="film-short",
+    )
     of_setting = gr.HTML(
         setting_html(classifier, settings, own), apply_default_css=False, elem_id="film-found"
     )
@@ -220,8 +300,18 @@ def _trade_off(classifier: PneumoniaClassifier, settings: list[Setting], own: in
     worth = gr.HTML(
         worth_html(classifier, settings, own, USUAL_PREVALENCE), apply_default_css=False, elem_id="film-worth"
     )
-    return slider, back, of_setting, prevalence, worth
+    return slider, short, back, of_setting, prevalence, worth
 
 
-def _decide(classifier: PneumoniaClassifier, probability: float, threshold: float) -> str:
+def _decision(classifier: PneumoniaClassifier, probability: float | None, threshold: float) -> str:
+    if probability is None:
+        return NOT_A_FILM
     return classifier.decide(probability, None if threshold == classifier.threshold else threshold)
+
+
+def _film(name: str) -> str:
+    return name and f"Film: {name}"
+
+
+def _quiet(lines: Sequence[str]) -> str:
+    return "".join(f'<p class="answer-quiet">{escape(line)}</p>' for line in lines if line)

@@ -69,5 +69,5 @@ def looks() -> dict[str, Any]:
 
 
 def _head(classifier: PneumoniaClassifier) -> str:
-    notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in classifier.notes)
+    notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
     return f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'
