@@ -198,6 +198,57 @@ def test_in_a_browser_many_films_become_a_table_that_sorts_by_keyboard_and_downl
         tab.close()
 
 
+def test_with_other_files_the_table_goes_and_a_refusal_stands_in_its_place(browser, tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(501):
+            archive.writestr(f"{number:03d}.png", PNG)
+    with served(_page(ByGray())) as address:
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.set_input_files("input[type=file]", _gray(tmp_path / "film.png", 200))
+        tab.get_by_text("film").first.wait_for()
+        tab.get_by_role("button", name="Read them").click()
+        tab.get_by_role("link", name="Download as CSV").wait_for()
+        tab.get_by_role("button", name="Clear").click()
+        tab.get_by_role("link", name="Download as CSV").wait_for(state="detached")
+        tab.set_input_files("input[type=file]", str(tmp_path / "many.zip"))
+        tab.get_by_text("many").first.wait_for()
+        tab.get_by_role("button", name="Read them").click()
+        refusal = "These files are not read: more than 500 films; send them in several parts."
+        tab.get_by_role("alert").filter(has_text=refusal).wait_for()
+        tab.get_by_role("button", name="Clear").click()
+        tab.get_by_role("alert").wait_for(state="detached")
+        tab.close()
+
+
+def test_films_that_are_taken_away_while_they_are_read_get_no_table(browser, tmp_path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Waiting(ByGray):
+        def __call__(self, images, batch_size):
+            answers = super().__call__(images, batch_size)
+            begun.set()
+            assert go_on.wait(60)
+            return answers
+
+    page = _page(Waiting())
+    with served(page) as address:
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.set_input_files("input[type=file]", _gray(tmp_path / "film.png", 200))
+        tab.get_by_text("film").first.wait_for()
+        tab.get_by_role("button", name="Read them").click()
+        assert begun.wait(60)
+        tab.get_by_role("button", name="Clear").click()
+        tab.wait_for_timeout(500)
+        go_on.set()
+        _until(lambda: not any(page._queue.active_jobs))
+        tab.wait_for_timeout(500)
+        assert not tab.get_by_role("link", name="Download as CSV").count()
+        assert not tab.get_by_role("alert").count()
+        tab.close()
+
+
 def test_two_people_get_their_own_films_and_a_closed_tab_ends_its_job(browser, tmp_path):
     with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
         for number in range(5 * BATCH):

@@ -1,6 +1,7 @@
 """The tab "Many films": files and zip files -> a table of answers, while a bar shows how far it is."""
 
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -35,12 +36,14 @@ def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes]
 
     # A generator: when the tab is closed, Gradio asks for no further batch.
     def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
-        if not files:
-            raise gr.Error("Choose films first.", print_exception=False)
         try:
-            films = films_of(map(uploaded, files))
+            films = films_of(map(uploaded, files or []))
         except UsageError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            yield _notice(f"These files are not read: {error}.")
+            return
+        if not films:
+            yield _notice("Choose films first.")
+            return
         rows: list[FilmRow] = []
         progress((0, len(films)), unit="films")
         for batch in score_films(classifier, read, films):
@@ -59,4 +62,19 @@ def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes]
         min_height=80,
     )
     # Not preprocessed: Gradio would leave an empty file per film behind, and lose the films' own names.
-    button.click(read_them, files, answers, preprocess=False, api_visibility="private", **IN_TURN)
+    reading = button.click(read_them, files, answers, preprocess=False, api_visibility="private", **IN_TURN)
+    # Of other films the table says nothing; nor is one to come of the films that were there before.
+    files.change(
+        None,
+        None,
+        answers,
+        js="() => ''",
+        cancels=reading,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _notice(text: str) -> str:
+    return f'<p role="alert">{escape(text)}</p>'
