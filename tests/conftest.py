@@ -10,10 +10,9 @@ from pathlib import Path
 
 # Before any library reads them: nothing is fetched, and nobody's own caches are touched.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
-_HOME = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
-os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _HOME
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
 # Where pages put uploads that are served without an UploadFolder; Gradio leaves them there.
-os.environ["GRADIO_TEMP_DIR"] = f"{_HOME}/gradio"
+os.environ["GRADIO_TEMP_DIR"] = os.path.join(os.environ["HF_HOME"], "gradio")
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from browser import browser  # noqa: F401  a fixture
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:

@@ -77,9 +77,9 @@ def read_evidence(model: str | os.PathLike, revision: str | None = None) -> Evid
 
 
 def example_files(model: str | os.PathLike, revision: str | None = None) -> list[Path]:
-    """Films that a model brings along: those of its folder `examples`, by name, MOST_EXAMPLES at most, and none
-    above LARGEST_EXAMPLE; none at all where they can't be had. Their names may be patients', and are not for
-    showing.
+    """Films that a model brings along: those of its folder `examples`, by name, MOST_EXAMPLES at most, none
+    above LARGEST_EXAMPLE, and none at all where they can't be had. Their names may be patients', and are not
+    for showing.
 
     Args:
         model, revision: as for `read_evidence`.

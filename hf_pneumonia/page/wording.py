@@ -32,7 +32,7 @@ _ROUNDING = 1e-5
 
 
 def shape(decision: str) -> str:
-    """A decision's sign: an svg element in the colour of the text around it, that screen readers pass over."""
+    """A decision's sign: an svg element in the colour of the text around it, not read out."""
     return f'<svg viewBox="0 0 20 20" aria-hidden="true">{_SHAPES[decision]}</svg>'
 
 
