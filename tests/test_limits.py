@@ -123,9 +123,11 @@ def _result(address: str, answer: httpx.Response, name: str = "predict") -> obje
 
 def _until(condition, seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while time.monotonic() < end:
+        if condition():  # asked once: some of them send a film
+            return True
         time.sleep(0.05)
-    return condition()
+    return False
 
 
 def _stored(uploads: UploadFolder) -> list[str]:

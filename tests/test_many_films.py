@@ -280,7 +280,7 @@ def test_two_people_get_their_own_films_and_a_closed_tab_ends_its_job(browser, t
         send(first, str(tmp_path / "long.zip"))
         assert begun.wait(60)
         send(second, _gray(tmp_path / "mine.png", 200))
-        second.get_by_role("table").wait_for()
+        second.locator("tbody th").first.wait_for()
         assert second.locator("tbody th").all_inner_texts() == ["mine.png"]
         first.close()
         _until(lambda: all(not event.alive for event in jobs()))
