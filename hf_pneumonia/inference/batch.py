@@ -16,11 +16,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from hf_pneumonia.data.ahead import work_ahead
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.inference.classifier import (
     NORMAL,
     NOT_A_FILM,

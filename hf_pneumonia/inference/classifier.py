@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import HfApi
 from PIL import Image
 
+from hf_pneumonia.data.ahead import work_ahead
 from hf_pneumonia.data.cache import available_cores
 from hf_pneumonia.data.film import squash
 from hf_pneumonia.data.forms import is_one_film, read_any_film
@@ -24,7 +25,6 @@ from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.evaluation.trade_off import moved_band
 from hf_pneumonia.hub import Commit, commit_files
-from hf_pneumonia.inference.ahead import work_ahead
 from hf_pneumonia.inference.gate import GATE, image_problem, load_gate
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
