@@ -35,22 +35,22 @@ def text_rows(film: Image.Image) -> int:
     Args:
         film: Pillow image of mode 'L' at its full size.
     """
-    pixels = np.asarray(film)
-    height, width = pixels.shape
+    width, height = film.size
     if min(width, height) < TEXT_SIDE:
         return 0
     # Text stands in the corners; the middle, with ribs and electrodes, is not looked at.
     edge = height // 6
-    stroke = round(0.006 * width)
+    stroke, window = round(0.006 * width), width // 10
     found = 0
-    for strip in (pixels[:edge], pixels[-edge:]):
+    for top in (0, height - edge):
+        strip = np.asarray(film.crop((0, top, width, top + edge)))
+        middle = strip[:, stroke:-stroke]
         ground = np.maximum(strip[:, : -2 * stroke], strip[:, 2 * stroke :])
-        bright = strip[:, stroke:-stroke] >= np.minimum(ground, 255 - _CONTRAST) + _CONTRAST
-        bright &= ground <= 255 - _CONTRAST
-        starts = bright[:, 1:] & ~bright[:, :-1]
+        bright = middle - np.minimum(middle, ground) >= _CONTRAST
+        bright = bright[bright.any(axis=1)]  # most rows have none, and what follows is slower
+        starts = bright[:, 1:] > bright[:, :-1]
         starts = starts[np.count_nonzero(starts, axis=1) >= 4]
         before = np.cumsum(starts, axis=1)
-        window = width // 10
         found += int(((before[:, window:] - before[:, :-window]).max(axis=1, initial=0) >= 4).sum())
     return found
 
@@ -62,9 +62,12 @@ def colour_share(source: str | Path | bytes) -> float:
             if image.mode not in ("RGB", "RGBA", "P", "PA"):
                 return 0.0
             image.draft("RGB", (256, 256))  # a JPEG is decoded at a fraction of its size
-            red, green, blue = image.convert("RGB").split()
+            picture = image.convert("RGB")
     except Image.UnidentifiedImageError:
         return 0.0  # DICOM, which is no colour picture here
+    if _is_gray(picture):
+        return 0.0
+    red, green, blue = picture.split()
     apart = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
     apart = ImageChops.lighter(apart, ImageChops.difference(blue, red))
     return sum(apart.histogram()[_COLOUR + 1 :]) / (apart.width * apart.height)
@@ -83,6 +86,8 @@ def hue_spread(picture: Image.Image) -> float:
         Gray levels, 0 to 255. Of 5,216 films saved as RGB the highest is 0.0; six photographs have 8 to 25, a
         colour scale laid over a film 8 and more, a retina 5.
     """
+    if _is_gray(picture):
+        return 0.0
     step = -(-max(picture.size) // _HUE_SIDE)
     pixels = np.asarray(picture.reduce(step) if step > 1 else picture, dtype=np.float32).reshape(-1, 3)
     gray = pixels.mean(1) / 255
@@ -90,3 +95,9 @@ def hue_spread(picture: Image.Image) -> float:
     tint = np.stack([np.ones_like(gray), gray, gray**2], axis=1)
     left = apart - tint @ np.linalg.lstsq(tint, apart, rcond=None)[0]
     return float(np.abs(left).mean())
+
+
+def _is_gray(picture: Image.Image) -> bool:
+    """Whether the three channels are one, as where a gray film was saved as RGB."""
+    pixels = np.asarray(picture)
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
