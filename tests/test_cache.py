@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image
 from hf_pneumonia.data import cache
 from hf_pneumonia.data.cache import open_store
 from hf_pneumonia.data.duplicates import THUMBNAIL
+
+NONE = np.empty((0, 2), np.int64), np.empty(0, np.float32)  # no copies
 
 
 @pytest.fixture
@@ -34,9 +38,46 @@ def test_a_row_of_the_store_is_the_film_as_pillow_reads_it(images, tmp_path):
     assert (len(store), store.size) == (7, 32)
 
 
-def test_the_films_are_mapped_and_not_read_into_memory(images, tmp_path):
+def test_rows_are_asked_for_as_those_of_an_array(images, tmp_path):
     store = open_store(images, 32, tmp_path)
-    assert isinstance(store.films, np.memmap) and store.films.mode == "r"
+    whole = store[range(7)]
+    for rows in ([2, 0, 2], [-1], np.array([], int), np.arange(7) % 2 == 0, np.array([6, 5], np.int32)):
+        assert np.array_equal(store[rows], whole[np.asarray(rows)])
+    with pytest.raises(IndexError):
+        store[[7]]
+
+
+def test_films_that_were_read_do_not_stay_in_memory(tmp_path):
+    """Neither as this process's own pages, nor as those of a map."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc to see the memory")
+    write_film(tmp_path / "film.png", 1, np.random.default_rng(0))
+    images = [{"path": str(tmp_path / "film.png"), "bytes": None}] * 400  # 40 MB
+    store = open_store(images, 320, tmp_path)
+    store[[0]]
+    before = resident()
+    for row in range(400):
+        store[[row]]
+    assert resident() - before < 10e6
+
+
+def test_a_store_that_was_cut_short_is_an_error_and_no_film(images, tmp_path):
+    store = open_store(images, 32, tmp_path)
+    os.truncate(next((tmp_path / "films").glob("*/films.uint8")), 6 * 32 * 32 + 5)
+    assert store[[5]].any()
+    with pytest.raises(OSError, match="was cut short: delete it"):
+        store[[6]]
+
+
+def test_a_film_takes_its_pixels_and_little_more_on_the_disk(tmp_path):
+    write_film(tmp_path / "film.png", 1, np.random.default_rng(0))
+    open_store([{"path": str(tmp_path / "film.png"), "bytes": None}] * 200, 224, tmp_path)
+    stored = sum(path.stat().st_size for path in (tmp_path / "films").rglob("*") if path.is_file())
+    assert stored / 200 < 51_000
 
 
 def test_an_unreadable_film_is_listed_by_row_with_its_reason(images, tmp_path):
@@ -48,7 +89,7 @@ def test_an_unreadable_film_is_listed_by_row_with_its_reason(images, tmp_path):
 def test_a_second_run_decodes_nothing(images, tmp_path, monkeypatch):
     first = open_store(images, 32, tmp_path)
     monkeypatch.setattr(cache, "read_film", lambda *_: pytest.fail("decoded again"))
-    assert np.array_equal(open_store(images, 32, tmp_path).films, first.films)
+    assert np.array_equal(open_store(images, 32, tmp_path)[range(7)], first[range(7)])
 
 
 def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_path):
@@ -96,12 +137,20 @@ def test_a_file_that_is_not_there_has_no_hash_and_is_unreadable(tmp_path):
     assert store.unreadable == {0: "no such file"} and store.facts["sha256"][0] == b""
 
 
-def test_thumbnails_are_made_from_the_whole_film_and_not_from_the_square(images, tmp_path):
+@pytest.mark.parametrize("size", [8, 160])
+def test_copies_are_sought_among_thumbnails_of_the_films(images, tmp_path, monkeypatch, size):
     """A square of 8 pixels would leave a thumbnail without detail."""
-    store = open_store(images, 8, tmp_path)
+    seen = []
+    monkeypatch.setattr(cache, "find_copies", lambda thumbnails: (seen.append(np.array(thumbnails)), NONE)[1])
+    open_store(images, size, tmp_path)
     film = Image.open(images[0]["path"]).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    assert store.thumbnails.shape == (7, THUMBNAIL, THUMBNAIL) and not store.thumbnails[3].any()
-    assert np.abs(store.thumbnails[0].astype(int) - np.asarray(film)).max() <= 2
+    assert seen[0].shape == (7, THUMBNAIL, THUMBNAIL) and not seen[0][3].any()
+    assert np.abs(seen[0][0].astype(int) - np.asarray(film)).mean() <= 2
+
+
+def test_a_film_of_one_gray_is_blank(images, tmp_path):
+    Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
+    assert open_store(images, 32, tmp_path).facts["blank"].tolist() == [False, False, True, *4 * [False]]
 
 
 def test_copies_are_sought_once_and_kept_in_the_store(images, tmp_path, monkeypatch):

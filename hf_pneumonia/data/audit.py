@@ -57,7 +57,7 @@ def audit_films(films: FilmSet) -> dict:
             for name, seen in (("text", text), ("colour", colour))
         },
         "searched_for_text": int(np.sum(np.minimum(facts["width"], facts["height"]) >= TEXT_SIDE)),
-        "blank": int(np.sum(readable & _blank(films.store.thumbnails))),
+        "blank": int(np.sum(readable & facts["blank"])),
         "balance": _balance(films),
         "label_told_by": _label_told_by(films),
     }
@@ -144,12 +144,6 @@ def taught(films: FilmSet, rows: np.ndarray, seen: list[dict[str, str]]) -> np.n
 def _groups_of_equal_bytes(hashes: np.ndarray) -> int:
     _, count = np.unique(hashes[hashes != b""], return_counts=True)
     return int(np.sum(count > 1))
-
-
-def _blank(thumbnails: np.ndarray) -> np.ndarray:
-    """(n,) whether a film is of one gray."""
-    chunks = (thumbnails[start : start + 1024] for start in range(0, len(thumbnails), 1024))
-    return np.concatenate([np.empty(0, bool), *(chunk.std(axis=(1, 2)) <= 1 for chunk in chunks)])
 
 
 def _balance(films: FilmSet) -> dict:

@@ -1,7 +1,7 @@
-"""The film store: every film decoded once to a square of uint8, kept on disk and memory-mapped.
+"""The film store: every film decoded once to a square of uint8, and kept on disk.
 
-Beside the squares lie a thumbnail of each film, what can be told of it only at its full size, and which films
-are alike. Knows nothing about labels or splits: row i of the store is row i of the table it was built from.
+Beside the squares lies what can be told of a film only at its full size, and which films are alike. Knows
+nothing about labels or splits: row i of the store is row i of the table it was built from.
 """
 
 import hashlib
@@ -11,13 +11,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_pneumonia.data.ahead import work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
@@ -25,7 +25,7 @@ from hf_pneumonia.data.overlays import colour_share, text_rows
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 3
+_FORMAT = 4
 
 _FACTS = np.dtype(
     [
@@ -35,6 +35,7 @@ _FACTS = np.dtype(
         ("text_rows", "i4"),
         ("colour_share", "f4"),
         ("hues", "f4"),
+        ("blank", "?"),
     ]
 )
 
@@ -50,51 +51,46 @@ def default_cache() -> Path:
 
 
 class FilmStore:
-    """Films as a read-only memory map; only the pages of the rows that are asked for are ever in memory.
+    """Films on disk, read when they are asked for: memory does not grow with their number, nor with how many
+    were read (the pages of a memory map would count as this process's own).
 
     Attributes:
-        films: (n, size, size) uint8 memory map; an unreadable film is all zero.
-        thumbnails: (n, THUMBNAIL, THUMBNAIL) uint8 memory map, made from the films at their full size.
-        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, and `text_rows`,
-            `colour_share` and `hues` (`hue_spread`) as in overlays.py; zero but for the hash where a film is
-            unreadable.
-        unreadable: row -> reason, of the films that could not be decoded.
+        size: side of the films in pixels.
+        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
+            `colour_share` and `hues` (`hue_spread`) as in overlays.py, and whether a film is `blank`, of one
+            gray; zero but for the hash where a film is unreadable.
+        unreadable: row -> reason, of the films that could not be decoded; their squares are all zero.
     """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
-        n, size = index["films"], index["size"]
-        self.films = np.memmap(folder / "films.uint8", dtype=np.uint8, mode="r", shape=(n, size, size))
-        self.thumbnails = np.memmap(
-            folder / "thumbnails.uint8", dtype=np.uint8, mode="r", shape=(n, THUMBNAIL, THUMBNAIL)
-        )
+        self.size = index["size"]
         self.facts = np.load(folder / "facts.npy")
-        self._folder = folder
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
+        with np.load(folder / "copies.npz") as found:
+            self._copies = found["pairs"], found["correlation"]
+        self._films = open(folder / "films.uint8", "rb", buffering=0)
 
     def __len__(self) -> int:
-        return len(self.films)
+        return len(self.facts)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(k, size, size) uint8 copy of the given rows."""
-        return self.films[np.asarray(rows)]
+        """(k, size, size) uint8, the films of the given rows.
 
-    @property
-    def size(self) -> int:
-        """Side of the films in pixels."""
-        return self.films.shape[1]
+        Raises:
+            OSError: the store was cut short on the disk.
+        """
+        rows = np.arange(len(self))[np.asarray(rows)]  # as an array is indexed: from the end, by masks ...
+        films = np.empty((len(rows), self.size, self.size), np.uint8)
+        for row, film in zip(rows.tolist(), films, strict=True):
+            # From a place of its own for each call, so that threads and processes may read at a time.
+            if os.preadv(self._films.fileno(), [film.data], row * film.nbytes) != film.nbytes:
+                raise OSError(f"the film store {Path(self._films.name).parent} was cut short: delete it")
+        return films
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of films that are alike, as `find_copies` gives them; sought once and kept in the store."""
-        file = self._folder / f"copies-v{VERSION}.npz"
-        if not file.exists():
-            logger.info("looking for copies among %d films", len(self))
-            pairs, correlation = find_copies(self.thumbnails)
-            aside = file.with_name(f".{os.getpid()}-{file.name}")
-            np.savez(aside, pairs=pairs, correlation=correlation)
-            aside.replace(file)
-        with np.load(file) as found:
-            return found["pairs"], found["correlation"]
+        """Pairs of films that are alike, as `find_copies` gives them."""
+        return self._copies
 
 
 def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
@@ -124,7 +120,7 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
 
 
 def _key(images: Sequence[dict], size: int) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {size} {INTERPOLATION} {len(images)}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {VERSION} {size} {INTERPOLATION} {len(images)}".encode())
     for image in images:
         if image["bytes"] is not None:
             digest.update(hashlib.sha256(image["bytes"]).digest())
@@ -138,20 +134,17 @@ def _key(images: Sequence[dict], size: int) -> str:
 
 
 def _build(images: Sequence[dict], size: int, folder: Path) -> None:
-    def decode(row: int) -> tuple[np.ndarray, np.ndarray, np.void] | tuple[str, str]:
+    def decode(row: int) -> tuple[np.ndarray, np.ndarray, tuple] | tuple[str, None, tuple]:
         image = images[row]
         return _decode(image["path"] if image["bytes"] is None else image["bytes"], size)
 
     unreadable: dict[int, str] = {}
     facts = np.zeros(len(images), _FACTS)
+    threads = available_cores()
     # Threads, since Pillow decodes and resizes without holding Python's lock. Written to the files and not
-    # through a map: a full disk is then an OSError, and not a killed process.
-    with (
-        ThreadPoolExecutor(available_cores()) as pool,
-        open(folder / "films.uint8", "wb") as films,
-        open(folder / "thumbnails.uint8", "wb") as thumbnails,
-    ):
-        decoded = pool.map(decode, range(len(images)))
+    # through a map: a full disk is then an OSError, and not a killed process. Thumbnails are wanted once.
+    with open(folder / "films.uint8", "wb") as films, tempfile.TemporaryFile(dir=folder) as thumbnails:
+        decoded = work_ahead(decode, range(len(images)), threads, 8 * threads)
         for row, (film, thumbnail, fact) in enumerate(
             tqdm(decoded, "decoding films", len(images), unit=" films", disable=None)
         ):
@@ -161,9 +154,13 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
             films.write(film.tobytes())
             thumbnails.write(thumbnail.tobytes())
             facts[row] = fact
-        for file in (films, thumbnails):
-            file.flush()
-            os.fsync(file.fileno())
+        films.flush()
+        os.fsync(films.fileno())
+        thumbnails.flush()
+        logger.info("looking for copies among %d films", len(images))
+        shape = (len(images), THUMBNAIL, THUMBNAIL)
+        pairs, correlation = find_copies(np.memmap(thumbnails, np.uint8, "r", shape=shape))
+    np.savez(folder / "copies.npz", pairs=pairs, correlation=correlation)
     np.save(folder / "facts.npy", facts)
     index = {"films": len(images), "size": size, "unreadable": unreadable}
     (folder / "index.json").write_text(json.dumps(index))
@@ -174,12 +171,18 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     try:
         film = read_film(source)
     except UnreadableFilm as error:
-        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0)
-    hues = film.info.get("hues", 0.0)
-    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source), hues)
-    # Reduced by whole numbers first: near enough for a thumbnail, and five times as quick on a large film.
-    thumbnail = film.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return squash(film, size), np.asarray(thumbnail), facts
+        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False)
+    square = squash(film, size)
+    thumbnail = _thumbnail(film, square)
+    hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
+    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source), hues, blank)
+    return square, thumbnail, facts
+
+
+def _thumbnail(film: Image.Image, square: np.ndarray) -> np.ndarray:
+    """(THUMBNAIL, THUMBNAIL) uint8, of the square where that is fine enough: a tenth of the time."""
+    fine = len(square) >= 2 * THUMBNAIL
+    return squash(Image.fromarray(square) if fine else film, THUMBNAIL)
 
 
 def _sha256(source: str | bytes) -> str:
