@@ -33,7 +33,8 @@ from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_all_cores
+from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_machine
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -44,7 +45,7 @@ from hf_pneumonia.training.run_folder import (
     is_finished,
     read_report,
 )
-from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -111,7 +112,7 @@ def train(args: Recipe, recipe: dict) -> None:
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     if args.small_epochs:
         try_films(model, args.model, args.small_size, "--small_size")
-    datasets = [FilmDataset(films, split) for split in ("train", "validation")]
+    datasets = [FilmDataset(films, split, args.device) for split in ("train", "validation")]
     try:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
     # Flags that do not go together, or lack a package.
@@ -188,8 +189,7 @@ def set_up(args: Recipe) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    if args.device.type == "cpu":
-        use_all_cores()
+    use_machine(args.device)
     set_seed(args.seed)
 
 

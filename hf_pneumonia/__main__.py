@@ -57,11 +57,11 @@ def evaluate(args: argparse.Namespace) -> None:
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
     from hf_pneumonia.modeling.saved import load_model
-    from hf_pneumonia.training.launch import join_processes, local_main_first, use_all_cores
+    from hf_pneumonia.training.launch import join_processes, local_main_first, use_machine
 
     _quiet_libraries()
     state = join_processes()
-    use_all_cores()
+    use_machine(state.device)
     saved = load_model(args.model)
     source = short_names(args.source)
     name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
@@ -102,11 +102,11 @@ def predict(args: argparse.Namespace) -> None:
         if args.heatmaps == args.output:
             raise UsageError(f"--output and --heatmaps are both {args.output}: one is a file, one a folder")
     from hf_pneumonia.inference.batch import predict_paths
-    from hf_pneumonia.training.launch import join_processes, use_all_cores
+    from hf_pneumonia.training.launch import join_processes, use_machine
 
     _quiet_libraries()
     state = join_processes()
-    use_all_cores()
+    use_machine(state.device)
     predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size)
     state.destroy_process_group()
 

@@ -131,7 +131,8 @@ def trainer(film_folder, tmp_path):
     from hf_pneumonia.modeling.augment import Augment
     from hf_pneumonia.modeling.build import build_model
     from hf_pneumonia.training.arguments import parse_recipe
-    from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+    from hf_pneumonia.training.film_dataset import FilmDataset
+    from hf_pneumonia.training.trainer import PneumoniaTrainer
 
     films = prepare_films(str(film_folder), 32, tmp_path)
     train, validation = (FilmDataset(films, split) for split in ("train", "validation"))

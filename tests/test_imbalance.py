@@ -30,7 +30,8 @@ from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 folder, recipe = map(Path, sys.argv[1:])
 films = prepare_films(str(folder / "films"), 32, folder / "cache")

@@ -71,8 +71,10 @@ def score_films(
         for start in range(0, len(own), batch_size):
             films = store[own[start : start + batch_size]]
             films = torch.from_numpy(films if change is None else change(films)).to(device)
-            logits.extend(model(network_input(films)).logits.float().cpu().tolist())
-    gathered = np.asarray(gather_object(logits), dtype=np.float32).reshape(-1, len(LABELS))
+            logits.append(model(network_input(films)).logits.float())
+    # Fetched at the end: a batch would wait on the device for the one before it.
+    scores = torch.cat(logits).cpu().tolist() if logits else []
+    gathered = np.asarray(gather_object(scores), dtype=np.float32).reshape(-1, len(LABELS))
     if len(gathered) != len(rows):
         raise RuntimeError(f"{len(rows)} films were to be scored and {len(gathered)} scores came back")
     return gathered

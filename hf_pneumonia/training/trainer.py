@@ -12,7 +12,6 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
-from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
@@ -21,26 +20,9 @@ from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.averaging import FILE, WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
+from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
-
-
-class FilmDataset(torch.utils.data.Dataset):
-    """The films of one split with their labels. A whole batch is one read: no worker processes are needed."""
-
-    def __init__(self, films: FilmSet, split: str) -> None:
-        self.store, self.rows = films.store, films.rows(split)
-        self.labels = torch.from_numpy(films.label[self.rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (b, size, size) uint8 and `labels` (b,) int64, by a name torch's loader knows."""
-        return {
-            "pixel_values": torch.from_numpy(self.store[self.rows[indices]]),
-            "labels": self.labels[indices],
-        }
 
 
 class PneumoniaTrainer(Trainer):
@@ -66,6 +48,8 @@ class PneumoniaTrainer(Trainer):
         augment: Augment,
     ) -> None:
         model.to(memory_format=torch.channels_last)
+        if train_dataset.on_device:
+            args.dataloader_pin_memory = False  # which is for what is still to be sent there
         super().__init__(
             model=model,
             args=args,
@@ -193,8 +177,8 @@ class PneumoniaTrainer(Trainer):
             for group in groups:
                 group["lr"] = args.learning_rate * group.pop("lr_scale")
         if args.adam_l2:
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = torch.optim.Adam(groups, args.learning_rate, betas, args.adam_epsilon)
+            settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            self.optimizer = torch.optim.Adam(groups, args.learning_rate, **settings, fused=True)
         else:
             kind, settings = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = kind(groups, **settings)
@@ -236,6 +220,9 @@ class PneumoniaTrainer(Trainer):
         # The Trainer knows only LayerNorm; timm's own rule spares every bias and scale, BatchNorm's among
         # them.
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | None:
+        return grad_norm  # where nothing is clipped the Trainer computes it only to have it
 
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # nobody reads it, and counting parameters every step takes time
