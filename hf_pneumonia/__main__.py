@@ -107,7 +107,7 @@ def predict(args: argparse.Namespace) -> None:
     _quiet_libraries()
     state = join_processes()
     use_machine(state.device)
-    predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size)
+    predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size, args.dtype)
     state.destroy_process_group()
 
 
@@ -222,7 +222,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
     command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
-    command.add_argument("--batch_size", type=int, default=32, help="films per forward pass and process; 32")
+    command.add_argument("--batch_size", type=int, default=16, help="films per forward pass; 16")
+
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16: some 1.5 times the films a second where the processor has it, probabilities to 0.01",
+    )
 
     command = add(export)
     command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_pneumonia.data.ahead import work_ahead
+from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
@@ -38,11 +38,6 @@ _FACTS = np.dtype(
         ("blank", "?"),
     ]
 )
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_cache() -> Path:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hf_pneumonia.data.cores import one_core_each
+
 # Side of a thumbnail in pixels: ribs and vessels are still to be seen, and 50,000 of them are 205 MB.
 THUMBNAIL = 64
 
@@ -52,15 +54,9 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         it, and it alone with others. But for that, which pairs are found does not depend on the order of the
         films. Films without any structure (blank ones) are in no pair.
     """
-    # Small products: a thread for each chunk is quicker than all threads in each product, and far quicker
-    # where other processes want the same cores.
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return _search(thumbnails, pool)
-    finally:
-        torch.set_num_threads(threads)
+    with one_core_each(), ThreadPoolExecutor(threads) as pool:
+        return _search(thumbnails, pool)
 
 
 def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndarray]:

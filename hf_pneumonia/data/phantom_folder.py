@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.cores import available_cores
 from hf_pneumonia.data.phantom import simulate_patient
 
 

@@ -6,8 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from hf_pneumonia.data.ahead import work_ahead
-from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
@@ -27,7 +25,6 @@ from hf_pneumonia.inference.classifier import (
     PNEUMONIA,
     UNCERTAIN,
     PneumoniaClassifier,
-    Prediction,
 )
 from hf_pneumonia.inference.explain import overlay
 from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
@@ -42,7 +39,12 @@ Numbered = tuple[int, Source]  # row of the output, from 1, and the film
 
 
 def predict_paths(
-    model: str, paths: list[str], output: Path | None, heatmaps: Path | None, batch_size: int
+    model: str,
+    paths: list[str],
+    output: Path | None,
+    heatmaps: Path | None,
+    batch_size: int,
+    dtype: str = "float32",
 ) -> None:
     """Score what the paths lead to and write the rows. Runs on every process; one of them writes.
 
@@ -51,6 +53,7 @@ def predict_paths(
         paths: files, folders, zip files; `-` stands for the lines of standard input.
         output: .csv or .parquet; None writes CSV to standard output.
         heatmaps, batch_size: as for `score_films`.
+        dtype: as for `PneumoniaClassifier.from_pretrained`.
 
     Raises:
         UsageError: no path leads to a film, or the model can't be had or can't do this.
@@ -60,7 +63,7 @@ def predict_paths(
     state = PartialState()
     sources = list_films(paths, heatmaps)
     with local_main_first(state):  # the others find the model fetched
-        classifier = PneumoniaClassifier.from_pretrained(model, device=state.device)
+        classifier = PneumoniaClassifier.from_pretrained(model, device=state.device, dtype=dtype)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     progress = score_films(classifier, sources, output, heatmaps, batch_size)
@@ -118,7 +121,7 @@ def score_films(
     sources: list[Source],
     output: Path | None = None,
     heatmaps: Path | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> Progress | None:
     """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
 
@@ -233,47 +236,10 @@ def _score_chunks(
     state = PartialState()
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     start = state.process_index * batch_size
-    own = [chunk[start : start + batch_size] for chunk in chunks]
-
-    with FilmReader() as reader, ThreadPoolExecutor(threads) as drawers:
-
-        def decode(film: Numbered) -> tuple[np.ndarray, str] | Score:
-            try:
-                return classifier.prepare(read_film(reader.read(film[1])))
-            except UnreadableFilm as error:
-                return Score(None, str(error))
-            except OSError as error:
-                return Score(None, why_not(error), passing=True)
-
-        def draw(film: Numbered, heat_map: np.ndarray) -> None:
-            try:
-                image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
-            except (UnreadableFilm, OSError) as error:
-                logger.warning("no heat map of %s: %s", film[1].name, error)
-                return
-            path = _picture(heatmaps, film)
-            aside = path.with_name(f".{path.name}")
-            overlay(image, heat_map).save(aside, "PNG")
-            os.replace(aside, path)
-
-        prepared = work_ahead(decode, (film for part in own for film in part), threads, 2 * batch_size)
-        for chunk, part in zip(chunks, own, strict=True):
-            decoded = list(islice(prepared, len(part)))
-            films = [
-                (film, one) for film, one in zip(part, decoded, strict=True) if not isinstance(one, Score)
-            ]
-            predictions = iter(())
-            if films:
-                squares, problems = zip(*(one for _, one in films), strict=True)
-                found = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)
-                if heatmaps is not None:
-                    # None of what is refused: where would pneumonia be in a cat?
-                    shown = [
-                        (film, one) for (film, _), one in zip(films, found, strict=True) if not one.reason
-                    ]
-                    list(drawers.map(draw, [film for film, _ in shown], [one.heat_map for _, one in shown]))
-                predictions = iter(found)
-            scores = [one if isinstance(one, Score) else _score(next(predictions)) for one in decoded]
+    own = (chunk[start : start + batch_size] for chunk in chunks)
+    with FilmReader() as reader, one_core_each():
+        score = partial(_score_part, classifier, reader, heatmaps)
+        for chunk, scores in zip(chunks, work_ahead(score, own, threads, 2 * threads), strict=True):
             if not chunk:
                 continue  # scored before, and every process knows
             scores = gather_object(scores)
@@ -282,8 +248,40 @@ def _score_chunks(
             yield chunk, scores
 
 
-def _score(prediction: Prediction) -> Score:
-    return Score(prediction.probability, prediction.reason)
+def _score_part(
+    classifier: PneumoniaClassifier, reader: FilmReader, heatmaps: Path | None, part: list[Numbered]
+) -> list[Score]:
+    """Scores of the films of one batch, decoded, put through the network and drawn by one thread."""
+    scores: dict[int, Score] = {}
+    prepared: dict[int, tuple[np.ndarray, str]] = {}
+    for number, (_, source) in enumerate(part):
+        try:
+            prepared[number] = classifier.prepare(read_film(reader.read(source)))
+        except UnreadableFilm as error:
+            scores[number] = Score(None, str(error))
+        except OSError as error:
+            scores[number] = Score(None, why_not(error), passing=True)
+    if prepared:
+        squares, problems = zip(*prepared.values(), strict=True)
+        found = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)
+        for number, prediction in zip(prepared, found, strict=True):
+            scores[number] = Score(prediction.probability, prediction.reason)
+            # None of what is refused: where would pneumonia be in a cat?
+            if heatmaps is not None and not prediction.reason:
+                _draw(reader, part[number], prediction.heat_map, heatmaps)
+    return [scores[number] for number in range(len(part))]
+
+
+def _draw(reader: FilmReader, film: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
+    try:
+        image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
+    except (UnreadableFilm, OSError) as error:
+        logger.warning("no heat map of %s: %s", film[1].name, error)
+        return
+    path = _picture(heatmaps, film)
+    aside = path.with_name(f".{path.name}")
+    overlay(image, heat_map).save(aside, "PNG")
+    os.replace(aside, path)
 
 
 def _picture(folder: Path, film: Numbered) -> Path:

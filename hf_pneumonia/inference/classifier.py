@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ import torch
 from huggingface_hub import HfApi
 from PIL import Image
 
-from hf_pneumonia.data.ahead import work_ahead
-from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
 from hf_pneumonia.data.film import squash
 from hf_pneumonia.data.forms import is_one_film, read_any_film
 from hf_pneumonia.data.labels import LABELS
@@ -28,8 +28,9 @@ from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.gate import GATE, image_problem, load_gate
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
-from hf_pneumonia.modeling.heatmap import heat_maps
+from hf_pneumonia.modeling.heatmap import heat_maps_and_logits
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
+from hf_pneumonia.modeling.serving import packed
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +129,16 @@ class PneumoniaClassifier:
         self.trade_off = saved.operating_point.get("trade_off", {})
         self.device, self.dtype = _device(device), _dtype(dtype)
         self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
+        self.model.requires_grad_(False)  # heat maps ask for gradients of features alone
         self._processor = saved.processor
-        # One film or batch in the network at a time: it has the whole device anyway, and heat maps of some
-        # networks are taken by hooks, which a film of another thread would meet.
         self._lock = threading.Lock()
+        noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
-            self._reasons(
-                nothing := np.zeros((1, self.image_size, self.image_size), np.uint8), self._ask(nothing)[1]
-            )
+            # The one that is asked; `model` itself can be saved and explained.
+            self._quick = packed(self.model, self._inputs(noise))
+            statistics = self._ask(noise)[1]
+            if self.gate is not None:
+                self.gate.scores(noise, statistics)
         except ValueError as error:
             raise UsageError(f"{self.name}: its {GATE} is of another network; publish both anew") from error
         except RuntimeError as error:
@@ -172,7 +175,7 @@ class PneumoniaClassifier:
         return classifier
 
     def __call__(
-        self, film: Any, heat_map: bool = False, batch_size: int = 32
+        self, film: Any, heat_map: bool = False, batch_size: int = 16
     ) -> Prediction | list[Prediction]:
         """What the model says of one film, or of several.
 
@@ -180,7 +183,7 @@ class PneumoniaClassifier:
             film: one film in any form that `read_any_film` takes (path, bytes, file, Pillow image, array,
                 pydicom Dataset), or any number of them: list, tuple, generator ...
             heat_map: whether to say where the network saw it, too.
-            batch_size: films that go through the network at a time, of several.
+            batch_size: films of several that a core puts through the network at a time.
 
         Returns:
             A Prediction, or a list of them in the order of the films.
@@ -197,16 +200,23 @@ class PneumoniaClassifier:
         if is_one_film(film):
             square, problem = self.prepare(read_any_film(film))
             return self.predict_squares(square[None], heat_map, [problem])[0]
-        prepared = self._prepared(film, batch_size)
-        predictions: list[Prediction] = []
-        while batch := list(itertools.islice(prepared, batch_size)):
-            squares, problems = zip(*batch, strict=True)
-            predictions += self.predict_squares(np.stack(squares), heat_map, problems)
-        return predictions
+        if hasattr(film, "__len__"):
+            # A batch is one core's: of a few films each core has some.
+            batch_size = max(1, min(batch_size, -(-len(film) // available_cores())))
+
+        def predict(batch: list[Callable[[], tuple[np.ndarray, str]]]) -> list[Prediction]:
+            squares, problems = zip(*(task() for task in batch), strict=True)
+            return self.predict_squares(np.stack(squares), heat_map, problems)
+
+        tasks, threads = self._tasks(film), available_cores()
+        batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
+        with one_core_each():
+            return list(itertools.chain.from_iterable(work_ahead(predict, batches, threads, 2 * threads)))
 
     def prepare(self, film: Image.Image) -> tuple[np.ndarray, str]:
         """What `predict_squares` takes of a film: its square at the network's size, and `image_problem`."""
-        return squash(film, self.image_size), image_problem(film)
+        square = squash(film, self.image_size)
+        return square, image_problem(film, square)
 
     def predict_squares(
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
@@ -221,7 +231,11 @@ class PneumoniaClassifier:
         Raises:
             UsageError: as `__call__`.
         """
-        logits, statistics = self._ask(squares)
+        maps = [None] * len(squares)
+        if heat_map:
+            maps, logits, statistics = self._explain(squares)
+        else:
+            logits, statistics = self._ask(squares)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
@@ -231,7 +245,6 @@ class PneumoniaClassifier:
         reasons = self._reasons(squares, statistics)
         if problems is not None:
             reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
-        maps = self._heat_maps(squares) if heat_map else [None] * len(squares)
         return list(map(self._prediction, probabilities.tolist(), reasons, maps))
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
@@ -311,8 +324,8 @@ class PneumoniaClassifier:
             logger.warning("%s also holds %s, of what was there before", repo, " and ".join(said))
         return commit
 
-    def _prepared(self, films: Iterable, batch_size: int) -> Iterator[tuple[np.ndarray, str]]:
-        """Several films as `prepare` gives them, in order, decoded ahead in threads."""
+    def _tasks(self, films: Iterable) -> Iterator[Callable[[], tuple[np.ndarray, str]]]:
+        """For each of several films, in order, what makes of it what `prepare` gives, in any thread."""
 
         def prepare(number: int, film: Any) -> tuple[np.ndarray, str]:
             try:
@@ -323,15 +336,12 @@ class PneumoniaClassifier:
             except TypeError as error:
                 raise TypeError(f"films[{number}]: {error}") from error
 
-        def tasks() -> Iterator[Callable[[], tuple[np.ndarray, str]]]:
-            for number, film in enumerate(films):
-                if isinstance(film, _THREAD_SAFE):
-                    yield partial(prepare, number, film)
-                else:
-                    done = prepare(number, film)
-                    yield lambda done=done: done
-
-        return work_ahead(lambda task: task(), tasks(), available_cores(), 2 * batch_size)
+        for number, film in enumerate(films):
+            if isinstance(film, _THREAD_SAFE):
+                yield partial(prepare, number, film)
+            else:
+                done = prepare(number, film)
+                yield lambda done=done: done
 
     def _inputs(self, squares: np.ndarray) -> torch.Tensor:
         films = torch.from_numpy(np.array(squares)).to(self.device)
@@ -340,12 +350,32 @@ class PneumoniaClassifier:
     @torch.inference_mode()
     def _ask(self, squares: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """(b, 2) logits, and what the gate wants to know: the statistics of each stage."""
-        with self._lock:
-            if self.gate is None:
-                return self.model(self._inputs(squares)).logits.float().cpu().numpy(), []
-            with watch_stages(getattr(self.model, "timm_model", self.model)) as kept:
-                logits = self.model(self._inputs(squares)).logits
-            return logits.float().cpu().numpy(), [one.cpu().numpy() for one in kept]
+        with self._turn(), self._watched(self._quick) as statistics:
+            logits = self._quick(self._inputs(squares)).logits
+        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics]
+
+    def _explain(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """(b, h, w) heat maps, and what `_ask` gives, all of one pass."""
+        if not hasattr(self.model, "timm_model"):
+            raise UsageError(
+                f"{self.name}: heat maps are made of timm's networks, and this is a "
+                f"{type(self.model).__name__}"
+            )
+        try:
+            with self._turn(), self._watched(self.model) as statistics:
+                maps, logits = heat_maps_and_logits(self.model, self._inputs(squares))
+        except ValueError as error:
+            raise UsageError(f"{self.name}: no heat maps: {error}") from error
+        return maps.cpu().numpy(), logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics]
+
+    def _turn(self) -> AbstractContextManager:
+        """One film or batch in the network at a time, where it takes the whole device; any number where each
+        thread has a core of its own."""
+        alone = self.device.type != "cpu" or torch.get_num_threads() > 1
+        return self._lock if alone else nullcontext()
+
+    def _watched(self, model: torch.nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
+        return nullcontext([]) if self.gate is None else watch_stages(getattr(model, "timm_model", model))
 
     def _reasons(self, squares: np.ndarray, statistics: list[np.ndarray]) -> list[str]:
         """Why the gate refuses each picture; "" where it does not."""
@@ -361,18 +391,6 @@ class PneumoniaClassifier:
         turned = np.stack([turn(square) for _, turn in _MISTAKES])
         scores = self.gate.scores(turned, self._ask(turned)[1])
         return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else _STRANGE
-
-    def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
-        if not hasattr(self.model, "timm_model"):
-            raise UsageError(
-                f"{self.name}: heat maps are made of timm's networks, and this is a "
-                f"{type(self.model).__name__}"
-            )
-        try:
-            with self._lock:
-                return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
-        except ValueError as error:
-            raise UsageError(f"{self.name}: no heat maps: {error}") from error
 
     def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:
         label = LABELS[int(probability >= self.threshold)]

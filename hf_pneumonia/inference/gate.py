@@ -150,11 +150,12 @@ def layout_numbers(squares: np.ndarray) -> np.ndarray:
     return (small - small.mean(1, keepdims=True)) / (small.std(1, keepdims=True) + 5)
 
 
-def image_problem(film: Image.Image) -> str:
+def image_problem(film: Image.Image, square: np.ndarray | None = None) -> str:
     """Why a picture is no chest film, as far as its file and its grays tell; "" where nothing says so.
 
     Args:
         film: of mode 'L' at its full size, with `info` as `read_film` leaves it.
+        square: (s, s) uint8, the same at the network's size, where that is at hand: it has fewer grays.
     """
     hues, modality, part, view = (film.info.get(name) for name in ("hues", "modality", "body_part", "view"))
     if isinstance(hues, float) and hues > HUES:
@@ -165,7 +166,8 @@ def image_problem(film: Image.Image) -> str:
         return f"its DICOM header says {part.lower()}"
     if view in _SIDE_VIEWS:
         return "its DICOM header says that it is a side view"
-    levels = np.cumsum(film.histogram())
+    levels = film.histogram() if square is None else np.bincount(square.ravel(), minlength=256)
+    levels = np.cumsum(levels)
     low, high = np.searchsorted(levels, [0.01 * levels[-1], 0.99 * levels[-1]])
     if high - low < FLAT:
         return "blank: it has hardly any contrast"

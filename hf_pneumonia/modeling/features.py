@@ -1,5 +1,6 @@
 """What passes through a network's stages while it answers, in a few numbers each. Leaves it as it was."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from hf_pneumonia.modeling.build import network_input
 # Fields a side in which the middle stage is looked at: what is where, and not only how much (docs/LOG.md).
 _FIELDS = 4
 
+_NUMBERS = 2**20  # of a map that are squared at a time
+
 
 @contextmanager
 def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
@@ -21,21 +24,24 @@ def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     of the middle stage, where it has places, stand the means of its channels over 4 x 4 fields.
 
     Args:
-        network: timm's, whose `feature_info` lists its stages; not one that other threads use meanwhile.
+        network: timm's, whose `feature_info` lists its stages. What other threads put through it is passed
+            over.
 
     Yields:
         List that grows by a (b, numbers) float32 tensor for each statistic, on the network's device.
     """
     kept: list[torch.Tensor] = []
     names = [stage["module"] for stage in getattr(network, "feature_info", [])]
-    middle = names[len(names) // 2] if names else None
+    middle, thread = names[len(names) // 2] if names else None, threading.get_ident()
 
     def watch(name: str) -> None:
         def keep(_, __, output: torch.Tensor) -> None:
-            maps = _channels_first(output.detach().float(), getattr(network, "output_fmt", "NCHW"))
+            if threading.get_ident() != thread:
+                return
+            maps = _channels_first(output.detach(), getattr(network, "output_fmt", "NCHW"))
             if name == middle and maps.ndim == 4:
-                kept.append(F.adaptive_avg_pool2d(maps, _FIELDS).flatten(1))
-            kept.append(_statistics(maps.flatten(2)))
+                kept.append(F.adaptive_avg_pool2d(maps.float(), _FIELDS).flatten(1))
+            kept.append(_statistics(maps))
 
         hooks.append(network.get_submodule(name).register_forward_hook(keep))
 
@@ -79,9 +85,14 @@ def _channels_first(output: torch.Tensor, layout: str) -> torch.Tensor:
     return output.permute(0, 3, 1, 2) if layout == "NHWC" else output
 
 
-def _statistics(channels: torch.Tensor) -> torch.Tensor:
-    """(b, c, places) -> (b, 2 c). The second moment less the square of the first is a third of the time of
-    `torch.std`."""
-    mean = channels.mean(2)
-    spread = (channels.square().mean(2) - mean.square()).clamp_min(0).sqrt()
-    return torch.cat([mean, spread], dim=1)
+def _statistics(maps: torch.Tensor) -> torch.Tensor:
+    """(b, c, h, w) or (b, c, tokens) -> (b, 2 c) float32. A few films at a time: the squares of a whole batch
+    take memory anew from the system, at ten times the price of the sums."""
+    places = tuple(range(2, maps.ndim))
+    moments = []
+    for few in maps.split(max(1, _NUMBERS // maps[0].numel())):
+        few = few.float()
+        mean = few.mean(places, keepdim=True)
+        deviation = (few - mean).square_().mean(places).sqrt()
+        moments.append(torch.cat([mean.flatten(1), deviation], dim=1))
+    return torch.cat(moments)

@@ -21,7 +21,12 @@ PLACES = 6
 
 
 def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Where the network saw pneumonia rather than normal.
+    """(b, h, w) float32 maps of `heat_maps_and_logits`."""
+    return heat_maps_and_logits(model, inputs)[0]
+
+
+def heat_maps_and_logits(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the network saw pneumonia rather than normal, and its answers, by one pass forward.
 
     The gradient of the difference of the two logits with respect to each channel of the feature map, averaged
     over places, weights the channels; what is left of their sum above zero speaks for pneumonia. The map is
@@ -39,7 +44,7 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     Returns:
         (b, h, w) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
         nothing speaks for pneumonia. As fine as the feature map, h/32 or h/16 for most networks, and then
-        smoothed.
+        smoothed. And (b, 2) logits.
 
     Raises:
         ValueError: it is no network of timm's, has no feature map with places, or its logits are not finite.
@@ -60,7 +65,8 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
         maps = F.interpolate(evidence, inputs.shape[2:], mode="bilinear", align_corners=False).squeeze(1)
         highest = maps.amax(dim=(1, 2), keepdim=True)
-        return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+        maps = torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+        return maps, logits.detach()
 
 
 @contextmanager

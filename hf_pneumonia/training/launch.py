@@ -10,7 +10,7 @@ import psutil
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.data.cache import available_cores
+from hf_pneumonia.data.cores import available_cores
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
