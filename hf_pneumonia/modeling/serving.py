@@ -69,7 +69,7 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
         return network
     expected = network(inputs).logits
     try:
-        quick = _pack(copy.deepcopy(network), inputs)
+        quick = _pack(_same_tensors(network), inputs)
         answer = quick(inputs).logits
     except (RuntimeError, AttributeError) as error:  # operators that this torch does not have
         logger.debug("convolutions are not packed: %s", error)
@@ -77,6 +77,12 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     # Written so that nan keeps the network as it is.
     near = (answer - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1)
     return quick if near else network
+
+
+def _same_tensors(network: nn.Module) -> nn.Module:
+    """A copy whose modules are its own and whose tensors are the network's: nothing is held twice."""
+    tensors = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
@@ -88,7 +94,8 @@ def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
         fused, norm = conv, after.get(conv)
         last = conv
         if isinstance(norm, nn.BatchNorm2d):
-            fused, last = fuse_conv_bn_eval(conv.float(), norm.float()).to(inputs.dtype), norm
+            both = (copy.deepcopy(module).float() for module in (conv, norm))
+            fused, last = fuse_conv_bn_eval(*both).to(conv.weight.dtype), norm
             left = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
             network.set_submodule(names[norm], left)
         relu = after.get(last)
