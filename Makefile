@@ -1,13 +1,16 @@
 # make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
 # make test    lint, and the whole test suite
-# Both set up .venv first, once.
+# make bench   every benchmark, an hour or more; RUN is the model that is asked (benchmarks/README.md)
+# All set up .venv first, once.
 
 PYTHON ?= python3
 ARGS ?= --overwrite_output_dir
 # One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
+# The model that benchmarks ask.
+RUN ?= runs/quickstart
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train test clean
+.PHONY: train test bench clean
 
 train: .venv/installed
 	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
@@ -15,6 +18,14 @@ train: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/installed-test
+	.venv/bin/python benchmarks/train_step.py
+	.venv/bin/python benchmarks/epoch.py
+	.venv/bin/python benchmarks/predict.py $(RUN)
+	.venv/bin/python benchmarks/startup.py $(RUN)
+	.venv/bin/python benchmarks/scaling.py
+	.venv/bin/python benchmarks/time_to_auc.py
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

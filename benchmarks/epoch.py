@@ -1,0 +1,130 @@
+"""One epoch of training from JPEG files: ours with a cold and a warm cache, the stock recipe, timm's loader.
+
+    python benchmarks/epoch.py [--image_size 224] [--rounds 3]
+
+Films are those of CXR_DATA at full size, or simulated ones as large. An epoch is all that stands between the
+first film that is opened and the last step: decoding, augmentation, batches, forward, backward, optimizer;
+ours, with a cold cache, also looks for copies. The stock recipe is run with 0 and with 2 workers, and so is
+timm's; the better of each counts. Then the store alone: a full-size film to its row, beside PIL's RGB
+decoding and resizing, on one core. The last line is JSON.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from measuring import finish, full_size_films, interleaved, is_real, print_table, ratio, run_alone, spread
+
+CONTENDERS = (
+    "ours, cold",
+    "ours, warm",
+    "stock, 0 workers",
+    "stock, 2 workers",
+    "timm, 0 workers",
+    "timm, 2 workers",
+)
+
+
+def films_of(folder: Path) -> list[tuple[str, int]]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return [
+        (str(path), label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())
+    ]
+
+
+def measure(name: str, folder: Path, size: int, cache: Path) -> float:
+    """Films/s of an epoch, in this process."""
+    import recipes
+
+    kind, films = name.split(",")[0], films_of(folder)
+    with tempfile.TemporaryDirectory() as out:
+        if kind == "timm":
+            return len(films) // 32 * 32 / recipes.timm_epoch(folder, size, int(name.split()[1]))
+        settings = {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
+        started = time.perf_counter()
+        if kind == "ours":
+            flags = [f"--{key}={value}" for key, value in settings.items()]
+            flags += [f"--image_size={size}", "--load_best_model_at_end=false"]
+            place = Path(out) if name == "ours, cold" else cache
+            trainer = recipes.ours(out + "/run", place, films, films[:1], *flags)
+        else:
+            workers = int(name.split()[1])
+            trainer = recipes.stock(out, size, films, films[:1], dataloader_num_workers=workers, **settings)
+        trainer.train()
+        return len(films) / (time.perf_counter() - started)
+
+
+def store_rows(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds that a film takes on one core, by turns."""
+    from PIL import Image
+
+    from hf_pneumonia.data import cache
+
+    def pillow(path: str, filter: Image.Resampling) -> None:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((size, size), filter).tobytes()
+
+    ways = {
+        "store (square, thumbnail, hash, text, colour)": lambda path: cache._decode(path, size),
+        "PIL RGB, bicubic": lambda path: pillow(path, Image.Resampling.BICUBIC),
+        "PIL RGB, bilinear": lambda path: pillow(path, Image.Resampling.BILINEAR),
+    }
+    paths = [path for path, _ in films_of(folder)][::3]
+
+    def clocked(way) -> float:
+        started = time.perf_counter()
+        for path in paths:
+            way(path)
+        return 1e3 * (time.perf_counter() - started) / len(paths)
+
+    return interleaved({name: partial(clocked, way) for name, way in ways.items()}, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--count", type=int, default=300, help="films, where they are simulated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/hf-pneumonia").expanduser())
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = full_size_films(args.cache_dir / "benchmark-full", args.count)
+    if args.one:
+        print(json.dumps(measure(args.one, folder, args.image_size, args.cache_dir)))
+        return
+    argv = ("--image_size", args.image_size, "--cache_dir", args.cache_dir, "--count", args.count, "--one")
+    run_alone(__file__, *argv, "ours, warm")  # fills the cache
+    values = interleaved(
+        {name: partial(run_alone, __file__, *argv, name) for name in CONTENDERS}, args.rounds
+    )
+    table = {name: spread(numbers) for name, numbers in values.items()}
+    print_table("films/s", table)
+    best = {
+        kind: max((n for n in CONTENDERS if n.startswith(kind)), key=lambda n: table[n]["median"])
+        for kind in ("stock", "timm")
+    }
+    ratios = {
+        f"{name} / {best[kind]}": ratio(values, name, best[kind]) for name in CONTENDERS[:2] for kind in best
+    }
+    rows = store_rows(folder, args.image_size, args.rounds)
+    print_table("ms a film, one core", {name: spread(numbers) for name, numbers in rows.items()})
+    store, *peers = rows
+    ratios |= {f"{peer} / store": ratio(rows, peer, store) for peer in peers}
+    print(*(f"{name}: {value}" for name, value in ratios.items()), sep="\n")
+    finish(
+        benchmark="epoch",
+        films=f"{len(films_of(folder))}, {is_real(folder)}",
+        image_size=args.image_size,
+        films_per_second=table,
+        store_milliseconds={name: spread(numbers) for name, numbers in rows.items()},
+        ratios=ratios,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the benchmarks share: turns in one run, medians and their spread, a table, JSON on the last line."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each contender returns, by turns (A B A B ...): what else the machine does meets all alike."""
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            values[name].append(run())
+    return values
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest, to four digits."""
+    numbers = {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def ratio(values: dict[str, list[float]], one: str, other: str) -> float:
+    """The median of one over that of the other."""
+    return round(statistics.median(values[one]) / statistics.median(values[other]), 3)
+
+
+def run_alone(script: str, *argv: object):
+    """The JSON that a script prints last, run in a process of its own."""
+    command = [sys.executable, script, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_table(unit: str, rows: dict[str, dict[str, float]]) -> None:
+    width = max(map(len, rows))
+    print(f"{unit:{width}} {'median':>10} {'least':>10} {'largest':>10}")
+    for name, numbers in rows.items():
+        print(
+            f"{name:{width}} " + " ".join(f"{numbers[key]:10.4g}" for key in ("median", "least", "largest"))
+        )
+
+
+def finish(**results: object) -> None:
+    """Print all as one line of JSON, the machine with it."""
+    print(json.dumps({"machine": machine(), **results}))
+
+
+def machine() -> dict:
+    """What the figures are of."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ("torch", "transformers", "timm", "datasets", "accelerate", "gradio", "pillow")
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "bf16": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def full_size_films(folder: Path, count: int, size: int = 1_200) -> Path:
+    """The real full-size films below CXR_DATA, or else simulated ones as large, as JPEG in class folders.
+
+    Args:
+        folder: for simulated ones; those that are there already are taken.
+        count: of simulated films.
+        size: their side in pixels.
+    """
+    real = Path(os.environ.get("CXR_DATA", "/nowhere")) / "kermany-full"
+    if real.is_dir():
+        return real
+    from hf_pneumonia.data.phantom import simulate_patient
+
+    patient = 0
+    while len(list(folder.glob("*/*.jpeg"))) < count:
+        patient += 1
+        film = simulate_patient(patient)[0]
+        (folder / film.label).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(patient).normal(0, 3, (size, size))
+        pixels = np.asarray(Image.fromarray(film.image).resize((size, size)), np.float32) + noise
+        name = f"person{patient}.jpeg"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / film.label / name, quality=90)
+    return folder
+
+
+def is_real(folder: Path) -> str:
+    """What the films of `full_size_films` are, in words."""
+    return "real, full-size" if folder.name == "kermany-full" else "simulated"

@@ -1,0 +1,171 @@
+"""Answers: JPEG bytes to calibrated probability, by PneumoniaClassifier beside transformers' pipeline.
+
+    python benchmarks/predict.py RUN [--films FOLDER] [--rounds 3]
+
+One film (p50, p95), with a heat map on top; a folder of films, the pipeline at its best batch size; the
+largest memory; and how far the quick answers lie from plain ones: logits and decisions of all films. Ours in
+float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Films are those of
+CXR_DATA at full size, or simulated ones as large. The last line is JSON.
+"""
+
+import argparse
+import io
+import json
+import resource
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from measuring import finish, full_size_films, interleaved, is_real, print_table, ratio, run_alone, spread
+from PIL import Image
+
+DTYPES = ("float32", "bfloat16")
+BATCHES = (1, 4, 8, 16)  # that the pipeline is tried with
+
+
+def pipeline_of(run: Path):
+    from transformers import pipeline
+
+    return pipeline("image-classification", model=str(run), device="cpu")
+
+
+def classifier_of(run: Path, dtype: str):
+    from hf_pneumonia import PneumoniaClassifier
+
+    return PneumoniaClassifier.from_pretrained(run, device="cpu", dtype=dtype)
+
+
+def one_film(run: Path, films: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each answer to one film after the other, all contenders by turns."""
+    pipe = pipeline_of(run)
+    asked = {"pipeline": lambda data: pipe(Image.open(io.BytesIO(data)))}
+    for dtype in DTYPES:
+        classifier = classifier_of(run, dtype)
+        asked[dtype] = classifier
+        asked[f"{dtype}, heat map"] = partial(classifier, heat_map=True)
+    data = [path.read_bytes() for path in films]
+    for ask in asked.values():
+        ask(data[0]), ask(data[-1])
+
+    def clocked(ask, one: bytes) -> float:
+        started = time.perf_counter()
+        ask(one)
+        return 1e3 * (time.perf_counter() - started)
+
+    values: dict[str, list[float]] = {name: [] for name in asked}
+    for one in data * rounds:
+        for name, ask in asked.items():
+            values[name].append(clocked(ask, one))
+    return values
+
+
+def folder(run: Path, films: list[Path], name: str) -> dict:
+    """Films/s of a whole folder by one contender, and the largest memory of its process in MB."""
+    paths = [str(path) for path in films]
+    if name in DTYPES:
+        classifier = classifier_of(run, name)
+        speeds = {16: _speed(lambda some: classifier(some), paths)}
+    else:
+        pipe = pipeline_of(run)
+        speeds = {size: _speed(partial(pipe, batch_size=size), paths) for size in BATCHES}
+    best = max(speeds, key=speeds.get)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"films_per_second": speeds[best], "batch_size": best, "peak_mb": round(memory)}
+
+
+def _speed(ask, paths: list[str]) -> float:
+    ask(paths[:32])
+    started = time.perf_counter()
+    ask(paths)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def agreement(run: Path, films: list[Path]) -> dict:
+    """How far answers lie from those of the network as it was saved, in float32, one film at a time."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    from hf_pneumonia.data.film import film_array
+    from hf_pneumonia.modeling.build import network_input
+
+    plain, found = AutoModelForImageClassification.from_pretrained(run).eval(), {}
+    size = plain.config.pretrained_cfg["input_size"][-1]
+    squares = np.stack([film_array(path, size) for path in films])
+    with torch.inference_mode():
+        expected = [plain(network_input(torch.from_numpy(one)[None])).logits[0].numpy() for one in squares]
+    expected = np.stack(expected)
+    for dtype in DTYPES:
+        classifier = classifier_of(run, dtype)
+        logits = np.concatenate(
+            [classifier._ask(squares[at : at + 16])[0] for at in range(0, len(squares), 16)]
+        )
+        called, right = (_probability(each) >= classifier.threshold for each in (logits, expected))
+        found[dtype] = {
+            "largest_logit": float(np.abs(expected).max()),
+            "largest_difference_of_logits": float(np.abs(logits - expected).max()),
+            "largest_difference_of_probability": float(
+                np.abs(_probability(logits) - _probability(expected)).max()
+            ),
+            "same_decision": float(np.mean(called == right)),
+            "films": len(films),
+        }
+    return found
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--films", type=Path, help="folder of films; by default full-size ones")
+    parser.add_argument("--count", type=int, default=300, help="films that are taken")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    place = args.films or full_size_films(
+        Path("~/.cache/hf-pneumonia/benchmark-full").expanduser(), args.count
+    )
+    films = sorted(path for path in place.rglob("*") if path.suffix in (".jpeg", ".jpg", ".png"))
+    films = films[:: max(1, len(films) // args.count)][: args.count]
+    if args.one:
+        print(json.dumps(folder(args.run, films, args.one)))
+        return
+    single = one_film(args.run, films[:: max(1, len(films) // 40)][:40], args.rounds)
+    latency = {
+        name: spread(values) | {"p95": round(float(np.percentile(values, 95)), 2)}
+        for name, values in single.items()
+    }
+    print_table("ms for one film", latency)
+    argv = (args.run, "--films", place, "--count", args.count, "--one")
+    folders = interleaved(
+        {name: partial(run_alone, __file__, *argv, name) for name in ("pipeline", *DTYPES)}, args.rounds
+    )
+    speeds = {name: [one["films_per_second"] for one in runs] for name, runs in folders.items()}
+    print_table("films/s of a folder", {name: spread(values) for name, values in speeds.items()})
+    memory = {name: max(one["peak_mb"] for one in runs) for name, runs in folders.items()}
+    ratios = {
+        **{f"one film, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
+        **{f"heat map / plain, {dtype}": ratio(single, f"{dtype}, heat map", dtype) for dtype in DTYPES},
+        **{f"folder, {dtype} / pipeline": ratio(speeds, dtype, "pipeline") for dtype in DTYPES},
+    }
+    agreed = agreement(args.run, films)
+    print(*(f"{name}: {value}" for name, value in ratios.items()), f"peak MB: {memory}", agreed, sep="\n")
+    finish(
+        benchmark="predict",
+        films=f"{len(films)}, {is_real(place) if args.films is None else 'named'}",
+        milliseconds=latency,
+        films_per_second={name: spread(values) for name, values in speeds.items()},
+        pipeline_batch_size=folders["pipeline"][-1]["batch_size"],
+        peak_mb=memory,
+        ratios=ratios,
+        agreement=agreed,
+    )
+
+
+if __name__ == "__main__":
+    main()

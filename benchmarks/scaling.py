@@ -1,0 +1,156 @@
+"""How training grows with processes, and the film store, its search for copies and its memory with films.
+
+    python benchmarks/scaling.py [--films 1000 10000 100000] [--rounds 3]
+
+Two gloo processes with a core each beside one process with two threads, by turns: images/s of all together,
+32 to each process's batch. Then stores of so many films at 224 pixels, of smooth random pictures as JPEG
+files that are made once and kept: seconds and largest memory of building one, search for copies included;
+bytes on the disk a film; and how much of the memory of a process is taken when it has read every film once.
+The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
+from PIL import Image
+
+SIZE = 224
+PROCESSES = 2
+
+
+def train(argv: list[str], processes: int) -> float:
+    """Images/s of so many processes together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = (
+        [*command, __file__, *argv, "--one", "train"]
+        if processes > 1
+        else [sys.executable, __file__, *argv, "--one", "train"]
+    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode:
+        sys.exit(f"training with {processes} processes failed:\n{done.stderr[-3000:]}")
+    return processes * float(done.stdout.splitlines()[-1])
+
+
+def train_here(args: argparse.Namespace) -> None:
+    """Print the images/s of this process, if it is the first."""
+    import tempfile
+
+    import torch
+    import train_step
+
+    from hf_pneumonia.training.launch import use_machine
+
+    use_machine(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = train_step.recipe(folder, args.image_size, args.batch_size, args.steps, True, "resnet18")
+        films = train_step.InMemory(4 * args.batch_size * PROCESSES, args.image_size, settings.device)
+        speed = train_step.ours(settings, films)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(speed, flush=True)
+
+
+def make_films(folder: Path, count: int) -> list[str]:
+    """Paths of so many pictures, no two alike; those that are there already are taken."""
+    paths = [folder / f"{number // 1000:03}" / f"{number:06}.jpeg" for number in range(count)]
+
+    def make(number: int) -> None:
+        paths[number].parent.mkdir(parents=True, exist_ok=True)
+        rough = np.random.default_rng(number).integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(rough).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(paths[number], quality=85)
+
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, missing))
+    return list(map(str, paths))
+
+
+def build(count: int, cache: Path) -> dict:
+    """Of a new store, in this process."""
+    from hf_pneumonia.data.cache import open_store
+
+    paths, place = make_films(cache / "benchmark-scaling", count), cache / "benchmark-scaling-store"
+    shutil.rmtree(place, ignore_errors=True)
+    started = time.perf_counter()
+    open_store([{"path": path, "bytes": None} for path in paths], SIZE, place)
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    return {
+        "films": count,
+        "build_seconds": round(seconds, 2),
+        "build_ms_a_film": round(1e3 * seconds / count, 2),
+        "build_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "bytes_a_film": round(size / count),
+    }
+
+
+def read(count: int, cache: Path) -> dict:
+    """Of reading every film once, in batches and in no order, from the store that `build` left."""
+    from hf_pneumonia.data.cache import open_store
+
+    paths = make_films(cache / "benchmark-scaling", count)
+    store = open_store(
+        [{"path": path, "bytes": None} for path in paths], SIZE, cache / "benchmark-scaling-store"
+    )
+    order = np.random.default_rng(0).permutation(count)
+    store[order[:32]]
+    before, started = _resident_mb(), time.perf_counter()
+    for start in range(0, count, 32):
+        store[order[start : start + 32]]
+    seconds = time.perf_counter() - started
+    return {
+        "read_films_per_second": round(count / seconds),
+        "read_grew_by_mb": round(_resident_mb() - before, 1),
+    }
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--films", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--image_size", type=int, default=SIZE, help="of the training")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/hf-pneumonia").expanduser())
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one == "train":
+        train_here(args)
+        return
+    if args.one:
+        print(json.dumps({"build": build, "read": read}[args.one](args.films[0], args.cache_dir)))
+        return
+    argv = [f"--{name}={getattr(args, name)}" for name in ("image_size", "batch_size", "steps")]
+    values = interleaved({f"{n} processes": partial(train, argv, n) for n in (1, PROCESSES)}, args.rounds)
+    table = {name: spread(numbers) for name, numbers in values.items()}
+    print_table("images/s", table)
+    ratios = {"2 processes / 1": ratio(values, "2 processes", "1 processes")}
+    stores = []
+    for count in args.films:
+        argv = ("--films", count, "--cache_dir", args.cache_dir, "--one")
+        stores.append(run_alone(__file__, *argv, "build") | run_alone(__file__, *argv, "read"))
+        print(stores[-1], flush=True)
+    print(ratios)
+    finish(benchmark="scaling", images_per_second=table, stores=stores, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Steps of training: our Trainer beside a bare loop that does the same, and beside the stock Trainer.
+
+    python benchmarks/train_step.py [--image_size 224] [--batch_size 32] [--steps 12] [--rounds 5]
+
+All are fed batches that lie in memory. The bare loop is what anybody would write who wants our step and
+nothing else (channels last, bfloat16 where the processor has it, fused AdamW, clipping, the same
+augmentation); what ours takes longer is the Trainer's tax. The stock Trainer is that of transformers' image
+classification example with its defaults (float32), fed with films that are transformed already; ours
+augments its own. On a GPU, if there is one, the films lie on it. Images/s; the last line is JSON.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+
+import torch
+from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.build import build_model, network_input
+from hf_pneumonia.training.arguments import Recipe, parse_recipe
+from hf_pneumonia.training.launch import use_machine
+from hf_pneumonia.training.trainer import PneumoniaTrainer
+
+WARM = 3  # steps before the clock starts
+
+
+class InMemory(torch.utils.data.Dataset):
+    """As many films as a few batches need, of noise, with labels; batches as `FilmDataset` gives them."""
+
+    def __init__(self, films: int, size: int, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.films = torch.randint(0, 256, (films, size, size), dtype=torch.uint8, generator=generator)
+        self.labels = torch.arange(films) % 2
+        self.on_device, self.laid = device.type == "cuda", self.films.to(device)
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        which = torch.tensor(indices)
+        return {"pixel_values": self.laid[which.to(self.laid.device)], "labels": self.labels[which]}
+
+
+class Clock(TrainerCallback):
+    """Seconds from the end of the warm-up to the end of the last step."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == WARM:
+            _wait()
+            self.started = time.perf_counter()
+        if state.global_step == state.max_steps:
+            _wait()
+            self.seconds = time.perf_counter() - self.started
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, model: str) -> Recipe:
+    off = (
+        []
+        if augmented
+        else [f"--{name}=0" for name in ("rotation", "zoom", "shift", "exposure", "blur", "noise")]
+    )
+    flags = (
+        f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARM} --ema_decay 0 "
+    )
+    flags += (
+        f"--per_device_train_batch_size {batch} --output_dir {folder} --eval_strategy no --save_strategy no "
+    )
+    flags += "--load_best_model_at_end false"
+    return parse_recipe([str(ROOT / "recipes/resnet18.yaml"), *flags.split(), *off], default=None)[0]
+
+
+def ours(args: Recipe, films: InMemory) -> float:
+    torch.manual_seed(0)
+    model = build_model(args.model, args.image_size, args.drop_rate)
+    trainer, clock = PneumoniaTrainer(model, args, films, films, Augment(**args.augmentation)), Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    return (args.max_steps - WARM) * args.train_batch_size / clock.seconds
+
+
+def bare(args: Recipe, films: InMemory) -> float:
+    torch.manual_seed(0)
+    model = build_model(args.model, args.image_size, args.drop_rate).to(
+        args.device, memory_format=torch.channels_last
+    )
+    model.train()
+    augment = Augment(**args.augmentation)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, args.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_steps)
+    for step in range(args.max_steps):
+        if step == WARM:
+            _wait()
+            started = time.perf_counter()
+        batch = films.__getitems__(torch.randint(len(films), (args.train_batch_size,)).tolist())
+        labels = batch["labels"].to(args.device)
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            logits = model(network_input(augment(batch["pixel_values"].to(args.device), labels))).logits
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    _wait()
+    return (args.max_steps - WARM) * args.train_batch_size / (time.perf_counter() - started)
+
+
+def stock(args: Recipe, films: InMemory, folder: str) -> float:
+    torch.manual_seed(0)
+    model = build_model(args.model, args.image_size, args.drop_rate)
+    pixels = network_input(films.films).contiguous()
+    examples = [
+        {"pixel_values": one, "labels": int(label)} for one, label in zip(pixels, films.labels, strict=True)
+    ]
+
+    def collate(batch: list[dict]) -> dict[str, torch.Tensor]:  # as the example's own
+        stacked = torch.stack([one["pixel_values"] for one in batch])
+        return {"pixel_values": stacked, "labels": torch.tensor([one["labels"] for one in batch])}
+
+    clock = Clock()
+    settings = TrainingArguments(
+        folder,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.train_batch_size,
+        learning_rate=args.learning_rate,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=args.use_cpu,
+    )
+    Trainer(model, settings, data_collator=collate, train_dataset=examples, callbacks=[clock]).train()
+    return (args.max_steps - WARM) * args.train_batch_size / clock.seconds
+
+
+CONTENDERS = ("bare loop", "ours", "bare loop, augmented", "ours, augmented", "stock Trainer")
+
+
+def measure(name: str, args: argparse.Namespace) -> float:
+    """Images/s of one contender, in this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "stock Trainer":
+        use_machine(device)
+    with tempfile.TemporaryDirectory() as folder:
+        ours_too = "augmented" in name
+        settings = recipe(folder, args.image_size, args.batch_size, args.steps, ours_too, args.model)
+        films = InMemory(4 * args.batch_size, args.image_size, settings.device)
+        if name == "stock Trainer":
+            return stock(settings, films, folder)
+        return (ours if name.startswith("ours") else bare)(settings, films)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, args)))
+        return
+    flags = [f"--{name}={value}" for name, value in vars(args).items() if name not in ("one", "rounds")]
+    # Each in a process of its own: how memory is taken, and in which precision, is settled once for all.
+    values = interleaved(
+        {name: partial(run_alone, __file__, *flags, "--one", name) for name in CONTENDERS}, args.rounds
+    )
+    table = {name: spread(numbers) for name, numbers in values.items()}
+    print_table("images/s", table)
+    ratios = {
+        "ours / bare loop": ratio(values, "ours", "bare loop"),
+        "ours / bare loop, both augmented": ratio(values, "ours, augmented", "bare loop, augmented"),
+        "ours / stock Trainer": ratio(values, "ours", "stock Trainer"),
+        "ours, augmented / stock Trainer": ratio(values, "ours, augmented", "stock Trainer"),
+    }
+    print(*(f"{name}: {value}" for name, value in ratios.items()), sep="\n")
+    finish(benchmark="train_step", settings=vars(args), images_per_second=table, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main()
