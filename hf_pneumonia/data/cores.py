@@ -1,6 +1,7 @@
 """Work spread over the cores of the machine, ahead of whoever takes the results."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class _Shared:
+    """How many threads have `one_core_each` open, of a server say, and what the first of them found."""
+
+    lock, users, threads, blas = threading.Lock(), 0, 0, None
+
+
 @contextmanager
 def one_core_each() -> Iterator[None]:
     """While it is open, torch and NumPy compute on the core of the thread that asks them.
@@ -25,13 +32,20 @@ def one_core_each() -> Iterator[None]:
     For work that many threads do at a time: a thread for each piece is quicker than all threads in each, and
     far quicker where other threads, or processes, want the same cores. Threads are to be started inside.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _Shared.lock:
+        if not _Shared.users:
+            _Shared.threads = torch.get_num_threads()
+            _Shared.blas = threadpool_limits(1, user_api="blas")  # of NumPy's products
+        _Shared.users += 1
+        torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="blas"):  # of NumPy's products
-            yield
+        yield
     finally:
-        torch.set_num_threads(threads)
+        with _Shared.lock:
+            _Shared.users -= 1
+            if not _Shared.users:
+                _Shared.blas.restore_original_limits()
+            torch.set_num_threads(_Shared.threads)
 
 
 def work_ahead(

@@ -1,0 +1,73 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from hf_pneumonia.data.cores import one_core_each, work_ahead
+
+
+@pytest.fixture(autouse=True)
+def _three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def _blas() -> set[int]:
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+
+def test_results_come_in_the_order_of_the_items_and_never_more_than_so_many_ahead():
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    taken = []
+    for result in work_ahead(work, range(20), threads=3, ahead=5):
+        taken.append(result)
+        assert len(begun) <= len(taken) + 5
+    assert taken == [item * item for item in range(20)]
+
+
+def test_what_a_piece_of_work_raises_is_raised_in_its_place():
+    def work(item: int) -> int:
+        return 1 // (item - 2)
+
+    results = work_ahead(work, range(5), 2, 3)
+    assert [next(results), next(results)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_inside_torch_and_numpy_use_one_thread_and_afterwards_as_many_as_before():
+    blas = _blas()
+    with one_core_each():
+        seen = list(work_ahead(lambda _: torch.get_num_threads(), range(4), 2, 2))
+        assert seen == [1, 1, 1, 1] and _blas() == {1}
+    assert torch.get_num_threads() == 3 and _blas() == blas
+
+
+def test_threads_that_are_inside_at_a_time_leave_all_as_it_was():
+    blas, inside, left = _blas(), threading.Barrier(2), []
+
+    def first() -> None:
+        with one_core_each():
+            inside.wait(10)
+            inside.wait(10)
+        left.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with one_core_each():
+        inside.wait(10)  # the first leaves while this one is inside
+        thread.join(10)
+    assert left == [3] and torch.get_num_threads() == 3 and _blas() == blas
