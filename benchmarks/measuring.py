@@ -45,6 +45,12 @@ def run_alone(script: str, *argv: object):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def peak_mb() -> int:
+    """Largest memory of this process so far, without its parent's, which `getrusage` counts too."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) // 1024
+
+
 def print_table(unit: str, rows: dict[str, dict[str, float]]) -> None:
     width = max(map(len, rows))
     print(f"{unit:{width}} {'median':>10} {'least':>10} {'largest':>10}")

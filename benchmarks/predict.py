@@ -11,13 +11,22 @@ CXR_DATA at full size, or simulated ones as large. The last line is JSON.
 import argparse
 import io
 import json
-import resource
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import finish, full_size_films, interleaved, is_real, print_table, ratio, run_alone, spread
+from measuring import (
+    finish,
+    full_size_films,
+    interleaved,
+    is_real,
+    peak_mb,
+    print_table,
+    ratio,
+    run_alone,
+    spread,
+)
 from PIL import Image
 
 DTYPES = ("float32", "bfloat16")
@@ -70,8 +79,7 @@ def folder(run: Path, films: list[Path], name: str) -> dict:
         pipe = pipeline_of(run)
         speeds = {size: _speed(partial(pipe, batch_size=size), paths) for size in BATCHES}
     best = max(speeds, key=speeds.get)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"films_per_second": speeds[best], "batch_size": best, "peak_mb": round(memory)}
+    return {"films_per_second": speeds[best], "batch_size": best, "peak_mb": peak_mb()}
 
 
 def _speed(ask, paths: list[str]) -> float:

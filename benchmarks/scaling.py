@@ -12,7 +12,6 @@ The last line is JSON.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
+from measuring import ROOT, finish, interleaved, peak_mb, print_table, ratio, run_alone, spread
 from PIL import Image
 
 SIZE = 224
@@ -91,7 +90,7 @@ def build(count: int, cache: Path) -> dict:
         "films": count,
         "build_seconds": round(seconds, 2),
         "build_ms_a_film": round(1e3 * seconds / count, 2),
-        "build_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "build_peak_mb": peak_mb(),
         "bytes_a_film": round(size / count),
     }
 
