@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -32,6 +31,8 @@ def one_core_each() -> Iterator[None]:
     For work that many threads do at a time: a thread for each piece is quicker than all threads in each, and
     far quicker where other threads, or processes, want the same cores. Threads are to be started inside.
     """
+    import torch  # a second, and who only counts cores needs none of it
+
     with _Shared.lock:
         if not _Shared.users:
             _Shared.threads = torch.get_num_threads()

@@ -17,18 +17,13 @@ import numpy as np
 from hf_pneumonia.data.cache import FilmStore, open_store
 from hf_pneumonia.data.duplicates import COPY, connect
 from hf_pneumonia.data.labels import LABELS, coarse_patient
+from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.data.splits import assign_splits, parse_split
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-# Why a film is not used.
-UNREADABLE = "unreadable"
-COPIES = "copy"
-CONFLICT = "copies with different labels"
-PATIENT = "patient of another split"
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class FilmSet:
         split: (n,) "train", "validation", "test", "covid" (scored only), or "" for a film that is not used.
         duplicate_group: (n,) int64, lowest row of the films that are copies of one; its own row for a film
             without copies.
-        reason: (n,) why a film is not used: one of this module's constants, or "".
+        reason: (n,) why a film is not used: one of those in `data.reasons`, or "".
         notes: what was decided about the splits, a line each.
     """
 

@@ -3,12 +3,20 @@
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from hf_pneumonia.data.files import (
+    DICOM,
+    DICOM_ENDINGS,
+    IMAGE,
+    IMAGE_ENDINGS,
+    PERHAPS_DICOM,
+    begins_as_dicom,
+    kind_by_name,
+    walk,
+)
 from hf_pneumonia.data.labels import is_class, patient_of
 from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_listing
 from hf_pneumonia.data.metadata import read_metadata
@@ -16,11 +24,6 @@ from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, film_rows
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-_IMAGE_ENDINGS = set(ImageFolder.EXTENSIONS)
-_DICOM_ENDINGS = {".dcm", ".dicom"}
-
-IMAGE, DICOM, PERHAPS_DICOM = "image", "dicom", "perhaps dicom"
 
 
 def films_of_folder(root: Path) -> datasets.Dataset:
@@ -118,35 +121,6 @@ def _lone_listing(root: Path) -> Path | None:
     return listings[0]
 
 
-def kind_by_name(name: str) -> str | None:
-    """What a file is by its name: IMAGE, DICOM, PERHAPS_DICOM where its beginning must tell, or None."""
-    ending = os.path.splitext(name)[1].lower()
-    if ending in _IMAGE_ENDINGS:
-        return IMAGE
-    if ending in _DICOM_ENDINGS:
-        return DICOM
-    # 1.2.840.10008 is a name without an ending too
-    return PERHAPS_DICOM if not ending or ending[1:].isdigit() else None
-
-
-def walk(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over.
-
-    Args:
-        root: the folder.
-        on_error: told of each folder that can't be listed, which is passed over as well.
-    """
-    seen = set()
-    for parent, children, names in os.walk(root, onerror=on_error, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:  # a link back to a folder around it, which would never end
-            children.clear()
-            continue
-        seen.add(place)
-        children[:] = [name for name in children if not name.startswith((".", "__"))]
-        yield Path(parent), [name for name in names if not name.startswith(".")]
-
-
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
@@ -160,7 +134,7 @@ def _listings(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in (_IMAGE_ENDINGS | _DICOM_ENDINGS)]
+    return [path for path in folder.iterdir() if path.suffix.lower() in (IMAGE_ENDINGS | DICOM_ENDINGS)]
 
 
 def _list_images(folder: Path, split: str) -> datasets.Dataset:
@@ -192,14 +166,6 @@ def _list_images(folder: Path, split: str) -> datasets.Dataset:
             "linked folders are not followed, put the films themselves there"
         )
     return datasets.concatenate_datasets([listed, images])
-
-
-def begins_as_dicom(path: Path) -> bool:
-    """Whether a file without an ending, as an archive of a hospital exports them, says that it is DICOM."""
-    if not path.is_file():  # a broken link, or a pipe that never ends
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _class_name(row: dict[str, str]) -> str | None:

@@ -1,14 +1,20 @@
 """The manifest: a line per film, where it stands and why; and what weights have seen, from such lines."""
 
+from __future__ import annotations
+
 import csv
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_pneumonia.data.filmset import COPIES, UNREADABLE, FilmSet
 from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.data.reasons import COPIES, UNREADABLE
 from hf_pneumonia.errors import UsageError
+
+if TYPE_CHECKING:
+    from hf_pneumonia.data.filmset import FilmSet
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,12 @@
 """What every source hands on: rows of films as they are found, before classes and patients are settled."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import datasets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
@@ -37,6 +41,8 @@ def film_rows(
     Returns:
         Columns of these names; `image` is not decoded.
     """
+    import datasets  # half a second, and who only asks for SPLITS needs none of it
+
     undecoded = datasets.Features(image=datasets.Image(decode=False))
     if not isinstance(images, datasets.Dataset):
         rows = [{"path": path, "bytes": None} for path in images]

@@ -5,7 +5,6 @@ Both count every film as one independent draw. Where patients have several films
 
 import numpy as np
 from scipy.special import expit, ndtri
-from scipy.stats import rankdata
 
 
 def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float] | None:
@@ -46,6 +45,8 @@ def delong(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
     Returns:
         (k,) areas and (k, k) covariance, float64; the covariance is NaN where a class has one film only.
     """
+    from scipy.stats import rankdata  # half a second, and a proportion needs none of it
+
     labels, scores = np.asarray(labels), np.atleast_2d(probabilities)
     sick, well = scores[:, labels == 1], scores[:, labels == 0]
     m, n = sick.shape[1], well.shape[1]

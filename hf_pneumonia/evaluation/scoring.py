@@ -1,20 +1,23 @@
 """Model + films -> logits -> probabilities, each film just once. Knows nothing of thresholds or figures."""
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from scipy.special import softmax
 
-from hf_pneumonia.data.cache import FilmStore
-from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.modeling.build import network_input
+
+if TYPE_CHECKING:
+    from hf_pneumonia.data.cache import FilmStore
+    from hf_pneumonia.data.filmset import FilmSet
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ def score_films(
     Returns:
         (n, 2) float32 logits in the order of `rows`, the same on every process.
     """
+    # A second, and who only wants `pneumonia_probability` needs none of it.
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
     model.eval()
     device = next(model.parameters()).device
     with PartialState().split_between_processes(rows.tolist()) as own:

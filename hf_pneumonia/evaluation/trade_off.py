@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.metrics import roc_curve
 
 from hf_pneumonia.evaluation.intervals import wilson
 
@@ -27,6 +26,8 @@ def trade_off(labels: np.ndarray, probabilities: np.ndarray, chosen: float) -> d
         `threshold` (rising, each between the answers of two films), and the `sensitivity` and `specificity`
         that these films have at each.
     """
+    from sklearn.metrics import roc_curve  # half a second, and who only moves a band needs none of it
+
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     sick, well = (np.sort(probabilities[labels == label]) for label in (1, 0))
     false_alarms, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)

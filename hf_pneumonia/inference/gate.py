@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -187,6 +186,8 @@ def _without_frame(square: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(square: np.ndarray) -> np.ndarray:
+    import torch  # a second, and who only asks `image_problem` needs none of it
+
     pixels = torch.from_numpy(np.array(square))[None, None].float()
     return torch.nn.functional.interpolate(pixels, (LAYOUT, LAYOUT), mode="area").numpy().ravel()
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from hf_pneumonia.data.files import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
 from hf_pneumonia.data.film import check_size
-from hf_pneumonia.data.folder import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
 from hf_pneumonia.errors import UnreadableFilm
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """Report -> what machines read of a model: the front matter of its card, and `.eval_results/`."""
 
-import timm
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
@@ -57,6 +56,8 @@ def base_model(recipe: dict) -> str | None:
     this machine."""
     if recipe["pretrained"] != "true":
         return None
+    import timm  # seconds, and most cards need none of it
+
     known = timm.get_pretrained_cfg(recipe["model"])
     return known.hf_hub_id if known else None
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import yaml
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.report import write_report
 from hf_pneumonia.hub import content_sha256
 
 
@@ -70,6 +69,9 @@ def clear_run_folder(folder: Path) -> None:
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     """Write the recipe and, last of all, the report with the hashes of weights and gate that it speaks of,
     and drop the checkpoints, which the model replaces."""
+    # Seconds of imports, which who only asks for finished runs does without.
+    from hf_pneumonia.evaluation.report import write_report
+
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     spoken_of = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
     hashes = {name: content_sha256(file) for name, file in spoken_of.items() if file.is_file()}
