@@ -259,7 +259,7 @@ def test_a_full_disk_while_unpacking_is_no_fault_of_the_archive(archive, tmp_pat
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    monkeypatch.setattr(download, "_unpack_members", full)
     with pytest.raises(OSError, match="No space left"):
         unpack(archive, tmp_path / "cache")
 

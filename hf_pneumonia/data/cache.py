@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,13 @@ from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
+from hf_pneumonia.data.store_folder import complete
+from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 4
+_FORMAT = 5
 
 _FACTS = np.dtype(
     [
@@ -60,9 +61,9 @@ class FilmStore:
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
         self.size = index["size"]
-        self.facts = np.load(folder / "facts.npy")
+        self.facts = np.load(folder / "facts.npy", allow_pickle=False)
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
-        with np.load(folder / "copies.npz") as found:
+        with np.load(folder / "copies.npz", allow_pickle=False) as found:
             self._copies = found["pairs"], found["correlation"]
         self._films = open(folder / "films.uint8", "rb", buffering=0)
 
@@ -95,22 +96,21 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
         images: the undecoded `image` column: {"path", "bytes"} of each film.
         size: side of the stored square in pixels.
         cache_dir: stores lie in its folder `films`, one folder per key. The key is made of each film's path,
-            size and time of change (of its bytes, where it has no path), so a changed file makes a new store.
+            size and times of change (of its bytes, where it has no path): a changed file makes a new store.
+
+    Raises:
+        UsageError: films changed while they were decoded.
+        OSError: the cache can't be written, or the disk is full.
     """
-    folder = cache_dir / "films" / _key(images, size)
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Built aside and renamed when whole: a store that exists is complete.
-        aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
-        try:
-            _build(images, size, aside)
-            aside.chmod(0o755)  # mkdtemp makes it private
-            _publish(aside, folder)
-        except OSError as error:
-            error.filename = error.filename or str(folder.parent)  # a full disk does not say which
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    key = _key(images, size)
+    folder = cache_dir / "films" / key
+
+    def build(aside: Path) -> None:
+        _build(images, size, aside)
+        if _key(images, size) != key:
+            raise UsageError("films changed or went away while they were decoded: start again when they rest")
+
+    complete(folder, build)
     return FilmStore(folder)
 
 
@@ -122,7 +122,9 @@ def _key(images: Sequence[dict], size: int) -> str:
             continue
         try:
             status = os.stat(image["path"])
-            digest.update(f"{image['path']}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            # ctime too: what replaces a file may have its size (DICOM films do) and its mtime (rsync, unzip).
+            stamp = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+            digest.update(f"{image['path']}\0{stamp}\n".encode())
         except OSError:
             digest.update(f"{image['path']}\0missing\n".encode())
     return digest.hexdigest()[:24]
@@ -193,12 +195,3 @@ def _sha256(source: str | bytes) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    try:
-        os.rename(aside, folder)
-    except OSError:
-        # Another process built the same store meanwhile; anything else is a real failure.
-        if not folder.exists():
-            raise

@@ -5,18 +5,27 @@ import logging
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
+from hf_pneumonia.data.zip_rules import (
+    content_problem,
+    directory_problem,
+    is_plain_file,
+    is_safe_name,
+    pieces,
+)
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 # What the readers of archives raise on damaged ones.
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+_UNTRUE = (struct.error, ValueError, NotImplementedError, RuntimeError)  # of a directory that is
 _CONTRADICTION = (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -58,7 +67,8 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     """Folder with the content of a zip file, unpacked once into `cache_dir`/zips.
 
     Raises:
-        UsageError: the file is damaged, locked by a password, or larger than the free space once unpacked.
+        UsageError: the file is damaged, locked by a password, larger than the free space once unpacked, or
+            made to be more than films are (`zip_rules`).
     """
     status = archive.stat()
     key = f"{archive.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -67,9 +77,13 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if problem := directory_problem(archive):
+            raise UsageError(f"{archive} is not unpacked: {problem}; give a folder of films")
         with zipfile.ZipFile(archive) as content:
             if any(entry.flag_bits & 1 for entry in content.infolist()):
                 raise UsageError(f"{archive} is locked by a password: unpack it, and give the folder")
+            if problem := content_problem(content, status.st_size):
+                raise UsageError(f"{archive} is not unpacked: {problem}; give a folder of films")
             needed = sum(entry.file_size for entry in content.infolist())
             free = shutil.disk_usage(folder.parent).free
             if needed > free:
@@ -80,15 +94,39 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
             logger.info("unpacking %s, once", archive)
             # Built aside and renamed when whole: a folder that exists is complete.
             with tempfile.TemporaryDirectory(prefix="unpacking-", dir=folder.parent) as aside:
-                content.extractall(aside)
+                _unpack_members(content, Path(aside), archive)
                 os.chmod(aside, 0o755)  # mkdtemp makes it private
                 _rename(Path(aside), folder)
-    except (*_BROKEN, NotImplementedError, RuntimeError, OSError) as error:
+    except (*_BROKEN, *_UNTRUE, OSError) as error:
         # With a number it is the disk or the system, but for a place that is both a file and a folder.
         if getattr(error, "errno", None) and not isinstance(error, _CONTRADICTION):
+            error.filename = error.filename or str(folder.parent)  # a full disk does not say which
             raise
         raise UsageError(f"{archive} can't be unpacked: {error}; fetch it again, or give a folder") from error
     return folder
+
+
+def _unpack_members(content: zipfile.ZipFile, folder: Path, archive: Path) -> None:
+    """The files of an archive, each under its own name, but for links and names that lead elsewhere."""
+    files = [entry for entry in content.infolist() if not entry.is_dir()]
+    strange = [entry for entry in files if not (is_plain_file(entry) and is_safe_name(entry.filename))]
+    if strange:
+        logger.warning(
+            "%s: %d members are links, or have names that lead out of a folder or that no file has, and are "
+            "passed over, such as %r",
+            archive,
+            len(strange),
+            strange[0].filename[:100],
+        )
+    passed_over = set(map(id, strange))
+    for entry in files:
+        if id(entry) in passed_over:
+            continue
+        file = folder / entry.filename
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # zipfile ends at the size that the directory says, and compares the checksum there.
+        with content.open(entry) as packed, open(file, "xb") as unpacked:
+            unpacked.writelines(pieces(packed, entry.compress_type))
 
 
 def _rename(aside: Path, folder: Path) -> None:

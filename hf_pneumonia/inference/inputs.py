@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from hf_pneumonia.data.files import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
 from hf_pneumonia.data.film import check_size
+from hf_pneumonia.data.zip_rules import directory_problem, pieces
 from hf_pneumonia.errors import UnreadableFilm
 
 logger = logging.getLogger(__name__)
@@ -110,15 +111,15 @@ class FilmReader:
         if source.member is None:
             return source.path
         try:
-            with self._open(source) as entry:
-                # No more than the directory says: asked for more, zipfile inflates it and cuts it off later.
-                return entry.read(source.stamp[-2])
+            member, kind = self._open(source)
+            with member:
+                return b"".join(pieces(member, kind))
         except UnreadableFilm:
             raise
         except _BROKEN as error:
             raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
 
-    def _open(self, source: Source):
+    def _open(self, source: Source) -> tuple[zipfile.ZipExtFile, int]:
         with self._lock:
             archive = self._zips.pop(source.path, None) or zipfile.ZipFile(source.path)
             self._zips[source.path] = archive
@@ -131,7 +132,7 @@ class FilmReader:
             if entry.flag_bits & 1:
                 raise UnreadableFilm("encrypted: unpack the zip file with its password")
             check_size(entry.file_size)
-            return archive.open(entry)
+            return archive.open(entry), entry.compress_type
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -191,6 +192,9 @@ def _is_film(path: Path) -> bool:
 def _films_of_zip(archive_file: Source) -> Iterator[Source]:
     path = archive_file.path
     try:
+        if problem := directory_problem(Path(path)):
+            yield Source(path, path, problem=problem)
+            return
         with zipfile.ZipFile(path) as archive:
             entries = list(enumerate(archive.infolist()))
             entries = [(number, entry) for number, entry in entries if _is_film_entry(archive, entry)]

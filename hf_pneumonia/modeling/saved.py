@@ -4,7 +4,6 @@ What it was trained to be fed, and in which order it answers, is made up for her
 And the way back, to the two files that a model is.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -26,10 +25,11 @@ from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
+from hf_pneumonia.modeling.demands import check_network, check_weights, read_config
 from hf_pneumonia.modeling.fetch import model_folder
 
-# Arguments of timm.create_model that read other files.
-_LOAD_MORE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+# Sides of the network's input, in pixels; a larger one takes gigabytes for a single film.
+_SIDES = range(8, 2049)
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
             can't be fed with square gray films.
     """
     source = model_folder(name, revision)
-    _refuse_what_loads_more(source, name)
     try:
+        read_config(source)
         with _without_table():
+            check_network(source, check_weights(source))
             model, loaded = AutoModelForImageClassification.from_pretrained(
                 source,
                 output_loading_info=True,
@@ -143,21 +144,6 @@ def _without_table() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(before)
 
 
-def _refuse_what_loads_more(source: Path, name: str) -> None:
-    """timm would fetch or unpickle what a stranger's configuration names beside the weights."""
-    try:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        arguments, architecture = config.get("model_args") or {}, str(config.get("architecture"))
-        more = sorted(_LOAD_MORE & arguments.keys())
-    except (ValueError, AttributeError):
-        return  # said by whoever reads it next
-    if more or ":" in architecture:
-        raise UsageError(
-            f"{name}: its config.json asks for more than its own weights "
-            f"({more[0] if more else architecture}), which is never loaded"
-        )
-
-
 def _preprocessing(
     model: PreTrainedModel, processor: BaseImageProcessor | None
 ) -> tuple[int, list[float], list[float], bool]:
@@ -181,8 +167,9 @@ def _preprocessing(
         squashed = True
     if len(mean) == 1:
         mean, std = list(mean) * 3, list(std) * 3
-    if not size[0] or size[0] != size[1]:
-        raise ValueError(f"its input is {size[0]} x {size[1]}, and expected is a square")
+    if size[0] != size[1] or size[0] not in _SIDES:
+        bounds = f"{_SIDES[0]} to {_SIDES[-1]} pixels"
+        raise ValueError(f"its input is {size[0]} x {size[1]}, and expected is a square of {bounds}")
     return int(size[0]), list(mean), list(std), squashed
 
 

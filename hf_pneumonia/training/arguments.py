@@ -12,11 +12,11 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.data.cache import default_cache
 from hf_pneumonia.data.labels import COVID
+from hf_pneumonia.data.settings_file import read_yaml
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
@@ -411,10 +411,10 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = read_yaml(path)
     except FileNotFoundError:
         raise UsageError("no such recipe; recipes/ holds those that come with the project") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"can't be read as a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"expected lines of `key: value`, got {type(recipe).__name__}")

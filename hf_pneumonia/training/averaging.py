@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.modeling.weights_header import read_weights_header
 
 FILE = "ema.safetensors"
 
@@ -58,13 +59,17 @@ class WeightAverage(TrainerCallback):
         """Go on from the average of a checkpoint.
 
         Raises:
-            UsageError: the checkpoint has none.
+            UsageError: the checkpoint has none, or it is damaged.
         """
         if not (checkpoint / FILE).is_file():
             raise UsageError(
                 f"{checkpoint} holds no {FILE}: it was made without --ema_decay; go on without it too"
             )
-        self.network.load_state_dict(load_file(checkpoint / FILE))
+        try:
+            read_weights_header(checkpoint / FILE)
+            self.network.load_state_dict(load_file(checkpoint / FILE))
+        except (ValueError, RuntimeError) as error:  # RuntimeError: tensors of another network
+            raise UsageError(f"{checkpoint}: its {FILE} is damaged: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
     def _exchange(self, network: nn.Module) -> None:
