@@ -1,0 +1,564 @@
+"""Spoilt files through every entry point: each must end in an answer, or in one of the two errors that mean something.
+
+    python -m soak.hostile_files [--files 10000] [--seed 0] [--processes 1] [--only KIND] [--repeat KIND:SEED]
+
+Films, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by seeds. A
+case is right if it gives an answer (probabilities that are numbers, weights that are those of the file), or ends in
+UnreadableFilm or UsageError of one line; it is wrong if it ends in another exception or kills its process, takes
+more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is printed with what repeats it. The
+last line is JSON.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from soak import mutate
+
+SECONDS = 10
+BYTES = 10**9
+
+_RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+
+
+class Wrong(Exception):
+    """An answer that should not have been given."""
+
+
+class Bench:
+    """What the cases of one process share: a small model that is whole, good films, and a folder to work in."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        from hf_pneumonia.data.film import read_film, squash
+        from hf_pneumonia.inference.classifier import PneumoniaClassifier
+        from hf_pneumonia.modeling.build import build_model
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        self.folder, self.whole = folder, folder / "whole"
+        self.films, self.dicoms = mutate.films(rng), mutate.dicoms(rng)
+        squares = np.stack([squash(read_film(film), 32) for film in self.films.values()])
+        self.square = squares[:1]
+        model = build_model("test_resnet", 32)
+        model.config.pneumonia = {"threshold": 0.3, "uncertain": {"low": 0.2, "high": 0.6}}
+        model.save_pretrained(self.whole)
+        _gate(model, squares).save(self.whole)
+        self.classifier = PneumoniaClassifier.from_pretrained(self.whole)
+
+    def model(self, **changed: bytes) -> Path:
+        """A folder with the model, and files of it that are changed."""
+        folder = self.folder / "case" / "model"
+        folder.mkdir(parents=True)
+        for file in self.whole.iterdir():
+            (folder / file.name).write_bytes(changed.get(file.name.split(".")[0], file.read_bytes()))
+        return folder
+
+    def answers(self, folder: Path) -> None:
+        """Have a model answer for a film; it may refuse to be loaded."""
+        from hf_pneumonia.inference.classifier import PneumoniaClassifier
+
+        classifier = PneumoniaClassifier.from_pretrained(folder)
+        _check_weights(classifier.model, folder)
+        side = classifier.image_size
+        _check_answers(classifier.predict_squares(np.resize(self.square, (1, side, side))))
+
+
+def _gate(model, squares: np.ndarray):
+    from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers
+    from hf_pneumonia.modeling.features import stage_statistics
+
+    def spread(numbers: np.ndarray) -> Spread:
+        directions = np.eye(4, numbers.shape[1])
+        parts = (numbers.mean(0), numbers.std(0) + 1, directions, np.ones(4))
+        return Spread(*(part.astype(np.float32) for part in parts))
+
+    stages = [spread(numbers) for numbers in stage_statistics(model, squares, 32)]
+    limits = np.full(1 + len(stages), 100, np.float32)
+    return Gate(spread(layout_numbers(squares)), tuple(stages), limits)
+
+
+def _check_weights(model, folder: Path) -> None:
+    """Held to the file itself, read by the format's description and not by its library."""
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + length])
+    tensors.pop("__metadata__", None)
+    kinds = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8"}
+    for name, tensor in model.state_dict().items():
+        said = tensors.get(name.removeprefix("timm_model."))
+        if said is None:
+            raise Wrong(f"{name} is not in the file")
+        if said["dtype"] not in kinds:
+            continue
+        start, stop = said["data_offsets"]
+        expected = np.frombuffer(data[8 + length + start : 8 + length + stop], kinds[said["dtype"]])
+        found = tensor.numpy().ravel()
+        with np.errstate(all="ignore"):
+            if not np.array_equal(found, expected.astype(found.dtype), equal_nan=found.dtype.kind == "f"):
+                raise Wrong(f"{name} is not what the file holds")
+
+
+def _check_answers(predictions) -> None:
+    for prediction in predictions:
+        if not 0 <= prediction.probability <= 1:
+            raise Wrong(f"a probability of {prediction.probability}")
+
+
+def _check_film(film) -> None:
+    if film.mode != "L" or not all(0 < side <= 100_000 for side in film.size):
+        raise Wrong(f"a film of mode {film.mode} and {film.size}")
+
+
+def _one_of(choices: dict[str, bytes], rng: np.random.Generator) -> tuple[str, bytes]:
+    name = list(choices)[rng.integers(len(choices))]
+    return name, choices[name]
+
+
+def image(bench: Bench, rng: np.random.Generator) -> None:
+    from hf_pneumonia.data.film import read_film
+
+    data = mutate.spoil(_one_of(bench.films, rng)[1], rng, _one_of(bench.films, rng)[1])
+    film = read_film(data)
+    _check_film(film)
+    _check_answers(bench.classifier([film]))
+
+
+def dicom(bench: Bench, rng: np.random.Generator) -> None:
+    from hf_pneumonia.data.film import read_film
+
+    film = read_film(mutate.spoil(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
+    _check_film(film)
+    _check_answers(bench.classifier([film]))
+
+
+def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
+    members = {}
+    for number in range(6):
+        name, data = _one_of(bench.films | bench.dicoms, rng)
+        ending = "dcm" if name in bench.dicoms else name.split("-")[0].removesuffix("16")
+        data = mutate.spoil(data, rng) if rng.random() < 0.3 else data
+        label = ("NORMAL", "PNEUMONIA")[number % 2]
+        members[f"{label}/{number}.{ending}"] = data
+    return members
+
+
+def store(bench: Bench, rng: np.random.Generator) -> None:
+    """A folder of films, some of them spoilt, decoded twice; in between a file of the store is spoilt."""
+    from hf_pneumonia.data.cache import open_store
+
+    rows = []
+    for number, data in enumerate(_members(bench, rng).values()):
+        path = bench.folder / "case" / str(number)
+        path.write_bytes(data)
+        rows.append({"path": str(path), "bytes": data if rng.random() < 0.3 else None})
+    cache = bench.folder / "case" / "cache"
+    before = np.array(open_store(rows, 16, cache)[range(6)])
+    files = sorted((cache / "films").glob("*/*"))
+    file = files[rng.integers(len(files))]
+    content = mutate.spoil(file.read_bytes(), rng)
+    file.write_bytes(content)
+    if not np.array_equal(open_store(rows, 16, cache)[range(6)], before):
+        raise Wrong(f"a store whose {file.name} is spoilt was trusted")
+
+
+def _all_of(source: Path, bench: Bench) -> None:
+    from hf_pneumonia.data.cache import open_store
+    from hf_pneumonia.data.sources import load_films
+
+    cache = bench.folder / "case" / "cache"
+    films = load_films(str(source), cache)
+    for path in (one["path"] for one in films["image"]):
+        if not Path(path).resolve().is_relative_to(bench.folder / "case"):
+            raise Wrong(f"a film outside of the source: {path}")
+    if len(open_store(films["image"], 16, cache)) != len(films):
+        raise Wrong("a store with other rows than its table")
+
+
+def archive(bench: Bench, rng: np.random.Generator) -> None:
+    path = bench.folder / "case" / "films.zip"
+    path.write_bytes(mutate.zips(_members(bench, rng), rng))
+    inside = {one.resolve() for one in bench.folder.rglob("*")}
+    try:
+        _all_of(path, bench)
+    finally:
+        cache = (bench.folder / "case" / "cache").resolve()
+        if out := [
+            one
+            for one in bench.folder.rglob("*")
+            if one.resolve() not in inside and cache not in one.resolve().parents and one.resolve() != cache
+        ]:
+            raise Wrong(f"{out[0]} was unpacked outside of the cache")
+
+
+def folder(bench: Bench, rng: np.random.Generator) -> None:
+    """Class folders, with a metadata file or a table that is spoilt."""
+    root = bench.folder / "case" / "films"
+    members = _members(bench, rng)
+    for name, data in members.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    lines = ["file_name,path,label,patient_id,split"]
+    lines += [
+        f"{name},{name},{name.split('/')[0]},{number // 2},train" for number, name in enumerate(members)
+    ]
+    name = ("metadata.csv", "table.csv", "metadata.jsonl")[rng.integers(3)]
+    text = "\n".join(lines)
+    if name.endswith("jsonl"):
+        rows = [{"file_name": name, "patient_id": "1", "label": "NORMAL"} for name in members]
+        text = "\n".join(json.dumps(mutate.spoil_settings(row, rng)) for row in rows)
+    (root / name).write_bytes(
+        mutate.spoil_text(text, rng) if rng.random() < 0.5 else mutate.spoil(text.encode(), rng)
+    )
+    _all_of(root / name if name == "table.csv" else root, bench)
+
+
+def recipe(bench: Bench, rng: np.random.Generator) -> None:
+    from hf_pneumonia.training.arguments import parse_recipe
+
+    path = bench.folder / "case" / "recipe.yaml"
+    path.write_bytes(mutate.spoil_text(_RECIPE.read_text(), rng))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        args, _ = parse_recipe([str(path), "--output_dir", str(bench.folder / "case" / "run")], default=path)
+    if not np.isfinite([args.learning_rate, args.num_train_epochs, args.drop_rate]).all():
+        raise Wrong("a recipe with numbers that are none")
+
+
+def config(bench: Bench, rng: np.random.Generator) -> None:
+    text = (bench.whole / "config.json").read_text()
+    settings = mutate.spoil_settings(json.loads(text), rng)
+    data = json.dumps(settings).encode() if rng.random() < 0.9 else mutate.spoil(text.encode(), rng)
+    bench.answers(bench.model(config=data))
+
+
+def demanding(bench: Bench, rng: np.random.Generator) -> None:
+    """A configuration that asks for a larger network."""
+    settings = json.loads((bench.whole / "config.json").read_text())
+    names = ("img_size", "depth", "embed_dim", "layers", "channels", "depths", "stem_chs", "patch_size", "window_size",
+             "num_heads", "mlp_ratio", "block_args", "cardinality", "base_width", "num_features")  # fmt: skip
+    numbers = (
+        10**3,
+        10**4,
+        10**5,
+        10**6,
+        10**9,
+        2**31,
+        -1,
+        0,
+        0.5,
+        [10**4] * 4,
+        [10**6] * 4,
+        [3, 10**5, 3, 3],
+    )
+    settings["model_args"] = {
+        names[rng.integers(len(names))]: numbers[rng.integers(len(numbers))]
+        for _ in range(rng.integers(1, 4))
+    }
+    architectures = ("test_resnet", "test_vit", "test_convnext", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
+                     "vit_giant_patch14_224", "convnext_xxlarge", "eva02_enormous_patch14_clip_224")  # fmt: skip
+    settings["architecture"] = architectures[rng.integers(len(architectures))]
+    if rng.random() < 0.3:
+        settings["pretrained_cfg"]["input_size"] = [3, *[int(rng.choice([10**4, 10**6, 10**9]))] * 2]
+    bench.answers(bench.model(config=json.dumps(settings).encode()))
+
+
+def weights(bench: Bench, rng: np.random.Generator) -> None:
+    bench.answers(
+        bench.model(model=mutate.safetensors((bench.whole / "model.safetensors").read_bytes(), rng))
+    )
+
+
+def gate(bench: Bench, rng: np.random.Generator) -> None:
+    from hf_pneumonia.inference.gate import load_gate
+
+    folder = bench.model(gate=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
+    found = load_gate(folder)
+    if not all(np.isfinite(part).all() for part in found.tensors().values()):
+        raise Wrong("a gate whose numbers are none")
+    bench.answers(folder)
+
+
+def predict(bench: Bench, rng: np.random.Generator) -> None:
+    """`predict` on a zip file, by its parts that come after the model is loaded."""
+    from hf_pneumonia.inference.batch import list_films, rows_of, score_films
+
+    path = bench.folder / "case" / "films.zip"
+    path.write_bytes(mutate.zips(_members(bench, rng), rng))
+    sources = list_films([str(path)])
+    output = bench.folder / "case" / "scores.csv"
+    progress = score_films(bench.classifier, sources, output, None, 4)
+    rows = list(rows_of(bench.classifier, sources, progress))
+    progress.close()
+    if len(rows) != len(sources) or not all(row.error or 0 <= row.probability <= 1 for row in rows):
+        raise Wrong("rows without a probability or a reason")
+
+
+def upload(bench: Bench, rng: np.random.Generator) -> None:
+    """What the page does with uploads, without its decoder's processes, which would catch the rest."""
+    from hf_pneumonia.data.film import read_film
+    from hf_pneumonia.page.film_rows import score_films
+    from hf_pneumonia.page.film_table import table
+    from hf_pneumonia.page.uploads import Upload, films_of
+
+    uploads = []
+    for number, (name, data) in enumerate(
+        {"films.zip": mutate.zips(_members(bench, rng), rng), **_members(bench, rng)}.items()
+    ):
+        path = bench.folder / "case" / f"{number}{Path(name).suffix}"
+        path.write_bytes(data)
+        uploads.append(Upload(f"<img src=x onerror=alert(1)>{name}", str(path)))
+    films = films_of(uploads)
+    rows = [row for batch in score_films(bench.classifier, read_film, films) for row in batch]
+    if len(rows) != len(films) or not all(row.reason or 0 <= row.probability <= 1 for row in rows):
+        raise Wrong("rows without a probability or a reason")
+    if "<img src=x" in table(rows):
+        raise Wrong("a name of a file is markup")
+
+
+# Share of each kind among the cases.
+KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
+    one.__name__: (one, share)
+    for one, share in (
+        (image, 27),
+        (dicom, 25),
+        (store, 3),
+        (archive, 4),
+        (folder, 4),
+        (recipe, 10),
+        (config, 7),
+        (demanding, 4),
+        (weights, 6),
+        (gate, 4),
+        (predict, 3),
+        (upload, 3),
+    )  # fmt: skip
+}
+
+
+def cases(files: int, seed: int, only: str | None) -> Iterator[tuple[str, int]]:
+    """(kind, seed) of each case, the kinds in turn."""
+    kinds = [only] if only else [kind for kind, (_, share) in KINDS.items() for _ in range(share)]
+    order = np.random.default_rng(seed).permutation(len(kinds))
+    for number in range(files):
+        yield kinds[order[number % len(kinds)]], seed + number
+
+
+def run_case(bench: Bench, kind: str, seed: int) -> dict:
+    """Outcome of one case: `answer`, `UnreadableFilm`, `UsageError`, or `wrong` with what it was."""
+    import shutil
+
+    place = bench.folder / "case"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    before = _reset_peak()
+    outcome = {"kind": kind, "seed": seed}
+    try:
+        KINDS[kind][0](bench, np.random.default_rng([seed, list(KINDS).index(kind)]))
+        outcome["outcome"] = "answer"
+    except (UnreadableFilm, UsageError) as error:
+        outcome["outcome"] = type(error).__name__
+        if "\n" in str(error) or not str(error):
+            outcome |= {"outcome": "wrong", "what": f"a message of several lines: {str(error)[:200]!r}"}
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if "hf_pneumonia" in frame.filename] or frames
+        where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+        outcome |= {"outcome": "wrong", "what": f"{type(error).__name__} at {where}: {str(error)[:200]!r}"}
+    if (grown := _peak() - before) > BYTES:
+        outcome |= {"outcome": "wrong", "what": f"{grown / 1e9:.1f} GB of memory; {outcome.get('what', '')}"}
+    return {**outcome, "grown": max(grown, 0)}
+
+
+def work(pipe: int) -> None:
+    """Cases come in as lines, and outcomes go out as lines, until there are no more."""
+    # A process of its own, and nothing is to be said but by the pipe.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable(logging.CRITICAL)
+    import warnings
+
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name, os.fdopen(pipe, "w", buffering=1) as answers:
+        os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = name
+        bench = Bench(Path(name).resolve())
+        for kind in KINDS:  # what is imported late
+            with contextlib.suppress(Exception):
+                run_case(bench, kind, 2**31)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * BYTES, size + 4 * BYTES))
+        answers.write('{"ready": true}\n')
+        for line in sys.stdin:
+            kind, seed = json.loads(line)
+            answers.write(json.dumps(run_case(bench, kind, seed)) + "\n")
+
+
+class Worker:
+    """A process that runs cases; killed and started anew where a case takes too long, or kills it."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        read, write = os.pipe()
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "soak.hostile_files", "--worker", str(write)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, pass_fds=[write], text=True,
+        )  # fmt: skip
+        os.close(write)
+        self._answers = os.fdopen(read)
+        if not self._answers.readline():
+            self._errors.seek(0)
+            raise RuntimeError(f"no worker starts: {self._errors.read().decode(errors='replace')[-2000:]}")
+
+    def run(self, kind: str, seed: int) -> dict:
+        """The outcome of a case, and how long it took."""
+        started, late = time.monotonic(), threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(SECONDS, end)
+        timer.start()
+        self._process.stdin.write(json.dumps([kind, seed]) + "\n")
+        self._process.stdin.flush()
+        line = self._answers.readline()
+        timer.cancel()
+        seconds = time.monotonic() - started
+        if line:
+            return {**json.loads(line), "seconds": seconds}
+        code = self._process.wait()
+        self.close()
+        self._start()
+        died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        what = f"more than {SECONDS} s" if late.is_set() else f"the process was {died}"
+        return {"kind": kind, "seed": seed, "outcome": "wrong", "what": what, "seconds": seconds, "grown": 0}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._answers.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+
+def _reset_peak() -> int:
+    """Bytes in memory now, from which on the peak is counted anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{name}:")[1].split()[0]) * 1024
+
+
+def soak(files: int, seed: int, processes: int = 1, only: str | None = None) -> dict:
+    """Run the cases; prints those that are wrong as they come.
+
+    Returns:
+        `kinds`: outcomes of each kind, its longest time in seconds and largest growth in bytes; `wrong`: the
+        cases that were; `files`, `seed`, `seconds`.
+    """
+    started = time.monotonic()
+    waiting, lock = cases(files, seed, only), threading.Lock()
+    outcomes: list[dict] = []
+
+    def run() -> None:
+        worker = Worker()
+        try:
+            while True:
+                with lock:
+                    case = next(waiting, None)
+                if case is None:
+                    return
+                outcome = worker.run(*case)
+                with lock:
+                    outcomes.append(outcome)
+                    if outcome["outcome"] == "wrong":
+                        print(f"{outcome['kind']}:{outcome['seed']}  {outcome['what']}", flush=True)
+        finally:
+            worker.close()
+
+    threads = [threading.Thread(target=run) for _ in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kinds = {}
+    for kind in KINDS:
+        of_it = [one for one in outcomes if one["kind"] == kind]
+        if of_it:
+            counts = collections.Counter(one["outcome"] for one in of_it)
+            longest, largest = (max(one[name] for one in of_it) for name in ("seconds", "grown"))
+            kinds[kind] = {**counts, "longest_s": round(longest, 2), "largest_bytes": largest}
+    wrong = [
+        {name: one[name] for name in ("kind", "seed", "what")}
+        for one in outcomes
+        if one["outcome"] == "wrong"
+    ]
+    return {
+        "files": len(outcomes), "seed": seed, "seconds": round(time.monotonic() - started, 1), "wrong": wrong, "kinds": kinds,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only", choices=list(KINDS), help="cases of one kind")
+    parser.add_argument("--repeat", help="KIND:SEED of one case, run in this process with its traceback")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker is not None:
+        work(args.worker)
+        return 0
+    if args.repeat:
+        kind, seed = args.repeat.split(":")
+        with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+            bench = Bench(Path(name).resolve())
+            (bench.folder / "case").mkdir()
+            KINDS[kind][0](bench, np.random.default_rng([int(seed), list(KINDS).index(kind)]))
+        return 0
+    found = soak(args.files, args.seed, args.processes, args.only)
+    print(
+        f"{'':10}{'answer':>9}{'unreadable':>12}{'usage error':>13}{'wrong':>7}{'longest':>10}{'memory':>10}"
+    )
+    for kind, row in found["kinds"].items():
+        counts = [row.get(name, 0) for name in ("answer", "UnreadableFilm", "UsageError", "wrong")]
+        print(
+            f"{kind:10}{counts[0]:9}{counts[1]:12}{counts[2]:13}{counts[3]:7}{row['longest_s']:8.1f} s"
+            f"{row['largest_bytes'] / 1e6:7.0f} MB"
+        )
+    print(json.dumps({**found, "wrong": len(found["wrong"]), "cases": found["wrong"][:100]}))
+    return 1 if found["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
