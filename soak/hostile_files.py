@@ -1,12 +1,12 @@
-"""Spoilt files through every entry point: each must end in an answer, or in one of the two errors that mean something.
+"""Spoilt files through every entry point: each must end in an answer, or in one of two errors.
 
     python -m soak.hostile_files [--files 10000] [--seed 0] [--processes 1] [--only KIND] [--repeat KIND:SEED]
 
-Films, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by seeds. A
-case is right if it gives an answer (probabilities that are numbers, weights that are those of the file), or ends in
-UnreadableFilm or UsageError of one line; it is wrong if it ends in another exception or kills its process, takes
-more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is printed with what repeats it. The
-last line is JSON.
+Films, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by
+seeds. A case is right if it gives an answer (probabilities that are numbers, weights that are those of the
+file), or ends in UnreadableFilm or UsageError of one line; it is wrong if it ends in another exception or
+kills its process, takes more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is
+printed with what repeats it. The last line is JSON.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Wrong(Exception):
 
 
 class Bench:
-    """What the cases of one process share: a small model that is whole, good films, and a folder to work in."""
+    """What the cases of a process share: a small model that is whole, good films, and a folder to work in."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -196,16 +196,11 @@ def _all_of(source: Path, bench: Bench) -> None:
 def archive(bench: Bench, rng: np.random.Generator) -> None:
     path = bench.folder / "case" / "films.zip"
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
-    inside = {one.resolve() for one in bench.folder.rglob("*")}
+    inside = {path, bench.folder / "case" / "cache"}
     try:
         _all_of(path, bench)
     finally:
-        cache = (bench.folder / "case" / "cache").resolve()
-        if out := [
-            one
-            for one in bench.folder.rglob("*")
-            if one.resolve() not in inside and cache not in one.resolve().parents and one.resolve() != cache
-        ]:
+        if out := [one for one in (bench.folder / "case").iterdir() if one not in inside]:
             raise Wrong(f"{out[0]} was unpacked outside of the cache")
 
 
@@ -249,34 +244,33 @@ def config(bench: Bench, rng: np.random.Generator) -> None:
     bench.answers(bench.model(config=data))
 
 
+# Arguments of timm's networks that say how large they are.
+_DEMANDS = {
+    "test_resnet": ("layers", "channels", "base_width", "cardinality", "stem_width"),
+    "resnet18": ("layers", "channels", "base_width", "cardinality", "stem_width"),
+    "test_vit": ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    "vit_tiny_patch16_224": ("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio"),
+    "vit_giant_patch14_224": ("img_size", "depth"),
+    "test_convnext": ("depths", "dims", "kernel_sizes"),
+    "convnext_xxlarge": ("depths", "dims"),
+    "swin_tiny_patch4_window7_224": ("img_size", "window_size", "embed_dim", "depths", "num_heads"),
+    "eva02_enormous_patch14_clip_224": ("img_size", "depth"),
+}
+_LARGE = (64, 10**3, 10**4, 10**5, 10**6, 10**9, -1, 0, 0.5)
+
+
 def demanding(bench: Bench, rng: np.random.Generator) -> None:
-    """A configuration that asks for a larger network."""
+    """A configuration that asks for another network than that of the weights, mostly a larger one."""
     settings = json.loads((bench.whole / "config.json").read_text())
-    names = ("img_size", "depth", "embed_dim", "layers", "channels", "depths", "stem_chs", "patch_size", "window_size",
-             "num_heads", "mlp_ratio", "block_args", "cardinality", "base_width", "num_features")  # fmt: skip
-    numbers = (
-        10**3,
-        10**4,
-        10**5,
-        10**6,
-        10**9,
-        2**31,
-        -1,
-        0,
-        0.5,
-        [10**4] * 4,
-        [10**6] * 4,
-        [3, 10**5, 3, 3],
-    )
-    settings["model_args"] = {
-        names[rng.integers(len(names))]: numbers[rng.integers(len(numbers))]
-        for _ in range(rng.integers(1, 4))
-    }
-    architectures = ("test_resnet", "test_vit", "test_convnext", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
-                     "vit_giant_patch14_224", "convnext_xxlarge", "eva02_enormous_patch14_clip_224")  # fmt: skip
-    settings["architecture"] = architectures[rng.integers(len(architectures))]
+    settings["architecture"] = list(_DEMANDS)[rng.integers(len(_DEMANDS))]
+    names = _DEMANDS[settings["architecture"]]
+    settings["model_args"] = {}
+    for _ in range(rng.integers(0, 3)):
+        name, number = names[rng.integers(len(names))], _LARGE[rng.integers(len(_LARGE))]
+        several = name in ("layers", "channels", "depths", "dims", "kernel_sizes")
+        settings["model_args"][name] = [number] * 4 if several else number
     if rng.random() < 0.3:
-        settings["pretrained_cfg"]["input_size"] = [3, *[int(rng.choice([10**4, 10**6, 10**9]))] * 2]
+        settings["pretrained_cfg"]["input_size"] = [3, *[int(rng.choice([2048, 10**4, 10**6]))] * 2]
     bench.answers(bench.model(config=json.dumps(settings).encode()))
 
 
@@ -398,8 +392,8 @@ def work(pipe: int) -> None:
 
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="hostile-") as name, os.fdopen(pipe, "w", buffering=1) as answers:
-        os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = name
-        bench = Bench(Path(name).resolve())
+        os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = f"{name}/home"
+        bench = Bench(Path(name).resolve() / "work")
         for kind in KINDS:  # what is imported late
             with contextlib.suppress(Exception):
                 run_case(bench, kind, 2**31)
@@ -422,8 +416,12 @@ class Worker:
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "soak.hostile_files", "--worker", str(write)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, pass_fds=[write], text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            pass_fds=[write],
+            text=True,
+        )
         os.close(write)
         self._answers = os.fdopen(read)
         if not self._answers.readline():
@@ -523,8 +521,12 @@ def soak(files: int, seed: int, processes: int = 1, only: str | None = None) -> 
         if one["outcome"] == "wrong"
     ]
     return {
-        "files": len(outcomes), "seed": seed, "seconds": round(time.monotonic() - started, 1), "wrong": wrong, "kinds": kinds,
-    }  # fmt: skip
+        "files": len(outcomes),
+        "seed": seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "wrong": wrong,
+        "kinds": kinds,
+    }
 
 
 def main() -> int:
@@ -542,7 +544,7 @@ def main() -> int:
     if args.repeat:
         kind, seed = args.repeat.split(":")
         with tempfile.TemporaryDirectory(prefix="hostile-") as name:
-            bench = Bench(Path(name).resolve())
+            bench = Bench(Path(name).resolve() / "work")
             (bench.folder / "case").mkdir()
             KINDS[kind][0](bench, np.random.default_rng([int(seed), list(KINDS).index(kind)]))
         return 0

@@ -31,14 +31,15 @@ _EXTREMES = (
 
 # What stands in settings where a plain value is expected.
 _VALUES = (
-    None, True, False, 0, -1, 1, 10**6, 10**9, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x", "\0",
-    "../../etc/passwd", "a" * 10_000, [], [[]], [1] * 1000, {}, {"a": {"b": []}}, [None], ["a", 1], "true", "1e999",
+    None, True, False, 0, -1, 1, 10**6, 10**9, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x",
+    "\0", "../../etc/passwd", "a" * 10_000, [], [[]], [1] * 1000, {}, {"a": {"b": []}}, [None], ["a", 1],
+    "true", "1e999",
 )  # fmt: skip
 
 
 def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
-    """One to four changes: bytes flipped, cut off, doubled, overwritten by extreme numbers, by zeros, or by a part
-    of another file."""
+    """One to four changes: bytes flipped, cut off, doubled, overwritten by extreme numbers, by zeros, or by a
+    part of another file."""
     content = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         if not content:
@@ -136,8 +137,8 @@ def dicoms(rng: np.random.Generator) -> dict[str, bytes]:
     table.add_new("LUTDescriptor", "US", [16, 0, 16])
     table.add_new("LUTData", "OW", struct.pack("<16H", *range(0, 65536, 4096)))
     rle = RLELosslessEncoder.encode(
-        gray, rows=32, columns=40, samples_per_pixel=1, bits_allocated=8, bits_stored=8, pixel_representation=0,
-        number_of_frames=1, photometric_interpretation="MONOCHROME2",
+        gray, rows=32, columns=40, samples_per_pixel=1, bits_allocated=8, bits_stored=8,
+        pixel_representation=0, number_of_frames=1, photometric_interpretation="MONOCHROME2",
     )  # fmt: skip
     return {
         "explicit": _dicom(
@@ -206,7 +207,11 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     header, content = json.loads(data[8 : 8 + length]), data[8 + length :]
     kind = rng.integers(8)
     if kind == 0:
-        return spoil(data, rng)
+        return (
+            spoil(data, rng)
+            if rng.random() < 0.5
+            else data[: 8 + length] + spoil(content[:-512], rng) + content[-512:]
+        )
     if kind == 1:
         return spoil(data[:8], rng).ljust(8, b"\0")[:8] + data[8:]
     if kind == 2:

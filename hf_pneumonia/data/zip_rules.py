@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 # NIH's, MIMIC's and CheXpert's films are 112,000, 377,000 and 224,000. zipfile keeps some 700 bytes of each.
 MOST_MEMBERS = 500_000
 
-# Times its own size that a zip file may unfold to: deflate reaches 1,000 on zeros, a folder of films with blank
-# ones among them 10. Small files are let off.
+# Times its own size that a zip file may unfold to: deflate reaches 1,000 on zeros, films with blank ones
+# among them 10. Small files are let off.
 _MOST_FOLD, _LET_OFF = 200, 64 * 2**20
 
 # In bytes; room for the way to the cache.

@@ -57,7 +57,7 @@ def read_config(source: Path) -> dict:
         if key.endswith("attn_implementation") and value not in _ATTENTION:
             more = [*more, f"{key}: {value}"]
         if type(value) is int and abs(value) > _LARGEST_NUMBER:
-            raise ValueError(f"its config.json has {key}: {value:.6g}, more than {_LARGEST_NUMBER:,}")
+            raise ValueError(f"its config.json has a number above {_LARGEST_NUMBER:,} ({key[:100]})")
     if more:
         raise ValueError(
             f"its config.json asks for more than its own weights ({more[0][:100]}), which is never loaded"
@@ -99,14 +99,18 @@ def check_network(source: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         shapes: from `check_weights`.
 
     Raises:
-        ValueError: it is larger.
-        Exception: whatever transformers and timm raise on a configuration that is none.
+        ValueError: it is larger, or can't be built.
     """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     numbers = _TIMES * sum(map(math.prod, shapes.values())) + _MORE_NUMBERS
     tensors = _TIMES * len(shapes) + _MORE_TENSORS
-    with torch.device("meta"), _no_more_than(numbers, tensors):
-        AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"), _no_more_than(numbers, tensors):
+            AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    # Every architecture reads its own settings, and raises nearly anything where they are of another type.
+    except Exception as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise ValueError(reason[:300]) from error
 
 
 @contextmanager

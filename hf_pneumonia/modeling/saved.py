@@ -167,6 +167,10 @@ def _preprocessing(
         squashed = True
     if len(mean) == 1:
         mean, std = list(mean) * 3, list(std) * 3
+    if len(mean) != 3 or len(std) != 3 or not all(map(_is_number, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(
+            f"its films are scaled by {str([mean, std])[:100]}, expected are means and deviations"
+        )
     if size[0] != size[1] or size[0] not in _SIDES:
         bounds = f"{_SIDES[0]} to {_SIDES[-1]} pixels"
         raise ValueError(f"its input is {size[0]} x {size[1]}, and expected is a square of {bounds}")
@@ -261,6 +265,10 @@ def _is_curve(stated: object) -> bool:
         and 0 < len(columns[0]) <= 1000
         and columns[0] == sorted(columns[0])
     )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6
 
 
 def _is_share(value: object) -> bool:

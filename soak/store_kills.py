@@ -1,0 +1,112 @@
+"""SIGKILLs at random moments of the building of a film store, and two builders at once.
+
+    python -m soak.store_kills [--kills 50] [--patients 100] [--seed 0]
+
+Films are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
+the next one must end with a store that is the undisturbed one's, byte for byte, and leave nothing else behind;
+sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.phantom_folder import write_dataset
+
+SIZE = 64
+
+# Each film is listed so often, which is quicker than to simulate as many.
+_TIMES = 20
+
+
+def build(films: Path, cache: Path) -> None:
+    """What a builder's process does."""
+    paths = sorted(films.glob("*/*/*.png")) * _TIMES
+    open_store([{"path": str(path), "bytes": None} for path in paths], SIZE, cache)
+
+
+def start(films: Path, cache: Path) -> multiprocessing.Process:
+    # A fork, which is at its work at once: another process would mostly be killed in its imports.
+    builder = multiprocessing.get_context("fork").Process(target=build, args=(films, cache))
+    builder.start()
+    return builder
+
+
+def end(builder: multiprocessing.Process) -> int:
+    builder.join()
+    return builder.exitcode
+
+
+def content(cache: Path) -> dict[str, bytes]:
+    """Everything that builders left in the cache."""
+    places = (place for place in sorted((cache / "films").rglob("*")) if place.is_file())
+    return {str(place.relative_to(cache)): place.read_bytes() for place in places}
+
+
+def soak(kills: int, patients: int, seed: int) -> dict:
+    """Kill builders, and have the next one go on.
+
+    Returns:
+        `kills`: sent before the builder was done; `too_late`; `half_built`: of those, how many left a part of
+        a store; `wrong`: stores, or what lies beside them, that are other than undisturbed; `pairs` of
+        builders at once, and `pairs_wrong`.
+    """
+    rng = np.random.default_rng(seed)
+    found = {"kills": 0, "too_late": 0, "half_built": 0, "wrong": 0, "pairs": 0, "pairs_wrong": 0}
+    with tempfile.TemporaryDirectory(prefix="store-kills-") as name:
+        folder = Path(name)
+        write_dataset(folder / "films", patients, seed, 64)
+        started = time.monotonic()
+        assert end(start(folder / "films", folder / "undisturbed")) == 0
+        seconds, expected = time.monotonic() - started, content(folder / "undisturbed")
+        number = 0
+        while found["kills"] < kills:
+            cache = folder / f"cache-{number}"
+            number += 1
+            again = True
+            while again:
+                builder = start(folder / "films", cache)
+                time.sleep(rng.random() * seconds)
+                late = not builder.is_alive()
+                builder.kill()
+                builder.join()
+                found["too_late" if late else "kills"] += 1
+                found["half_built"] += bool(list(cache.glob("films/building-*")))
+                again = not late and rng.random() < 0.3
+            if end(start(folder / "films", cache)) or content(cache) != expected:
+                found["wrong"] += 1
+                print(f"cache {number}: {sorted(content(cache))}", flush=True)
+        for number in range(max(kills // 10, 1)):
+            cache = folder / f"pair-{number}"
+            pair = [start(folder / "films", cache) for _ in range(2)]
+            codes = [end(builder) for builder in pair]
+            found["pairs"] += 1
+            if any(codes) or content(cache) != expected:
+                found["pairs_wrong"] += 1
+                print(f"pair {number}: {codes} {sorted(content(cache))}", flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--patients", type=int, default=100, help="some films each")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    started = time.monotonic()
+    found = soak(args.kills, args.patients, args.seed)
+    print(json.dumps({**found, "seconds": round(time.monotonic() - started, 1)}))
+    return 1 if found["wrong"] or found["pairs_wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
