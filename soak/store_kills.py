@@ -3,7 +3,7 @@
     python -m soak.store_kills [--kills 50] [--patients 100] [--seed 0]
 
 Films are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
-the next one must end with a store that is the undisturbed one's, byte for byte, and leave nothing else behind;
+the next one must end with a store that is the undisturbed one's, byte for byte, and leave nothing else;
 sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON.
 """
 

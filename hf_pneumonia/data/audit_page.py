@@ -197,6 +197,6 @@ def _list(items: Sequence[str]) -> str:
 def _plain(text: object) -> str:
     """A name of a file is no markup."""
     escaped = str(text).replace("\\", "\\\\")
-    for sign in "|<>[]*_`":
+    for sign in "&|<>[]*_`":
         escaped = escaped.replace(sign, f"\\{sign}")
     return escaped.replace("\n", " ")

@@ -354,7 +354,7 @@ class Recipe(TrainingArguments):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         hint = "; the recipe comes first" if re.search(r"unrecognized.*\.ya?ml", message) else ""
-        raise UsageError(message + hint)
+        raise UsageError(_without_tokens(message) + hint)
 
     def format_help(self) -> str:
         """The flags that matter for films; TrainingArguments has a hundred more, and a page about them."""
@@ -407,6 +407,12 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
         for name, value in resolved.items()
         if name not in _NOT_IN_RECIPE
     }
+
+
+def _without_tokens(message: str) -> str:
+    """What argparse quotes of a command line may be a token, under a flag that is known or not."""
+    message = re.sub(r"(--\S*(?:token|key|password)[^\s=]*[ =])\S+", r"\1...", message, flags=re.IGNORECASE)
+    return re.sub(r"\b(hf|api_org)_\w{8,}", r"\1_...", message)
 
 
 def _read_yaml(path: Path) -> dict:

@@ -1,0 +1,88 @@
+"""A file may be called anything: in a report its name is text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import markdown_it
+import pytest
+from conftest import write_films
+
+from hf_pneumonia.data.audit_page import write_audit
+from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.evaluation.exploration import explore_films
+
+NAMES = [
+    "<img src=x onerror=alert(1)>.png",
+    "<script>alert(1)<&script>.png",
+    "a|b`c`*d*_e_[f](javascript:alert(1)).png",
+    "![x](x.png) \\| # - 1. .png",
+    "&lt;b&gt;&#60;b.png",
+    "line\nbreak <b>.png",
+    "```\n<img src=x>.png",
+    "\"><img src=x>'.png",
+]
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _read(html: str) -> _Tags:
+    reader = _Tags()
+    reader.feed(html)
+    reader.close()
+    return reader
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Films in folders of such a name, some unreadable and some copies of another label, under such names."""
+    root = tmp_path_factory.mktemp("x") / "<b onclick=alert(1)>films|`x`"
+    write_films(root, 12, 12)
+    for number, name in enumerate(NAMES):
+        (root / "NORMAL" / name).write_bytes(b"no image")
+        (root / "NORMAL" / f"copy{number} {name}").write_bytes(
+            (root / "PNEUMONIA" / f"person{number}_bacteria_{number}.jpeg").read_bytes()
+        )
+    return prepare_films(str(root), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
+
+
+def test_in_the_audit_names_are_text_in_whatever_way_it_is_rendered(films, tmp_path):
+    findings = write_audit(films, tmp_path)
+    assert len(findings["unreadable"]) == len(NAMES) and len(findings["conflicting_labels"]) == len(NAMES)
+    text = (tmp_path / "audit.md").read_text()
+    page = _read(markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+    pictures = {attributes["src"] for tag, attributes in page.found if tag == "img"}
+    assert pictures == {path.name for path in tmp_path.glob("*.png")}
+    assert {tag for tag, _ in page.found} <= {
+        "h1", "h2", "h3", "p", "ul", "li", "img", "table", "thead", "tbody", "tr", "th", "td",
+    }  # fmt: skip
+    for name in NAMES:
+        assert " ".join(name.split()) in " ".join(page.text.split())
+
+
+def test_on_the_page_of_explore_names_are_text(films, tmp_path):
+    explore_films(films, tmp_path, {"rotation": 5.0})
+    page = _read((tmp_path / "index.html").read_text())
+    assert all(
+        attributes["src"].startswith("data:image/png") for tag, attributes in page.found if tag == "img"
+    )
+    assert not {"script", "b"} & {tag for tag, _ in page.found}
+    assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
+    for name in NAMES:
+        assert " ".join(name.split()) in " ".join(page.text.split())
+
+
+def test_in_the_json_of_an_audit_names_are_as_they_are(films, tmp_path):
+    write_audit(films, tmp_path)
+    said = json.loads((tmp_path / "audit.json").read_text())
+    assert {re.sub(r".*/NORMAL/", "", film["file"]) for film in said["unreadable"]} == set(NAMES)
