@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +117,22 @@ def test_two_folders_for_one_split_are_an_error(tmp_path):
         _write(tmp_path / name / "NORMAL" / "a.dcm")
     with pytest.raises(UsageError, match="holds both val and validation: keep one"):
         films_of_folder(tmp_path)
+
+
+def test_a_name_with_a_dollar_sign_is_a_name_and_no_variable_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    write_films(tmp_path / "films", 2, 2)
+    for name in ("a$HF_TOKEN.png", "$HOME.jpeg", "c$.png"):
+        write_film(tmp_path / "films" / "NORMAL" / name, 0, np.random.default_rng(0))
+    films = films_of_folder(tmp_path / "films")
+    names = [Path(image["path"]).name for image in films["image"]]
+    assert {"a$HF_TOKEN.png", "$HOME.jpeg", "c$.png"} < set(names) and len(names) == 7
+    assert [Path(file).name for file in films["file"]] == names
+
+
+def test_films_with_dollar_signs_stand_in_the_order_of_films_without(tmp_path):
+    for folder, sign in (("a", "x"), ("b", "$")):
+        for name in ("z.png", "b.jpeg", "a.png", "c.jpeg"):
+            write_film(tmp_path / folder / "NORMAL" / f"{sign}{name}", 0, np.random.default_rng(0))
+    plain, signed = (films_of_folder(tmp_path / folder)["image"] for folder in "ab")
+    assert [Path(one["path"]).name[1:] for one in signed] == [Path(one["path"]).name[1:] for one in plain]

@@ -5,12 +5,17 @@ import re
 from html.parser import HTMLParser
 
 import markdown_it
+import numpy as np
 import pytest
 from conftest import write_films
 
 from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.evaluation.compare_page import write_comparison
+from hf_pneumonia.evaluation.error_pack import KINDS, Finding
+from hf_pneumonia.evaluation.error_sheet import draw_errors, shown_findings
 from hf_pneumonia.evaluation.exploration import explore_films
+from hf_pneumonia.evaluation.scoring import Predictions
 
 NAMES = [
     "<img src=x onerror=alert(1)>.png",
@@ -21,6 +26,7 @@ NAMES = [
     "line\nbreak <b>.png",
     "```\n<img src=x>.png",
     "\"><img src=x>'.png",
+    "$\\frac{x$ $_{.png",
 ]
 
 
@@ -86,3 +92,27 @@ def test_in_the_json_of_an_audit_names_are_as_they_are(films, tmp_path):
     write_audit(films, tmp_path)
     said = json.loads((tmp_path / "audit.json").read_text())
     assert {re.sub(r".*/NORMAL/", "", film["file"]) for film in said["unreadable"]} == set(NAMES)
+
+
+def test_on_the_sheet_of_errors_names_are_text(tmp_path):
+    findings = [Finding(kind, "test", 0, name, "p", 0, 0.9) for name in NAMES for kind in KINDS]
+    films = np.zeros((len(findings), 8, 8), np.uint8)
+    figure = draw_errors(shown_findings(findings), films, None, 0.5)
+    figure.savefig(tmp_path / "x.png", dpi=20)
+
+
+def test_in_a_comparison_names_of_runs_are_text(tmp_path):
+    figure = {"value": 0.9, "ci95": [0.8, 1.0]}
+    names = ("auroc", "sensitivity", "specificity", "accuracy", "brier", "ece")
+    plain = {"films": 4, "threshold": 0.5, "parameters": None, "training_seconds": None}
+    runs = [{"name": name, **plain, **dict.fromkeys(names, figure)} for name in NAMES]
+    ones = np.array(["1", "2", "3", "4"])
+    scored = Predictions(ones, ones, np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9]))
+    comparison = {"runs": runs, "tests": [], "same_films": True, "films_shared": 4}
+    write_comparison(comparison, dict.fromkeys(NAMES, scored), tmp_path)
+    text = (tmp_path / "compare.md").read_text()
+    page = _read(markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+    assert [attributes["src"] for tag, attributes in page.found if tag == "img"] == ["roc.png"]
+    assert not {"script", "b", "a", "code"} & {tag for tag, _ in page.found}
+    for name in NAMES:
+        assert " ".join(name.split()) in " ".join(page.text.split())

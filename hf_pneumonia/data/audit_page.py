@@ -182,20 +182,20 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines)
 
 
 def _list(items: Sequence[str]) -> str:
     if not items:
         return "None."
-    lines = [f"- {_plain(item)}" for item in items[:_LISTED]]
+    lines = [f"- {plain(item)}" for item in items[:_LISTED]]
     if len(items) > _LISTED:
         lines.append(f"- and {len(items) - _LISTED} more: audit.json")
     return "\n".join(lines)
 
 
-def _plain(text: object) -> str:
-    """A name of a file is no markup."""
+def plain(text: object) -> str:
+    """A name, of a file or of anything else, as it can stand in Markdown: it is no markup."""
     escaped = str(text).replace("\\", "\\\\")
     for sign in "&|<>[]*_`":
         escaped = escaped.replace(sign, f"\\{sign}")

@@ -139,20 +139,28 @@ def _images(folder: Path) -> list[Path]:
 
 def _list_images(folder: Path, split: str) -> datasets.Dataset:
     """Table with the column `image`: images as `imagefolder` lists them, and then the DICOM files."""
-    endings, count, dicoms = set(), 0, []
+    endings, found, dicoms = set(), [], []
     for parent, names in walk(folder.resolve()):
         for name in names:
             kind = kind_by_name(name)
             if kind == IMAGE:
                 endings.add(f"*{os.path.splitext(name)[1]}")
-                count += 1
+                found.append(str(parent / name))
             elif kind == DICOM or (kind == PERHAPS_DICOM and begins_as_dicom(parent / name)):
                 dicoms.append(str(parent / name))
     undecoded = datasets.Features(image=datasets.Image(decode=False))
     rows = [{"path": path, "bytes": None} for path in sorted(dicoms)]
     images = datasets.Dataset.from_dict({"image": rows}, features=undecoded)
-    if not count:
+    if not found:
         return images
+    if any("$" in path for path in found):
+        # `imagefolder` puts variables of the environment in their place: the film is not found, and the error
+        # quotes what stands in them, a token too.
+        found.sort(key=lambda path: (os.path.splitext(path)[1], path))
+        rows = [{"path": path, "bytes": None} for path in found]
+        return datasets.concatenate_datasets(
+            [datasets.Dataset.from_dict({"image": rows}, features=undecoded), images]
+        )
     base = glob.escape(str(folder.resolve()))
     listed = datasets.load_dataset(
         "imagefolder",
@@ -160,9 +168,9 @@ def _list_images(folder: Path, split: str) -> datasets.Dataset:
         drop_labels=True,
         drop_metadata=True,
     )[split].cast(undecoded)
-    if len(listed) != count:
+    if len(listed) != len(found):
         raise UsageError(
-            f"{folder} holds {count} images, {len(listed)} of them could be listed: "
+            f"{folder} holds {len(found)} images, {len(listed)} of them could be listed: "
             "linked folders are not followed, put the films themselves there"
         )
     return datasets.concatenate_datasets([listed, images])

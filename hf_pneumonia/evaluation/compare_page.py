@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from hf_pneumonia.data.audit_page import plain
 from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -70,7 +71,9 @@ def roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure
     side = 0.25 if corner else 1
     axes.set(xlim=(-0.01 * side, 1.01 * side), ylim=(1 - 1.01 * side, 1 + 0.01 * side), aspect="equal")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    figure.legend(frameon=False, loc="outside lower center", fontsize=8)
+    legend = figure.legend(frameon=False, loc="outside lower center", fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollar signs
     title = "test films; the dots are the operating points"
     axes.set_title(title + (" (upper left corner)" if corner else ""), fontsize=10)
     return figure
@@ -157,4 +160,4 @@ def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     cells = [header, tuple("---" for _ in header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in cells]

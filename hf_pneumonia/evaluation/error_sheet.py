@@ -62,7 +62,8 @@ def _lines(shown: list[Finding], kind: str) -> list[list[int]]:
 def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarray | None) -> None:
     for axes in panels:
         axes.imshow(film, cmap="gray", vmin=0, vmax=255)
-    panels[0].set_title(f"{_short(finding.file)}\np = {finding.probability:.3f}", fontsize=7.5, loc="left")
+    caption = f"{_short(finding.file)}\np = {finding.probability:.3f}"
+    panels[0].set_title(caption, fontsize=7.5, loc="left", parse_math=False)  # a name may hold dollar signs
     panels[1].set_title(f"{finding.split}\nlabel {LABELS[finding.label]}", fontsize=7.5, loc="left")
     if heat is None:
         return

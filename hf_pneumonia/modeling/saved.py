@@ -171,9 +171,10 @@ def _preprocessing(
         raise ValueError(
             f"its films are scaled by {str([mean, std])[:100]}, expected are means and deviations"
         )
-    if size[0] != size[1] or size[0] not in _SIDES:
+    if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in _SIDES:
         bounds = f"{_SIDES[0]} to {_SIDES[-1]} pixels"
-        raise ValueError(f"its input is {size[0]} x {size[1]}, and expected is a square of {bounds}")
+        found = " x ".join(map(str, size))[:100]
+        raise ValueError(f"its input is {found}, and expected is a square of {bounds}")
     return int(size[0]), list(mean), list(std), squashed
 
 
