@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_films
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from test_dicom import _dicom
@@ -426,3 +426,19 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded(tmp_path, monkeypatch,
     with pytest.raises(UsageError, match=problem) as error:
         main(["predict", "--model", "no/model/at/all", *flags])
     assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_in_the_middle_of_a_job_is_told_with_the_name_of_the_file(timm_folder, tmp_path):
+    write_films(tmp_path / "films", 40, 40)
+    (tmp_path / "disk").mkdir()
+    script = 'mount -t tmpfs -o size=4k none "$1"; shift; "$@"'
+    output = tmp_path / "disk" / "scores.csv"
+    command = [sys.executable, "-m", "hf_pneumonia", "predict", "--model", timm_folder, tmp_path / "films"]
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script, "x", tmp_path / "disk", *command, "--output", output],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no disk of one's own can be mounted here: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 2, done.stderr
+    assert f"{output.parent}/.scores.csv.progress: No space left on device" in done.stderr.splitlines()[-1]

@@ -5,6 +5,7 @@ kill nothing is taken, and the batch is scored again as it was, so that its numb
 digit.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -136,4 +137,6 @@ class Progress:
     def close(self) -> None:
         """Let go of the file, for a later job to go on."""
         if self._file is not None:
-            self._file.close()
+            # It writes once more what `_append` could not, and has said so: without the name of the file.
+            with contextlib.suppress(OSError):
+                self._file.close()
