@@ -6,7 +6,6 @@ Without arguments it trains on simulated films (recipes/quickstart.yaml). Every 
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 
 import transformers
@@ -33,6 +32,7 @@ from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
+from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_machine
 from hf_pneumonia.training.run_folder import (
@@ -126,9 +126,9 @@ def train(args: Recipe, recipe: dict) -> None:
             clear_run_folder(folder)
         findings = write_audit(films, folder / "audit")
         write_seen(seen, folder / "audit" / SEEN)
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    seconds = time.monotonic() - started
+    with explained(args):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = trainer.seconds
 
     judge(
         trainer,

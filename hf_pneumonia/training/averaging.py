@@ -10,9 +10,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling.weights_header import read_weights_header
-
 FILE = "ema.safetensors"
 
 
@@ -56,20 +53,8 @@ class WeightAverage(TrainerCallback):
         save_file({name: value.contiguous() for name, value in tensors.items()}, checkpoint / FILE)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from the average of a checkpoint.
-
-        Raises:
-            UsageError: the checkpoint has none, or it is damaged.
-        """
-        if not (checkpoint / FILE).is_file():
-            raise UsageError(
-                f"{checkpoint} holds no {FILE}: it was made without --ema_decay; go on without it too"
-            )
-        try:
-            read_weights_header(checkpoint / FILE)
-            self.network.load_state_dict(load_file(checkpoint / FILE))
-        except (ValueError, RuntimeError) as error:  # RuntimeError: tensors of another network
-            raise UsageError(f"{checkpoint}: its {FILE} is damaged: {str(error).splitlines()[0]}") from error
+        """Go on from the average of a checkpoint."""
+        self.network.load_state_dict(load_file(checkpoint / FILE))
 
     @torch.no_grad()
     def _exchange(self, network: nn.Module) -> None:

@@ -21,12 +21,16 @@ class EarlyStop(TrainerCallback):
         self.epochs, self.after = epochs, after
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
+        if self.is_due(args, state):
+            control.should_training_stop = True
+
+    def is_due(self, args, state) -> bool:
+        """Whether the scores in the log so far say so."""
         name = f"eval_{args.metric_for_best_model}"
         sign = 1 if args.greater_is_better else -1
         lines = [line for line in state.log_history if name in line and line["epoch"] > self.after]
         scores = [sign * line[name] for line in lines]
-        if scores and len(scores) - 1 - scores.index(max(scores)) >= self.epochs:
-            control.should_training_stop = True
+        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.epochs
 
 
 class EpochLines(TrainerCallback):

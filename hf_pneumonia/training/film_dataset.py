@@ -1,5 +1,7 @@
 """The films of one split, in batches: read from the store, or laid on the GPU once and for all."""
 
+import hashlib
+
 import numpy as np
 import torch
 
@@ -24,12 +26,13 @@ class FilmDataset(torch.utils.data.Dataset):
 
     Attributes:
         labels: (n,) int64, on the CPU.
+        fingerprint: of all splits.
         on_device: whether the films lie on the GPU.
     """
 
     def __init__(self, films: FilmSet, split: str, device: torch.device | str = "cpu") -> None:
         self.store, self.rows = films.store, films.rows(split)
-        self.labels = torch.from_numpy(films.label[self.rows])
+        self.labels, self.fingerprint = torch.from_numpy(films.label[self.rows]), films.fingerprint()
         self.on_device = _fits(len(self.rows) * films.store.size**2, torch.device(device))
         if self.on_device:
             self.lay_on(device)
@@ -53,6 +56,12 @@ class FilmDataset(torch.utils.data.Dataset):
             return {"pixel_values": self._films[which], "labels": self._labels[which]}
         films = self.store[self.rows[np.asarray(indices)]]
         return {"pixel_values": torch.from_numpy(films), "labels": self.labels[indices]}
+
+    def content(self) -> str:
+        """Number and hash of its films, in their order: by the bytes of their files, and by their labels."""
+        digest = hashlib.sha256(self.store.facts["sha256"][self.rows].tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return f"{len(self)} ({digest.hexdigest()[:16]})"
 
 
 def _fits(size: int, device: torch.device) -> bool:

@@ -9,6 +9,7 @@ import yaml
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
+from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
@@ -29,7 +30,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         raise UsageError(
             f"--output_dir {folder}: no permission to write in {existing}; choose another folder"
         )
-    if resume is True and not _checkpoints(folder):
+    if resume is True and not holds_training(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
     if isinstance(resume, str) and not Path(resume).is_dir():
         raise UsageError(f"--resume_from_checkpoint expects true or a checkpoint's folder, got {resume!r}")
@@ -40,12 +41,12 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
             f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
             "--overwrite_output_dir"
         )
-    if not _checkpoints(folder) and (folder / "model.safetensors").exists():
+    if not holds_training(folder) and (folder / "model.safetensors").exists():
         raise UsageError(
             f"{folder} already holds a model; choose another --output_dir, or replace it with "
             "--overwrite_output_dir"
         )
-    if not resume and _checkpoints(folder):
+    if not resume and holds_training(folder):
         raise UsageError(
             f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or start over with "
             "--overwrite_output_dir"
@@ -60,10 +61,10 @@ def clear_run_folder(folder: Path) -> None:
         folder / "plots",
         folder / "audit",
         folder / "errors",
-        *_checkpoints(folder),
         *folder.glob("predictions_*.csv"),
     ):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    _drop_checkpoints(folder)
 
 
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
@@ -76,8 +77,7 @@ def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
     spoken_of = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
     hashes = {name: content_sha256(file) for name, file in spoken_of.items() if file.is_file()}
     write_report(folder, {**report, **hashes})
-    for path in _checkpoints(folder):
-        shutil.rmtree(path)
+    _drop_checkpoints(folder)
 
 
 def check_same_recipe(folder: Path, recipe: dict) -> None:
@@ -97,7 +97,7 @@ def check_same_recipe(folder: Path, recipe: dict) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a training to go on with."""
-    return bool(_checkpoints(folder))
+    return holds_training(folder)
 
 
 def is_finished(folder: Path) -> bool:
@@ -133,5 +133,7 @@ def _nearest_existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"))
+def _drop_checkpoints(folder: Path) -> None:
+    for checkpoint in checkpoints(folder):
+        discard(checkpoint)
+    remove_leftovers(folder)

@@ -9,7 +9,6 @@ import torch
 from timm.optim import param_groups_layer_decay
 from timm.utils import distribute_bn
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from hf_pneumonia.errors import UsageError
@@ -18,14 +17,16 @@ from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
-from hf_pneumonia.training.averaging import FILE, WeightAverage
+from hf_pneumonia.training.averaging import WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
+from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore
 from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
+from hf_pneumonia.training.resuming import ResumableTrainer
 
 
-class PneumoniaTrainer(Trainer):
+class PneumoniaTrainer(ResumableTrainer):
     """transformers' Trainer for films of uint8, which it augments and normalises on the device.
 
     With `imbalance: weights` or `sampler` the validation loss is weighted too, by validation's own counts.
@@ -57,15 +58,16 @@ class PneumoniaTrainer(Trainer):
             eval_dataset=eval_dataset,
             data_collator=_as_is,
             compute_metrics=_validation_scores,
-            callbacks=[EpochLines()],
+            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
+        self.early_stop = None
         if args.early_stopping_epochs:
-            self.add_callback(
-                EarlyStop(args.early_stopping_epochs, max(args.frozen_epochs, args.small_epochs))
-            )
+            after = max(args.frozen_epochs, args.small_epochs)
+            self.early_stop = EarlyStop(args.early_stopping_epochs, after)
+            self.add_callback(self.early_stop)
         self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
         if self.average:
             self.add_callback(self.average)
@@ -236,18 +238,37 @@ class PneumoniaTrainer(Trainer):
                 self.average.save(Path(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        checkpoint = Path(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average:
-            self.average.load(checkpoint)
-        elif (checkpoint / FILE).exists():
-            # Its best epoch was chosen by a score of the average.
-            raise UsageError(f"{checkpoint} was made with --ema_decay: go on with the same")
+            self.average.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.average:
             self.average.load(Path(self.state.best_model_checkpoint))
+
+    def _is_over(self) -> bool:
+        stopped = self.early_stop is not None and self.early_stop.is_due(self.args, self.state)
+        return stopped or super()._is_over()
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return super()._networks() | ({"average": self.average.network} if self.average else {})
+
+    def _own_state(self) -> dict[str, torch.Tensor]:
+        # Each process averages the statistics of the films that it has met.
+        average = self.average.network.named_buffers() if self.average else ()
+        return {
+            **super()._own_state(),
+            **{f"average.{name}": tensor for name, tensor in average},
+            "right answers and films since the last log": self._seen,
+        }
+
+    def _data_facts(self) -> dict[str, str]:
+        return {
+            "training films": self.train_dataset.content(),
+            "validation films": self.eval_dataset.content(),
+            "splits": self.train_dataset.fingerprint[:16],
+        }
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,254 @@
+"""Checkpoints as folders that are complete or absent: written aside, sealed with a manifest, then renamed.
+
+A folder `checkpoint-12` with a manifest whose sizes and hashes hold is one that was finished. What is being
+written or deleted has a hidden name, which the next start takes away. Knows files and nothing of what is in
+them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.hub import content_sha256
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # raise it when a checkpoint is read otherwise
+
+_PREFIX = "checkpoint-"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a run folder, the latest step last; complete or not."""
+    return sorted(folder.glob(f"{_PREFIX}*"), key=_step)
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether there is something in a run folder to go on from, complete or not."""
+    return bool(checkpoints(folder) or list(folder.glob(f".{_PREFIX}*-writing/{MANIFEST}")))
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{_PREFIX}{step}"
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make the hidden folder in which the checkpoint of a step is written."""
+    aside = writing(folder, step)
+    _remove(aside)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def writing(folder: Path, step: int) -> Path:
+    """The name of that folder."""
+    return folder / f".{checkpoint_name(step)}-writing"
+
+
+def complete(folder: Path, step: int, facts: dict) -> Path:
+    """Seal what was written for a step, and give it its name.
+
+    Its files reach the disk first, then the manifest with their sizes and hashes, then the name: whenever
+    this is cut short, there is no checkpoint of that name, or the one that was there before.
+
+    Args:
+        folder: the run folder.
+        step: for which `begin` was called.
+        facts: what else the manifest says.
+    """
+    aside, checkpoint = writing(folder, step), folder / checkpoint_name(step)
+    files = {}
+    for path in sorted(aside.iterdir()):
+        sync(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": content_sha256(path)}
+    manifest = {"format": FORMAT, "step": step, **facts, "files": files}
+    manifest["sha256"] = _own_sha256(manifest)
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    sync(aside / MANIFEST)
+    sync(aside)
+    # One that is there already is damaged, or of a training that went on from an earlier one. Killed between
+    # here and the next line, `remove_leftovers` finishes.
+    discard(checkpoint)
+    aside.rename(checkpoint)
+    sync(folder)
+    return checkpoint
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_facts(checkpoint: Path) -> dict:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: it is missing or damaged; the message says how, without the checkpoint's name.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST}, so it was not finished") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{MANIFEST} can't be read ({error})") from error
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_sha256(manifest):
+        raise ValueError(f"{MANIFEST} was changed")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+    return manifest
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, by the sizes and hashes of its files; "" where it is complete."""
+    try:
+        files = read_facts(checkpoint)["files"]
+        for name, expected in files.items():
+            if name != Path(name).name:
+                return f"{MANIFEST} names {name!r}, which is no file in it"
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            size = (checkpoint / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} of {expected['size']} bytes"
+        for name, expected in files.items():
+            if content_sha256(checkpoint / name) != expected["sha256"]:
+                return f"{name} was changed: its SHA-256 is another"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path:
+    """The checkpoint to go on from. Says which are passed by, a line each.
+
+    Args:
+        folder: the run folder.
+        resume: true for the newest complete one in it, or the path of one.
+        with_best: whether the checkpoint of the best epoch so far has to be whole, too.
+
+    Raises:
+        UsageError: there is none, or the one that was named is damaged.
+    """
+    if resume is not True:
+        if reason := _unusable(Path(resume), with_best):
+            raise UsageError(
+                f"--resume_from_checkpoint {resume} is damaged: {reason}; name another, or true for the "
+                "newest that is complete"
+            )
+        return Path(resume)
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        reason = _unusable(checkpoint, with_best)
+        if not reason:
+            return checkpoint
+        logger.warning("%s is passed by: %s", checkpoint.name, reason)
+    raise UsageError(
+        f"--resume_from_checkpoint: none of {len(found)} checkpoints in {folder} is complete; start over "
+        "with --overwrite_output_dir"
+    )
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """Where the weights of the best epoch lay when a checkpoint was made, if there was one."""
+    best = read_facts(checkpoint)["best"]
+    return Path(os.path.normpath(checkpoint.absolute().parent / best)) if best else None
+
+
+def check_whole(checkpoint: Path, what: str) -> None:
+    """Refuse to load from a damaged checkpoint.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    if reason := damage(checkpoint):
+        raise UsageError(f"{what} can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}")
+
+
+_WITHOUT_BEST = (
+    "to keep the last epoch in its place, go on with --load_best_model_at_end false and "
+    "--resume_from_checkpoint true"
+)
+
+
+def _unusable(checkpoint: Path, with_best: bool) -> str:
+    if reason := damage(checkpoint):
+        return reason
+    best = best_of(checkpoint) if with_best else None
+    if best is None or best == checkpoint.absolute():
+        return ""
+    if reason := damage(best):
+        return f"{best.name}, its best epoch so far, is damaged: {reason}; {_WITHOUT_BEST}"
+    return ""
+
+
+def keep_newest(folder: Path, limit: int | None, newest: Path, best: Path | None) -> None:
+    """Delete older checkpoints until `limit` are left.
+
+    Args:
+        folder: the run folder.
+        limit: None or 0: all are kept.
+        newest: the one just completed, which stays.
+        best: that of the best epoch, which stays.
+    """
+    if not limit:
+        return
+    kept = {newest.name} | ({best.name} if best is not None and best.parent == newest.parent else set())
+    # Those of later steps are left from before the training went on from an earlier one, or are damaged.
+    late = _step(newest)
+    others = [one for one in checkpoints(folder) if one.name not in kept]
+    others.sort(key=lambda one: (_step(one) <= late, _step(one)))
+    for checkpoint in others[: max(len(others) + len(kept) - max(limit, len(kept)), 0)]:
+        discard(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, which is never seen half deleted."""
+    if checkpoint.exists():
+        gone = checkpoint.with_name(f".{checkpoint.name}-deleting")
+        _remove(gone)
+        checkpoint.rename(gone)
+        _remove(gone)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half written or half deleted. What lacks only its name gets it."""
+    for path in folder.glob(f".{_PREFIX}*-writing"):
+        checkpoint = folder / path.name[1:].removesuffix("-writing")
+        if not checkpoint.exists() and not damage(path):
+            path.rename(checkpoint)
+        _remove(path)
+    for path in folder.glob(f".{_PREFIX}*-deleting"):
+        _remove(path)
+
+
+def first_difference(then: dict, now: dict) -> tuple[str, object, object] | None:
+    """The first name with another value, both values; names that only one side knows are passed by."""
+    for name, value in now.items():
+        if name in then and then[name] != value:
+            return name, then[name], value
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix(_PREFIX)
+    return int(number) if number.isdecimal() else -1
+
+
+def _own_sha256(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,118 @@
+"""What a machine does to a training, in one line that says how to go on: no memory, no numbers, no films."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from hf_pneumonia.data.cache import FilmStore
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.training.arguments import Recipe
+from hf_pneumonia.training.checkpoints import holds_training
+
+logger = logging.getLogger(__name__)
+
+# Steps between two looks at the weights. Each waits for the device, and reads the network once.
+_EVERY = 50
+
+
+class StopWhereDiverged(TrainerCallback):
+    """Ends a training whose weights are no numbers any more, within an epoch too."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step % _EVERY == 0:
+            check_finite(model, state.global_step)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs) -> None:
+        check_finite(model, state.global_step)
+
+
+@torch.no_grad()
+def check_finite(network: nn.Module, step: int) -> None:
+    """Refuse to go on with a network that holds NaN or infinity.
+
+    After a step the weights say it, and not the loss: they are the same in every process.
+
+    Raises:
+        UsageError: it does.
+    """
+    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+        raise UsageError(
+            f"the training diverged: after step {step} the network's weights are no numbers; start over with "
+            "a lower --learning_rate"
+        )
+
+
+class WatchStore(TrainerCallback):
+    """Notices before each epoch that the film store was deleted or cut off meanwhile.
+
+    Deleted, it can be read until the end by who has it open; cut off, it would kill the process (SIGBUS).
+    """
+
+    def __init__(self, store: FilmStore) -> None:
+        self.file, self.size, self.warned = Path(store.films.filename), store.films.nbytes, False
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        if not self.file.exists():
+            if not self.warned:
+                logger.warning(
+                    "the film store %s was deleted; this training has it open and goes on, and another start "
+                    "decodes the films again",
+                    self.file.parent,
+                )
+            self.warned = True
+        elif self.file.stat().st_size < self.size:
+            raise UsageError(
+                f"the film store {self.file.parent} was cut off while it was in use: delete it, and go on "
+                "with --resume_from_checkpoint true, which decodes the films again"
+            )
+
+
+@contextmanager
+def explained(args: Recipe) -> Iterator[None]:
+    """No memory, and no films, as one line.
+
+    Raises:
+        UsageError: naming what to change, and how to go on.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _no_memory(error):
+            raise
+        failure = UsageError(
+            f"out of memory with batches of {args.per_device_train_batch_size} films of {args.image_size} "
+            f"pixels ({args.per_device_eval_batch_size} in validation): {_way_on(args)}start over with a "
+            "smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or a smaller "
+            "--image_size"
+        )
+        said_here(failure, args.process_index)
+        raise failure from error
+
+
+def said_here(error: UsageError, process_index: int) -> None:
+    """A mistake that all processes make is said by the first; one that happened here has to be said here."""
+    if process_index:
+        logger.error("process %d: %s", process_index, error)
+
+
+def _way_on(args: Recipe) -> str:
+    if not holds_training(Path(args.output_dir)):
+        return ""
+    return (
+        "free some, or lower --per_device_eval_batch_size, and go on with --resume_from_checkpoint true; or "
+    )
+
+
+def _no_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )
