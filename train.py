@@ -128,21 +128,19 @@ def train(args: Recipe, recipe: dict) -> None:
         write_seen(seen, folder / "audit" / SEEN)
     with explained(args):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    seconds = trainer.seconds
-
-    judge(
-        trainer,
-        args,
-        films,
-        leakage,
-        recipe=recipe,
-        seed=args.seed,
-        data={"source": source_names(args), "simulated": simulated, **films.counts(), "leakage": leakage},
-        audit=findings,
-        history=trainer.history(),
-        kept_epoch=trainer.kept_epoch,
-        training_seconds=round(seconds, 1),
-    )
+        judge(
+            trainer,
+            args,
+            films,
+            leakage,
+            recipe=recipe,
+            seed=args.seed,
+            data={"source": source_names(args), "simulated": simulated, **films.counts(), "leakage": leakage},
+            audit=findings,
+            history=trainer.history(),
+            kept_epoch=trainer.kept_epoch,
+            training_seconds=round(trainer.seconds, 1),
+        )
 
 
 def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict, **facts: object) -> None:

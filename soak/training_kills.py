@@ -4,7 +4,7 @@
 
 A training is killed (SIGKILL) at a random moment, started again with `--resume_from_checkpoint true`,
 killed again ..., until it gets to its end; then the next one begins, until there were so many kills. Two of
-three are drawn uniformly from a third of the time that a whole training takes, so that the start is hit too;
+three are drawn uniformly from half of the time that a whole training takes, so that the start is hit too;
 the third is drawn from the moments in which a checkpoint is being written. With `--stock` the same is then
 done to transformers' own Trainer as it comes, on the same films and network.
 
@@ -186,7 +186,7 @@ def is_writing(folder: Path) -> bool:
 def kill_somewhen(child: int, folder: Path, whole: float, rng: random.Random) -> tuple[int | None, bool]:
     """Kill a process at a random moment. Its exit code if it ended first, and whether it was writing."""
     in_writing = rng.random() < IN_WRITING
-    moment = time.monotonic() + rng.uniform(0, whole / 3)
+    moment = time.monotonic() + rng.uniform(0, whole / 2)
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

@@ -85,12 +85,12 @@ def test_standing_in_ends_with_an_error_too():
 def test_going_on_with_an_average_from_a_checkpoint_without_one_is_an_error(trainer, tmp_path):
     trainer("--num_train_epochs", "1").train()
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    with pytest.raises(UsageError, match="made without --ema_decay"):
-        trainer("--ema_decay", "0.9").train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(UsageError, match="made with ema_decay 0.0, and not 0.9"):
+        trainer("--num_train_epochs", "1", "--ema_decay", "0.9").train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_going_on_without_the_average_that_chose_the_best_epoch_is_an_error(trainer, tmp_path):
     trainer("--num_train_epochs", "1", "--ema_decay", "0.9").train()
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    with pytest.raises(UsageError, match="was made with --ema_decay"):
+    with pytest.raises(UsageError, match="made with ema_decay 0.9, and not 0.0"):
         trainer("--num_train_epochs", "1").train(resume_from_checkpoint=str(checkpoint))

@@ -199,11 +199,13 @@ def keep_newest(folder: Path, limit: int | None, newest: Path, best: Path | None
         folder: the run folder.
         limit: None or 0: all are kept.
         newest: the one just completed, which stays.
-        best: that of the best epoch, which stays.
+        best: that of the best epoch, which stays; in another folder, perhaps.
     """
     if not limit:
         return
-    kept = {newest.name} | ({best.name} if best is not None and best.parent == newest.parent else set())
+    kept = {newest.name} | (
+        {best.name} if best and best.absolute().parent == newest.absolute().parent else set()
+    )
     # Those of later steps are left from before the training went on from an earlier one, or are damaged.
     late = _step(newest)
     others = [one for one in checkpoints(folder) if one.name not in kept]

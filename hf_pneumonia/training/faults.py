@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 
@@ -75,13 +76,19 @@ class WatchStore(TrainerCallback):
 
 @contextmanager
 def explained(args: Recipe) -> Iterator[None]:
-    """No memory, and no films, as one line.
+    """No memory, and no space for the model, as one line.
 
     Raises:
         UsageError: naming what to change, and how to go on.
     """
     try:
         yield
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        raise UsageError(
+            f"no space left in {args.output_dir}: free some, and go on with --resume_from_checkpoint true"
+        ) from error
     except (MemoryError, RuntimeError) as error:
         if not _no_memory(error):
             raise

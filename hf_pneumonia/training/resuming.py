@@ -4,6 +4,7 @@ What is not in them, and is compared instead, is what was asked for: recipe, fil
 """
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ class ResumableTrainer(Trainer):
         """The checkpoint to go on from, which the first process looks for."""
         answer: list[str | None] = [None, None]
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
+            folder = self._folder
             try:
                 remove_leftovers(folder)
                 if resume:
@@ -235,7 +236,7 @@ class ResumableTrainer(Trainer):
         return best
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        step, folder = self.state.global_step, Path(self.args.output_dir)
+        step, folder = self.state.global_step, self._folder
         if not self._at_end.reached and (self.state.epoch % 1 == 0 or self._is_over()):
             # The log and the scores of the epoch are still to come, and a training that went on from here
             # would lack them: it begins with the next epoch.
@@ -280,7 +281,7 @@ class ResumableTrainer(Trainer):
         if not self.accelerator.reduce(failed, "sum").item():
             return
         if self.is_world_process_zero():
-            remove_leftovers(Path(self.args.output_dir))
+            remove_leftovers(self._folder)
         if failure is None:
             failure = UsageError(f"{checkpoint_name(step)} was not written: another process says why")
         else:
@@ -289,9 +290,9 @@ class ResumableTrainer(Trainer):
 
     def _not_written(self, step: int, error: Exception) -> UsageError:
         reason = getattr(error, "strerror", None) or str(error)
-        if "os error 28" in reason:  # safetensors has its own exception
-            reason = "No space left on device"
-        folder = Path(self.args.output_dir)
+        if "No space left" in reason:  # safetensors says it in an exception of its own
+            reason = f"No space left on device ({shutil.disk_usage(self._folder).free / 1e6:.0f} MB free)"
+        folder = self._folder
         whole = [one.name for one in folder.glob(checkpoint_name("*")) if not damage(one)]
         way_on = "go on with --resume_from_checkpoint true" if whole else "start again"
         return UsageError(
@@ -303,11 +304,16 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if not best:
             return None
-        here = Path(self.args.output_dir).absolute() / checkpoint_name(best)
+        here = self._folder / checkpoint_name(best)
         if best == step or here.is_dir():
             return here
         before = self.state.best_model_checkpoint
         return Path(before).absolute() if before else None
+
+    @property
+    def _folder(self) -> Path:
+        """The run folder. Absolute: the best checkpoint is told from others by its path."""
+        return Path(self.args.output_dir).absolute()
 
     @property
     def _rank_file(self) -> str:
