@@ -31,6 +31,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -41,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -148,6 +150,8 @@ def start(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet
         return child
     code = 1
     try:
+        # tqdm's own is shared with every fork: killed while it holds it, one would stop all that follow.
+        tqdm.set_lock(threading.RLock())
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -215,6 +219,7 @@ def soak(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet,
     rng = random.Random(args.seed)
     while found["kills"] < args.kills:
         found["trainings"] += 1
+        print(f"{folder.name}: training {found['trainings']}, {found['kills']} kills so far", flush=True)
         run = folder / f"run-{found['trainings']}"
         end = _kill_until_finished(make, args, films, run, whole, rng, found)
         found["other_weights"] += end["weights"] != uninterrupted["weights"]

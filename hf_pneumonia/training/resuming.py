@@ -4,7 +4,6 @@ What is not in them, and is compared instead, is what was asked for: recipe, fil
 """
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -291,7 +290,7 @@ class ResumableTrainer(Trainer):
     def _not_written(self, step: int, error: Exception) -> UsageError:
         reason = getattr(error, "strerror", None) or str(error)
         if "No space left" in reason:  # safetensors says it in an exception of its own
-            reason = f"No space left on device ({shutil.disk_usage(self._folder).free / 1e6:.0f} MB free)"
+            reason = "No space left on device"
         folder = self._folder
         whole = [one.name for one in folder.glob(checkpoint_name("*")) if not damage(one)]
         way_on = "go on with --resume_from_checkpoint true" if whole else "start again"
