@@ -27,6 +27,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -269,6 +270,7 @@ def _kill_until_finished(make, args, films, run: Path, whole: float, rng, found:
 
 
 def _count(found: dict, reason: str) -> None:
+    reason = re.sub(r"checkpoint-\d+", "checkpoint-N", reason)
     found["reasons"][reason] = found["reasons"].get(reason, 0) + 1
 
 
