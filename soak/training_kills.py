@@ -52,7 +52,8 @@ from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.trainer import FilmDataset, PneumoniaTrainer
+from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 IN_WRITING = 1 / 3  # share of the kills that are drawn from the moments in which a checkpoint is written

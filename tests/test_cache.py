@@ -9,7 +9,7 @@ from conftest import write_film
 from PIL import Image
 
 from hf_pneumonia.data import cache, store_folder
-from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.cache import StoreCutShort, open_store
 from hf_pneumonia.data.duplicates import THUMBNAIL
 
 NONE = np.empty((0, 2), np.int64), np.empty(0, np.float32)  # no copies
@@ -69,7 +69,7 @@ def test_a_store_that_was_cut_short_is_an_error_and_no_film(images, tmp_path):
     store = open_store(images, 32, tmp_path)
     os.truncate(next((tmp_path / "films").glob("*/films.uint8")), 6 * 32 * 32 + 5)
     assert store[[5]].any()
-    with pytest.raises(OSError, match="was cut short: delete it"):
+    with pytest.raises(StoreCutShort, match="was cut short: delete it"):
         store[[6]]
 
 

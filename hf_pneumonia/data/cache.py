@@ -46,11 +46,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
 
 
+class StoreCutShort(UsageError):
+    """The films of an open store are not all there any more."""
+
+
 class FilmStore:
     """Films on disk, read when they are asked for: memory does not grow with their number, nor with how many
     were read (the pages of a memory map would count as this process's own).
 
     Attributes:
+        folder: where it lies, unless it was deleted meanwhile: it can be read all the same.
         size: side of the films in pixels.
         facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
             `colour_share` and `hues` (`hue_spread`) as in overlays.py, and whether a film is `blank`, of one
@@ -60,7 +65,7 @@ class FilmStore:
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / "index.json").read_text())
-        self.size = index["size"]
+        self.folder, self.size = folder, index["size"]
         self.facts = np.load(folder / "facts.npy", allow_pickle=False)
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
         with np.load(folder / "copies.npz", allow_pickle=False) as found:
@@ -74,14 +79,14 @@ class FilmStore:
         """(k, size, size) uint8, the films of the given rows.
 
         Raises:
-            OSError: the store was cut short on the disk.
+            StoreCutShort: it was, on the disk.
         """
         rows = np.arange(len(self))[np.asarray(rows)]  # as an array is indexed: from the end, by masks ...
         films = np.empty((len(rows), self.size, self.size), np.uint8)
         for row, film in zip(rows.tolist(), films, strict=True):
             # From a place of its own for each call, so that threads and processes may read at a time.
             if os.preadv(self._films.fileno(), [film.data], row * film.nbytes) != film.nbytes:
-                raise OSError(f"the film store {Path(self._films.name).parent} was cut short: delete it")
+                raise StoreCutShort(f"the film store {self.folder} was cut short: delete it")
         return films
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_pneumonia.data.cache import FilmStore
+from hf_pneumonia.data.cache import FilmStore, StoreCutShort
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import holds_training
@@ -50,51 +50,44 @@ def check_finite(network: nn.Module, step: int) -> None:
 
 
 class WatchStore(TrainerCallback):
-    """Notices before each epoch that the film store was deleted or cut off meanwhile.
-
-    Deleted, it can be read until the end by who has it open; cut off, it would kill the process (SIGBUS).
-    """
+    """Says before the next epoch that the film store was deleted: who has it open reads it to the end."""
 
     def __init__(self, store: FilmStore) -> None:
-        self.file, self.size, self.warned = Path(store.films.filename), store.films.nbytes, False
+        self.folder, self.warned = store.folder, False
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        if not self.file.exists():
-            if not self.warned:
-                logger.warning(
-                    "the film store %s was deleted; this training has it open and goes on, and another start "
-                    "decodes the films again",
-                    self.file.parent,
-                )
+        if not self.warned and not self.folder.exists():
             self.warned = True
-        elif self.file.stat().st_size < self.size:
-            raise UsageError(
-                f"the film store {self.file.parent} was cut off while it was in use: delete it, and go on "
-                "with --resume_from_checkpoint true, which decodes the films again"
+            logger.warning(
+                "the film store %s was deleted; this training has it open and goes on, and another start "
+                "decodes the films again",
+                self.folder,
             )
 
 
 @contextmanager
 def explained(args: Recipe) -> Iterator[None]:
-    """No memory, and no space for the model, as one line.
+    """No memory, no space for the model and no whole film store, as one line.
 
     Raises:
         UsageError: naming what to change, and how to go on.
     """
     try:
         yield
+    except StoreCutShort as error:
+        raise UsageError(f"{error}, and {way_on(Path(args.output_dir))}") from error
     except SafetensorError as error:
         if "No space left" not in str(error):
             raise
         raise UsageError(
-            f"no space left in {args.output_dir}: free some, and go on with --resume_from_checkpoint true"
+            f"no space left in {args.output_dir}: free some, and {way_on(Path(args.output_dir))}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not _no_memory(error):
             raise
         failure = UsageError(
             f"out of memory with batches of {args.per_device_train_batch_size} films of {args.image_size} "
-            f"pixels ({args.per_device_eval_batch_size} in validation): {_way_on(args)}start over with a "
+            f"pixels ({args.per_device_eval_batch_size} in validation): {_or_resume(args)}start over with a "
             "smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or a smaller "
             "--image_size"
         )
@@ -108,7 +101,16 @@ def said_here(error: UsageError, process_index: int) -> None:
         logger.error("process %d: %s", process_index, error)
 
 
-def _way_on(args: Recipe) -> str:
+def way_on(folder: Path) -> str:
+    """What there is to do with a training that did not get to its end, in the words of train.py's flags.
+
+    Args:
+        folder: of the run.
+    """
+    return "go on with --resume_from_checkpoint true" if holds_training(folder) else "start again"
+
+
+def _or_resume(args: Recipe) -> str:
     if not holds_training(Path(args.output_dir)):
         return ""
     return (

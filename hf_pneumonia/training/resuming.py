@@ -25,7 +25,6 @@ from hf_pneumonia.training.checkpoints import (
     check_whole,
     checkpoint_name,
     complete,
-    damage,
     find_checkpoint,
     first_difference,
     keep_newest,
@@ -34,7 +33,7 @@ from hf_pneumonia.training.checkpoints import (
     sync,
     writing,
 )
-from hf_pneumonia.training.faults import check_finite, said_here
+from hf_pneumonia.training.faults import check_finite, said_here, way_on
 from hf_pneumonia.training.state_file import random_state, read_state, set_random_state, write_state
 
 WEIGHTS = "model.safetensors"
@@ -292,10 +291,8 @@ class ResumableTrainer(Trainer):
         if "No space left" in reason:  # safetensors says it in an exception of its own
             reason = "No space left on device"
         folder = self._folder
-        whole = [one.name for one in folder.glob(checkpoint_name("*")) if not damage(one)]
-        way_on = "go on with --resume_from_checkpoint true" if whole else "start again"
         return UsageError(
-            f"{checkpoint_name(step)} can't be written to {folder}: {reason}; mend that, and {way_on}"
+            f"{checkpoint_name(step)} can't be written to {folder}: {reason}; mend that, and {way_on(folder)}"
         )
 
     def _best_checkpoint(self, step: int) -> Path | None:
