@@ -34,7 +34,12 @@ from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.film_dataset import FilmDataset
-from hf_pneumonia.training.launch import local_main_first, start_missing_processes, use_machine
+from hf_pneumonia.training.launch import (
+    check_same_films,
+    local_main_first,
+    start_missing_processes,
+    use_machine,
+)
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -45,6 +50,7 @@ from hf_pneumonia.training.run_folder import (
     is_finished,
     read_report,
 )
+from hf_pneumonia.training.together import standing_together
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -54,11 +60,13 @@ logger = logging.getLogger("hf_pneumonia")
 
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
-    if args.seeds:
-        train_seeds(argv, args, recipe)
-    else:
-        check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
-        train(args, recipe)
+    hint = "; from a checkpoint in the run folder it goes on with --resume_from_checkpoint true"
+    with standing_together("train.py", hint):
+        if args.seeds:
+            train_seeds(argv, args, recipe)
+        else:
+            check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
+            train(args, recipe)
 
 
 def train_seeds(argv: list[str], args: Recipe, recipe: dict) -> None:
@@ -101,6 +109,7 @@ def train(args: Recipe, recipe: dict) -> None:
             split_seed=args.split_seed,
             covid=args.covid,
         )
+    check_same_films(films)
     seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
     leakage = check_leakage(films, seen, args.allow_leakage)
     for name, count in films.counts()["splits"].items():

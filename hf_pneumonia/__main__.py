@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_pneumonia.data.labels import COVID
@@ -26,7 +28,22 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("hf_pneumonia").setLevel(logging.INFO if main_process else logging.ERROR)
-    args.run(args)
+    with _together(args.run):
+        args.run(args)
+
+
+@contextmanager
+def _together(run: Callable[[argparse.Namespace], None]) -> Iterator[None]:
+    """Several processes of one command end together."""
+    if run not in (evaluate, predict) or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    from hf_pneumonia.training.launch import join_processes
+    from hf_pneumonia.training.together import standing_together
+
+    join_processes()
+    with standing_together("hf_pneumonia"):
+        yield
 
 
 def audit(args: argparse.Namespace) -> None:
@@ -57,7 +74,12 @@ def evaluate(args: argparse.Namespace) -> None:
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
     from hf_pneumonia.modeling.saved import load_model
-    from hf_pneumonia.training.launch import join_processes, local_main_first, use_machine
+    from hf_pneumonia.training.launch import (
+        check_same_films,
+        join_processes,
+        local_main_first,
+        use_machine,
+    )
 
     _quiet_libraries()
     state = join_processes()
@@ -70,6 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"--output {args.output} holds a training run; choose another folder")
     with local_main_first(state):  # the others find the films decoded
         films = _films(args, saved.image_size, one_class=True)
+    check_same_films(films)
     films, which = choose_films(films, args.films or ("test" if args.split != "official" else None))
     data = {"source": ", ".join(source), "simulated": args.source == ["phantom"], "films": which}
     report = evaluate_model(saved, films, args.output, seen=films_taught(args.model), data=data)

@@ -2,17 +2,25 @@
 
 import argparse
 import ctypes
+import hashlib
 import os
 import platform
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from hf_pneumonia.data.cores import available_cores
+from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.training.together import own_address, patient_group
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -27,17 +35,46 @@ def local_main_first(state: PartialState) -> Iterator[None]:
     Accelerate's own context leaves the others waiting where the main process fails. Here they go on, and meet
     the same mistake of the user by themselves.
     """
+    patient_group()  # made by all at once
     if not state.is_local_main_process:
-        state.wait_for_everyone()
+        _wait_for_everyone()
     try:
         yield
     finally:
         if state.is_local_main_process:
-            state.wait_for_everyone()
+            _wait_for_everyone()
+
+
+def _wait_for_everyone() -> None:
+    """However long it takes them: the process group's own patience ends after ten or thirty minutes."""
+    if group := patient_group():
+        dist.barrier(group=group)
+
+
+def check_same_films(films: FilmSet) -> None:
+    """Refuse to train on what each machine takes for the same films.
+
+    Raises:
+        UsageError: on every process, where the films, their order, labels or splits differ.
+    """
+    state = PartialState()
+    digest = hashlib.sha256(films.fingerprint().encode())
+    for column in (films.file, films.split):
+        digest.update("\n".join(Path(one).name for one in column).encode())
+    digest.update(films.store.facts["sha256"].tobytes())
+    found = gather_object([(digest.hexdigest(), len(films.file), socket.gethostname())])
+    for rank, (other, count, host) in enumerate(found[: state.num_processes]):
+        first, first_count, first_host = found[0]
+        if other != first:
+            raise UsageError(
+                f"--dataset: the films of process {rank} on {host} ({count}) are not those of process 0 on "
+                f"{first_host} ({first_count}): other files, labels or splits; give every machine the same "
+                "films under the same path"
+            )
 
 
 def start_missing_processes(script: str, argv: list[str]) -> None:
-    """Start the script again in as many processes as were asked for, if it was started alone.
+    """Start the script again in as many processes of this machine as were asked for, if it was started alone.
 
     Accelerate's CPU launcher starts one process, without a word, unless given an MPI hostfile. It leaves
     MASTER_ADDR in the environment, and the number only in its own command line. Returns where nothing is
@@ -47,16 +84,36 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
         script: path of the script that is running; `-m` for a module, whose name stands first in `argv`.
         argv: its command line.
     """
-    if "MASTER_ADDR" not in os.environ or _RANKS & os.environ.keys():
+    if "MASTER_ADDR" not in os.environ:
+        return
+    _name_interface()
+    if _RANKS & os.environ.keys():
         return
     launcher = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("processes", "machines"):
-        launcher.add_argument(f"--num_{name}", f"--num-{name}", type=int, default=1)
+    for name, default in (("num_processes", 1), ("num_machines", 1), ("machine_rank", 0)):
+        launcher.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=int, default=default)
     parent = psutil.Process().parent()
     asked, _ = launcher.parse_known_args(parent.cmdline() if parent else [])
-    if asked.num_processes > 1 and asked.num_machines == 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={asked.num_processes}"]
-        os.execv(sys.executable, [sys.executable, *torchrun, script, *argv])
+    if asked.num_processes <= 1:
+        return
+    here = asked.num_processes // asked.num_machines  # Accelerate counts those of all machines
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={here}"]
+    if asked.num_machines == 1:
+        torchrun += ["--standalone"]
+    else:
+        torchrun += [f"--nnodes={asked.num_machines}", f"--node_rank={asked.machine_rank}"]
+        torchrun += [f"--master_{name}={os.environ[f'MASTER_{name.upper()}']}" for name in ("addr", "port")]
+    os.execv(sys.executable, [sys.executable, *torchrun, script, *argv])
+
+
+def _name_interface() -> None:
+    """Tell gloo by which network the other machines come. By itself it takes that of this machine's name,
+    which is often a loopback address."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+        own = own_address()
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(one.address.split("%")[0] == own for one in addresses) and not own.startswith("127."):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def use_machine(device: torch.device) -> None:

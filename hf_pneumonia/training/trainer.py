@@ -24,6 +24,7 @@ from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
 from hf_pneumonia.training.resuming import ResumableTrainer
+from hf_pneumonia.training.stopping import StopBySignal
 
 
 class PneumoniaTrainer(ResumableTrainer):
@@ -58,7 +59,7 @@ class PneumoniaTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             data_collator=_as_is,
             compute_metrics=_validation_scores,
-            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
+            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines(), StopBySignal()],
         )
         self.remove_callback(PrinterCallback)
         if args.frozen_epochs:
