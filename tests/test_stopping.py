@@ -1,0 +1,127 @@
+"""A training that is told to stop: what it leaves, what it says, and how it goes on."""
+
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from transformers import TrainerCallback
+
+from hf_pneumonia.errors import Stopped
+from soak.rank_kills import run_ranks
+
+FLAGS = ("--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--learning_rate", "0.001")
+
+
+class SignalAt(TrainerCallback):
+    """Signals this process once its step is over, as it would be signalled while the next is computed."""
+
+    def __init__(self, step: int, *numbers: int) -> None:
+        self.step, self.numbers = step, numbers
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            for number in self.numbers:
+                signal.raise_signal(number)
+
+
+def _weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_the_step_with_a_checkpoint_and_the_code_says_so(trainer, number, code):
+    before = signal.getsignal(number)
+    one = trainer(*FLAGS)
+    one.add_callback(SignalAt(2, number))
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 3 of .*--resume") as stopped:
+        one.train()
+    assert stopped.value.code == code and signal.getsignal(number) is before
+    assert [path.name for path in (ROOT / one.args.output_dir).glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("step", [2, 5])  # within an epoch of 6 steps, and in its last one
+def test_a_stopped_training_goes_on_to_the_weights_and_scores_of_one_that_was_not(trainer, step):
+    flags = (*FLAGS, "--rotation", "0", "--zoom", "0", "--shift", "0", "--exposure", "0", "--noise", "0")
+    flags = (*flags, "--blur", "0")
+    whole = trainer(*flags)
+    whole.train()
+    steps = whole.state.max_steps
+    shutil.rmtree(whole.args.output_dir)
+
+    stopped = trainer(*flags)
+    stopped.add_callback(SignalAt(step, signal.SIGTERM))
+    with pytest.raises(Stopped):
+        stopped.train()
+    again = trainer(*flags)
+    again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-{step + 1}")
+    assert again.state.global_step == steps
+    scores = [[line for line in one.state.log_history if "eval_auroc" in line] for one in (whole, again)]
+    assert [line["eval_loss"] for line in scores[0]] == [line["eval_loss"] for line in scores[1]]
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_signal_and_its_echo_are_one(trainer):
+    one = trainer(*FLAGS)
+    one.add_callback(SignalAt(2, signal.SIGTERM, signal.SIGTERM))
+    with pytest.raises(Stopped, match="after step 3"):
+        one.train()
+
+
+def test_a_second_signal_ends_at_once(trainer, monkeypatch):
+    monkeypatch.setattr("hf_pneumonia.training.stopping._ONE_SIGNAL", -1.0)
+    one = trainer(*FLAGS)
+    one.add_callback(SignalAt(2, signal.SIGINT, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        one.train()
+    assert not list((ROOT / one.args.output_dir).glob("checkpoint-*"))
+
+
+def test_a_signal_that_comes_too_late_is_not_lost(trainer):
+    class Late(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs) -> None:
+            if state.global_step == state.max_steps:
+                signal.raise_signal(signal.SIGINT)
+
+    one = trainer(*FLAGS)
+    one.add_callback(Late())
+    with pytest.raises(KeyboardInterrupt):
+        one.train()
+
+
+SIGNALLED = """
+import os, signal, sys
+import train
+from hf_pneumonia.errors import run_script
+from hf_pneumonia.training.trainer import PneumoniaTrainer
+train.judge = lambda *args, **facts: 1 / 0  # the training is not over
+step, steps = PneumoniaTrainer.training_step, [0]
+
+def training_step(self, *args, **kwargs):
+    steps[0] += 1
+    if os.environ["RANK"] == "1" and steps[0] == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return step(self, *args, **kwargs)
+
+PneumoniaTrainer.training_step = training_step
+sys.exit(run_script("train.py", train.main, sys.argv[1:]))
+"""
+
+
+def test_processes_of_which_one_is_told_to_stop_all_stop_after_the_same_step(film_folder, tmp_path):
+    flags = ("--dataset", film_folder, "--output_dir", tmp_path / "run", *TINY, "--model", "resnet10t")
+    flags = (*flags, "--image_size", 32, "--pretrained", "false", "--per_device_train_batch_size", 8)
+    ended = run_ranks(["-c", SIGNALLED, *flags], 2, {"PYTHONPATH": ":".join(sys.path)})
+    assert ended.codes == [143, 143], ended.errors
+    # Process 1 caught it in its second step, and the third was under way when all had heard.
+    (line,) = ended.lines
+    assert line.startswith("train.py: stopped by SIGTERM after step 3 of")
+    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
+    assert [path.name for path in checkpoints] == ["checkpoint-3"]
+    assert {path.name for path in checkpoints[0].glob("rng_state_*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
