@@ -1,7 +1,10 @@
 """A training that is told to stop: what it leaves, what it says, and how it goes on."""
 
+import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -72,7 +75,7 @@ def test_a_signal_and_its_echo_are_one(trainer):
 
 
 def test_a_second_signal_ends_at_once(trainer, monkeypatch):
-    monkeypatch.setattr("hf_pneumonia.training.stopping._ONE_SIGNAL", -1.0)
+    monkeypatch.setattr("hf_pneumonia.training.stopping.ONE_SIGNAL", -1.0)
     one = trainer(*FLAGS)
     one.add_callback(SignalAt(2, signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -125,3 +128,25 @@ def test_processes_of_which_one_is_told_to_stop_all_stop_after_the_same_step(fil
         "rng_state_0.pth",
         "rng_state_1.pth",
     }
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not tell a process that its parent ended"
+)
+def test_a_launcher_that_is_told_to_stop_leaves_a_checkpoint_and_no_training_behind(film_folder, tmp_path):
+    launcher = ("accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2")
+    flags = ("--dataset", film_folder, "--output_dir", tmp_path / "run", *TINY, "--model", "resnet10t")
+    flags = (*flags, "--image_size", 32, "--pretrained", "false", "--num_train_epochs", 100_000)
+    with subprocess.Popen(
+        [sys.executable, "-m", *launcher, ROOT / "train.py", *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        while not process.stdout.readline().startswith("epoch   2/"):
+            assert process.poll() is None
+        process.terminate()
+        said = process.stdout.read()  # to the end of the last process that can write to it
+    (line,) = [line for line in said.splitlines() if line.startswith("train.py: ")]
+    step = re.match("train.py: stopped by SIGTERM after step (\\d+) of", line).group(1)
+    assert (tmp_path / "run" / f"checkpoint-{step}").is_dir()
+    assert not (tmp_path / "run" / "report.json").exists()

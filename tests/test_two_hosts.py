@@ -40,6 +40,7 @@ def _why_not() -> str:
 
 WHY_NOT = _why_not()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+slow = pytest.mark.skipif(not os.environ.get("HF_PNEUMONIA_SLOW"), reason="a minute; HF_PNEUMONIA_SLOW=1")
 
 
 class Hosts:
@@ -172,6 +173,7 @@ def test_a_host_whose_process_is_killed_ends_the_other(start, hosts, film_folder
     assert "RuntimeError" not in logs[0].read_text()
 
 
+@slow
 def test_a_cable_that_is_out_ends_both_hosts(start, hosts, film_folder, tmp_path):
     flags = ("--dataset", film_folder, *FLAGS, "--num_train_epochs", 500, "--output_dir", tmp_path / "run")
     processes, logs = start(*flags)
@@ -196,6 +198,7 @@ def test_a_host_that_lacks_the_films_is_named_by_both(start, film_folder, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@slow
 def test_hosts_with_other_films_under_the_same_path_do_not_train(start, film_folder, tmp_path):
     shutil.copytree(film_folder, tmp_path / "films")
     write_films(tmp_path / "films" / "train", 1, 0, first=700)

@@ -5,8 +5,11 @@ import ctypes
 import hashlib
 import os
 import platform
+import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +23,10 @@ from accelerate.utils import gather_object
 from hf_pneumonia.data.cores import available_cores
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.training.together import own_address, patient_group
+from hf_pneumonia.training.together import ONE_SIGNAL, own_address, patient_group
 
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 
@@ -78,16 +80,19 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
 
     Accelerate's CPU launcher starts one process, without a word, unless given an MPI hostfile. It leaves
     MASTER_ADDR in the environment, and the number only in its own command line. Returns where nothing is
-    missing; otherwise torch's own launcher takes this process's place.
+    missing; otherwise this process ends with what torch's own launcher, which it starts, ends with.
 
     Args:
         script: path of the script that is running; `-m` for a module, whose name stands first in `argv`.
         argv: its command line.
     """
+    started_alone = not _RANKS & os.environ.keys()
+    if started_alone and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        _end_with_launcher()
     if "MASTER_ADDR" not in os.environ:
         return
     _name_interface()
-    if _RANKS & os.environ.keys():
+    if not started_alone:
         return
     launcher = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     for name, default in (("num_processes", 1), ("num_machines", 1), ("machine_rank", 0)):
@@ -103,7 +108,31 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
     else:
         torchrun += [f"--nnodes={asked.num_machines}", f"--node_rank={asked.machine_rank}"]
         torchrun += [f"--master_{name}={os.environ[f'MASTER_{name.upper()}']}" for name in ("addr", "port")]
-    os.execv(sys.executable, [sys.executable, *torchrun, script, *argv])
+    sys.exit(_run([sys.executable, *torchrun, script, *argv]))
+
+
+def _end_with_launcher() -> None:
+    """Have this process told to stop (SIGTERM) when Accelerate's launcher ends. That one hands no signal on
+    to a process that it started alone: killed, it would leave a training behind that nobody sees."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _run(command: list[str]) -> int:
+    """Exit code of a command. It gets a signal once, though Slurm or a terminal signals this process and its
+    launcher, whose end is one more: torch's launcher would not wait for a checkpoint after a second one."""
+    process = subprocess.Popen(command, start_new_session=True)
+    first: list[tuple[int, float]] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        if not first or time.monotonic() - first[0][1] > ONE_SIGNAL:
+            first.append((number, time.monotonic()))
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hand_on)
+    code = process.wait()
+    return 128 + first[0][0] if first else code
 
 
 def _name_interface() -> None:

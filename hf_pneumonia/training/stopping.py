@@ -9,12 +9,9 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from hf_pneumonia.errors import Stopped
-from hf_pneumonia.training.together import patient_group
+from hf_pneumonia.training.together import ONE_SIGNAL, patient_group
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds in which a second signal is the first one's echo: Slurm signals every process of a job, and the
-# launcher hands on to its processes what it got.
-_ONE_SIGNAL = 2.0
 
 
 class StopBySignal(TrainerCallback):
@@ -67,7 +64,7 @@ class StopBySignal(TrainerCallback):
     def _catch(self, number: int, frame: object) -> None:
         if not self.caught:
             self.caught, self._caught_at = number, time.monotonic()
-        elif time.monotonic() - self._caught_at > _ONE_SIGNAL:
+        elif time.monotonic() - self._caught_at > ONE_SIGNAL:
             self._hand_back()
             signal.raise_signal(number)
 

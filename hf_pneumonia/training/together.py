@@ -26,6 +26,9 @@ from hf_pneumonia.errors import Stopped, UsageError
 # after 10 s of silence, every 5 s, and give up at the fourth.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _SILENCE_MS = 30_000
+# Seconds in which a second signal is the first one's echo: Slurm signals every process of a job, and the
+# launchers hand on to their processes what they got.
+ONE_SIGNAL = 2.0
 _GRACE = 3.0  # seconds in which others may meet the same mistake by themselves
 _JOIN = 60.0  # seconds for all to connect, which then have a process group already
 
