@@ -60,7 +60,8 @@ logger = logging.getLogger("hf_pneumonia")
 
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
-    hint = "; from a checkpoint in the run folder it goes on with --resume_from_checkpoint true"
+    # Not looked up when it is said: the disk may be on the machine that is gone.
+    hint = f"; if {args.output_dir} holds a checkpoint, go on with --resume_from_checkpoint true"
     with standing_together("train.py", hint):
         if args.seeds:
             train_seeds(argv, args, recipe)

@@ -63,7 +63,7 @@ def arrange(rank: int, how: str, stage: str) -> None:
             before(train, "save_model", lambda: time.sleep(120))
     else:
         before(PneumoniaTrainer, "training_step", lambda: taught.__setitem__(0, taught[0] + 1))
-        name = {"training": "training_step", "evaluation": "prediction_step", "saving": "_save_rng_state"}
+        name = {"training": "training_step", "evaluation": "prediction_step", "saving": "_write_own"}
         before(PneumoniaTrainer, name[stage], late)
 
 

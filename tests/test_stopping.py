@@ -2,10 +2,10 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from conftest import ROOT, TINY
 from transformers import TrainerCallback
 
 from hf_pneumonia.errors import Stopped
+from hf_pneumonia.training.checkpoints import damage
 from soak.rank_kills import run_ranks
 
 FLAGS = ("--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--learning_rate", "0.001")
@@ -45,24 +46,32 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint_and_the_code_says_so(tr
     assert [path.name for path in (ROOT / one.args.output_dir).glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize("step", [2, 5])  # within an epoch of 6 steps, and in its last one
-def test_a_stopped_training_goes_on_to_the_weights_and_scores_of_one_that_was_not(trainer, step):
-    flags = (*FLAGS, "--rotation", "0", "--zoom", "0", "--shift", "0", "--exposure", "0", "--noise", "0")
-    flags = (*flags, "--blur", "0")
-    whole = trainer(*flags)
+@pytest.mark.parametrize(
+    "step, more",
+    [
+        (2, ()),  # within an epoch of 6 steps
+        (5, ()),  # in its last one
+        # At a step that ends the epoch, and the training in its middle, a checkpoint is due anyhow.
+        (5, ("--save_strategy", "steps", "--save_steps", "6", "--load_best_model_at_end", "false")),
+        (7, ("--max_steps", "8")),
+    ],
+)
+def test_a_stopped_training_goes_on_to_the_weights_and_curves_of_one_that_was_not(
+    trainer, tmp_path, step, more
+):
+    flags = (*FLAGS, "--ema_decay", "0.9", "--mixup", "0.2", *more)
+    whole = trainer(*flags, "--output_dir", str(tmp_path / "whole"))
     whole.train()
-    steps = whole.state.max_steps
-    shutil.rmtree(whole.args.output_dir)
 
     stopped = trainer(*flags)
     stopped.add_callback(SignalAt(step, signal.SIGTERM))
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match=f"after step {step + 1} of"):
         stopped.train()
+    assert damage(Path(stopped.args.output_dir, f"checkpoint-{step + 1}")) == ""
     again = trainer(*flags)
-    again.train(resume_from_checkpoint=f"{again.args.output_dir}/checkpoint-{step + 1}")
-    assert again.state.global_step == steps
-    scores = [[line for line in one.state.log_history if "eval_auroc" in line] for one in (whole, again)]
-    assert [line["eval_loss"] for line in scores[0]] == [line["eval_loss"] for line in scores[1]]
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == whole.state.global_step
+    assert again.history() == whole.history() and again.kept_epoch == whole.kept_epoch
     for name, value in _weights(whole).items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 
@@ -98,14 +107,20 @@ def test_a_signal_that_comes_too_late_is_not_lost(trainer):
 SIGNALLED = """
 import os, signal, sys
 import train
+from safetensors.torch import save_file
 from hf_pneumonia.errors import run_script
 from hf_pneumonia.training.trainer import PneumoniaTrainer
-train.judge = lambda *args, **facts: 1 / 0  # the training is not over
+
+def keep_weights(trainer, args, *_, **facts):
+    state = {name: value.contiguous() for name, value in trainer.model.state_dict().items()}
+    save_file(state, f"{args.output_dir}-{args.process_index}.safetensors")
+
+train.judge = keep_weights
 step, steps = PneumoniaTrainer.training_step, [0]
 
 def training_step(self, *args, **kwargs):
     steps[0] += 1
-    if os.environ["RANK"] == "1" and steps[0] == 2:
+    if os.environ["RANK"] == "1" and os.environ.get("SIGNAL_AT") == str(steps[0]):
         signal.raise_signal(signal.SIGTERM)
     return step(self, *args, **kwargs)
 
@@ -114,20 +129,28 @@ sys.exit(run_script("train.py", train.main, sys.argv[1:]))
 """
 
 
-def test_processes_of_which_one_is_told_to_stop_all_stop_after_the_same_step(film_folder, tmp_path):
-    flags = ("--dataset", film_folder, "--output_dir", tmp_path / "run", *TINY, "--model", "resnet10t")
-    flags = (*flags, "--image_size", 32, "--pretrained", "false", "--per_device_train_batch_size", 8)
-    ended = run_ranks(["-c", SIGNALLED, *flags], 2, {"PYTHONPATH": ":".join(sys.path)})
-    assert ended.codes == [143, 143], ended.errors
+def test_processes_of_which_one_is_told_to_stop_all_stop_and_go_on_as_if_they_had_not(film_folder, tmp_path):
+    def run(name, *more, **environment):
+        flags = ("--dataset", film_folder, "--output_dir", tmp_path / name, *TINY, "--model", "resnet10t")
+        flags = (*flags, "--image_size", 32, "--pretrained", "false", "--per_device_train_batch_size", 8)
+        environment = {"PYTHONPATH": ":".join(sys.path), "XDG_CACHE_HOME": str(tmp_path), **environment}
+        return run_ranks(["-c", SIGNALLED, *flags, "--num_train_epochs", 2, *more], 2, environment)
+
+    whole = run("whole")
+    assert whole.codes == [0, 0], whole.errors
+    stopped = run("run", SIGNAL_AT="2")
+    assert stopped.codes == [143, 143], stopped.errors
     # Process 1 caught it in its second step, and the third was under way when all had heard.
-    (line,) = ended.lines
+    (line,) = stopped.lines
     assert line.startswith("train.py: stopped by SIGTERM after step 3 of")
-    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
-    assert [path.name for path in checkpoints] == ["checkpoint-3"]
-    assert {path.name for path in checkpoints[0].glob("rng_state_*")} == {
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-    }
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-3" and damage(checkpoint) == ""
+    assert len(list(checkpoint.glob("rank-*.safetensors"))) == 2
+    again = run("run", "--resume_from_checkpoint", "true")
+    assert again.codes == [0, 0], again.errors
+    for rank in (0, 1):
+        left = [(tmp_path / f"{name}-{rank}.safetensors").read_bytes() for name in ("whole", "run")]
+        assert left[0] == left[1]
 
 
 @pytest.mark.skipif(

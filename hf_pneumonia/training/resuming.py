@@ -227,6 +227,10 @@ class ResumableTrainer(Trainer):
 
     # Writing.
 
+    def is_saved(self) -> bool:
+        """Whether the checkpoint that was due was written, and does not wait for the end of the epoch."""
+        return not self._at_end.save_then
+
     def _determine_best_metric(self, *args, **kwargs) -> bool:
         best = super()._determine_best_metric(*args, **kwargs)
         if best and self.args.load_best_model_at_end:
@@ -240,6 +244,7 @@ class ResumableTrainer(Trainer):
             # would lack them: it begins with the next epoch.
             self._at_end.save_then = True
             return
+        self._at_end.save_then = False
         first = self.is_world_process_zero()
         with self._together(step):
             for network in self._networks().values():

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,14 @@ class StopBySignal(TrainerCallback):
 
     An exception, and no `should_training_stop`: where a training ends, the Trainer takes the best checkpoint
     for its result and deletes the newest.
+
+    Args:
+        is_saved: whether there is a checkpoint of the step that was just done. One of an epoch's last step
+            waits for the scores of the epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_saved: Callable[[], bool]) -> None:
+        self.is_saved = is_saved
         self.caught, self.agreed, self._caught_at = 0, 0, 0.0
         self._before: dict[int, object] = {}
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
@@ -36,15 +42,10 @@ class StopBySignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.agreed = self._agree()
-        # What belongs to the end of an epoch, its score above all, would be missing where a run goes on.
-        if not (state.epoch == int(state.epoch) or control.should_training_stop):
-            control.should_save = control.should_save or bool(self.agreed)
-
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
         control.should_save = control.should_save or bool(self.agreed)
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        if self.agreed:
+        if self.agreed and self.is_saved():
             self._hand_back()
             name = signal.Signals(self.agreed).name
             raise Stopped(

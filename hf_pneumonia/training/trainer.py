@@ -59,9 +59,10 @@ class PneumoniaTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             data_collator=_as_is,
             compute_metrics=_validation_scores,
-            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines(), StopBySignal()],
+            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(StopBySignal(self.is_saved))
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
         self.early_stop = None
