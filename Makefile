@@ -1,5 +1,6 @@
 # make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
 # make test    lint, and the whole test suite
+# make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (README.md, "Soaks")
 # make bench   every benchmark, an hour or more; RUN is the model that is asked (benchmarks/README.md)
 # All set up .venv first, once.
 
@@ -10,7 +11,7 @@ ARGS ?= --overwrite_output_dir
 RUN ?= runs/quickstart
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train test bench clean
+.PHONY: train test soak bench clean
 
 train: .venv/installed
 	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
@@ -18,6 +19,12 @@ train: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+soak: .venv/installed-test
+	.venv/bin/python -m soak.training_kills --kills 200 --stock
+	.venv/bin/python -m soak.store_kills --kills 50
+	.venv/bin/python -m soak.hostile_files --files 10000
+	.venv/bin/python -m soak.rank_kills
 
 bench: .venv/installed-test
 	.venv/bin/python benchmarks/train_step.py

@@ -1,4 +1,6 @@
-"""train.py as one of several processes, one of which dies at a stage: `dying_rank.py RANK HOW STAGE FLAGS`.
+"""train.py as one of several processes, one of which dies at a stage.
+
+    python -m soak.dying_rank RANK HOW STAGE FLAGS      # as rank_kills.py starts each process
 
 RANK -1: none dies. HOW: kill (SIGKILL), raise (a bug), exit (code 0, no word). The stages are `STAGES`.
 """
@@ -8,9 +10,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from hf_pneumonia.errors import run_script

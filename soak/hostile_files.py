@@ -6,7 +6,7 @@ Films, DICOM and zip files, tables, recipes, configurations, weights and gates a
 seeds. A case is right if it gives an answer (probabilities that are numbers, weights that are those of the
 file), or ends in UnreadableFilm or UsageError of one line; it is wrong if it ends in another exception or
 kills its process, takes more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is
-printed with what repeats it. The last line is JSON.
+printed with what repeats it. The last line is JSON, exit code 1 where a case was wrong.
 """
 
 import argparse
@@ -481,7 +481,7 @@ def soak(files: int, seed: int, processes: int = 1, only: str | None = None) -> 
 
     Returns:
         `kinds`: outcomes of each kind, its longest time in seconds and largest growth in bytes; `wrong`: the
-        cases that were; `files`, `seed`, `seconds`.
+        cases that were; `files` and `seconds`.
     """
     started = time.monotonic()
     waiting, lock = cases(files, seed, only), threading.Lock()
@@ -522,7 +522,6 @@ def soak(files: int, seed: int, processes: int = 1, only: str | None = None) -> 
     ]
     return {
         "files": len(outcomes),
-        "seed": seed,
         "seconds": round(time.monotonic() - started, 1),
         "wrong": wrong,
         "kinds": kinds,
@@ -558,8 +557,11 @@ def main() -> int:
             f"{kind:10}{counts[0]:9}{counts[1]:12}{counts[2]:13}{counts[3]:7}{row['longest_s']:8.1f} s"
             f"{row['largest_bytes'] / 1e6:7.0f} MB"
         )
-    print(json.dumps({**found, "wrong": len(found["wrong"]), "cases": found["wrong"][:100]}))
-    return 1 if found["wrong"] else 0
+    wrong = found.pop("wrong")
+    settings = {name: getattr(args, name) for name in ("files", "seed", "processes", "only")}
+    head = {"soak": "hostile_files", "settings": settings, "failures": len(wrong)}
+    print(json.dumps({**head, **found, "cases": wrong[:100]}))
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Every process of a training killed once in turn, at every stage; then the training goes on to its end.
 
-    python soak/rank_kills.py [--ranks 2] [--how kill raise exit] [--stages decoding training ...]
+    python -m soak.rank_kills [--ranks 2] [--how kill raise exit] [--stages decoding training ...]
 
 The processes are started without a launcher, which would end the others of its own machine: here each has to
-end by itself. Prints a line per death and, last, one JSON line. Exit code 1 where anything went wrong.
+end by itself. Prints a line per death. The last line is JSON, exit code 1 where anything went wrong.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from hf_pneumonia.training.checkpoints import holds_training
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("decoding", "training", "evaluation", "saving", "writing")
@@ -93,8 +95,9 @@ def one_death(
         How the first training ended, and what was wrong with it or with going on.
     """
     flags = ["--dataset", films, "--output_dir", run, *FLAGS]
-    script = ROOT / "soak" / "dying_rank.py"
-    ended = run_ranks([script, rank, how, stage, *flags], ranks, environment)
+    script = ("-m", "soak.dying_rank")
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
+    ended = run_ranks([*script, rank, how, stage, *flags], ranks, environment)
     others = [code for other, code in enumerate(ended.codes) if other != rank]
     wrong = []
     if None in ended.codes:
@@ -107,10 +110,10 @@ def one_death(
         wrong.append("tracebacks: " + ended.errors[others and min(set(range(ranks)) - {rank})][-500:])
     if (run / "report.json").exists():
         wrong.append("the run counts as finished")
-    resume = ["--resume_from_checkpoint", "true"] * any(run.glob("checkpoint-*"))
+    resume = ["--resume_from_checkpoint", "true"] * holds_training(run)
     if not resume and run.exists():
         shutil.rmtree(run)
-    again = run_ranks([script, -1, "kill", "training", *flags, *resume], ranks, environment)
+    again = run_ranks([*script, -1, "kill", "training", *flags, *resume], ranks, environment)
     if set(again.codes) != {0} or not (run / "report.json").exists():
         wrong.append(f"going on: exit codes {again.codes} {again.errors[0][-500:]}")
     return ended, wrong
@@ -125,6 +128,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import write_films  # simulated by a few lines, and small
 
+    started = time.monotonic()
     deaths, failures, slowest = 0, [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         films, cache = Path(folder, "films"), {"XDG_CACHE_HOME": folder, "HF_HOME": folder}
@@ -140,8 +144,10 @@ def main() -> int:
                     failures += [f"{stage} {how} {rank}: {what}" for what in wrong]
                     took = f"{max(ended.seconds):.1f} s"
                     print(f"{stage:12}{how:7}{rank:<9}{took:20}{ended.codes} {'; '.join(wrong)}", flush=True)
-    result = {"soak": "rank_kills", "ranks": args.ranks, "deaths": deaths, "failures": failures}
-    print(json.dumps({**result, "slowest_end_seconds": round(slowest, 1)}))
+    seconds = round(time.monotonic() - started, 1)
+    head = {"soak": "rank_kills", "settings": vars(args), "failures": len(failures), "seconds": seconds}
+    found = {"deaths": deaths, "slowest_end_seconds": round(slowest, 1), "cases": failures}
+    print(json.dumps({**head, **found}))
     return int(bool(failures))
 
 

@@ -4,7 +4,8 @@
 
 Films are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
 the next one must end with a store that is the undisturbed one's, byte for byte, and leave nothing else;
-sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON.
+sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON, exit
+code 1 where a store was wrong.
 """
 
 import argparse
@@ -104,8 +105,11 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     started = time.monotonic()
     found = soak(args.kills, args.patients, args.seed)
-    print(json.dumps({**found, "seconds": round(time.monotonic() - started, 1)}))
-    return 1 if found["wrong"] or found["pairs_wrong"] else 0
+    failures = found["wrong"] + found["pairs_wrong"]
+    seconds = round(time.monotonic() - started, 1)
+    head = {"soak": "store_kills", "settings": vars(args), "failures": failures, "seconds": seconds}
+    print(json.dumps({**head, **found}))
+    return int(failures > 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Kill a training over and over, go on each time, and see whether it ends as one that was never interrupted.
 
-    python soak/training_kills.py [--kills 200] [--stock] [--model resnet18.a1_in1k --image_size 96 ...]
+    python -m soak.training_kills [--kills 200] [--stock] [--model resnet18.a1_in1k --image_size 96 ...]
 
 A training is killed (SIGKILL) at a random moment, started again with `--resume_from_checkpoint true`,
 killed again ..., until it gets to its end; then the next one begins, until there were so many kills. Two of
@@ -18,7 +18,7 @@ nothing that was handed to the kernel: a power cut, which fsync is for, is not s
 A resume *failed* where the process ended by itself with an error; then its newest checkpoint is deleted, as a
 person would. It was *silently wrong* where it went on with another state than had been saved: weights,
 optimizer, schedule, generators or log, each compared by a hash that the processes write down when a
-checkpoint is written, and again when the training goes on from it. The last line is JSON; exit code 1 where a
+checkpoint is written, and again when the training goes on from it. The last line is JSON, exit code 1 where a
 training of ours failed, went wrong or ended with other weights.
 """
 
@@ -37,8 +37,6 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -313,7 +311,7 @@ def _hash(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--stock", action="store_true", help="transformers' own Trainer too")
@@ -324,8 +322,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--save_steps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
 
+    started = time.monotonic()
     # One thread: a fork of a process with threads of its own may hang.
     torch.set_num_threads(1)
     results = {}
@@ -343,10 +342,13 @@ def main(argv: list[str]) -> int:
     for name, found in results.items():
         for reason, times in sorted(found["reasons"].items(), key=lambda one: -one[1]):
             print(f"  {name}, {times} times: {reason}")
-    print(json.dumps({"settings": vars(args), **results}))
     bad = ("failed", "silently_wrong", "other_weights", "other_curves")
-    return int(any(results["ours"][name] for name in bad))
+    failures = sum(results["ours"][name] for name in bad)
+    seconds = round(time.monotonic() - started, 1)
+    head = {"soak": "training_kills", "settings": vars(args), "failures": failures, "seconds": seconds}
+    print(json.dumps({**head, **results}))
+    return int(failures > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

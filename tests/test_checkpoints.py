@@ -587,8 +587,8 @@ def test_a_film_store_that_is_cut_off_while_training_is_one_line_that_says_how_t
 
 
 def test_trainings_that_are_killed_at_random_moments_end_with_the_weights_of_one_that_is_not():
-    command = [sys.executable, ROOT / "soak" / "training_kills.py", "--kills", "12"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "soak.training_kills", "--kills", "12"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["ours"]
     assert found["kills"] == 12 and found["resumes"] >= 1 and found["trainings"] >= 1

@@ -143,5 +143,5 @@ def test_the_soaks_own_cases_end_as_they_should():
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (done.returncode, found["wrong"], found["files"]) == (0, 0, 150), done.stdout + done.stderr
+    assert (done.returncode, found["failures"], found["files"]) == (0, 0, 150), done.stdout + done.stderr
     assert len(found["kinds"]) == 12

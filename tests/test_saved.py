@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -53,6 +54,15 @@ def test_a_model_of_other_people_is_said_to_have_no_operating_point_and_squashed
     saved = load_model(str(vit_folder))
     assert saved.operating_point == {}
     assert ["operating point" in saved.notes[0], "squashed to 64 x 64" in saved.notes[1]] == [True, True]
+
+
+def test_a_report_of_other_weights_is_noted_and_one_of_these_or_none_is_not(timm_folder):
+    weights = (timm_folder / "model.safetensors").read_bytes()
+    for said, noted in ((hashlib.sha256(weights).hexdigest(), False), ("0" * 64, True), (None, False)):
+        (timm_folder / "report.json").write_text(json.dumps({"weights_sha256": said}))
+        assert any("of other weights" in note for note in load_model(str(timm_folder)).notes) == noted
+    (timm_folder / "report.json").write_text("{")
+    assert load_model(str(timm_folder)).notes == []
 
 
 def test_labels_in_another_order_and_spelling_are_put_right(vit_folder):

@@ -23,7 +23,9 @@ from transformers import (
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
+from hf_pneumonia.data.settings_file import read_json
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.demands import check_network, check_weights, read_config
 from hf_pneumonia.modeling.fetch import model_folder
@@ -111,9 +113,22 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
             f"the model prepares images in another way: films were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
+    if _has_other_report(source):
+        notes.append("the report.json beside it is of other weights: its figures are not this model's")
     local = Path(name).expanduser()
     short = local.resolve().name if local.is_dir() else name
     return SavedModel(short, model, size, point, notes, processor, source)
+
+
+def _has_other_report(folder: Path) -> bool:
+    """Whether the report beside the weights says that it is of others; a damaged one says nothing."""
+    try:
+        report = read_json(folder / "report.json")
+    except (OSError, ValueError):
+        return False
+    stated = report.get("weights_sha256") if isinstance(report, dict) else None
+    weights = folder / "model.safetensors"
+    return isinstance(stated, str) and weights.is_file() and stated != content_sha256(weights)
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
