@@ -6,9 +6,9 @@
 
 PYTHON ?= python3
 ARGS ?= --overwrite_output_dir
-# One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
 # The model that benchmarks ask.
 RUN ?= runs/quickstart
+# One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: train test soak bench clean
