@@ -102,3 +102,10 @@ def test_where_nothing_is_called_there_is_no_positive_predictive_value():
 def test_a_probability_that_is_none_is_one_clear_error(wrong):
     with pytest.raises(UsageError, match=r"expected numbers from 0 to 1, got .* \(1 of 3 films\)"):
         score_predictions([0, 1, 1], [0.1, wrong, 0.5])
+
+
+def test_films_that_are_told_apart_perfectly_score_one_and_not_a_rounding_more():
+    """scikit-learn's own sum is 1.0000000000000002 for these."""
+    labels = np.repeat([0, 1], [4, 9])
+    scores = score_predictions(labels, np.linspace(0, 1, 13))
+    assert (scores["auroc"], scores["average_precision"]) == (1, 1)

@@ -47,8 +47,9 @@ class PneumoniaMetric(evaluate.Metric):
         matrix = dict(zip(("tn", "fp", "fn", "tp"), (int(cell.sum()) for cell in cells), strict=True))
         both = 0 < label.sum() < len(label)
         figures = matrix_figures(*(np.array(count) for count in matrix.values()))
-        figures["auroc"] = roc_auc_score(label, probability) if both else np.nan
-        figures["average_precision"] = average_precision_score(label, probability) if both else np.nan
+        # Sums of many small steps: rounding may carry them beyond 1.
+        figures["auroc"] = min(roc_auc_score(label, probability), 1) if both else np.nan
+        figures["average_precision"] = min(average_precision_score(label, probability), 1) if both else np.nan
         return {
             **{name: None if np.isnan(figures[name]) else float(figures[name]) for name in METRICS},
             "confusion_matrix": matrix,

@@ -26,7 +26,7 @@ def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) ->
     if not 0 < np.sum(label) < len(label):
         return {"value": None, "ci95": None}
     drawn = bootstrap_rank_figures(*bootstrap_counts(patient), label, probability)["auroc"]
-    return figure(float(roc_auc_score(label, probability)), drawn)
+    return figure(min(float(roc_auc_score(label, probability)), 1.0), drawn)  # rounding may carry it beyond
 
 
 def sensitivity(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
