@@ -30,13 +30,16 @@ from measuring import (
 from PIL import Image
 
 DTYPES = ("float32", "bfloat16")
+PIPELINES = ("pipeline", "pipeline, bfloat16")
 BATCHES = (1, 4, 8, 16)  # that the pipeline is tried with
 
 
-def pipeline_of(run: Path):
+def pipeline_of(run: Path, name: str):
+    import torch
     from transformers import pipeline
 
-    return pipeline("image-classification", model=str(run), device="cpu")
+    dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+    return pipeline("image-classification", model=str(run), device="cpu", dtype=dtype)
 
 
 def classifier_of(run: Path, dtype: str):
@@ -47,8 +50,10 @@ def classifier_of(run: Path, dtype: str):
 
 def one_film(run: Path, films: list[Path], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each answer to one film after the other, all contenders by turns."""
-    pipe = pipeline_of(run)
-    asked = {"pipeline": lambda data: pipe(Image.open(io.BytesIO(data)))}
+    asked = {}
+    for name in PIPELINES:
+        pipe = pipeline_of(run, name)
+        asked[name] = lambda data, pipe=pipe: pipe(Image.open(io.BytesIO(data)))
     for dtype in DTYPES:
         classifier = classifier_of(run, dtype)
         asked[dtype] = classifier
@@ -76,7 +81,7 @@ def folder(run: Path, films: list[Path], name: str) -> dict:
         classifier = classifier_of(run, name)
         speeds = {16: _speed(lambda some: classifier(some), paths)}
     else:
-        pipe = pipeline_of(run)
+        pipe = pipeline_of(run, name)
         speeds = {size: _speed(partial(pipe, batch_size=size), paths) for size in BATCHES}
     best = max(speeds, key=speeds.get)
     return {"films_per_second": speeds[best], "batch_size": best, "peak_mb": peak_mb()}
@@ -90,39 +95,32 @@ def _speed(ask, paths: list[str]) -> float:
 
 
 def agreement(run: Path, films: list[Path]) -> dict:
-    """How far answers lie from those of the network as it was saved, in float32, one film at a time."""
-    import torch
-    from transformers import AutoModelForImageClassification
-
-    from hf_pneumonia.data.film import film_array
-    from hf_pneumonia.modeling.build import network_input
-
-    plain, found = AutoModelForImageClassification.from_pretrained(run).eval(), {}
-    size = plain.config.pretrained_cfg["input_size"][-1]
-    squares = np.stack([film_array(path, size) for path in films])
-    with torch.inference_mode():
-        expected = [plain(network_input(torch.from_numpy(one)[None])).logits[0].numpy() for one in squares]
-    expected = np.stack(expected)
+    """How far ours lies from the pipeline, on films as they are in their files, and what bfloat16 decides."""
+    paths = [str(path) for path in films]
+    pipe = pipeline_of(run, "pipeline")
+    said = pipe(paths, top_k=None)
+    expected = np.array(
+        [next(one["score"] for one in answer if one["label"] == "PNEUMONIA") for answer in said]
+    )
+    answers, found = {}, {}
     for dtype in DTYPES:
         classifier = classifier_of(run, dtype)
-        logits = np.concatenate(
-            [classifier._ask(squares[at : at + 16])[0] for at in range(0, len(squares), 16)]
-        )
-        called, right = (_probability(each) >= classifier.threshold for each in (logits, expected))
+        answers[dtype] = classifier(paths)
+        probability = np.array([one.probability for one in answers[dtype]])
+        called, right = (each >= classifier.threshold for each in (probability, expected))
         found[dtype] = {
-            "largest_logit": float(np.abs(expected).max()),
-            "largest_difference_of_logits": float(np.abs(logits - expected).max()),
-            "largest_difference_of_probability": float(
-                np.abs(_probability(logits) - _probability(expected)).max()
-            ),
-            "same_decision": float(np.mean(called == right)),
             "films": len(films),
+            "largest_difference_of_logits": float(np.abs(_logit(probability) - _logit(expected)).max()),
+            "largest_difference_of_probability": float(np.abs(probability - expected).max()),
+            "same_label_as_pipeline": float(np.mean(called == right)),
         }
+    same = [one.decision == other.decision for one, other in zip(*answers.values(), strict=True)]
+    found["bfloat16"]["same_decision_as_float32"] = float(np.mean(same))
     return found
 
 
-def _probability(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+def _logit(probability: np.ndarray) -> np.ndarray:
+    return np.log(probability / (1 - probability))
 
 
 def main() -> None:
@@ -151,7 +149,7 @@ def main() -> None:
     print_table("ms for one film", latency)
     argv = (args.run, "--films", place, "--count", args.count, "--one")
     folders = interleaved(
-        {name: partial(run_alone, __file__, *argv, name) for name in ("pipeline", *DTYPES)}, args.rounds
+        {name: partial(run_alone, __file__, *argv, name) for name in (*PIPELINES, *DTYPES)}, args.rounds
     )
     speeds = {name: [one["films_per_second"] for one in runs] for name, runs in folders.items()}
     print_table("films/s of a folder", {name: spread(values) for name, values in speeds.items()})
@@ -160,6 +158,8 @@ def main() -> None:
         **{f"one film, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
         **{f"heat map / plain, {dtype}": ratio(single, f"{dtype}, heat map", dtype) for dtype in DTYPES},
         **{f"folder, {dtype} / pipeline": ratio(speeds, dtype, "pipeline") for dtype in DTYPES},
+        "one film, bfloat16 / pipeline, bfloat16": ratio(single, "bfloat16", "pipeline, bfloat16"),
+        "folder, bfloat16 / pipeline, bfloat16": ratio(speeds, "bfloat16", "pipeline, bfloat16"),
     }
     agreed = agreement(args.run, films)
     print(*(f"{name}: {value}" for name, value in ratios.items()), f"peak MB: {memory}", agreed, sep="\n")

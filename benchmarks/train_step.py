@@ -14,6 +14,8 @@ import json
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
@@ -35,6 +37,7 @@ class InMemory(torch.utils.data.Dataset):
         generator = torch.Generator().manual_seed(0)
         self.films = torch.randint(0, 256, (films, size, size), dtype=torch.uint8, generator=generator)
         self.labels = torch.arange(films) % 2
+        self.store = SimpleNamespace(folder=Path.cwd())  # there is none to be watched
         self.on_device, self.laid = device.type == "cuda", self.films.to(device)
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ def test_a_row_of_the_store_is_the_film_as_pillow_reads_it(images, tmp_path):
 def test_rows_are_asked_for_as_those_of_an_array(images, tmp_path):
     store = open_store(images, 32, tmp_path)
     whole = store[range(7)]
-    for rows in ([2, 0, 2], [-1], np.array([], int), np.arange(7) % 2 == 0, np.array([6, 5], np.int32)):
-        assert np.array_equal(store[rows], whole[np.asarray(rows)])
+    for rows in ([], [2, 0, 2], [-1], np.array([], int), np.arange(7) % 2 == 0, np.array([6, 5], np.int32)):
+        assert np.array_equal(store[rows], whole[np.asarray(rows, None if len(rows) else int)])
+    assert np.array_equal(pickle.loads(pickle.dumps(store))[[2]], whole[[2]])
     with pytest.raises(IndexError):
         store[[7]]
 

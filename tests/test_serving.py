@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -69,6 +70,37 @@ def test_the_first_convolution_is_fed_one_channel_where_films_are_gray_and_three
     assert packed(model, network_input(FILMS[:1])).timm_model.conv1.channels == 1
     tinted = network_input(FILMS[:1]) * torch.tensor([1.0, 0.9, 1.1]).view(1, 3, 1, 1)
     assert packed(model, tinted).timm_model.conv1.channels == 3
+
+
+@needs_onednn
+def test_channels_that_are_zero_for_one_film_are_still_looked_at_for_others():
+    """A squeeze whose units are all dead on one film gives equal channels to the convolution behind it."""
+    model = _trained("mobilenetv3_small_050")
+    quick = packed(model, network_input(FILMS[:1]))
+    convs = [module for module in quick.modules() if isinstance(module, PackedConv2d)]
+    assert [conv.channels for conv in convs].count(1) == 1
+    black = network_input(torch.zeros(1, 64, 64, dtype=torch.uint8))
+    quick = packed(model, black)
+    with torch.inference_mode():
+        inputs = network_input(FILMS)
+        torch.testing.assert_close(quick(inputs).logits, model(inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+def test_a_layer_that_is_passed_twice_is_not_folded():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, inputs: torch.Tensor) -> SimpleNamespace:
+            hidden = self.norm(self.conv(inputs))
+            return SimpleNamespace(logits=self.norm(self.conv(hidden) + hidden).mean((2, 3)))
+
+    torch.manual_seed(0)
+    twice = Twice().eval()
+    quick = packed(twice, network_input(FILMS[:1]))
+    assert type(quick.norm) is nn.BatchNorm2d and type(quick.conv) is nn.Conv2d
 
 
 @needs_onednn

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class FilmStore:
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
         with np.load(folder / "copies.npz", allow_pickle=False) as found:
             self._copies = found["pairs"], found["correlation"]
-        self._films = open(folder / "films.uint8", "rb", buffering=0)
+        self._films, self._lock = open(folder / "films.uint8", "rb", buffering=0), threading.Lock()
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -81,13 +82,26 @@ class FilmStore:
         Raises:
             StoreCutShort: it was, on the disk.
         """
-        rows = np.arange(len(self))[np.asarray(rows)]  # as an array is indexed: from the end, by masks ...
+        rows = np.asarray(rows if len(rows) else np.empty(0, np.int64))
+        rows = np.arange(len(self))[rows]  # as an array is indexed: from the end, by masks ...
         films = np.empty((len(rows), self.size, self.size), np.uint8)
         for row, film in zip(rows.tolist(), films, strict=True):
-            # From a place of its own for each call, so that threads and processes may read at a time.
-            if os.preadv(self._films.fileno(), [film.data], row * film.nbytes) != film.nbytes:
+            data = self._read(row * film.nbytes, film.nbytes)
+            if len(data) != film.nbytes:
                 raise StoreCutShort(f"the film store {self.folder} was cut short: delete it")
+            film[:] = np.frombuffer(data, np.uint8).reshape(film.shape)
         return films
+
+    def __reduce__(self) -> tuple:
+        return FilmStore, (self.folder,)  # an open file can't be sent to another process
+
+    def _read(self, start: int, count: int) -> bytes:
+        """By any number of threads and forked processes at a time."""
+        if hasattr(os, "pread"):
+            return os.pread(self._films.fileno(), count, start)
+        with self._lock:  # Windows, which forks nothing
+            self._films.seek(start)
+            return self._films.read(count)
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of films that are alike, as `find_copies` gives them."""

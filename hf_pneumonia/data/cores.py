@@ -46,7 +46,7 @@ def one_core_each() -> Iterator[None]:
             _Shared.users -= 1
             if not _Shared.users:
                 _Shared.blas.restore_original_limits()
-            torch.set_num_threads(_Shared.threads)
+            torch.set_num_threads(_Shared.threads)  # each thread has a number of its own, too
 
 
 def work_ahead(

@@ -32,7 +32,7 @@ MAX_BYTES = 256 * 2**20
 # wanted: half the time. What comes out is off by 0.2 gray levels in the mean (full-size films at 224 pixels),
 # less than rounding to whole levels is. JPEG's own reduced decoding gains no more, and would make another
 # film of the same pixels in a PNG.
-_REDUCING_GAP = 2.0
+REDUCING_GAP = 2.0
 
 # What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
@@ -167,7 +167,7 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
     """
     if film.size != (size, size):
         filter = Image.Resampling[INTERPOLATION.upper()]
-        film = film.resize((size, size), filter, reducing_gap=_REDUCING_GAP)
+        film = film.resize((size, size), filter, reducing_gap=REDUCING_GAP)
     return np.asarray(film)
 
 

@@ -27,21 +27,21 @@ class PackedConv2d(nn.Module):
 
     Args:
         conv: of the kind that `_is_plain` says, on the CPU.
-        fed: what it was fed once, (b, c, h, w); other numbers of films and other sizes will do, but where all
-            its channels are one, others are never looked at again.
+        shape: of what it was fed once, (b, c, h, w); other numbers of films and other sizes will do.
         relu: whether what is below zero becomes zero.
+        gray: whether all its input channels are always one, of which it then reads the first alone.
     """
 
-    def __init__(self, conv: nn.Conv2d, fed: torch.Tensor, relu: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, shape: torch.Size, relu: bool, gray: bool) -> None:
         super().__init__()
         self.places = conv.padding, conv.stride, conv.dilation, conv.groups
         self.then = "relu" if relu else "none"
         self.bias = None if conv.bias is None else conv.bias.detach()
         weight = conv.weight.detach()
-        self.channels = fed.shape[1]
-        if conv.groups == 1 and (fed == fed[:, :1]).all():
+        self.channels = shape[1]
+        if gray:
             self.channels, weight = 1, weight.float().sum(1, keepdim=True).to(weight.dtype)
-        shape = [len(fed), self.channels, *fed.shape[2:]]
+        shape = [shape[0], self.channels, *shape[2:]]
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.places, shape)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -67,11 +67,13 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     tolerance = _TOLERANCE.get(inputs.dtype)
     if inputs.device.type != "cpu" or tolerance is None or not torch.backends.mkldnn.is_available():
         return network
-    expected = network(inputs).logits
+    # Films that the packing did not see: what was zero for one need not be for others.
+    checked = torch.cat([inputs, -inputs.flip(2), torch.nn.functional.avg_pool2d(inputs, 9, 1, 4)])
+    expected = network(checked).logits
     try:
         quick = _pack(_same_tensors(network), inputs)
-        answer = quick(inputs).logits
-    except (RuntimeError, AttributeError) as error:  # operators that this torch does not have
+        answer = quick(checked).logits
+    except (RuntimeError, AttributeError, TypeError) as error:  # operators that this torch does not have
         logger.debug("convolutions are not packed: %s", error)
         return network
     # Written so that nan keeps the network as it is.
@@ -87,10 +89,11 @@ def _same_tensors(network: nn.Module) -> nn.Module:
 
 def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     # Tensors of inference mode do not count their changes.
-    with torch.inference_mode(False), torch.no_grad(), _followed(network) as (fed, after):
+    with torch.inference_mode(False), torch.no_grad(), _followed(network) as (fed, after, gray):
         network(inputs.clone())
+    gray = next(iter(gray), None)
     names = {module: name for name, module in network.named_modules()}
-    for conv, inputs in fed.items():
+    for conv, shape in fed.items():
         fused, norm = conv, after.get(conv)
         last = conv
         if isinstance(norm, nn.BatchNorm2d):
@@ -101,20 +104,33 @@ def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
         relu = after.get(last)
         if type(relu) is nn.ReLU:
             network.set_submodule(names[relu], nn.Identity())
-        network.set_submodule(names[conv], PackedConv2d(fused, inputs, type(relu) is nn.ReLU))
+        network.set_submodule(names[conv], PackedConv2d(fused, shape, type(relu) is nn.ReLU, conv is gray))
     return network
 
 
 @contextmanager
 def _followed(network: nn.Module):
-    """While it is open: what each convolution is fed, and which module takes just what another gives."""
-    fed: dict[nn.Module, torch.Tensor] = {}
+    """While it is open, for what passes: the shape that each convolution is fed; which module takes just what
+    another gives; and the first convolution, if all channels of a film are one to it. A module that is passed
+    twice is left out."""
+    fed: dict[nn.Module, torch.Size] = {}
     after: dict[nn.Module, nn.Module] = {}
+    gray: list[nn.Module] = []
+    passed: set[nn.Module] = set()
     given: list[tuple[torch.Tensor, int, nn.Module]] = []
 
     def before(module: nn.Module, inputs: tuple) -> None:
+        first, again = not passed, module in passed
+        passed.add(module)
+        if again:
+            fed.pop(module, None)
+            for giver in [giver for giver, taker in after.items() if module in (giver, taker)]:
+                del after[giver]
+            return
         if _is_plain(module):
-            fed[module] = inputs[0].clone()  # what follows may work in place
+            fed[module] = inputs[0].shape
+            if first and module.groups == 1 and (inputs[0] == inputs[0][:, :1]).all():
+                gray.append(module)
         for tensor, version, giver in given[-1:]:
             if tensor is inputs[0] and tensor._version == version:  # a shortcut may have been added to it
                 after[giver] = module
@@ -131,7 +147,7 @@ def _followed(network: nn.Module):
     hooks = [leaf.register_forward_pre_hook(before) for leaf in leaves]
     hooks += [leaf.register_forward_hook(behind) for leaf in leaves]
     try:
-        yield fed, after
+        yield fed, after, gray
     finally:
         for hook in hooks:
             hook.remove()

@@ -50,8 +50,9 @@ class PneumoniaTrainer(ResumableTrainer):
         augment: Augment,
     ) -> None:
         model.to(memory_format=torch.channels_last)
-        if train_dataset.on_device:
-            args.dataloader_pin_memory = False  # which is for what is still to be sent there
+        if train_dataset.on_device or eval_dataset.on_device:
+            # Both are for what is still to be sent there, and other processes can't touch films on a GPU.
+            args.dataloader_pin_memory, args.dataloader_num_workers = False, 0
         super().__init__(
             model=model,
             args=args,
