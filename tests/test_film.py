@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_pneumonia.data import film as module
-from hf_pneumonia.data.film import MAX_BYTES, MAX_PIXELS, UnreadableFilm, film_array, read_film
+from hf_pneumonia.data.film import MAX_BYTES, MAX_PIXELS, UnreadableFilm, film_array, read_film, squash
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
 GRAY = Image.fromarray(GRADIENT)
@@ -271,3 +271,12 @@ def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
         assert str(error)
     else:
         assert film.mode == "L" and film.width * film.height > 0
+
+
+def test_large_films_are_resized_as_pillow_does_but_for_rounding():
+    rough = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    film = Image.fromarray(rough).resize((900, 700), Image.Resampling.BICUBIC)
+    found = squash(film, 64).astype(int)
+    expected = np.asarray(film.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert found.dtype == int and found.shape == (64, 64)
+    assert np.abs(found - expected).max() <= 1 and np.mean(found != expected) < 0.02

@@ -28,11 +28,10 @@ MAX_PIXELS = 100_000_000
 # Room for MAX_PIXELS of 16 bits, uncompressed, and for what stands around them.
 MAX_BYTES = 256 * 2**20
 
-# A large film is averaged down by whole numbers first, to no less than this many times the side that is
-# wanted: half the time. What comes out is off by 0.2 gray levels in the mean (full-size films at 224 pixels),
-# less than rounding to whole levels is. JPEG's own reduced decoding gains no more, and would make another
-# film of the same pixels in a PNG.
-REDUCING_GAP = 2.0
+# From so many times the pixels that are wanted a film is resized by torch, in half of Pillow's time, by the
+# same filter: one pixel in 400 differs, by one gray level (full-size films at 224 pixels). Averaging by whole
+# numbers first, or JPEG's own reduced decoding, is no quicker and moves answers by a tenth in the logit.
+_LARGE = 16
 
 # What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
@@ -165,10 +164,15 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
     Returns:
         (size, size) uint8.
     """
-    if film.size != (size, size):
-        filter = Image.Resampling[INTERPOLATION.upper()]
-        film = film.resize((size, size), filter, reducing_gap=REDUCING_GAP)
-    return np.asarray(film)
+    if film.size == (size, size):
+        return np.asarray(film)
+    if film.width * film.height < _LARGE * size**2:
+        return np.asarray(film.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
+    import torch  # a second, and who only decodes needs none of it
+
+    pixels = torch.from_numpy(np.array(film))[None, None]
+    small = torch.nn.functional.interpolate(pixels, (size, size), mode=INTERPOLATION, antialias=True)
+    return small[0, 0].numpy()
 
 
 def _read_file(path: str | Path) -> bytes:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import hf_pneumonia
-from hf_pneumonia.data.film import INTERPOLATION, REDUCING_GAP
+from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
@@ -139,8 +139,7 @@ def describe(saved: SavedModel) -> dict:
                 "ImageOps.exif_transpose, convert('L')); show a DICOM film through its window; stretch "
                 "others of more than 8 bits from their darkest to their brightest value",
                 f"resize all of it to {size} x {size} without keeping its proportions, antialiased "
-                f"(Pillow: resize(({size}, {size}), Resampling.{INTERPOLATION.upper()}, "
-                f"reducing_gap={REDUCING_GAP}))",
+                f"(Pillow: resize(({size}, {size}), Resampling.{INTERPOLATION.upper()}))",
                 "divide by 255, subtract the mean, divide by the deviation, in float32",
                 "repeat the one channel three times: (3, height, width)",
             ],
