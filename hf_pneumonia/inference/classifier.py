@@ -28,7 +28,7 @@ from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.gate import GATE, image_problem, load_gate
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
-from hf_pneumonia.modeling.heatmap import heat_maps_and_logits
+from hf_pneumonia.modeling.heatmap import heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 from hf_pneumonia.modeling.serving import packed
 
@@ -231,11 +231,7 @@ class PneumoniaClassifier:
         Raises:
             UsageError: as `__call__`.
         """
-        maps = [None] * len(squares)
-        if heat_map:
-            maps, logits, statistics = self._explain(squares)
-        else:
-            logits, statistics = self._ask(squares)
+        logits, statistics = self._ask(squares)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
@@ -245,6 +241,8 @@ class PneumoniaClassifier:
         reasons = self._reasons(squares, statistics)
         if problems is not None:
             reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
+        # By a pass of its own: an answer is the same to the last bit with a map and without.
+        maps = self._heat_maps(squares) if heat_map else [None] * len(squares)
         return list(map(self._prediction, probabilities.tolist(), reasons, maps))
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
@@ -354,19 +352,17 @@ class PneumoniaClassifier:
             logits = self._quick(self._inputs(squares)).logits
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics]
 
-    def _explain(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """(b, h, w) heat maps, and what `_ask` gives, all of one pass."""
+    def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
         if not hasattr(self.model, "timm_model"):
             raise UsageError(
                 f"{self.name}: heat maps are made of timm's networks, and this is a "
                 f"{type(self.model).__name__}"
             )
         try:
-            with self._turn(), self._watched(self.model) as statistics:
-                maps, logits = heat_maps_and_logits(self.model, self._inputs(squares))
+            with self._turn():
+                return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
         except ValueError as error:
             raise UsageError(f"{self.name}: no heat maps: {error}") from error
-        return maps.cpu().numpy(), logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics]
 
     def _turn(self) -> AbstractContextManager:
         """One film or batch in the network at a time, where it takes the whole device; any number where each

@@ -21,12 +21,7 @@ PLACES = 6
 
 
 def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """(b, h, w) float32 maps of `heat_maps_and_logits`."""
-    return heat_maps_and_logits(model, inputs)[0]
-
-
-def heat_maps_and_logits(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the network saw pneumonia rather than normal, and its answers, by one pass forward.
+    """Where the network saw pneumonia rather than normal.
 
     The gradient of the difference of the two logits with respect to each channel of the feature map, averaged
     over places, weights the channels; what is left of their sum above zero speaks for pneumonia. The map is
@@ -44,7 +39,7 @@ def heat_maps_and_logits(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[
     Returns:
         (b, h, w) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
         nothing speaks for pneumonia. As fine as the feature map, h/32 or h/16 for most networks, and then
-        smoothed. And (b, 2) logits.
+        smoothed.
 
     Raises:
         ValueError: it is no network of timm's, has no feature map with places, or its logits are not finite.
@@ -65,8 +60,7 @@ def heat_maps_and_logits(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[
         evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
         maps = F.interpolate(evidence, inputs.shape[2:], mode="bilinear", align_corners=False).squeeze(1)
         highest = maps.amax(dim=(1, 2), keepdim=True)
-        maps = torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-        return maps, logits.detach()
+        return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
 
 @contextmanager
