@@ -16,6 +16,15 @@ from hf_pneumonia.errors import Stopped
 from hf_pneumonia.training.checkpoints import damage
 from soak.rank_kills import run_ranks
 
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 FLAGS = ("--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--learning_rate", "0.001")
 
 

@@ -61,6 +61,7 @@ DAMAGE = {
 def test_a_store_that_was_damaged_on_the_disk_is_built_anew_and_said_to_be_in_one_line(
     images, tmp_path, caplog, problem
 ):
+    caplog.set_level("WARNING", "hf_pneumonia")
     open_store(images, 32, tmp_path)
     folder = _store(tmp_path)
     whole = _files(folder)
@@ -75,6 +76,7 @@ def test_a_store_that_was_damaged_on_the_disk_is_built_anew_and_said_to_be_in_on
 
 
 def test_a_large_file_is_held_to_its_size(images, tmp_path, monkeypatch, caplog):
+    caplog.set_level("WARNING", "hf_pneumonia")
     monkeypatch.setattr(store_folder, "_SUMMED_UP", 1000)
     open_store(images, 32, tmp_path)
     _flip(_store(tmp_path))
