@@ -28,7 +28,7 @@ from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.gate import GATE, image_problem, load_gate
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
-from hf_pneumonia.modeling.heatmap import heat_maps
+from hf_pneumonia.modeling.heatmap import MapOfAnswer, heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 from hf_pneumonia.modeling.serving import packed
 
@@ -134,8 +134,9 @@ class PneumoniaClassifier:
         self._lock = threading.Lock()
         noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
-            # The one that is asked; `model` itself can be saved and explained.
+            # The one that is asked; `model` itself can be saved.
             self._quick = packed(self.model, self._inputs(noise))
+            self._map = MapOfAnswer.of(self.model, self._inputs(noise))
             statistics = self._ask(noise)[1]
             if self.gate is not None:
                 self.gate.scores(noise, statistics)
@@ -231,7 +232,7 @@ class PneumoniaClassifier:
         Raises:
             UsageError: as `__call__`.
         """
-        logits, statistics = self._ask(squares)
+        logits, statistics, features = self._ask(squares, heat_map)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
@@ -241,8 +242,7 @@ class PneumoniaClassifier:
         reasons = self._reasons(squares, statistics)
         if problems is not None:
             reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
-        # By a pass of its own: an answer is the same to the last bit with a map and without.
-        maps = self._heat_maps(squares) if heat_map else [None] * len(squares)
+        maps = self._heat_maps(squares, features) if heat_map else [None] * len(squares)
         return list(map(self._prediction, probabilities.tolist(), reasons, maps))
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
@@ -346,13 +346,16 @@ class PneumoniaClassifier:
         return network_input(films).to(self.dtype)
 
     @torch.inference_mode()
-    def _ask(self, squares: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(b, 2) logits, and what the gate wants to know: the statistics of each stage."""
-        with self._turn(), self._watched(self._quick) as statistics:
+    def _ask(
+        self, squares: np.ndarray, heat_map: bool = False
+    ) -> tuple[np.ndarray, list[np.ndarray], list[torch.Tensor]]:
+        """(b, 2) logits, the same to the last bit whatever else is asked; what the gate wants to know, the
+        statistics of each stage; and what `_heat_maps` makes maps of."""
+        with self._turn(), self._watched() as statistics, self._kept(heat_map) as features:
             logits = self._quick(self._inputs(squares)).logits
-        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics]
+        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], features
 
-    def _heat_maps(self, squares: np.ndarray) -> np.ndarray:
+    def _heat_maps(self, squares: np.ndarray, features: list[torch.Tensor]) -> np.ndarray:
         if not hasattr(self.model, "timm_model"):
             raise UsageError(
                 f"{self.name}: heat maps are made of timm's networks, and this is a "
@@ -360,7 +363,9 @@ class PneumoniaClassifier:
             )
         try:
             with self._turn():
-                return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
+                if self._map is None:
+                    return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
+                return self._map.maps(features[0], self.image_size).cpu().numpy()
         except ValueError as error:
             raise UsageError(f"{self.name}: no heat maps: {error}") from error
 
@@ -370,8 +375,12 @@ class PneumoniaClassifier:
         alone = self.device.type != "cpu" or torch.get_num_threads() > 1
         return self._lock if alone else nullcontext()
 
-    def _watched(self, model: torch.nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
-        return nullcontext([]) if self.gate is None else watch_stages(getattr(model, "timm_model", model))
+    def _watched(self) -> AbstractContextManager[list[torch.Tensor]]:
+        return nullcontext([]) if self.gate is None else watch_stages(_network(self._quick))
+
+    def _kept(self, heat_map: bool) -> AbstractContextManager[list[torch.Tensor]]:
+        kept = heat_map and self._map is not None
+        return self._map.features(_network(self._quick)) if kept else nullcontext([])
 
     def _reasons(self, squares: np.ndarray, statistics: list[np.ndarray]) -> list[str]:
         """Why the gate refuses each picture; "" where it does not."""
@@ -392,6 +401,10 @@ class PneumoniaClassifier:
         label = LABELS[int(probability >= self.threshold)]
         decision = NOT_A_FILM if reason else self.decide(probability)
         return Prediction(label, probability, self.threshold, decision, reason, heat_map)
+
+
+def _network(model: torch.nn.Module) -> torch.nn.Module:
+    return getattr(model, "timm_model", model)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

@@ -10,9 +10,12 @@ Learning Deep Features for Discriminative Localization, CVPR 2016.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from hf_pneumonia.modeling.rest import rest_behind
 
 # Places a side below which the last map is passed over for the stage before it. ResNet18 on simulated films,
 # the peak within a tenth of the side of the lesion (in brackets: of other films' lesions, by chance): at 96
@@ -33,12 +36,12 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: with timm's network as `timm_model`.
-        inputs: (b, 3, h, w) float of any precision, as `network_input` makes them, on the model's device.
+        inputs: (b, 3, s, s) float of any precision, as `network_input` makes them, on the model's device.
             Memory grows with b.
 
     Returns:
-        (b, h, w) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
-        nothing speaks for pneumonia. As fine as the feature map, h/32 or h/16 for most networks, and then
+        (b, s, s) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
+        nothing speaks for pneumonia. As fine as the feature map, s/32 or s/16 for most networks, and then
         smoothed.
 
     Raises:
@@ -51,16 +54,101 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         fed = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
         features, logits = _features_and_logits(network, fed)
         logits = logits if adapter is None else adapter.answer(logits)
-        if not torch.isfinite(logits).all():
-            raise ValueError("the network's answers are not finite, so there is nothing to explain")
-        difference = (logits[:, 1] - logits[:, 0]).sum()
-        # Asked for the features alone, so that no weight is left with a gradient.
-        (gradient,) = torch.autograd.grad(difference, features)
-        features, gradient = (_grid(network, one.detach().float()) for one in (features, gradient))
-        evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
-        maps = F.interpolate(evidence, inputs.shape[2:], mode="bilinear", align_corners=False).squeeze(1)
-        highest = maps.amax(dim=(1, 2), keepdim=True)
-        return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+        return _maps(network, features, logits, inputs.shape[-1])
+
+
+@dataclass(frozen=True)
+class MapOfAnswer:
+    """`heat_maps` of films while they are answered: the features are the answer's own, and only what is
+    behind them is passed again for the gradient.
+
+    Attributes:
+        place: name of the module of timm's network whose output the map is of.
+        rest: what is behind it, as `rest_behind` has it.
+        adapter: of a network of other people, from `load_model`; else None.
+    """
+
+    place: str
+    rest: torch.nn.Module
+    adapter: object | None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, inputs: torch.Tensor) -> "MapOfAnswer | None":
+        """Of a network in evaluation mode, tried with inputs as `heat_maps` takes them; None where its map is
+        no module's output, or what is behind that can't be parted from it: `heat_maps` it is, then."""
+        network, adapter = getattr(model, "timm_model", model), getattr(model, "adapter", None)
+        if not _has_parts(network) or _reads_token(network):
+            return None
+        fed = inputs if adapter is None else adapter.feed(inputs)
+        place = finer_stage(network, inputs.shape[-1]) or _last_map(network, fed)
+        rest = place and rest_behind(network, place, fed)
+        return cls(place, rest, adapter) if rest else None
+
+    @contextmanager
+    def features(self, network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+        """While it is open, each pass of the network in this thread leaves its features in the list."""
+        kept, thread = [], threading.get_ident()
+
+        def keep(_, __, output: torch.Tensor) -> None:
+            if threading.get_ident() == thread:  # else it is somebody else's film
+                kept.append(output.clone())  # some layers work in place
+
+        hook = network.get_submodule(self.place).register_forward_hook(keep)
+        try:
+            yield kept
+        finally:
+            hook.remove()
+
+    def maps(self, features: torch.Tensor, side: int) -> torch.Tensor:
+        """What `heat_maps` gives of films, of side x side pixels, whose features these are.
+
+        Raises:
+            ValueError: as `heat_maps`.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            features = features.clone().requires_grad_()
+            logits = self.rest.forward_head(self.rest.forward_features(features.clone()))
+            logits = logits if self.adapter is None else self.adapter.answer(logits)
+            return _maps(self.rest, features, logits, side)
+
+
+def _maps(network: torch.nn.Module, features: torch.Tensor, logits: torch.Tensor, side: int) -> torch.Tensor:
+    """(b, side, side) maps of features, from which the logits came."""
+    if not torch.isfinite(logits).all():
+        raise ValueError("the network's answers are not finite, so there is nothing to explain")
+    difference = (logits[:, 1] - logits[:, 0]).sum()
+    # Asked for the features alone, so that no weight is left with a gradient.
+    (gradient,) = torch.autograd.grad(difference, features)
+    features, gradient = (_grid(network, one.detach().float()) for one in (features, gradient))
+    evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    maps = F.interpolate(evidence, (side, side), mode="bilinear", align_corners=False).squeeze(1)
+    highest = maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+
+def _has_parts(network: torch.nn.Module) -> bool:
+    return hasattr(network, "forward_features") and hasattr(network, "forward_head")
+
+
+def _reads_token(network: torch.nn.Module) -> bool:
+    return getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks")
+
+
+@torch.no_grad()
+def _last_map(network: torch.nn.Module, inputs: torch.Tensor) -> str | None:
+    """Name of the module whose output `forward_features` gives; None where it does more to it."""
+    given: list[tuple[torch.Tensor, str]] = []
+
+    def listen(name: str, module: torch.nn.Module):
+        return module.register_forward_hook(lambda _, __, output: given.append((output, name)))
+
+    hooks = [listen(name, module) for name, module in network.named_modules() if name]
+    try:
+        features = network.forward_features(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((name for output, name in reversed(given) if output is features), None)
 
 
 @contextmanager
@@ -76,9 +164,9 @@ def _evaluation(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if not hasattr(network, "forward_features") or not hasattr(network, "forward_head"):
+    if not _has_parts(network):
         raise ValueError(f"{type(network).__name__} does not part its features from its head as timm does")
-    if getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks"):
+    if _reads_token(network):
         return _at(network, network.blocks[-1], inputs, before=True)
     if stage := finer_stage(network, inputs.shape[-1]):
         return _at(network, network.get_submodule(stage), inputs)

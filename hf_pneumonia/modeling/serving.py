@@ -14,6 +14,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hf_pneumonia.modeling.rest import same_tensors
+
 logger = logging.getLogger(__name__)
 
 # How far the answers of the two may lie apart, relative to the largest: both round in other places.
@@ -71,7 +73,7 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     checked = torch.cat([inputs, -inputs.flip(2), torch.nn.functional.avg_pool2d(inputs, 9, 1, 4)])
     expected = network(checked).logits
     try:
-        quick = _pack(_same_tensors(network), inputs)
+        quick = _pack(same_tensors(network), inputs)
         answer = quick(checked).logits
     except (RuntimeError, AttributeError, TypeError) as error:  # operators that this torch does not have
         logger.debug("convolutions are not packed: %s", error)
@@ -79,12 +81,6 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     # Written so that nan keeps the network as it is.
     near = (answer - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1)
     return quick if near else network
-
-
-def _same_tensors(network: nn.Module) -> nn.Module:
-    """A copy whose modules are its own and whose tensors are the network's: nothing is held twice."""
-    tensors = (*network.parameters(), *network.buffers())
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
