@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def run_alone(script: str, *argv: object):
 
 
 def peak_mb() -> int:
-    """Largest memory of this process so far, without its parent's, which `getrusage` counts too."""
+    """Largest memory of this process so far; without its parent's, which `getrusage` counts too, on Linux."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) // 1024
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 from measuring import ROOT, finish, interleaved, peak_mb, print_table, ratio, run_alone, spread
 from PIL import Image
 
@@ -116,7 +117,7 @@ def read(count: int, cache: Path) -> dict:
 
 
 def _resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def main() -> None:

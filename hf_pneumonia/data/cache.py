@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
-from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_film, squash
+from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_file, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
 from hf_pneumonia.data.store_folder import complete
 from hf_pneumonia.errors import UsageError
@@ -185,13 +185,14 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
 def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarray | None, tuple]:
     """Square, thumbnail and facts of one film; the reason in the square's place where it is unreadable."""
     try:
-        film = read_film(source)
+        data = source if isinstance(source, bytes) else read_file(source)
+        film = read_film(data)
     except UnreadableFilm as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False)
     square = squash(film, size)
     thumbnail = _thumbnail(film, square)
     hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
-    facts = (_sha256(source), *film.size, text_rows(film), colour_share(source), hues, blank)
+    facts = (_sha256(data), *film.size, text_rows(film), colour_share(data), hues, blank)
     return square, thumbnail, facts
 
 

@@ -72,7 +72,7 @@ def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image
     """
     # Read whole, ahead of decoding: an OSError of here is the disk's and not the film's, though damaged bytes
     # make Pillow seek to places that a file refuses with a number too.
-    data = source if isinstance(source, bytes) else _read_file(source)
+    data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise UnreadableFilm("empty file")
     check_size(len(data))
@@ -124,6 +124,23 @@ def stretch_upper_bits(gray: Image.Image) -> Image.Image:
     return stretch(np.asarray(gray))
 
 
+def read_file(path: str | Path) -> bytes:
+    """A film's file, whole.
+
+    Raises:
+        UnreadableFilm: it is missing, or above MAX_BYTES.
+        OSError: it can't be read for another reason.
+    """
+    try:
+        file = open(path, "rb")
+    except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
+        raise UnreadableFilm("no such file") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        check_size(size)
+        return file.read(size)
+
+
 def check_size(size: int) -> None:
     """Refuse a file of so many bytes, before it is read.
 
@@ -173,17 +190,6 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
     pixels = torch.from_numpy(np.array(film))[None, None]
     small = torch.nn.functional.interpolate(pixels, (size, size), mode=INTERPOLATION, antialias=True)
     return small[0, 0].numpy()
-
-
-def _read_file(path: str | Path) -> bytes:
-    try:
-        file = open(path, "rb")
-    except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
-        raise UnreadableFilm("no such file") from None
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        check_size(size)
-        return file.read(size)
 
 
 def _why_no_image(data: bytes) -> str:

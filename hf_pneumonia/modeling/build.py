@@ -3,17 +3,22 @@
 Also the two ends of it: what the network is fed, and how its head is scaled. Knows nothing about training.
 """
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import timm
 import torch
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.weights_header import read_weights_header
+
+if TYPE_CHECKING:
+    from transformers import TimmWrapperForImageClassification
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,9 @@ def build_model(
     Raises:
         UsageError: timm does not know the architecture, it can't be saved, or the weights can't be had.
     """
+    # A second and more, and who only asks for `network_input` needs none of it.
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('.')[0]}*")[:3]
         raise UsageError(

@@ -14,7 +14,6 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
-from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_pneumonia.data.settings_file import read_json
 from hf_pneumonia.modeling.weights_header import read_weights_header
@@ -101,11 +100,12 @@ def check_network(source: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     Raises:
         ValueError: it is larger, or can't be built.
     """
-    numbers = _TIMES * sum(map(math.prod, shapes.values())) + _MORE_NUMBERS
-    tensors = _TIMES * len(shapes) + _MORE_TENSORS
+    # A second and more, and who builds the network by himself needs none of it.
+    from transformers import AutoConfig, AutoModelForImageClassification
+
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        with torch.device("meta"), _no_more_than(numbers, tensors):
+        with without_memory(shapes):
             AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     # Every architecture reads its own settings, and raises nearly anything where they are of another type.
     except Exception as error:
@@ -114,8 +114,17 @@ def check_network(source: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @contextmanager
-def _no_more_than(numbers: int, tensors: int) -> Iterator[None]:
-    """Raise as soon as the modules that are made while this runs hold more."""
+def without_memory(shapes: dict[str, tuple[int, ...]]) -> Iterator[None]:
+    """While it is open, a network is built without memory for its numbers.
+
+    Args:
+        shapes: from `check_weights`.
+
+    Raises:
+        ValueError: as soon as it is larger than the weights beside it.
+    """
+    numbers = _TIMES * sum(map(math.prod, shapes.values())) + _MORE_NUMBERS
+    tensors = _TIMES * len(shapes) + _MORE_TENSORS
     found = {"numbers": 0, "tensors": 0}
 
     def count(_, __, tensor) -> None:
@@ -131,7 +140,8 @@ def _no_more_than(numbers: int, tensors: int) -> Iterator[None]:
         register_module_buffer_registration_hook(count),
     ]
     try:
-        yield
+        with torch.device("meta"):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

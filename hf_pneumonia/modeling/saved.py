@@ -4,22 +4,18 @@ What it was trained to be fed, and in which order it answers, is made up for her
 And the way back, to the two files that a model is.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    BaseImageProcessor,
-    PreTrainedModel,
-)
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
@@ -30,8 +26,13 @@ from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.demands import check_network, check_weights, read_config
 from hf_pneumonia.modeling.fetch import model_folder
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
+
 # Sides of the network's input, in pixels; a larger one takes gigabytes for a single film.
-_SIDES = range(8, 2049)
+SIDES = range(8, 2049)
+
+OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         UsageError: there is no such model, its files are damaged, its classes are others than LABELS, or it
             can't be fed with square gray films.
     """
+    # A second and more, and who needs no more than `SavedModel` does without.
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
     source = model_folder(name, revision)
     try:
         read_config(source)
@@ -105,22 +109,22 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         )
     model.eval()
     _adapt(model, mean, std, swapped=order != [0, 1])
-    _try(model, name, size)
-    point = _operating_point(model, name)
+    try_film(model, name, size)
+    point = operating_point(getattr(model.config, "pneumonia", None), name)
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
             f"the model prepares images in another way: films were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
-    if _has_other_report(source):
-        notes.append("the report.json beside it is of other weights: its figures are not this model's")
+    if has_other_report(source):
+        notes.append(OTHER_REPORT)
     local = Path(name).expanduser()
     short = local.resolve().name if local.is_dir() else name
     return SavedModel(short, model, size, point, notes, processor, source)
 
 
-def _has_other_report(folder: Path) -> bool:
+def has_other_report(folder: Path) -> bool:
     """Whether the report beside the weights says that it is of others; a damaged one says nothing."""
     try:
         report = read_json(folder / "report.json")
@@ -151,6 +155,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 def _without_table() -> Iterator[None]:
     """Keep off the screen what transformers says of weights that do not fit: a line per tensor. That they
     don't is said in one."""
+    import transformers
+
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity(logging.CRITICAL)
     try:
@@ -186,8 +192,8 @@ def _preprocessing(
         raise ValueError(
             f"its films are scaled by {str([mean, std])[:100]}, expected are means and deviations"
         )
-    if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in _SIDES:
-        bounds = f"{_SIDES[0]} to {_SIDES[-1]} pixels"
+    if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in SIDES:
+        bounds = f"{SIDES[0]} to {SIDES[-1]} pixels"
         found = " x ".join(map(str, size))[:100]
         raise ValueError(f"its input is {found}, and expected is a square of {bounds}")
     return int(size[0]), list(mean), list(std), squashed
@@ -230,7 +236,12 @@ def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped:
 
 
 @torch.no_grad()
-def _try(model: PreTrainedModel, name: str, size: int) -> None:
+def try_film(model: torch.nn.Module, name: str, size: int) -> None:
+    """Ask a network of one film.
+
+    Raises:
+        UsageError: it does not take such films, or gives no two logits.
+    """
     try:
         shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
     except (RuntimeError, ValueError) as error:
@@ -239,8 +250,16 @@ def _try(model: PreTrainedModel, name: str, size: int) -> None:
         raise UsageError(f"{name}: expected two logits for a film, got {shape}")
 
 
-def _operating_point(model: PreTrainedModel, name: str) -> dict:
-    stated = getattr(model.config, "pneumonia", None)
+def operating_point(stated: object, name: str) -> dict:
+    """What a config.json states under `pneumonia`, empty where it states no threshold.
+
+    Args:
+        stated: as it stands there.
+        name: of the model, for the message.
+
+    Raises:
+        UsageError: it is damaged.
+    """
     if not isinstance(stated, dict) or "threshold" not in stated:
         return {}
     bounds = {"threshold": (0, 1), "temperature": (1e-6, 1e6), "intercept": (-1e6, 1e6)}

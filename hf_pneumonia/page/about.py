@@ -31,7 +31,11 @@ def about_tab(model: str | os.PathLike, revision: str | None = None) -> None:
         model: run folder, any local folder, or a repository of the Hub (user/name).
         revision: branch, tag or commit of a repository.
     """
-    evidence = read_evidence(model, revision)
+    lay_out(read_evidence(model, revision))
+
+
+def lay_out(evidence: Evidence) -> None:
+    """`about_tab` of what was read already."""
     _html(about_html(evidence))
     if evidence.card:
         with gr.Accordion("The whole model card", open=False):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import NOT_A_FILM, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.wording import WORDS, percent, shape
 
 _STYLE = Path(__file__).with_name("answer.css")
@@ -28,7 +28,7 @@ def prediction_line(decision: str, probability: float | None) -> str:
     """The answer as one line of plain text.
 
     Args:
-        decision: one of `classifier.DECISIONS`.
+        decision: one of `prediction.DECISIONS`.
         probability: of pneumonia, 0 to 1; looked at for "pneumonia" and "normal" only.
 
     Returns:
@@ -62,7 +62,7 @@ def answer_html(
         probability: of pneumonia, 0 to 1; None, or not looked at, for what is no chest film.
         threshold: the operating point that the decision was made at.
         band: lowest and highest probability that is left open there, or None.
-        decision: one of `classifier.DECISIONS`.
+        decision: one of `prediction.DECISIONS`.
         reason: why it is refused, one line of plain text.
 
     Returns:

@@ -7,7 +7,7 @@ from gradio import FileData
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.film_rows import FilmRow, confidence, count_rows, row_of, score_films
 from hf_pneumonia.page.limits import (
     MANY_FILMS_SECONDS,
@@ -61,7 +61,7 @@ print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_na
 """
 
 
-def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """Add both to the open gr.Blocks.
 
     Args:
@@ -83,9 +83,9 @@ def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes],
             raise gr.Error("expected a list of files, got one thing", print_exception=False)
         try:
             found = films_of(map(uploaded, films))
+            rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
         except UsageError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
         answers = [{"file": row.file, **_answer(row), "error": _error(row)} for row in rows]
         return {"films": answers, "counts": count_rows(rows), "model": classifier.name}
 

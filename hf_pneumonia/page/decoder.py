@@ -7,12 +7,11 @@ import subprocess
 import sys
 import threading
 from multiprocessing import Pipe
-from pathlib import Path
 
 from PIL import Image
 
-import hf_pneumonia
 from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.page.environment import without_secrets
 from hf_pneumonia.page.limits import (
     DECODING_BYTES,
     DECODING_PROCESSES,
@@ -22,8 +21,6 @@ from hf_pneumonia.page.limits import (
 )
 
 COULD_NOT_COPE = "the decoder could not cope with this file"
-
-_SECRET = ("TOKEN", "SECRET", "KEY", "PASSW", "CREDENTIAL")  # in names of environment variables
 
 _START_SECONDS = 60  # half a second, on a machine that has nothing else to do
 
@@ -124,17 +121,6 @@ class Decoder:
         self.close()
 
 
-def _environment() -> dict[str, str]:
-    """This process's own, without what looks like a token, and with this package to be found."""
-    root = str(Path(hf_pneumonia.__file__).parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    plain = {
-        name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)
-    }
-    # OpenBLAS takes address space for each thread that it may start.
-    return {**plain, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
-
-
 class _Process:
     def __init__(self, flags: list[str]) -> None:
         self._pipe, theirs = Pipe()
@@ -143,7 +129,8 @@ class _Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno()), *flags],
             pass_fds=[theirs.fileno()],
-            env=_environment(),
+            # OpenBLAS takes address space for each thread that it may start.
+            env={**without_secrets(), "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -8,15 +8,15 @@ from time import monotonic
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.classifier import (
+from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
+from hf_pneumonia.inference.prediction import (
     DECISIONS,
     NORMAL,
     NOT_A_FILM,
     PNEUMONIA,
-    PneumoniaClassifier,
+    FilmClassifier,
     Prediction,
 )
-from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
 from hf_pneumonia.page.data_uri import thumbnail_uri
 from hf_pneumonia.page.limits import MANY_FILMS_SECONDS
 from hf_pneumonia.page.wording import UNREADABLE
@@ -34,7 +34,7 @@ class FilmRow:
 
     Attributes:
         file: its name, for people.
-        decision: one of `classifier.DECISIONS`, or UNREADABLE.
+        decision: one of `prediction.DECISIONS`, or UNREADABLE.
         label: one of LABELS; None for what is not a chest film, or could not be read.
         probability: of pneumonia; None where there is no label.
         threshold: from which it is called pneumonia.
@@ -52,7 +52,7 @@ class FilmRow:
 
 
 def score_films(
-    classifier: PneumoniaClassifier,
+    classifier: FilmClassifier,
     read: Callable[[str | bytes], Image.Image],
     films: list[Source],
     thumbnails: bool = True,
@@ -98,7 +98,7 @@ def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> FilmRow:
 
 
 def _score_batch(
-    classifier: PneumoniaClassifier,
+    classifier: FilmClassifier,
     read: Callable[[str | bytes], Image.Image],
     reader: FilmReader,
     films: list[Source],

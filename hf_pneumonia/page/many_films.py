@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.film_rows import FilmRow, score_films
 from hf_pneumonia.page.film_table import table
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
@@ -26,7 +26,7 @@ _LIMITS = (
 )
 
 
-def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """The tab's parts, in the open gr.Blocks or gr.Tab.
 
     Args:
@@ -46,10 +46,14 @@ def many_films_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes]
             return
         rows: list[FilmRow] = []
         progress((0, len(films)), unit="films")
-        for batch in score_films(classifier, read, films):
-            rows += batch
-            progress((len(rows), len(films)), unit="films")
-            yield gr.skip()
+        try:
+            for batch in score_films(classifier, read, films):
+                rows += batch
+                progress((len(rows), len(films)), unit="films")
+                yield gr.skip()
+        except UsageError as error:
+            yield _notice(f"The model gave no answer: {error}.")
+            return
         yield table(rows)
 
     gr.Markdown(_LIMITS)

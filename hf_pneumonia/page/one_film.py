@@ -6,6 +6,7 @@ server keeps nothing: neither film nor answer.
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
+from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier
 from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
 from hf_pneumonia.page.examples import Example, gallery_html
 from hf_pneumonia.page.trade_off import (
@@ -44,7 +45,7 @@ _NO_ANSWER = "No answer came. Try again."
 
 
 def look_at(
-    classifier: PneumoniaClassifier, film: Image.Image, name: str, heat_map: bool, note: str = ""
+    classifier: FilmClassifier, film: Image.Image, name: str, heat_map: bool, note: str = ""
 ) -> tuple[dict[str, Any], Any]:
     """Ask the network of a film.
 
@@ -71,7 +72,7 @@ def look_at(
     return said, viewer_value(film, prediction.heat_map)
 
 
-def card_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+def card_html(classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float) -> str:
     """What stands in the answer's place, for `answer_panel`.
 
     Args:
@@ -95,7 +96,7 @@ def card_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, thre
     return answer_html(probability, threshold, band, decision, said["reason"]) + _quiet(lines)
 
 
-def short_html(classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+def short_html(classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float) -> str:
     """The answer in one line, to stand under the slider where a phone has no room for the card beside it.
 
     Args:
@@ -122,7 +123,7 @@ def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
     return read(path)
 
 
-def makes_heat_maps(classifier: PneumoniaClassifier) -> bool:
+def makes_heat_maps(classifier: FilmClassifier) -> bool:
     """Whether the network can say where it looked: not all kinds can, and only a try tells."""
     black = np.zeros((1, classifier.image_size, classifier.image_size), np.uint8)
     try:
@@ -133,7 +134,7 @@ def makes_heat_maps(classifier: PneumoniaClassifier) -> bool:
 
 
 def one_film_tab(
-    classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
+    classifier: FilmClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
     """Put the tab's parts into the open Blocks.
 
@@ -144,7 +145,9 @@ def one_film_tab(
     """
     settings = settings_of(classifier)
     own = own_setting(settings, classifier.threshold)
-    heat_map = makes_heat_maps(classifier)
+    trying = ThreadPoolExecutor(1)  # the first heat map takes a moment, and nobody has asked yet
+    heat_map = trying.submit(makes_heat_maps, classifier)
+    trying.shutdown(wait=False)
 
     with gr.Row(elem_id="one-film"):
         with gr.Column(elem_id="film-input"):
@@ -170,7 +173,7 @@ def one_film_tab(
 
     def answer(choice: Any, name: str, note: str, film: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            said, view = look_at(classifier, film(), name, heat_map, note)
+            said, view = look_at(classifier, film(), name, heat_map.result(), note)
         except UnreadableFilm as error:
             said, view = {"problem": f"This file can't be read as a film: {error}", "name": name}, None
         except UsageError as error:
@@ -260,7 +263,7 @@ def one_film_tab(
     )
 
 
-def _trade_off(classifier: PneumoniaClassifier, settings: list[Setting], own: int) -> tuple:
+def _trade_off(classifier: FilmClassifier, settings: list[Setting], own: int) -> tuple:
     movable = len(settings) > 1
     gr.HTML("<h2>Sensitivity against specificity</h2>", apply_default_css=False)
     slider = gr.Slider(
@@ -303,7 +306,7 @@ def _trade_off(classifier: PneumoniaClassifier, settings: list[Setting], own: in
     return slider, short, back, of_setting, prevalence, worth
 
 
-def _decision(classifier: PneumoniaClassifier, probability: float | None, threshold: float) -> str:
+def _decision(classifier: FilmClassifier, probability: float | None, threshold: float) -> str:
     if probability is None:
         return NOT_A_FILM
     return classifier.decide(probability, None if threshold == classifier.threshold else threshold)

@@ -9,9 +9,10 @@ import gradio as gr
 from PIL import Image
 
 from hf_pneumonia.data.film import read_film
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.page.about import about_tab
+from hf_pneumonia.inference.prediction import FilmClassifier
+from hf_pneumonia.page.about import lay_out
 from hf_pneumonia.page.api import add_endpoints
+from hf_pneumonia.page.evidence import read_evidence
 from hf_pneumonia.page.examples import Example
 from hf_pneumonia.page.many_films import many_films_tab
 from hf_pneumonia.page.one_film import one_film_tab
@@ -27,7 +28,7 @@ _HERE = Path(__file__).parent
 
 
 def build_page(
-    classifier: PneumoniaClassifier,
+    classifier: FilmClassifier,
     read: Callable[[str | bytes], Image.Image] = read_film,
     examples: Sequence[Example] = (),
     model: str | None = None,
@@ -41,6 +42,8 @@ def build_page(
         model: the run folder or repository of which the tab "About the model" tells; None
             leaves that tab out.
     """
+    # First of all: the classifier may be loading yet, and this asks nothing of it.
+    evidence = None if model is None else read_evidence(model)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(classifier), apply_default_css=False, elem_id="head")
         gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="no-device")
@@ -49,9 +52,9 @@ def build_page(
                 one_film_tab(classifier, read, examples)
             with gr.Tab("Many films"):
                 many_films_tab(classifier, read)
-            if model is not None:
+            if evidence is not None:
                 with gr.Tab("About the model"):
-                    about_tab(model)
+                    lay_out(evidence)
         add_endpoints(classifier, read)
     return page
 
@@ -68,6 +71,6 @@ def looks() -> dict[str, Any]:
     }
 
 
-def _head(classifier: PneumoniaClassifier) -> str:
+def _head(classifier: FilmClassifier) -> str:
     notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
     return f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'

@@ -47,6 +47,8 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False, **looks)
     page.analytics_enabled = False
     # Gradio counts what was asked for a dashboard that is not served, and sums it up after every event.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", "1000000"
+    # Around each event it asks matplotlib for its backend, and where none is named that imports pyplot.
+    os.environ.setdefault("MPLBACKEND", "agg")
     # Closed API: nobody passes the queue by.
     page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
     page._queue.pending_messages_per_session = Unfetched()

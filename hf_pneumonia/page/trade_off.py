@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_pneumonia.evaluation.rates import predictive_values
 from hf_pneumonia.evaluation.trade_off import moved_band
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.wording import percent
 
 # Percent of the films that show pneumonia, where the person says nothing: about what a ward for coughing
@@ -31,7 +31,7 @@ class Setting:
     specificity: float
 
 
-def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
+def settings_of(classifier: FilmClassifier) -> list[Setting]:
     """What the slider can be set to, from the most sensitive setting to the most specific one.
 
     Returns:
@@ -53,7 +53,7 @@ def own_setting(settings: list[Setting], threshold: float) -> int:
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
 
 
-def band_at(classifier: PneumoniaClassifier, threshold: float) -> tuple[float, float] | None:
+def band_at(classifier: FilmClassifier, threshold: float) -> tuple[float, float] | None:
     """The uncertain band around another threshold than the model's; None where the model has none."""
     if classifier.band is None or threshold == classifier.threshold:
         return classifier.band
@@ -123,7 +123,7 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
     return " ".join(filter(None, (first, *unknown.values())))
 
 
-def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
+def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
     """What it means that a film is left open; "" where the model has no band."""
     band = band_at(classifier, setting.threshold)
     if band is None:
@@ -145,7 +145,7 @@ def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
     )
 
 
-def setting_html(classifier: PneumoniaClassifier, settings: list[Setting], index: int) -> str:
+def setting_html(classifier: FilmClassifier, settings: list[Setting], index: int) -> str:
     """What is said beside the slider: what a setting did in validation, and how it stands to the model's own.
 
     Args:
@@ -163,7 +163,7 @@ def setting_html(classifier: PneumoniaClassifier, settings: list[Setting], index
 
 
 def worth_html(
-    classifier: PneumoniaClassifier, settings: list[Setting], index: int, prevalence: float | None
+    classifier: FilmClassifier, settings: list[Setting], index: int, prevalence: float | None
 ) -> str:
     """What is said beside the prevalence: what an answer at a setting is worth, and what the figures are of.
 

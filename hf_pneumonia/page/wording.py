@@ -2,7 +2,7 @@
 
 import math
 
-from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
 
 # Of one film of many, beside the classifier's DECISIONS.
 UNREADABLE = "could not be read"
