@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hf_pneumonia.errors import run_script
 from hf_pneumonia.page.network import NetworkProcess
+from hf_pneumonia.page.quick_imports import without_collector
 
 
 def main(argv: list[str]) -> None:
@@ -24,14 +25,14 @@ def main(argv: list[str]) -> None:
     model = args.model or _own_model()
     with NetworkProcess(model) as network:
         # Gradio takes its time, and torch, there, as much: at a time, on a core each.
-        from hf_pneumonia.page.decoder import Decoder
-        from hf_pneumonia.page.evidence import example_files
-        from hf_pneumonia.page.examples import real_examples, simulated_examples
-        from hf_pneumonia.page.page import build_page, looks
-        from hf_pneumonia.page.remote_classifier import RemoteClassifier
-        from hf_pneumonia.page.serving import serve
-        from hf_pneumonia.page.upload_folder import UploadFolder
-
+        with without_collector():
+            from hf_pneumonia.page.decoder import Decoder
+            from hf_pneumonia.page.evidence import example_files
+            from hf_pneumonia.page.examples import real_examples, simulated_examples
+            from hf_pneumonia.page.page import build_page, looks
+            from hf_pneumonia.page.remote_classifier import RemoteClassifier
+            from hf_pneumonia.page.serving import serve
+            from hf_pneumonia.page.upload_folder import UploadFolder
         examples = simulated_examples()
         with Decoder() as decoder, UploadFolder() as uploads:
             classifier = RemoteClassifier(network)

@@ -34,10 +34,10 @@ def test_train_step():
 
 
 def test_epoch(tmp_path):
-    flags = f"--image_size 32 --count 40 --rounds 1 --cache_dir {tmp_path}"
+    flags = f"--image_size 32 --count 40 --repeat 2 --rounds 1 --cache_dir {tmp_path}"
     figures = _figures("epoch.py", *flags.split())
     assert len(figures["films_per_second"]) == 6 and _are_times(figures["films_per_second"])
-    assert _are_times(figures["store_milliseconds"]) and figures["films"] == "40, simulated"
+    assert _are_times(figures["store_milliseconds"]) and figures["films"] == "40, simulated, 2 times"
 
 
 def test_time_to_auc(tmp_path):

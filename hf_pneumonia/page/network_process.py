@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.page.quick_imports import without_collector
 
 if TYPE_CHECKING:
     from hf_pneumonia.inference.classifier import PneumoniaClassifier
@@ -40,7 +41,8 @@ def main(model: str, descriptors: list[int]) -> None:
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     pipes = list(map(Connection, descriptors))
     try:
-        classifier, facts = _load(model)
+        with without_collector():
+            classifier, facts = _load(model)
     except UsageError as error:
         return _send(pipes[0], {"mistake": str(error)})
     except OSError as error:
