@@ -30,7 +30,8 @@ ALIKE = 0.8
 # Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
 VERSION = 3
 
-_CHUNK = 512  # films, or pairs, that are worked on at a time
+_CHUNK = 512  # films that are worked on at a time
+_FEW = 128  # pairs that are: a pair takes a megabyte meanwhile
 _NEIGHBOURS = 8  # nearest films that are laid over each film; copies cut by 5% a side were among the first 8
 _BLOCKS = 4  # blocks that each film is looked up in
 _FREQUENCIES = 13  # lowest cosine frequencies along each side that make the perceptual hash
@@ -71,9 +72,8 @@ def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndar
     while len(crowds):
         pairs = _propose(thumbnails, chosen, pool)
         pairs = pairs[np.isin(pairs, crowds).any(axis=1)]
-        chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
-        overlaid = pool.map(partial(_overlay_rows, thumbnails), chunks)
-        correlations = np.concatenate([np.empty(0, np.float32), *overlaid])
+        correlations = np.empty(len(pairs), np.float32)
+        list(pool.map(partial(_overlay_rows, thumbnails, pairs, correlations), range(0, len(pairs), _FEW)))
         alike = correlations >= ALIKE
         found = np.concatenate([found, pairs[alike]])
         likeness = np.concatenate([likeness, correlations[alike]])
@@ -114,34 +114,47 @@ def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
 
 def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.ndarray:
     """(m, 2) int64 pairs of the chosen rows worth a closer look, lower row first, without repetition."""
-    chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
-    parts = list(pool.map(partial(_hashes, thumbnails), chunks))
-    if not sum(len(hashes) for hashes, _ in parts):
+    # Threads write to arrays that are there already: small results among large intermediate ones would keep
+    # their memory from being used again (100,000 films: 4 GB in place of 1.6).
+    views = torch.empty(2, len(chosen), _FREQUENCIES**2 - 1)
+    structured = torch.empty(len(chosen), dtype=torch.bool)
+
+    def hash_films(start: int) -> None:
+        chunk = slice(start, start + _CHUNK)
+        views[:, chunk], structured[chunk] = _hashes(thumbnails[chosen[chunk]])
+
+    list(pool.map(hash_films, range(0, len(chosen), _CHUNK)))
+    hashes, rows = views[:, structured].flatten(0, 1), torch.from_numpy(chosen)[structured].repeat(2)
+    if not len(hashes):
         return np.empty((0, 2), dtype=np.int64)
-    hashes, rows = (torch.cat(part) for part in zip(*parts, strict=True))
     # Landmarks spread over the films in an order that is the films' own, whatever order they come in.
     landmarks = hashes[hashes[:, 0].argsort()[:: max(1, int(len(hashes) ** 0.5))]]
     blocks = min(_BLOCKS, len(landmarks))
     nearest = torch.cat([(part @ landmarks.T).topk(blocks).indices for part in hashes.split(_CHUNK)])
+    members = [(nearest == landmark).any(1).nonzero().squeeze(1) for landmark in range(len(landmarks))]
+    ends = np.cumsum([len(block) * min(_NEIGHBOURS, len(block)) for block in members])
+    pairs, likeness = np.empty((2, ends[-1]), np.int64), np.empty(ends[-1], np.float32)
 
-    def neighbours(landmark: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        members = (nearest == landmark).any(1).nonzero().squeeze(1)
-        return [_neighbours(hashes, rows, chunk, members) for chunk in members.split(_CHUNK)]
+    def neighbours(block: torch.Tensor, end: int) -> None:
+        start = end - len(block) * min(_NEIGHBOURS, len(block))
+        for chunk in block.split(_CHUNK):
+            pair, values = _neighbours(hashes, rows, chunk, block)
+            part = slice(start, start := start + len(values))
+            pairs[:, part], likeness[part] = pair, values
 
-    found = [part for parts in pool.map(neighbours, range(len(landmarks))) for part in parts]
-    low, high, likeness = (np.concatenate(part) for part in zip(*found, strict=True))
-    return _nearest(low, high, likeness, len(thumbnails))
+    list(pool.map(neighbours, members, ends.tolist()))
+    return _nearest(*pairs, likeness, len(thumbnails))
 
 
 def _neighbours(
     hashes: torch.Tensor, rows: torch.Tensor, chunk: torch.Tensor, members: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower row, higher row and likeness of the nearest among `members` to each of `chunk`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(2, n) lower and higher row, and (n,) likeness, of the nearest among `members` to each of `chunk`."""
     likeness = hashes[chunk] @ hashes[members].T
     likeness[rows[chunk][:, None] == rows[members]] = -1  # a film is no neighbour of itself
     best = likeness.topk(min(_NEIGHBOURS, len(members)))
     pair = torch.stack([rows[chunk][:, None].expand_as(best.indices), rows[members][best.indices]])
-    return pair.amin(0).flatten().numpy(), pair.amax(0).flatten().numpy(), best.values.flatten().numpy()
+    return torch.stack([pair.amin(0), pair.amax(0)]).flatten(1), best.values.flatten()
 
 
 def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int) -> np.ndarray:
@@ -158,9 +171,9 @@ def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int
     return np.stack([low[chosen], high[chosen]], axis=1)
 
 
-def _hashes(thumbnails: np.ndarray, chunk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perceptual hashes of a chunk of rows: (up to 2 n, d) float32 of length one, and their rows; blank
-    films have none.
+def _hashes(thumbnails: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perceptual hashes of (n, THUMBNAIL, THUMBNAIL): (2, n, d) float32 of length one; and (n,) whether a
+    film has any structure: of a blank one the hash means nothing.
 
     The lowest cosine frequencies of the film after coarse local normalisation, as in the common "pHash", but
     with their size where that keeps only the sign. Each film has two: as a whole, and without its edge, so
@@ -168,20 +181,18 @@ def _hashes(thumbnails: np.ndarray, chunk: np.ndarray) -> tuple[torch.Tensor, to
     """
     side = torch.arange(THUMBNAIL)
     cosine = torch.cos(torch.pi / THUMBNAIL * (side + 0.5) * torch.arange(_FREQUENCIES)[:, None])
-    whole = torch.from_numpy(thumbnails[chunk]).float()[:, None]
-    structured = (whole.flatten(1).std(1) > 1).nonzero().squeeze(1)
-    whole = whole[structured]
+    whole = torch.from_numpy(thumbnails).float()[:, None]
     inner = whole[:, :, _EDGE:-_EDGE, _EDGE:-_EDGE]
     inner = F.interpolate(inner, (THUMBNAIL, THUMBNAIL), mode="bilinear", align_corners=False)
-    views = torch.cat([whole, inner])
-    spectrum = (cosine @ _normalise(views, 10) @ cosine.T).flatten(1)
-    return F.normalize(spectrum[:, 1:]), torch.from_numpy(chunk)[structured].repeat(2)  # without the mean
+    spectrum = (cosine @ _normalise(torch.stack([whole, inner]), 10) @ cosine.T).flatten(2)
+    return F.normalize(spectrum[..., 1:], dim=-1), whole.flatten(1).std(1) > 1  # without the mean
 
 
-def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(m,) float32 correlations of pairs of rows, normalised over ribs and vessels."""
-    films = (torch.from_numpy(thumbnails[rows]).float()[:, None] for rows in pairs.T)
-    return _overlay(*(_normalise(film, 3) for film in films)).numpy()
+def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray, found: np.ndarray, start: int) -> None:
+    """Write to `found` the correlations of a few pairs of rows, normalised over ribs and vessels."""
+    few = slice(start, start + _FEW)
+    films = (torch.from_numpy(thumbnails[rows]).float()[:, None] for rows in pairs[few].T)
+    found[few] = _overlay(*(_normalise(film, 3) for film in films)).numpy()
 
 
 def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
