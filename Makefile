@@ -1,7 +1,7 @@
 # make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
 # make test    lint, and the whole test suite
 # make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (README.md, "Soaks")
-# make bench   every benchmark, an hour or more; RUN is the model that is asked (benchmarks/README.md)
+# make bench   the benchmarks of speed, an hour or more; RUN is the model that is asked (benchmarks/README.md)
 # All set up .venv first, once.
 
 PYTHON ?= python3
@@ -27,6 +27,7 @@ soak: .venv/installed-test
 	.venv/bin/python -m soak.rank_kills
 
 bench: .venv/installed-test
+	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) is no run folder: make train first, or RUN=FOLDER" >&2; exit 2; }
 	.venv/bin/python benchmarks/train_step.py
 	.venv/bin/python benchmarks/epoch.py
 	.venv/bin/python benchmarks/predict.py $(RUN)

@@ -73,11 +73,15 @@ class Server:
                 time.sleep(0.05)
         sys.exit(f"app.py does not answer: {self.log.read_text()}")
 
-    def memory(self) -> tuple[float, float]:
-        """Resident MB of the server, and of its decoding processes together."""
-        mine = self.process.pid
-        others = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == mine]
-        return _resident(mine), sum(map(_resident, others))
+    def memory(self) -> dict[str, float]:
+        """Resident MB of the server, of the network's process, and of the decoding ones together."""
+        mine, found = self.process.pid, {"server": 0.0, "network": 0.0, "decoders": 0.0}
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            if pid == mine:
+                found["server"] += _resident(pid)
+            elif _parent(pid) == mine:
+                found["network" if b"network_process" in _command(pid) else "decoders"] += _resident(pid)
+        return found
 
     def stored(self) -> float:
         """MB of the files that lie in its temporary folder."""
@@ -102,6 +106,13 @@ def _status(pid: int, name: str) -> int:
 
 def _parent(pid: int) -> int:
     return _status(pid, "PPid")
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _resident(pid: int) -> float:
@@ -204,8 +215,7 @@ def put_under_load(server: Server, films: list[Path], clients: int, seconds: flo
         "errors": dict(outcomes),
         "p50_s": round(float(np.percentile(latencies, 50)), 3),
         "p95_s": round(float(np.percentile(latencies, 95)), 3),
-        "server_mb": [round(server) for server, _ in memory],
-        "decoders_mb": [round(decoders) for _, decoders in memory],
+        **{f"{kind}_mb": [round(one[kind]) for one in memory] for kind in memory[0]},
         "stored_mb": round(server.stored(), 1),
     }
 

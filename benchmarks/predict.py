@@ -2,8 +2,9 @@
 
     python benchmarks/predict.py RUN [--films FOLDER] [--rounds 3]
 
-One film (p50, p95), with a heat map on top; a folder of films, the pipeline at its best batch size; the
-largest memory; and how far the quick answers lie from plain ones: logits and decisions of all films. Ours in
+One film (p50, p95), with a heat map on top; a folder of films, the pipeline at its best batch size and number
+of workers; the largest memory; and how far the quick answers lie from plain ones: logits and decisions of all
+films. Ours in
 float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Films are those of
 CXR_DATA at full size, or simulated ones as large. The last line is JSON.
 """
@@ -31,7 +32,7 @@ from PIL import Image
 
 DTYPES = ("float32", "bfloat16")
 PIPELINES = ("pipeline", "pipeline, bfloat16")
-BATCHES = (1, 4, 8, 16)  # that the pipeline is tried with
+BATCHES, WORKERS = (1, 4, 8, 16), (0, 2)  # that the pipeline is tried with
 
 
 def pipeline_of(run: Path, name: str):
@@ -79,12 +80,17 @@ def folder(run: Path, films: list[Path], name: str) -> dict:
     paths = [str(path) for path in films]
     if name in DTYPES:
         classifier = classifier_of(run, name)
-        speeds = {16: _speed(lambda some: classifier(some), paths)}
+        speeds = {(16, 0): _speed(lambda some: classifier(some), paths)}
     else:
         pipe = pipeline_of(run, name)
-        speeds = {size: _speed(partial(pipe, batch_size=size), paths) for size in BATCHES}
+        speeds = {
+            (size, workers): _speed(partial(pipe, batch_size=size, num_workers=workers), paths)
+            for size in BATCHES
+            for workers in WORKERS
+        }
     best = max(speeds, key=speeds.get)
-    return {"films_per_second": speeds[best], "batch_size": best, "peak_mb": peak_mb()}
+    size, workers = best
+    return {"films_per_second": speeds[best], "batch_size": size, "workers": workers, "peak_mb": peak_mb()}
 
 
 def _speed(ask, paths: list[str]) -> float:
@@ -120,7 +126,7 @@ def agreement(run: Path, films: list[Path]) -> dict:
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:
-    return np.log(probability / (1 - probability))
+    return np.log(probability.clip(1e-12) / (1 - probability).clip(1e-12))
 
 
 def main() -> None:
@@ -168,7 +174,7 @@ def main() -> None:
         films=f"{len(films)}, {is_real(place) if args.films is None else 'named'}",
         milliseconds=latency,
         films_per_second={name: spread(values) for name, values in speeds.items()},
-        pipeline_batch_size=folders["pipeline"][-1]["batch_size"],
+        pipeline_at={name: folders["pipeline"][-1][name] for name in ("batch_size", "workers")},
         peak_mb=memory,
         ratios=ratios,
         agreement=agreed,

@@ -148,6 +148,7 @@ def main() -> None:
         argv = ("--films", count, "--cache_dir", args.cache_dir, "--one")
         stores.append(run_alone(__file__, *argv, "build") | run_alone(__file__, *argv, "read"))
         print(stores[-1], flush=True)
+    shutil.rmtree(args.cache_dir / "benchmark-scaling-store", ignore_errors=True)
     print(ratios)
     finish(benchmark="scaling", images_per_second=table, stores=stores, ratios=ratios)
 

@@ -1,6 +1,6 @@
 """Steps of training: our Trainer beside a bare loop that does the same, and beside the stock Trainer.
 
-    python benchmarks/train_step.py [--image_size 224] [--batch_size 32] [--steps 12] [--rounds 5]
+    python benchmarks/train_step.py [--image_size 224] [--batch_size 32] [--steps 20] [--rounds 5]
 
 All are fed batches that lie in memory. The bare loop is what anybody would write who wants our step and
 nothing else (channels last, bfloat16 where the processor has it, fused AdamW, clipping, the same
@@ -157,8 +157,8 @@ def measure(name: str, args: argparse.Namespace) -> float:
     if name != "stock Trainer":
         use_machine(device)
     with tempfile.TemporaryDirectory() as folder:
-        ours_too = "augmented" in name
-        settings = recipe(folder, args.image_size, args.batch_size, args.steps, ours_too, args.model)
+        augmented = "augmented" in name
+        settings = recipe(folder, args.image_size, args.batch_size, args.steps, augmented, args.model)
         films = InMemory(4 * args.batch_size, args.image_size, settings.device)
         if name == "stock Trainer":
             return stock(settings, films, folder)

@@ -70,4 +70,5 @@ def test_threads_that_are_inside_at_a_time_leave_all_as_it_was():
     with one_core_each():
         inside.wait(10)  # the first leaves while this one is inside
         thread.join(10)
+        assert torch.get_num_threads() == 1 and _blas() == {1}
     assert left == [3] and torch.get_num_threads() == 3 and _blas() == blas

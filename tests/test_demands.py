@@ -49,7 +49,7 @@ def test_a_network_larger_than_the_weights_beside_it_is_refused_without_its_memo
 
 
 def test_numbers_that_are_counted_up_to_are_refused_before_anything_is_built(timm_folder, monkeypatch):
-    monkeypatch.setattr(demands, "AutoConfig", None)
+    monkeypatch.setattr("transformers.AutoConfig", None)
     _change(timm_folder, architecture="vit_tiny_patch16_224", model_args={"depth": 10**9})
     assert "a number above 1,000,000 (depth)" in _refusal(timm_folder)
 

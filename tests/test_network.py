@@ -14,7 +14,7 @@ from test_decoder import _runs, _until
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.page.network import CHANGED, DIED, NOT_AGAIN, NetworkProcess
+from hf_pneumonia.page.network import CHANGED, DIED, NOT_AGAIN, NetworkProcess, _Process
 from hf_pneumonia.page.remote_classifier import RemoteClassifier
 
 
@@ -60,7 +60,7 @@ def _same(ours, theirs) -> None:
 def test_it_has_of_the_model_what_the_class_has(here, there):
     for name in ("name", "image_size", "threshold", "operating_point", "band", "trade_off", "notes"):
         assert getattr(there, name) == getattr(here, name)
-    assert isinstance(there.band, tuple)
+    assert isinstance(there.band, tuple) and there.makes_heat_maps() is True
     for probability in (0.0, 0.2, here.threshold, 1.0):
         assert there.decide(probability) == here.decide(probability)
         assert there.decide(probability, 0.3) == here.decide(probability, 0.3)
@@ -114,21 +114,42 @@ def test_a_model_that_can_not_be_loaded_is_the_same_mistake_as_in_the_class(tmp_
                 assert str(found.value) == str(expected.value)
 
 
-def test_one_that_is_killed_while_it_answers_costs_that_answer_and_is_started_again(
-    here, there, network, films
-):
+def test_one_that_is_killed_while_it_answers_is_started_again_and_asked_again(here, there, network, films):
     before = _pid(network)
     os.kill(before, signal.SIGSTOP)
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(there, film) for film in films[:6]]
         time.sleep(0.3)
         os.kill(before, signal.SIGKILL)
-        # Those that waited for a turn may find it dead already, and are asked of the next one.
-        met = [one.exception() for one in asked]
-    assert all(error is None or (type(error) is UsageError and str(error) == DIED) for error in met)
-    assert any(met)
-    assert there(films[0]) == here(films[0])
+        assert [one.result() for one in asked] == [here(film) for film in films[:6]]
     assert _pid(network) != before and not _runs(before)
+
+
+def test_a_question_that_ends_it_twice_is_given_up(here, there, network, films, monkeypatch):
+    def end(process, *_):
+        process._process.kill()
+        raise EOFError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Process, "ask", end)
+        with pytest.raises(UsageError, match=DIED):
+            there(films[0])
+    assert there(films[0]) == here(films[0])
+
+
+def test_a_message_that_it_can_not_read_ends_it_and_leaves_nobody_waiting(here, there, network, films):
+    before = _pid(network)
+    for pipe in network._process._pipes:
+        pipe.send_bytes(b"no JSON")
+    assert _until(lambda: not _runs(before))
+    assert there(films[0]) == here(films[0])
+
+
+def test_one_that_is_killed_while_it_loads_is_a_mistake_of_one_line(timm_folder):
+    with NetworkProcess(str(timm_folder)) as network:
+        os.kill(_pid(network), signal.SIGKILL)
+        with pytest.raises(UsageError, match="ended by signal 9; it may need more memory"):
+            network.facts()
 
 
 def test_one_that_died_while_nobody_asked_costs_no_answer(here, there, network, films):

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from hf_pneumonia.data.film import read_film
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.errors import UnreadableFilm
 from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier, Prediction
 from hf_pneumonia.page.answer import prediction_line
-from hf_pneumonia.page.one_film import card_html, look_at, makes_heat_maps, read_upload, short_html
+from hf_pneumonia.page.one_film import card_html, look_at, read_upload, short_html
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,5 @@ def test_the_answer_in_one_line_has_the_decision_and_the_probability_of_pneumoni
 
 
 def test_networks_that_make_no_heat_maps_are_found_at_start_up(classifier, vit_folder):
-    assert makes_heat_maps(classifier)
-    assert not makes_heat_maps(PneumoniaClassifier.from_pretrained(vit_folder))
-
-    def refuse(squares, heat_map):
-        raise UsageError("no heat maps of this network")
-
-    assert not makes_heat_maps(SimpleNamespace(image_size=8, predict_squares=refuse))
+    assert classifier.makes_heat_maps()
+    assert not PneumoniaClassifier.from_pretrained(vit_folder).makes_heat_maps()

@@ -7,8 +7,8 @@ from torch import nn
 
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.heatmap import MapOfAnswer, heat_maps
+from hf_pneumonia.modeling.packing import packed
 from hf_pneumonia.modeling.rest import rest_behind
-from hf_pneumonia.modeling.serving import packed
 
 
 def films(size: int, count: int = 3) -> torch.Tensor:

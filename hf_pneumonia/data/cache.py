@@ -27,7 +27,7 @@ from hf_pneumonia.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 6
+_FORMAT = 7
 
 _FACTS = np.dtype(
     [

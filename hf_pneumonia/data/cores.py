@@ -6,16 +6,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:  # what `docker --cpus` and Kubernetes set: microseconds of all cores together, in so many
+        quota, period = _QUOTA.read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
 
 
 class _Shared:

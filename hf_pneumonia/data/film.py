@@ -28,9 +28,9 @@ MAX_PIXELS = 100_000_000
 # Room for MAX_PIXELS of 16 bits, uncompressed, and for what stands around them.
 MAX_BYTES = 256 * 2**20
 
-# From so many times the pixels that are wanted a film is resized by torch, in half of Pillow's time, by the
-# same filter: one pixel in 400 differs, by one gray level (full-size films at 224 pixels). Averaging by whole
-# numbers first, or JPEG's own reduced decoding, is no quicker and moves answers by a tenth in the logit.
+# From so many times the pixels that are wanted a film is resized by torch, in a fifth of Pillow's time and by
+# the same filter: first down and then across, where Pillow goes across first. Both round in between: they
+# differ by 0.12 gray levels in the mean, and lie 0.25 from the unrounded result, each (docs/LOG.md).
 _LARGE = 16
 
 # What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
@@ -185,11 +185,22 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
         return np.asarray(film)
     if film.width * film.height < _LARGE * size**2:
         return np.asarray(film.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
+    return np.ascontiguousarray(_shrink(_shrink(np.asarray(film), size).T, size).T)
+
+
+def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(h, w) -> (size, w) uint8, each column by itself."""
     import torch  # a second, and who only decodes needs none of it
 
-    pixels = torch.from_numpy(np.array(film))[None, None]
-    small = torch.nn.functional.interpolate(pixels, (size, size), mode=INTERPOLATION, antialias=True)
-    return small[0, 0].numpy()
+    height, width = pixels.shape
+    # Four columns as the four colours of one pixel, which torch's routine takes at a time.
+    whole = np.zeros((height, width + -width % 4), np.uint8)
+    whole[:, :width] = pixels
+    colours = torch.from_numpy(whole).view(1, height, -1, 4).permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(
+        colours, (size, colours.shape[3]), mode=INTERPOLATION, antialias=True
+    )
+    return small.permute(0, 2, 3, 1).reshape(size, -1).numpy()[:, :width]
 
 
 def _why_no_image(data: bytes) -> str:

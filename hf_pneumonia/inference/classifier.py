@@ -29,8 +29,8 @@ from hf_pneumonia.inference.prediction import (
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
 from hf_pneumonia.modeling.heatmap import MapOfAnswer, heat_maps
+from hf_pneumonia.modeling.packing import packed
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
-from hf_pneumonia.modeling.serving import packed
 
 __all__ = [
     "DECISIONS",

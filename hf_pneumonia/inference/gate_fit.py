@@ -1,5 +1,6 @@
 """A network and its films -> the gate beside it, and how good that gate is."""
 
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -16,6 +17,8 @@ from hf_pneumonia.evaluation.intervals import wilson
 from hf_pneumonia.inference.gate import Gate, Spread, distances, image_problem, layout_numbers
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.features import stage_statistics
+
+logger = logging.getLogger(__name__)
 
 # Films that the statistics are taken of, drawn from each split where it has more: enough for 64 directions.
 _FILMS = 1024
@@ -49,10 +52,18 @@ def make_gate(model: nn.Module, films: FilmSet, batch_size: int) -> Gate | None:
         batch_size: films per forward pass.
 
     Returns:
-        None where the network lists no stages, or there are fewer than 32 films to train and 8 to validate.
+        None where the network lists no stages that can be watched, or there are fewer than 32 films to train
+        and 8 to validate.
     """
     train, validation = (_some(films.rows(split)) for split in ("train", "validation"))
     if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
+        return None
+    try:
+        stage_statistics(model, films.store[train[:1]], 1)
+    # A few architectures list stages that are no modules, or give no maps; the training is done, and is kept.
+    except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
+        kind = type(model.timm_model).__name__
+        logger.warning("no gate: the stages of %s can't be watched (%s)", kind, error)
         return None
 
     def seen(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

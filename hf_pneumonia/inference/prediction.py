@@ -137,6 +137,15 @@ class FilmClassifier(ABC):
             UsageError: as `__call__`.
         """
 
+    def makes_heat_maps(self) -> bool:
+        """Whether the network can say where it looked: not all kinds can, and only a try tells."""
+        black = np.zeros((1, self.image_size, self.image_size), np.uint8)
+        try:
+            self.predict_squares(black, heat_map=True)
+        except UsageError:
+            return False
+        return True
+
     def decide(self, probability: float, threshold: float | None = None) -> str:
         """What a chest film of this probability is called: "pneumonia", "normal" or "uncertain".
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import timm
 import torch
 from safetensors.torch import load_file
-from torch.overrides import TorchFunctionMode
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
@@ -32,15 +31,6 @@ from hf_pneumonia.modeling.saved import (
 _MORE_FILES = ("model.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
 
 _ARGUMENTS = {"drop_rate", "img_size"}  # that `build_model` gives a network
-
-
-class _Undrawn(TorchFunctionMode):
-    """While it is open, no random numbers are drawn for weights, which a file is to replace."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
-        return function(*args, **(kwargs or {}))
 
 
 class TimmNetwork(torch.nn.Module):
@@ -104,7 +94,7 @@ def _plain_network(folder: Path) -> tuple[torch.nn.Module, object, int] | None:
         )
         if not as_built:
             return None
-        with without_memory(shapes), _Undrawn():
+        with without_memory(shapes):
             network = timm.create_model(config["architecture"], num_classes=len(LABELS), **arguments)
         network.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     # An architecture may raise nearly anything; `load_model` meets it too, and says it better.

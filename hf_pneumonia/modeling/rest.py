@@ -46,12 +46,12 @@ def rest_behind(network: nn.Module, place: str, inputs: torch.Tensor) -> nn.Modu
     finally:
         for hook in hooks:
             hook.remove()
-    rest = same_tensors(network)
-    for name in done:
-        rest.set_submodule(name, nn.Identity())
     if len(given) != 1 or not torch.is_tensor(given[0]):
         return None
+    rest = same_tensors(network)
     try:
+        for name in done:
+            rest.set_submodule(name, nn.Identity())
         answer = rest(given[0])
     # Of what was no chain of modules; an architecture may raise nearly anything.
     except Exception:

@@ -22,4 +22,5 @@ def without_secrets(kept: Sequence[str] = ()) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(tuple(kept)) or not any(word in name.upper() for word in _SECRET)
     }
-    return {**plain, "PYTHONPATH": os.pathsep.join(paths)}
+    # Safe: `python -m` would look for modules in the folder where the server was started first (3.11 on).
+    return {**plain, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}

@@ -18,7 +18,7 @@ from hf_pneumonia.page.limits import QUESTIONS
 
 logger = logging.getLogger(__name__)
 
-DIED = "the process that asks the network ended, and is started again; please try again in a minute"
+DIED = "the process that asks the network ended, and is started again; please try again"
 NOT_AGAIN = "the process that asks the network can't be started again; the server's log says why"
 CHANGED = "the model's files are others than when the page was started; the page has to be started again"
 
@@ -59,15 +59,18 @@ class NetworkProcess:
         """The answer to a question; both as `network_process` has them.
 
         Raises:
-            UsageError: what the question met; or the process died, and is started again.
+            UsageError: what the question met; or the process died of it twice, and is started again.
             RuntimeError: a bug in the process, with its traceback.
         """
-        process = self._running()
-        try:
-            answer, found = process.ask(question, pixels)
-        except (EOFError, OSError):
-            self._replace(process)
-            raise UsageError(DIED) from None
+        for attempt in (1, 2):  # the same question may be asked again
+            process = self._running()
+            try:
+                answer, found = process.ask(question, pixels)
+                break
+            except (EOFError, OSError):
+                self._replace(process)
+                if attempt == 2:
+                    raise UsageError(DIED) from None
         _raise_what_it_met(answer)
         return answer, found
 
@@ -102,7 +105,11 @@ class NetworkProcess:
             if self._process is process:  # else another thread has replaced it
                 process.end()
                 # By the folder: of a repository there may be a newer commit by now.
-                self._process = _Process(self.facts()["folder"])
+                try:
+                    self._process = _Process(self.facts()["folder"])
+                except OSError as error:  # no memory, say; the next who asks tries anew
+                    logger.error("the network's process can't be started again: %s", error)
+                    raise UsageError(NOT_AGAIN) from error
             return self._process
 
     def __enter__(self) -> "NetworkProcess":
@@ -144,11 +151,17 @@ class _Process:
                 try:
                     self._said = json.loads(self._pipes[0].recv_bytes())
                 except (EOFError, OSError):
-                    self._said = {"bug": "the network's process does not start; stderr says why"}
+                    self._said = self._why_it_ended()
         if "facts" not in self._said:
             self._broken = True
             _raise_what_it_met(self._said)
         return self._said["facts"]
+
+    def _why_it_ended(self) -> dict:
+        code = self._process.wait()
+        if code < 0:
+            return {"mistake": f"loading the model was ended by signal {-code}; it may need more memory"}
+        return {"bug": "the network's process does not start; stderr says why"}
 
     def ask(self, question: dict, pixels: bytes) -> tuple[dict, bytes]:
         """Raises EOFError or OSError where it died."""

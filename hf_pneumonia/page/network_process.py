@@ -1,10 +1,10 @@
 """The process that asks the network: films in, predictions and heat maps out. Knows nothing of a page.
 
 It is told the model's name and the descriptors of its ends of some pipes. Over the first of them it says,
-once it has loaded the model, `{"facts": ...}`: what `FilmClassifier` has of the model, and the `folder` and
-`files` that it was loaded from; or what it met instead. Then questions come over any of them, a table in JSON
-and the bytes of pixels, and so do the answers: a table, and the bytes of squares or heat maps. No pickle goes
-either way.
+once it has loaded the model, `{"facts": ...}`: what `FilmClassifier` has of the model, whether it makes
+`heat_maps`, and the `folder` and `files` that it was loaded from; or what it met instead. Then questions come
+over any of them, a table in JSON and the bytes of pixels, and so do the answers: a table, and the bytes of
+squares or heat maps. No pickle goes either way.
 """
 
 import json
@@ -73,6 +73,7 @@ def _load(model: str) -> tuple["PneumoniaClassifier", dict]:
         logger.warning("%s: %s", classifier.name, note)
     names = ("name", "image_size", "threshold", "operating_point", "band", "notes")
     facts = {name: getattr(classifier, name) for name in names}
+    facts["heat_maps"] = classifier.makes_heat_maps()
     return classifier, {**facts, "folder": str(saved.folder), "files": _files(saved.folder)}
 
 
@@ -87,11 +88,18 @@ def _answer_all(classifier: "PneumoniaClassifier", pipe: Connection, everybody: 
 
     torch.get_num_threads()  # from here on this thread's own number, whatever another one sets for a batch
     everybody.wait()
-    while True:
-        question, pixels = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
-        answer, found = _answer(classifier, question, pixels)
-        _send(pipe, answer)
-        pipe.send_bytes(found)
+    try:
+        while True:
+            question, pixels = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
+            answer, found = _answer(classifier, question, pixels)
+            _send(pipe, answer)
+            pipe.send_bytes(found)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the server has ended
+    # No memory for a question, say: without this thread who asked over its pipe would wait for ever.
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _answer(classifier: "PneumoniaClassifier", question: dict, pixels: bytes) -> tuple[dict, bytes]:

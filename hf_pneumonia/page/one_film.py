@@ -6,13 +6,11 @@ server keeps nothing: neither film nor answer.
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
@@ -123,16 +121,6 @@ def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
     return read(path)
 
 
-def makes_heat_maps(classifier: FilmClassifier) -> bool:
-    """Whether the network can say where it looked: not all kinds can, and only a try tells."""
-    black = np.zeros((1, classifier.image_size, classifier.image_size), np.uint8)
-    try:
-        classifier.predict_squares(black, heat_map=True)
-    except UsageError:
-        return False
-    return True
-
-
 def one_film_tab(
     classifier: FilmClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
@@ -145,9 +133,7 @@ def one_film_tab(
     """
     settings = settings_of(classifier)
     own = own_setting(settings, classifier.threshold)
-    trying = ThreadPoolExecutor(1)  # the first heat map takes a moment, and nobody has asked yet
-    heat_map = trying.submit(makes_heat_maps, classifier)
-    trying.shutdown(wait=False)
+    heat_map = classifier.makes_heat_maps()
 
     with gr.Row(elem_id="one-film"):
         with gr.Column(elem_id="film-input"):
@@ -173,7 +159,7 @@ def one_film_tab(
 
     def answer(choice: Any, name: str, note: str, film: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            said, view = look_at(classifier, film(), name, heat_map.result(), note)
+            said, view = look_at(classifier, film(), name, heat_map, note)
         except UnreadableFilm as error:
             said, view = {"problem": f"This file can't be read as a film: {error}", "name": name}, None
         except UsageError as error:

@@ -40,6 +40,9 @@ class RemoteClassifier(FilmClassifier):
         """
         return self._ask(squares, heat_map, problems, one_core=False)
 
+    def makes_heat_maps(self) -> bool:
+        return self._process.facts()["heat_maps"]
+
     def _squash(self, film: Image.Image) -> np.ndarray:
         # Not here: large films are resized by torch, and a page that never imports it starts sooner.
         question = {"ask": "squash", "size": film.size}

@@ -7,8 +7,9 @@ import torch
 
 from hf_pneumonia.data.filmset import FilmSet
 
-# Share of a GPU's free memory that the films of one split may take; the rest is for the network.
-_SHARE = 0.4
+# Share of a GPU's free memory that the films of one split may take: three take less than half of it, and the
+# rest is for the network.
+_SHARE = 0.2
 
 _CHUNK = 1024  # films that are sent to a GPU at a time
 

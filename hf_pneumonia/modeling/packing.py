@@ -75,7 +75,8 @@ def packed(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     try:
         quick = _pack(same_tensors(network), inputs)
         answer = quick(checked).logits
-    except (RuntimeError, AttributeError, TypeError) as error:  # operators that this torch does not have
+    # Operators that this torch does not have; or no weight is left for transformers to see the device by.
+    except (RuntimeError, AttributeError, TypeError, StopIteration) as error:
         logger.debug("convolutions are not packed: %s", error)
         return network
     # Written so that nan keeps the network as it is.
@@ -89,7 +90,10 @@ def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
         network(inputs.clone())
     gray = next(iter(gray), None)
     names = {module: name for name, module in network.named_modules()}
+    stages = _stages(network)
     for conv, shape in fed.items():
+        if conv in stages:
+            continue
         fused, norm = conv, after.get(conv)
         last = conv
         if isinstance(norm, nn.BatchNorm2d):
@@ -97,11 +101,17 @@ def _pack(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
             fused, last = fuse_conv_bn_eval(*both).to(conv.weight.dtype), norm
             left = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
             network.set_submodule(names[norm], left)
-        relu = after.get(last)
+        relu = None if last in stages else after.get(last)
         if type(relu) is nn.ReLU:
             network.set_submodule(names[relu], nn.Identity())
         network.set_submodule(names[conv], PackedConv2d(fused, shape, type(relu) is nn.ReLU, conv is gray))
     return network
+
+
+def _stages(network: nn.Module) -> set[nn.Module]:
+    """What `watch_stages` looks at: such a module is to give what it gave."""
+    timm_model = getattr(network, "timm_model", network)
+    return {timm_model.get_submodule(stage["module"]) for stage in getattr(timm_model, "feature_info", [])}
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import timm
 import torch
 from torch import nn
 
-from hf_pneumonia.modeling import serving
+from hf_pneumonia.modeling import packing
 from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.modeling.serving import PackedConv2d, packed
+from hf_pneumonia.modeling.packing import PackedConv2d, packed
 
 FILMS = torch.randint(0, 256, (5, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -81,6 +81,7 @@ def test_channels_that_are_zero_for_one_film_are_still_looked_at_for_others():
     assert [conv.channels for conv in convs].count(1) == 1
     black = network_input(torch.zeros(1, 64, 64, dtype=torch.uint8))
     quick = packed(model, black)
+    assert quick is not model
     with torch.inference_mode():
         inputs = network_input(FILMS)
         torch.testing.assert_close(quick(inputs).logits, model(inputs).logits, rtol=1e-4, atol=1e-4)
@@ -100,7 +101,7 @@ def test_a_layer_that_is_passed_twice_is_not_folded():
     torch.manual_seed(0)
     twice = Twice().eval()
     quick = packed(twice, network_input(FILMS[:1]))
-    assert type(quick.norm) is nn.BatchNorm2d and type(quick.conv) is nn.Conv2d
+    assert quick is not twice and type(quick.norm) is nn.BatchNorm2d and type(quick.conv) is nn.Conv2d
 
 
 @needs_onednn
@@ -116,12 +117,13 @@ def test_the_network_is_left_as_it_is_and_other_layers_are_shared_with_it():
 
 def test_what_can_not_be_packed_is_the_network_itself(monkeypatch):
     model, inputs = _trained("resnet18"), network_input(FILMS[:1])
-    assert packed(copy.deepcopy(model).double(), inputs.double()).dtype == torch.float64
+    double = copy.deepcopy(model).double()
+    assert packed(double, inputs.double()) is double
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert packed(model, inputs) is model
     monkeypatch.undo()
     monkeypatch.setattr(
-        serving, "_pack", lambda *_: (_ for _ in ()).throw(AttributeError("no such operator"))
+        packing, "_pack", lambda *_: (_ for _ in ()).throw(AttributeError("no such operator"))
     )
     assert packed(model, inputs) is model
 
@@ -144,6 +146,6 @@ def test_padding_of_other_kinds_is_left_alone():
         for module in network.modules()
         if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d
     ]
-    assert odd and not any(serving._is_plain(module) for module in odd)
-    assert not serving._is_plain(nn.Conv2d(1, 1, 3, padding="same"))
-    assert not serving._is_plain(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+    assert odd and not any(packing._is_plain(module) for module in odd)
+    assert not packing._is_plain(nn.Conv2d(1, 1, 3, padding="same"))
+    assert not packing._is_plain(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
