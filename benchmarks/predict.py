@@ -4,9 +4,8 @@
 
 One film (p50, p95), with a heat map on top; a folder of films, the pipeline at its best batch size and number
 of workers; the largest memory; and how far the quick answers lie from plain ones: logits and decisions of all
-films. Ours in
-float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Films are those of
-CXR_DATA at full size, or simulated ones as large. The last line is JSON.
+films. Ours in float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Films
+are those of CXR_DATA at full size, or simulated ones as large. The last line is JSON.
 """
 
 import argparse

@@ -12,7 +12,6 @@ from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling import demands
 from hf_pneumonia.modeling.saved import load_model
 
 

@@ -43,5 +43,5 @@ def test_a_training_on_laid_films_ends_with_the_same_weights(trainer):
 
 def test_only_gpus_are_given_films_and_only_as_many_as_leave_room(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000, 2_000))
-    assert _fits(400, torch.device("cuda")) and not _fits(401, torch.device("cuda"))
+    assert _fits(200, torch.device("cuda")) and not _fits(201, torch.device("cuda"))
     assert not _fits(1, torch.device("cpu")) and not _fits(1, torch.device("mps"))

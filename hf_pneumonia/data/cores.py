@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import OpenBLASController, threadpool_limits
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -44,6 +44,7 @@ def one_core_each() -> Iterator[None]:
     with _Shared.lock:
         if not _Shared.users:
             _Shared.threads = torch.get_num_threads()
+            _any_thread()
             _Shared.blas = threadpool_limits(1, user_api="blas")  # of NumPy's products
         _Shared.users += 1
         torch.set_num_threads(1)
@@ -53,8 +54,15 @@ def one_core_each() -> Iterator[None]:
         with _Shared.lock:
             _Shared.users -= 1
             if not _Shared.users:
+                _any_thread()
                 _Shared.blas.restore_original_limits()
             torch.set_num_threads(_Shared.threads)  # each thread has a number of its own, too
+
+
+def _any_thread() -> None:
+    """threadpoolctl from 3.8 on does nothing, silently, for another thread than the first that set one."""
+    if clear := getattr(OpenBLASController, "clear_controlling_thread", None):
+        clear(force=True)
 
 
 def work_ahead(
