@@ -327,6 +327,29 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
         raise Wrong("a name of a file is markup")
 
 
+def checkpoint(bench: Bench, rng: np.random.Generator) -> None:
+    """A complete checkpoint of which one file is spoilt: it is passed by, or it was not changed."""
+    from hf_pneumonia.training.checkpoints import begin, complete, find_checkpoint
+
+    run = bench.folder / "case" / "run"
+    run.mkdir()
+    aside = begin(run, 1)
+    for name in ("config.json", "model.safetensors", "gate.safetensors"):
+        (aside / name).write_bytes((bench.whole / name).read_bytes())
+    place = complete(run, 1, {"processes": 1})
+    files = sorted(place.iterdir())
+    file = files[rng.integers(len(files))]
+    before = file.read_bytes()
+    if file.name == "manifest.json" and rng.random() < 0.7:
+        file.write_text(json.dumps(mutate.spoil_settings(json.loads(before), rng)))
+    else:
+        file.write_bytes(mutate.spoil(before, rng))
+    find_checkpoint(run, True, False)
+    same = file.read_bytes() == before
+    if not same and not (file.name == "manifest.json" and json.loads(file.read_text()) == json.loads(before)):
+        raise Wrong(f"a checkpoint whose {file.name} is spoilt was trusted")
+
+
 # Share of each kind among the cases.
 KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
     one.__name__: (one, share)
@@ -340,6 +363,7 @@ KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
         (config, 7),
         (demanding, 4),
         (weights, 6),
+        (checkpoint, 4),
         (gate, 4),
         (predict, 3),
         (upload, 3),

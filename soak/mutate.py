@@ -37,6 +37,17 @@ _VALUES = (
 )  # fmt: skip
 
 
+# Keys that name files or code to transformers or timm, and what they may name.
+_KEYS = (
+    "transformers_weights",
+    "auto_map",
+    "quantization_config",
+    "base_model_name_or_path",
+    "_name_or_path",
+)
+_FILES = ("gate.safetensors", "model.bin", "../model.safetensors", "/etc/passwd", {"AutoConfig": "x.Y"}, {})
+
+
 def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
     """One to four changes: bytes flipped, cut off, doubled, overwritten by extreme numbers, by zeros, or by a
     part of another file."""
@@ -84,9 +95,11 @@ def spoil_settings(settings: dict, rng: np.random.Generator) -> dict:
         if not places:
             break
         holder, key = places[rng.integers(len(places))]
-        kind = rng.integers(4)
+        kind = rng.integers(5)
         if kind == 0:
             del holder[key]
+        elif kind == 4:  # what somebody else reads
+            settings[_KEYS[rng.integers(len(_KEYS))]] = _FILES[rng.integers(len(_FILES))]
         elif kind == 1:
             other, name = places[rng.integers(len(places))]
             holder[key] = copy.deepcopy(other[name])

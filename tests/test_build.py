@@ -161,3 +161,8 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_flag():
 def test_an_unknown_architecture_is_an_error_that_guesses_the_intent():
     with pytest.raises(UsageError, match="got 'resnet1'; did you mean .*resnet1"):
         build_model("resnet1", 64)
+
+
+def test_weights_that_are_published_as_a_pickle_alone_are_not_fetched():
+    with pytest.raises(UsageError, match="are a pickle at an address, never loaded"):
+        build_model("vit_huge_patch14_gap_224", 224, pretrained="true")

@@ -53,6 +53,13 @@ def test_numbers_that_are_counted_up_to_are_refused_before_anything_is_built(tim
     assert "a number above 1,000,000 (depth)" in _refusal(timm_folder)
 
 
+@pytest.mark.parametrize("name", ["other.safetensors", "adapter_model.bin", "weights.safetensors.index.json"])
+def test_weights_of_another_name_than_those_that_are_checked_are_refused(timm_folder, name):
+    (timm_folder / name).write_bytes((timm_folder / "model.safetensors").read_bytes())
+    _change(timm_folder, transformers_weights=name)
+    assert f"asks for more than its own weights (transformers_weights: {name})" in _refusal(timm_folder)
+
+
 @pytest.mark.parametrize("side", [10**6, 4096, 0, -1, "96", 96.5, None])
 def test_a_film_of_absurd_size_is_refused_before_it_is_made(timm_folder, side):
     own = json.loads((timm_folder / "config.json").read_text())["pretrained_cfg"]
@@ -143,4 +150,4 @@ def test_the_soaks_own_cases_end_as_they_should():
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, found["failures"], found["files"]) == (0, 0, 150), done.stdout + done.stderr
-    assert len(found["kinds"]) == 12
+    assert len(found["kinds"]) == 13

@@ -176,6 +176,12 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
                 f"--pretrained true: there are no published weights of {architecture}; start from scratch "
                 "with --pretrained false, or give a folder that holds its model.safetensors"
             )
+        if not timm.get_pretrained_cfg(architecture).hf_hub_id:
+            raise UsageError(
+                f"--pretrained true: the weights of {architecture} are a pickle at an address, never loaded; "
+                "start from scratch with --pretrained false, or give a folder that holds its "
+                "model.safetensors"
+            )
         logger.info("fetching the weights of %s from the Hub", architecture)
         try:
             return timm.create_model(architecture, pretrained=True, **arguments)

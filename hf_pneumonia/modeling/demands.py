@@ -50,6 +50,8 @@ def read_config(source: Path) -> dict:
     more = sorted(_LOAD_MORE & arguments.keys()) if isinstance(arguments, dict) else []
     if ":" in architecture:
         more = [*more, architecture]
+    if config.get("transformers_weights") is not None:  # of another file, a pickle too
+        more = [*more, f"transformers_weights: {config['transformers_weights']}"]
     if (source / "adapter_config.json").exists():
         more = [*more, "adapter_config.json"]
     for key, value in _items({name: value for name, value in config.items() if name != "pneumonia"}):
