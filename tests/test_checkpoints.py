@@ -377,6 +377,23 @@ def test_a_best_epoch_that_was_damaged_meanwhile_is_not_loaded(trainer, tmp_path
     assert last.kept_epoch == 3
 
 
+def test_a_best_epoch_that_another_training_put_in_its_place_is_not_loaded(trainer, tmp_path):
+    flags = ("--learning_rate", "0.01", "--num_train_epochs", "3", "--save_total_limit", "9")
+    trainer(*flags, "--output_dir", str(tmp_path / "b")).train()
+    run = trainer("--num_train_epochs", "3")
+    scores = iter([0.9, 0.8, 0.7])
+
+    def score(_):
+        if (tmp_path / "run" / "checkpoint-6").exists():
+            shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+            shutil.copytree(tmp_path / "b" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+        return {"auroc": next(scores), "accuracy": 0.5}
+
+    run.compute_metrics = score
+    with pytest.raises(UsageError, match="checkpoint-3 was made with learning_rate 0.01, and not 0.0015"):
+        run.train()
+
+
 @pytest.mark.parametrize(
     "flags, difference",
     [

@@ -186,6 +186,7 @@ class ResumableTrainer(Trainer):
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         check_whole(best, "the best epoch")
+        self._check_same(str(best), read_facts(best))
         self.model.load_state_dict(load_file(best / WEIGHTS))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
