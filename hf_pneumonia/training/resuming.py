@@ -306,11 +306,13 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if not best:
             return None
-        here = self._folder / checkpoint_name(best)
-        if best == step or here.is_dir():
+        here, before = self._folder / checkpoint_name(best), self.state.best_model_checkpoint
+        if best == step:
             return here
-        before = self.state.best_model_checkpoint
-        return Path(before).absolute() if before else None
+        # Of another run folder, perhaps, from which this training went on; this one can hold a namesake.
+        if before and (Path(before).name == here.name or not here.is_dir()):
+            return Path(before).absolute()
+        return here if here.is_dir() else None
 
     @property
     def _folder(self) -> Path:
