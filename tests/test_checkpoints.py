@@ -157,6 +157,21 @@ def test_old_checkpoints_go_but_neither_the_newest_nor_the_best(tmp_path, monkey
     assert _steps(tmp_path) == [5]
 
 
+def test_what_a_person_keeps_beside_the_checkpoints_is_not_taken_for_one(tmp_path):
+    theirs = ("checkpoint-best", "checkpoint-9-backup", ".checkpoint-old-writing", ".checkpoint-x-deleting")
+    for name in theirs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-7").write_text("mine, too")
+    assert not checkpoints.holds_training(tmp_path) and checkpoints.checkpoints(tmp_path) == []
+    _written(tmp_path, 3)
+    keep_newest(tmp_path, 1, _written(tmp_path, 6), None)
+    remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*theirs, "checkpoint-notes.txt", "checkpoint-7", "checkpoint-6"}
+
+
 def test_a_checkpoint_whose_best_epoch_is_damaged_is_passed_by_unless_the_best_is_not_wanted(tmp_path):
     _written(tmp_path, 3), _written(tmp_path, 6, best="checkpoint-3"), _written(tmp_path, 9, "checkpoint-6")
     os.truncate(tmp_path / "checkpoint-6" / "model.safetensors", 1)
