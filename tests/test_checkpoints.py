@@ -60,6 +60,9 @@ DAMAGES = {
     "it has no manifest.json, so it was not finished": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json was changed": lambda folder: _flip_a_byte(folder / "manifest.json"),
     "manifest.json can't be read": lambda folder: os.truncate(folder / "manifest.json", 40),
+    "manifest.json can't be read (maximum recursion": lambda folder: (folder / "manifest.json").write_text(
+        "[" * 100_000
+    ),
 }
 
 
@@ -448,6 +451,23 @@ def test_what_no_weight_depends_on_may_change(trainer, tmp_path):
     flags = ("--save_total_limit", "3", "--dataloader_num_workers", "1", "--per_device_eval_batch_size", "7")
     flags += ("--logging_steps", "2", "--cache_dir", str(tmp_path / "elsewhere"))
     trainer("--num_train_epochs", "1", *flags).train(resume_from_checkpoint=True)
+
+
+def test_a_start_by_another_recipe_deletes_nothing(trainer, tmp_path):
+    trainer("--num_train_epochs", "1").train()
+    (tmp_path / "run" / ".checkpoint-6-writing").mkdir()
+    with pytest.raises(UsageError, match="was made with seed"):
+        trainer("--num_train_epochs", "1", "--seed", "7").train(resume_from_checkpoint=True)
+    assert (tmp_path / "run" / ".checkpoint-6-writing").is_dir()
+
+
+def test_a_checkpoint_that_lacks_a_process_part_gets_no_name(trainer, tmp_path, monkeypatch):
+    """As where the machines do not share the folder, and one finds there what an earlier start left it."""
+    run = trainer("--num_train_epochs", "1")
+    monkeypatch.setattr(resuming, "sync", lambda rank_file: rank_file.unlink())
+    with pytest.raises(UsageError, match="must be a folder that all machines share"):
+        run.train()
+    assert not checkpoints.holds_training(tmp_path / "run")
 
 
 def test_a_training_does_not_go_on_with_other_films_or_processes(trainer, monkeypatch):

@@ -225,17 +225,23 @@ def discard(checkpoint: Path) -> None:
         gone = checkpoint.with_name(f".{checkpoint.name}-deleting")
         _remove(gone)
         checkpoint.rename(gone)
+        sync(checkpoint.parent)
         _remove(gone)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written or half deleted. What lacks only its name gets it."""
+def name_complete(folder: Path) -> None:
+    """Give those their name that a killed process left complete but for that."""
     for path in _folders(folder, ".", "-writing"):
         checkpoint = folder / path.name[1:].removesuffix("-writing")
         if not checkpoint.exists() and not damage(path):
             path.rename(checkpoint)
-        _remove(path)
-    for path in _folders(folder, ".", "-deleting"):
+            sync(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half written or half deleted. What lacks only its name gets it."""
+    name_complete(folder)
+    for path in (*_folders(folder, ".", "-writing"), *_folders(folder, ".", "-deleting")):
         _remove(path)
 
 

@@ -28,6 +28,7 @@ from hf_pneumonia.training.checkpoints import (
     find_checkpoint,
     first_difference,
     keep_newest,
+    name_complete,
     read_facts,
     remove_leftovers,
     sync,
@@ -149,9 +150,12 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             folder = self._folder
             try:
-                remove_leftovers(folder)
+                name_complete(folder)
                 if resume:
-                    answer[0] = str(find_checkpoint(folder, resume, self.args.load_best_model_at_end))
+                    found = find_checkpoint(folder, resume, self.args.load_best_model_at_end)
+                    self._check_same(str(found), read_facts(found))
+                    answer[0] = str(found)
+                remove_leftovers(folder)
             except UsageError as error:
                 answer[1] = str(error)
             except OSError as error:
@@ -264,6 +268,9 @@ class ResumableTrainer(Trainer):
             sync(aside / self._rank_file)
         with self._together(step):
             if first:
+                # Two machines can have a folder of this name each, left by an earlier start.
+                if not all((aside / _rank_file(rank)).is_file() for rank in range(self.args.world_size)):
+                    raise self._not_shared()
                 best = self._best_checkpoint(step)
                 facts = {"best": os.path.relpath(best, folder) if best else None, "seconds": self.seconds}
                 newest = complete(folder, step, {**facts, **self._facts()})
@@ -321,7 +328,7 @@ class ResumableTrainer(Trainer):
 
     @property
     def _rank_file(self) -> str:
-        return f"rank-{self.args.process_index}.safetensors"
+        return _rank_file(self.args.process_index)
 
     def _write_own(self, path: Path) -> None:
         state = {
@@ -356,6 +363,10 @@ class ResumableTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
 
 
 class _EpochEnd(TrainerCallback):
