@@ -487,6 +487,10 @@ def test_a_training_does_not_go_on_with_other_films_or_processes(trainer, monkey
     monkeypatch.setattr(other, "_facts", lambda: {**facts, "start": {"processes": 2}})
     with pytest.raises(UsageError, match="made with processes 1, and not 2"):
         other.train(resume_from_checkpoint=True)
+    other = trainer("--num_train_epochs", "1")
+    other.args._n_gpu = 2  # of one process: BatchNorm's statistics are of half a batch then
+    with pytest.raises(UsageError, match="made with devices 1, and not 2"):
+        other.train(resume_from_checkpoint=True)
 
 
 # Faults.

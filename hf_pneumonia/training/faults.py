@@ -1,6 +1,7 @@
 """What a machine does to a training, in one line that says how to go on: no memory, no numbers, no films."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,19 @@ def check_finite(network: nn.Module, step: int) -> None:
         raise UsageError(
             f"the training diverged: after step {step} the network's weights are no numbers; start over with "
             "a lower --learning_rate"
+        )
+
+
+def check_finite_loss(loss: float, step: int) -> None:
+    """Refuse to go on with a training loss that is NaN or infinite.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"the training diverged: the loss up to step {step} is no number; start over with a lower "
+            "--learning_rate, or without --fp16 true"
         )
 
 

@@ -142,6 +142,8 @@ class ResumableTrainer(Trainer):
             then = read_facts(Path(checkpoint))
             self._check_same(checkpoint, then)
             self._seconds_before = then["seconds"]
+            # Its line is in the log; one more would have another epoch stop the training.
+            self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen(self, resume: str | bool | None) -> str | None:
@@ -176,7 +178,7 @@ class ResumableTrainer(Trainer):
 
     def _facts(self) -> dict[str, dict]:
         return {
-            "start": {"processes": self.args.world_size},
+            "start": {"processes": self.args.world_size, "devices": max(self.args.n_gpu, 1)},
             "recipe": self._recipe,
             "data": self._data_facts(),
         }
@@ -313,13 +315,11 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if not best:
             return None
-        here, before = self._folder / checkpoint_name(best), self.state.best_model_checkpoint
-        if best == step:
-            return here
-        # Of another run folder, perhaps, from which this training went on; this one can hold a namesake.
-        if before and (Path(before).name == here.name or not here.is_dir()):
-            return Path(before).absolute()
-        return here if here.is_dir() else None
+        here, before = self._folder / checkpoint_name(best), Path(self.state.best_model_checkpoint or "")
+        if best != step and before.name == here.name:
+            # In another run folder, perhaps, from which this training went on; this one can hold a namesake.
+            return before.absolute()
+        return here if best == step or here.is_dir() else None
 
     @property
     def _folder(self) -> Path:

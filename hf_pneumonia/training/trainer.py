@@ -19,7 +19,7 @@ from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.averaging import WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
-from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore
+from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore, check_finite_loss
 from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
@@ -63,7 +63,8 @@ class PneumoniaTrainer(ResumableTrainer):
             callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
-        self.add_callback(StopBySignal(self.is_saved))
+        self.stop = StopBySignal(self.is_saved)
+        self.add_callback(self.stop)
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
         self.early_stop = None
@@ -132,7 +133,10 @@ class PneumoniaTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            self.stop.hand_back()
         if self.average:
             self.average.copy_to(self.model)
         return result
@@ -142,6 +146,8 @@ class PneumoniaTrainer(ResumableTrainer):
             right, films = self.accelerator.reduce(self._seen, "sum").tolist()
             logs["accuracy"] = right / max(films, 1)
             self._seen.zero_()
+            # Of float16 the weights do not say it: its scaler passes over every step that is no number.
+            check_finite_loss(logs["loss"], self.state.global_step)
         super().log(logs, start_time)
 
     def history(self) -> list[dict]:
@@ -160,7 +166,9 @@ class PneumoniaTrainer(ResumableTrainer):
     @property
     def kept_epoch(self) -> float:
         """The epoch whose weights are left: the best by `metric_for_best_model`, or else the last."""
-        step = self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step
+        # A best epoch that was not saved, since it was not wanted then, is lost.
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
+        step = self.state.best_global_step if best else self.state.global_step
         return next(
             (line["epoch"] for line in self.state.log_history if line["step"] == step), self.state.epoch
         )
