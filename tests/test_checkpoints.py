@@ -593,6 +593,18 @@ def test_only_a_lack_of_memory_is_explained_as_one(trainer, error):
         raise error
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_after_the_training_is_one_line_that_says_how_to_go_on(trainer, tmp_path, number):
+    args = trainer().args
+    _written(tmp_path / "run", 3)
+    with pytest.raises(UsageError) as full, faults.explained(args):
+        raise OSError(number, os.strerror(number), "predictions_test.csv")
+    way_on = "free some, and go on with --resume_from_checkpoint true"
+    assert str(full.value) == f"no space left in {tmp_path / 'run'}: {way_on}"
+    with pytest.raises(FileNotFoundError), faults.explained(args):
+        open(tmp_path / "none")
+
+
 def test_a_network_that_is_no_numbers_is_never_written(trainer, tmp_path):
     run = trainer("--num_train_epochs", "3", "--save_strategy", "steps", "--save_steps", "1",
                   "--load_best_model_at_end", "false")  # fmt: skip

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_pneumonia.data.cache import FilmStore, StoreCutShort
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import FULL, UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import holds_training
 
@@ -81,7 +81,7 @@ class WatchStore(TrainerCallback):
 
 @contextmanager
 def explained(args: Recipe) -> Iterator[None]:
-    """No memory, no space for the model and no whole film store, as one line.
+    """No memory, no space for the model or what is said of it, and no whole film store, as one line.
 
     Raises:
         UsageError: naming what to change, and how to go on.
@@ -90,8 +90,8 @@ def explained(args: Recipe) -> Iterator[None]:
         yield
     except StoreCutShort as error:
         raise UsageError(f"{error}, and {way_on(Path(args.output_dir))}") from error
-    except SafetensorError as error:
-        if "No space left" not in str(error):
+    except (SafetensorError, OSError) as error:
+        if "No space left" not in str(error) and getattr(error, "errno", None) not in FULL:
             raise
         raise UsageError(
             f"no space left in {args.output_dir}: free some, and {way_on(Path(args.output_dir))}"
