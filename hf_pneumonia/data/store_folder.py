@@ -72,16 +72,16 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _seal(folder: Path) -> None:
     files = sorted(folder.iterdir())
     for file in files:
-        _sync(file)
+        sync(file)
     (folder / _SEAL).write_text(json.dumps({file.name: _sum(file) for file in files}))
-    _sync(folder / _SEAL)
-    _sync(folder)
+    sync(folder / _SEAL)
+    sync(folder)
 
 
 def _damage(folder: Path) -> str:
@@ -136,6 +136,24 @@ def _remove_dead_builds(parent: Path, own: str) -> None:
             release_lock(lock, path)
 
 
+def remove_old_builds(parent: Path, beginning: str) -> None:
+    """Take away what killed processes left half made, who can't be asked after: what none wrote to for a day.
+
+    Args:
+        parent: folder in which it was made, aside.
+        beginning: of its names.
+    """
+    for left in parent.glob(f"{beginning}*"):
+        if time.time() - _changed(left) > _OLD_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def sync_all() -> None:
+    """Have all that was written on the disk itself, at once: thousands of small files would take too long."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 def _changed(folder: Path) -> float:
     """When a build was last written to, in seconds."""
     times = [time.time()]
@@ -154,7 +172,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have what is written on the disk itself, so that no name stands there for content that does not."""
     if os.name == "nt":  # which lets nobody do so to a folder, or to a file that is open to read
         return
