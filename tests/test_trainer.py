@@ -255,6 +255,25 @@ def test_a_loss_that_is_no_number_stops_a_training_whose_weights_stay_numbers(tr
         run.train()
 
 
+def test_a_last_batch_of_one_film_is_refused_before_the_training_where_it_would_end_it(trainer):
+    """85 films; of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
+    flags = ("--per_device_train_batch_size", "14", "--num_train_epochs", "1")
+    with pytest.raises(
+        UsageError, match="85 films in batches of 14 is one film.*--dataloader_drop_last true"
+    ):
+        trainer(*flags)
+    trainer(*flags, "--dataloader_drop_last", "true").train()
+    run = trainer(*flags, "--image_size", "64")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run._check_last_batch()
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    # It is so: torch itself refuses it in the middle of the training.
+    run = trainer(*flags, "--dataloader_drop_last", "true")
+    run.args.dataloader_drop_last = False
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        run.train()
+
+
 def test_films_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
     flags = ("--image_size", "64", "--small_epochs", "1", "--small_size", "40", "--num_train_epochs", "2")
     run = trainer(*flags)

@@ -15,7 +15,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
-from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.build import network_input, trains_on_one_film
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.averaging import WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
@@ -85,6 +85,7 @@ class PneumoniaTrainer(ResumableTrainer):
         # Right answers and films since the last log, kept on the device: reading them every step would wait
         # for it.
         self._seen = torch.zeros(2, device=args.device)
+        self._check_last_batch()
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
@@ -172,6 +173,20 @@ class PneumoniaTrainer(ResumableTrainer):
         return next(
             (line["epoch"] for line in self.state.log_history if line["step"] == step), self.state.epoch
         )
+
+    def _check_last_batch(self) -> None:
+        """Find out before the first epoch that its last batch can't be trained on."""
+        args, batch = self.args, self.args.train_batch_size
+        # Several processes are given whole batches: Accelerate fills the last with films of the first.
+        whole = args.dataloader_drop_last or args.world_size > 1
+        last = batch if whole else len(self.train_dataset) % batch or batch
+        size = args.small_size if args.small_epochs else args.image_size
+        if last == 1 and not trains_on_one_film(self.model, size):
+            raise UsageError(
+                f"the last batch of {len(self.train_dataset)} films in batches of {batch} is one film, which "
+                "this network can't be trained on (BatchNorm): give another --per_device_train_batch_size, or "
+                "--dataloader_drop_last true"
+            )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         args = self.args
