@@ -262,7 +262,10 @@ def test_a_last_batch_of_one_film_is_refused_before_the_training_where_it_would_
         UsageError, match="85 films in batches of 14 is one film.*--dataloader_drop_last true"
     ):
         trainer(*flags)
-    trainer(*flags, "--dataloader_drop_last", "true").train()
+    dropping = trainer(*flags, "--dataloader_drop_last", "true")
+    assert [len(batch["labels"]) for batch in dropping.get_train_dataloader()] == 6 * [14]
+    assert sum(len(batch["labels"]) for batch in dropping.get_eval_dataloader()) == 20
+    dropping.train()
     run = trainer(*flags, "--image_size", "64")
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     run._check_last_batch()

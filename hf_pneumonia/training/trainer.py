@@ -104,6 +104,14 @@ class PneumoniaTrainer(ResumableTrainer):
             loader.set_sampler(BalancedSampler(self.train_dataset.labels, self.args.data_seed))
         return loader
 
+    def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
+        # `--dataloader_drop_last` is meant for training: no film of validation goes unscored.
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         films, labels = inputs["pixel_values"], inputs["labels"]
         training, targets = model.training, labels
@@ -184,8 +192,8 @@ class PneumoniaTrainer(ResumableTrainer):
         if last == 1 and not trains_on_one_film(self.model, size):
             raise UsageError(
                 f"the last batch of {len(self.train_dataset)} films in batches of {batch} is one film, which "
-                "this network can't be trained on (BatchNorm): give another --per_device_train_batch_size, or "
-                "--dataloader_drop_last true"
+                "BatchNorm can't be trained on in this network: give another --per_device_train_batch_size, "
+                "or --dataloader_drop_last true"
             )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
