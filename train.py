@@ -6,6 +6,7 @@ Without arguments it trains on simulated films (recipes/quickstart.yaml). Every 
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
@@ -48,6 +49,7 @@ from hf_pneumonia.training.run_folder import (
     finish_run_folder,
     has_checkpoint,
     is_finished,
+    only_training,
     read_report,
 )
 from hf_pneumonia.training.together import standing_together
@@ -131,12 +133,14 @@ def train(args: Recipe, recipe: dict) -> None:
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
     findings = None
-    if state.is_main_process:
-        if args.overwrite_output_dir:
-            clear_run_folder(folder)
-        findings = write_audit(films, folder / "audit")
-        write_seen(seen, folder / "audit" / SEEN)
-    with explained(args):
+    with only_training(folder) if state.is_main_process else nullcontext(), explained(args):
+        if state.is_main_process:
+            # Again: another training may have ended in it while the films were read.
+            check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
+            if args.overwrite_output_dir:
+                clear_run_folder(folder)
+            findings = write_audit(films, folder / "audit")
+            write_seen(seen, folder / "audit" / SEEN)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         judge(
             trainer,

@@ -3,17 +3,24 @@
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
-# Faults of the disk and of rights to it, which a user can mend; any other OSError is a bug.
+# A disk, or a user's share of it.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# Faults of the disk, of rights to it and of names, which a user can mend; any other OSError is a bug.
 _MENDABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
+    *FULL,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ESTALE,
 )
 
 
@@ -57,9 +64,15 @@ def run_script(program: str, main: Callable[[list[str]], None], argv: list[str])
     except UsageError as error:
         message = str(error)
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _MENDABLE and not _made_a_folder(error):
             raise
         message = f"{error.filename or 'a file'}: {error.strerror}; free some space, or choose another folder"
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{program}: {message}", file=sys.stderr)
     return code
+
+
+def _made_a_folder(error: OSError) -> bool:
+    """Whether it was about a folder that was to be made: /proc answers that there is no such one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].name in ("mkdir", "makedirs", "mkdtemp")

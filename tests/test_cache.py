@@ -9,7 +9,7 @@ import pytest
 from conftest import write_film
 from PIL import Image
 
-from hf_pneumonia.data import cache, store_folder
+from hf_pneumonia.data import cache, locks
 from hf_pneumonia.data.cache import StoreCutShort, open_store
 from hf_pneumonia.data.duplicates import THUMBNAIL
 
@@ -112,7 +112,7 @@ def test_a_build_that_breaks_off_leaves_no_store_behind(images, tmp_path, monkey
 
 
 def test_a_process_that_was_overtaken_takes_the_others_store(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_folder, "fcntl", None)  # with locks the second waits
+    monkeypatch.setattr(locks, "fcntl", None)  # with locks the second waits
     build = cache._build
 
     def overtaken(rows, size, folder):

@@ -60,6 +60,9 @@ DAMAGES = {
     "it has no manifest.json, so it was not finished": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json was changed": lambda folder: _flip_a_byte(folder / "manifest.json"),
     "manifest.json can't be read": lambda folder: os.truncate(folder / "manifest.json", 40),
+    "manifest.json can't be read (maximum recursion": lambda folder: (folder / "manifest.json").write_text(
+        "[" * 100_000
+    ),
 }
 
 
@@ -155,6 +158,21 @@ def test_old_checkpoints_go_but_neither_the_newest_nor_the_best(tmp_path, monkey
     # Gone on from 3 after 12 was damaged: that 12 is later by its number does not make it the newest.
     keep_newest(tmp_path, 1, _written(tmp_path, 5), None)
     assert _steps(tmp_path) == [5]
+
+
+def test_what_a_person_keeps_beside_the_checkpoints_is_not_taken_for_one(tmp_path):
+    theirs = ("checkpoint-best", "checkpoint-9-backup", ".checkpoint-old-writing", ".checkpoint-x-deleting")
+    for name in theirs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-7").write_text("mine, too")
+    assert not checkpoints.holds_training(tmp_path) and checkpoints.checkpoints(tmp_path) == []
+    _written(tmp_path, 3)
+    keep_newest(tmp_path, 1, _written(tmp_path, 6), None)
+    remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*theirs, "checkpoint-notes.txt", "checkpoint-7", "checkpoint-6"}
 
 
 def test_a_checkpoint_whose_best_epoch_is_damaged_is_passed_by_unless_the_best_is_not_wanted(tmp_path):
@@ -359,6 +377,23 @@ def test_a_run_folder_that_was_moved_keeps_its_best_epoch(trainer, tmp_path):
     assert Path(moved.state.best_model_checkpoint) == tmp_path / "moved" / "checkpoint-3"
 
 
+def test_a_best_epoch_of_another_run_folder_is_not_mistaken_for_a_namesake_in_this_one(trainer, tmp_path):
+    def scored(*flags):
+        run, scores = trainer("--num_train_epochs", "3", "--save_total_limit", "9", *flags), [0.7, 0.8, 0.9]
+        run.compute_metrics = lambda _: {"auroc": scores.pop(), "accuracy": 0.5}
+        return run
+
+    a, b = tmp_path / "a", tmp_path / "b"
+    scored("--output_dir", str(a)).train()
+    shutil.copytree(a, b)
+    (b / "checkpoint-9").rename(tmp_path / "later"), shutil.rmtree(b / "checkpoint-6")
+    run = scored("--output_dir", str(b))
+    run.compute_metrics = lambda _: {"auroc": 0.1, "accuracy": 0.5}
+    run.train(resume_from_checkpoint=str(a / "checkpoint-6"))
+    assert run.kept_epoch == 1 and Path(run.state.best_model_checkpoint) == a / "checkpoint-3"
+    assert checkpoints.best_of(b / "checkpoint-9") == a / "checkpoint-3"
+
+
 def test_a_best_epoch_that_was_damaged_meanwhile_is_not_loaded(trainer, tmp_path):
     run = trainer("--num_train_epochs", "3")
     scores = iter([0.9, 0.8, 0.7])
@@ -375,6 +410,23 @@ def test_a_best_epoch_that_was_damaged_meanwhile_is_not_loaded(trainer, tmp_path
     last = trainer("--num_train_epochs", "3", "--load_best_model_at_end", "false")
     last.train(resume_from_checkpoint=True)
     assert last.kept_epoch == 3
+
+
+def test_a_best_epoch_that_another_training_put_in_its_place_is_not_loaded(trainer, tmp_path):
+    flags = ("--learning_rate", "0.01", "--num_train_epochs", "3", "--save_total_limit", "9")
+    trainer(*flags, "--output_dir", str(tmp_path / "b")).train()
+    run = trainer("--num_train_epochs", "3")
+    scores = iter([0.9, 0.8, 0.7])
+
+    def score(_):
+        if (tmp_path / "run" / "checkpoint-6").exists():
+            shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+            shutil.copytree(tmp_path / "b" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+        return {"auroc": next(scores), "accuracy": 0.5}
+
+    run.compute_metrics = score
+    with pytest.raises(UsageError, match="checkpoint-3 was made with learning_rate 0.01, and not 0.0015"):
+        run.train()
 
 
 @pytest.mark.parametrize(
@@ -401,6 +453,23 @@ def test_what_no_weight_depends_on_may_change(trainer, tmp_path):
     trainer("--num_train_epochs", "1", *flags).train(resume_from_checkpoint=True)
 
 
+def test_a_start_by_another_recipe_deletes_nothing(trainer, tmp_path):
+    trainer("--num_train_epochs", "1").train()
+    (tmp_path / "run" / ".checkpoint-6-writing").mkdir()
+    with pytest.raises(UsageError, match="was made with seed"):
+        trainer("--num_train_epochs", "1", "--seed", "7").train(resume_from_checkpoint=True)
+    assert (tmp_path / "run" / ".checkpoint-6-writing").is_dir()
+
+
+def test_a_checkpoint_that_lacks_a_process_part_gets_no_name(trainer, tmp_path, monkeypatch):
+    """As where the machines do not share the folder, and one finds there what an earlier start left it."""
+    run = trainer("--num_train_epochs", "1")
+    monkeypatch.setattr(resuming, "sync", lambda rank_file: rank_file.unlink())
+    with pytest.raises(UsageError, match="must be a folder that all machines share"):
+        run.train()
+    assert not checkpoints.holds_training(tmp_path / "run")
+
+
 def test_a_training_does_not_go_on_with_other_films_or_processes(trainer, monkeypatch):
     trainer("--num_train_epochs", "1").train()
     other = trainer("--num_train_epochs", "1")
@@ -417,6 +486,10 @@ def test_a_training_does_not_go_on_with_other_films_or_processes(trainer, monkey
     facts = other._facts()
     monkeypatch.setattr(other, "_facts", lambda: {**facts, "start": {"processes": 2}})
     with pytest.raises(UsageError, match="made with processes 1, and not 2"):
+        other.train(resume_from_checkpoint=True)
+    other = trainer("--num_train_epochs", "1")
+    other.args._n_gpu = 2  # of one process: BatchNorm's statistics are of half a batch then
+    with pytest.raises(UsageError, match="made with devices 1, and not 2"):
         other.train(resume_from_checkpoint=True)
 
 
@@ -518,6 +591,18 @@ def test_only_a_lack_of_memory_is_explained_as_one(trainer, error):
     expected = RuntimeError if "shapes" in str(error) else UsageError
     with pytest.raises(expected), faults.explained(args):
         raise error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_after_the_training_is_one_line_that_says_how_to_go_on(trainer, tmp_path, number):
+    args = trainer().args
+    _written(tmp_path / "run", 3)
+    with pytest.raises(UsageError) as full, faults.explained(args):
+        raise OSError(number, os.strerror(number), "predictions_test.csv")
+    way_on = "free some, and go on with --resume_from_checkpoint true"
+    assert str(full.value) == f"no space left in {tmp_path / 'run'}: {way_on}"
+    with pytest.raises(FileNotFoundError), faults.explained(args):
+        open(tmp_path / "none")
 
 
 def test_a_network_that_is_no_numbers_is_never_written(trainer, tmp_path):

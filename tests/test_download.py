@@ -2,10 +2,12 @@
 the three data sets on Kaggle are."""
 
 import errno
+import os
 import re
 import shutil
 import sys
 import threading
+import time
 import types
 import zipfile
 from collections import Counter
@@ -197,6 +199,18 @@ def test_a_zip_file_is_unpacked_once(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened again"))
     assert unpack(archive, tmp_path / "cache") == folder
     assert [path.name for path in (tmp_path / "cache" / "zips").iterdir()] == [folder.name]
+
+
+def test_what_a_killed_start_half_unpacked_is_taken_away_a_day_later(archive, tmp_path):
+    zips, old = tmp_path / "cache" / "zips", time.time() - 25 * 3600
+    for name in ("unpacking-old", "unpacking-young", "somebodys"):
+        (zips / name).mkdir(parents=True)
+        (zips / name / "film.png").write_bytes(b"half")
+        if name != "unpacking-young":
+            os.utime(zips / name / "film.png", (old, old))
+            os.utime(zips / name, (old, old))
+    folder = unpack(archive, tmp_path / "cache")
+    assert {path.name for path in zips.iterdir()} == {"unpacking-young", "somebodys", folder.name}
 
 
 def test_a_zip_file_that_changed_is_unpacked_anew(archive, tmp_path):

@@ -163,6 +163,17 @@ def test_a_folder_is_itself_and_has_no_revision(tmp_path):
     assert "only pickled weights (weights.pth)" in _problem(str(tmp_path))
 
 
+def test_a_run_that_was_killed_before_its_report_is_no_model_yet(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "checkpoint-9").mkdir()
+    assert model_folder(str(tmp_path)) == tmp_path  # as other people's trainings leave a finished model
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text("{}")
+    assert "its training is not finished; go on with --resume" in _problem(str(tmp_path))
+    (tmp_path / "report.json").write_text("{}")
+    assert model_folder(str(tmp_path)) == tmp_path
+
+
 def write_evidence(hub, owner: str, files: dict[str, bytes]) -> HfApi:
     """A model `ann/x` on the local Hub, with these files beside its weights."""
     api = HfApi(hub.url, token=hub.user(owner))

@@ -169,11 +169,13 @@ def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, ca
     (seeds / "seeds.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun" / "checkpoint-9").mkdir(parents=True)
+    (tmp_path / "somebodys" / "checkpoint-best").mkdir(parents=True)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "report.json").write_text("{}")
     for name, problem in (
         ("none", "no such folder"),
         ("empty", "report.json is missing"),
+        ("somebodys", "report.json is missing"),
         ("begun", "not finished; go on with --resume_from_checkpoint"),
         ("seeds", f"choose one of {seeds / 'seed-0'}, {seeds / 'seed-1'}"),
         ("evaluation", "it has a report but no weights, as an evaluation has"),

@@ -113,6 +113,21 @@ def test_a_signal_that_comes_too_late_is_not_lost(trainer):
         one.train()
 
 
+@pytest.mark.parametrize("flags", [(), ("--auto_find_batch_size", "true")])
+def test_the_signals_are_given_back_by_a_training_that_ends_by_an_error(trainer, flags):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    one = trainer(*FLAGS, *flags)
+    errors = [ZeroDivisionError(), *[RuntimeError("CUDA out of memory.")] * bool(flags)]
+
+    def fail(*args, **kwargs):
+        raise errors.pop()
+
+    one.compute_loss = fail
+    with pytest.raises(ZeroDivisionError):
+        one.train()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 SIGNALLED = """
 import os, signal, sys
 import train

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_film
 
-from hf_pneumonia.data import cache, store_folder
+from hf_pneumonia.data import cache, locks, store_folder
 from hf_pneumonia.data.cache import open_store
 from hf_pneumonia.errors import UsageError, run_script
 
@@ -201,7 +201,7 @@ def test_of_two_that_start_at_once_the_second_waits_and_decodes_nothing(
 
 
 def test_without_locks_both_build_and_one_of_the_stores_is_kept(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_folder, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     together = threading.Barrier(2)
     build = cache._build
 

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 import train
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
+from hf_pneumonia.training import run_folder
 from hf_pneumonia.training.arguments import Recipe
 
 # Run where the package can't be imported by accident: answers must not depend on any code of ours.
@@ -411,6 +412,37 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(film_folder, tmp_path, m
     train.main([*argv, "--resume_from_checkpoint", "true"])
     assert [epoch["epoch"] for epoch in _report(tmp_path / "run")["history"]] == [1, 2, 3]
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_an_error(film_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0)
+    argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), *map(str, TINY)]
+    with run_folder.only_training(tmp_path / "run"):
+        half_written = tmp_path / "run" / ".checkpoint-3-writing"
+        half_written.mkdir()
+        with pytest.raises(UsageError, match=f"another training is writing {tmp_path / 'run'};"):
+            train.main(argv)
+        assert half_written.exists()
+    assert not (tmp_path / "run" / ".training.lock").exists()
+    (tmp_path / "run" / ".training.lock").touch()  # as one that was killed leaves it
+    with run_folder.only_training(tmp_path / "run"):
+        pass
+
+
+def test_what_another_training_finished_while_this_one_read_films_is_not_lost(
+    film_folder, tmp_path, monkeypatch
+):
+    class Late:
+        def __enter__(self):
+            (tmp_path / "run" / "report.json").write_text("{}")
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(train, "only_training", lambda folder: Late())
+    with pytest.raises(UsageError, match="already holds a finished run"):
+        train.main(["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), *map(str, TINY)])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.json"]
 
 
 def test_an_output_folder_that_is_a_file_is_an_error(film_folder, tmp_path):

@@ -218,6 +218,65 @@ def test_a_training_stops_when_so_many_epochs_were_not_the_best(trainer, tmp_pat
     assert [epoch["epoch"] for epoch in run.history()] == [1, 2, 3, 4] and run.kept_epoch == 2
 
 
+def test_scores_before_the_first_step_are_those_of_the_first_start_and_none_of_the_next(trainer, tmp_path):
+    flags = ("--num_train_epochs", "2", "--eval_on_start", "true", "--save_total_limit", "9")
+    whole = trainer(*flags)
+    whole.train()
+    again = trainer(*flags)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+
+    def scored(run):
+        return [line["step"] for line in run.state.log_history if "eval_loss" in line]
+
+    assert scored(again) == scored(whole) == [0, 3, 6]
+
+
+def test_a_best_epoch_that_was_not_saved_is_not_said_to_be_kept(trainer, tmp_path):
+    scores = iter([0.9, 0.7, 0.8, 0.8])
+
+    def with_scores(run):
+        run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+        return run
+
+    unwanted = ("--save_strategy", "steps", "--save_steps", "4", "--load_best_model_at_end", "false")
+    with_scores(trainer("--num_train_epochs", "3", *unwanted, "--save_total_limit", "9")).train()
+    run = with_scores(trainer("--num_train_epochs", "3"))
+    run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
+    assert run.state.best_global_step == 3 and run.kept_epoch == 3
+
+
+def test_a_loss_that_is_no_number_stops_a_training_whose_weights_stay_numbers(trainer):
+    """As with float16, whose scaler passes over every step of which a gradient is no number."""
+    run = trainer("--num_train_epochs", "2")
+    loss = run.compute_loss
+    run.compute_loss = lambda *a, **k: loss(*a, **k) + float("nan")
+    run.create_optimizer().step = lambda *a, **k: None
+    with pytest.raises(UsageError, match="diverged: the loss up to step 3 is no number; .* lower --learning"):
+        run.train()
+
+
+def test_a_last_batch_of_one_film_is_refused_before_the_training_where_it_would_end_it(trainer):
+    """85 films; of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
+    flags = ("--per_device_train_batch_size", "14", "--num_train_epochs", "1")
+    with pytest.raises(
+        UsageError, match="85 films in batches of 14 is one film.*--dataloader_drop_last true"
+    ):
+        trainer(*flags)
+    dropping = trainer(*flags, "--dataloader_drop_last", "true")
+    assert [len(batch["labels"]) for batch in dropping.get_train_dataloader()] == 6 * [14]
+    assert sum(len(batch["labels"]) for batch in dropping.get_eval_dataloader()) == 20
+    dropping.train()
+    run = trainer(*flags, "--image_size", "64")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run._check_last_batch()
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    # It is so: torch itself refuses it in the middle of the training.
+    run = trainer(*flags, "--dataloader_drop_last", "true")
+    run.args.dataloader_drop_last = False
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        run.train()
+
+
 def test_films_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
     flags = ("--image_size", "64", "--small_epochs", "1", "--small_size", "40", "--num_train_epochs", "2")
     run = trainer(*flags)

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from hf_pneumonia.data.store_folder import remove_old_builds, sync, sync_all
 from hf_pneumonia.data.zip_rules import (
     content_problem,
     directory_problem,
@@ -22,6 +23,8 @@ from hf_pneumonia.data.zip_rules import (
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+_ASIDE = "unpacking-"  # begins the name of what is not whole yet
 
 # What the readers of archives raise on damaged ones.
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
@@ -76,6 +79,7 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_old_builds(folder.parent, _ASIDE)
     try:
         if problem := directory_problem(archive):
             raise UsageError(f"{archive} is not unpacked: {problem}; give a folder of films")
@@ -93,10 +97,12 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
                 )
             logger.info("unpacking %s, once", archive)
             # Built aside and renamed when whole: a folder that exists is complete.
-            with tempfile.TemporaryDirectory(prefix="unpacking-", dir=folder.parent) as aside:
+            with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder.parent) as aside:
                 _unpack_members(content, Path(aside), archive)
                 os.chmod(aside, 0o755)  # mkdtemp makes it private
+                sync_all()
                 _rename(Path(aside), folder)
+                sync(folder.parent)
     except (*_BROKEN, *_UNTRUE, OSError) as error:
         # With a number it is the disk or the system, but for a place that is both a file and a folder.
         if getattr(error, "errno", None) and not isinstance(error, _CONTRADICTION):

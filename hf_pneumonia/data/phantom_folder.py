@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_pneumonia.data.cores import available_cores
 from hf_pneumonia.data.phantom import simulate_patient
+from hf_pneumonia.data.store_folder import remove_old_builds, sync, sync_all
 
 
 def write_dataset(
@@ -41,11 +42,15 @@ def write_dataset(
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    aside = f".{folder.name}-simulating-"
+    remove_old_builds(folder.parent, aside)
+    temporary = Path(tempfile.mkdtemp(prefix=aside, dir=folder.parent))
     try:
         _write_all(temporary, patients, seed, size, workers)
         temporary.chmod(0o755)  # mkdtemp makes it private
+        sync_all()
         temporary.rename(folder)
+        sync(folder.parent)
     except OSError:
         if not folder.exists():  # otherwise another process was first, and its copy is the same
             raise

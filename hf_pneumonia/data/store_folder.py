@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: two builders both build then, and the first to finish wins
-    fcntl = None
+from hf_pneumonia.data.locks import release_lock, take_lock
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +72,16 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _seal(folder: Path) -> None:
     files = sorted(folder.iterdir())
     for file in files:
-        _sync(file)
+        sync(file)
     (folder / _SEAL).write_text(json.dumps({file.name: _sum(file) for file in files}))
-    _sync(folder / _SEAL)
-    _sync(folder)
+    sync(folder / _SEAL)
+    sync(folder)
 
 
 def _damage(folder: Path) -> str:
@@ -112,44 +109,14 @@ def _sum(file: Path) -> list[int | None]:
 
 @contextmanager
 def _only_builder(folder: Path) -> Iterator[bool]:
-    """Wait until no other process builds this store, and keep others waiting; False without locks."""
+    """Wait until no other process builds this store, and keep others waiting; False without locks, where two
+    both build, and the first to finish wins."""
     path = folder.parent / f".{folder.name}.lock"
-    lock = _lock(path, wait=True)
+    lock = take_lock(path, lambda: logger.info("another run decodes these films: waiting for it"))
     try:
         yield lock is not None
     finally:
-        if lock is not None:
-            path.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone
-            os.close(lock)
-
-
-def _lock(path: Path, wait: bool) -> int | None:
-    """Take a lock that ends with the process: its open file; None where another has it, or there are none."""
-    while fcntl is not None:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    os.close(lock)
-                    return None
-                logger.info("another run decodes these films: waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # some network disks have no locks
-            os.close(lock)
-            return None
-        if _is_same_file(lock, path):
-            return lock
-        os.close(lock)  # its holder took it away with it
-    return None
-
-
-def _is_same_file(lock: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
-        return False
+        release_lock(lock, path)
 
 
 def _remove_dead_builds(parent: Path, own: str) -> None:
@@ -160,10 +127,31 @@ def _remove_dead_builds(parent: Path, own: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
             continue
         path = parent / f".{key}.lock"
-        if (lock := _lock(path, wait=False)) is not None:
+        try:
+            lock = take_lock(path)
+        except OSError:
+            continue
+        if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
-            path.unlink(missing_ok=True)
-            os.close(lock)
+            release_lock(lock, path)
+
+
+def remove_old_builds(parent: Path, beginning: str) -> None:
+    """Take away what killed processes left half made, who can't be asked after: what none wrote to for a day.
+
+    Args:
+        parent: folder in which it was made, aside.
+        beginning: of its names.
+    """
+    for left in parent.glob(f"{beginning}*"):
+        if time.time() - _changed(left) > _OLD_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def sync_all() -> None:
+    """Have all that was written on the disk itself, at once: thousands of small files would take too long."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 def _changed(folder: Path) -> float:
@@ -184,7 +172,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have what is written on the disk itself, so that no name stands there for content that does not."""
     if os.name == "nt":  # which lets nobody do so to a folder, or to a file that is open to read
         return

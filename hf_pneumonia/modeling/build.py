@@ -5,6 +5,7 @@ Also the two ends of it: what the network is fed, and how its head is scaled. Kn
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,22 @@ def build_model(
 
 
 @torch.no_grad()
+@torch.no_grad()
+def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> bool:
+    """Whether a batch of one film can be trained on. BatchNorm can't where one pixel is left of it.
+
+    Args:
+        model: left as it is.
+        size: side of the film in pixels.
+    """
+    films = torch.zeros(1, size, size, device=model.device)
+    try:
+        copy.deepcopy(model).train()(network_input(films))
+    except ValueError:
+        return False
+    return True
+
+
 def try_films(
     model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
 ) -> None:

@@ -148,9 +148,12 @@ def _wrong(name: str, problem: str) -> UsageError:
 def _check_folder(name: str, folder: Path) -> None:
     """What can be said better of a folder than transformers does."""
     problem = None
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    has_model = (folder / "config.json").is_file()
+    # By the manifest: other people's trainings leave checkpoints beside a finished model.
+    unfinished = not (folder / "report.json").is_file() and any(folder.glob("checkpoint-*/manifest.json"))
+    if folder.is_dir() and (unfinished or not has_model):
         problem = "there is no model in it (config.json is missing)"
-        if any(folder.glob("checkpoint-*")):
+        if unfinished or any(folder.glob("checkpoint-*/")):
             problem = "its training is not finished; go on with --resume_from_checkpoint true"
     elif folder.is_file():
         problem = "it is a file"

@@ -15,6 +15,7 @@ from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.space import space_files
+from hf_pneumonia.training.checkpoints import checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _check_run(run: Path) -> None:
         problem = "it is a file" if run.is_file() else "no such folder"
     elif not (run / "report.json").is_file() and _seeds(run):
         problem = f"it holds a run per seed; choose one of {', '.join(_seeds(run))}"
-    elif next(run.glob("checkpoint-*"), None):
+    elif checkpoints(run):
         problem = "its training is not finished; go on with --resume_from_checkpoint true"
     elif not (run / "report.json").is_file():
         problem = "report.json is missing"

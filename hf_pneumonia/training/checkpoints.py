@@ -9,9 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
+from hf_pneumonia.data.settings_file import read_json
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 
@@ -24,13 +26,16 @@ _PREFIX = "checkpoint-"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a run folder, the latest step last; complete or not."""
-    return sorted(folder.glob(f"{_PREFIX}*"), key=_step)
+    """Checkpoints in a run folder, the latest step last; complete or not. What else is called
+    checkpoint-something is somebody's own."""
+    return sorted(_folders(folder), key=_step)
 
 
 def holds_training(folder: Path) -> bool:
     """Whether there is something in a run folder to go on from, complete or not."""
-    return bool(checkpoints(folder) or list(folder.glob(f".{_PREFIX}*-writing/{MANIFEST}")))
+    return bool(
+        checkpoints(folder) or any((one / MANIFEST).exists() for one in _folders(folder, ".", "-writing"))
+    )
 
 
 def checkpoint_name(step: int) -> str:
@@ -97,7 +102,7 @@ def read_facts(checkpoint: Path) -> dict:
         ValueError: it is missing or damaged; the message says how, without the checkpoint's name.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = read_json(checkpoint / MANIFEST)
     except FileNotFoundError:
         raise ValueError(f"it has no {MANIFEST}, so it was not finished") from None
     except (OSError, ValueError) as error:
@@ -220,17 +225,23 @@ def discard(checkpoint: Path) -> None:
         gone = checkpoint.with_name(f".{checkpoint.name}-deleting")
         _remove(gone)
         checkpoint.rename(gone)
+        sync(checkpoint.parent)
         _remove(gone)
+
+
+def name_complete(folder: Path) -> None:
+    """Give those their name that a killed process left complete but for that."""
+    for path in _folders(folder, ".", "-writing"):
+        checkpoint = folder / path.name[1:].removesuffix("-writing")
+        if not checkpoint.exists() and not damage(path):
+            path.rename(checkpoint)
+            sync(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed process left half written or half deleted. What lacks only its name gets it."""
-    for path in folder.glob(f".{_PREFIX}*-writing"):
-        checkpoint = folder / path.name[1:].removesuffix("-writing")
-        if not checkpoint.exists() and not damage(path):
-            path.rename(checkpoint)
-        _remove(path)
-    for path in folder.glob(f".{_PREFIX}*-deleting"):
+    name_complete(folder)
+    for path in (*_folders(folder, ".", "-writing"), *_folders(folder, ".", "-deleting")):
         _remove(path)
 
 
@@ -242,9 +253,15 @@ def first_difference(then: dict, now: dict) -> tuple[str, object, object] | None
     return None
 
 
+def _folders(folder: Path, before: str = "", after: str = "") -> list[Path]:
+    """Folders of a step, with what stands before and after their name."""
+    ours = re.compile(re.escape(f"{before}{_PREFIX}") + "[0-9]+" + re.escape(after))
+    found = folder.glob(f"{before}{_PREFIX}*")
+    return [path for path in found if ours.fullmatch(path.name) and path.is_dir()]
+
+
 def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix(_PREFIX)
-    return int(number) if number.isdecimal() else -1
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def _own_sha256(manifest: dict) -> str:

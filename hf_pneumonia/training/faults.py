@@ -1,6 +1,7 @@
 """What a machine does to a training, in one line that says how to go on: no memory, no numbers, no films."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_pneumonia.data.cache import FilmStore, StoreCutShort
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import FULL, UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import holds_training
 
@@ -49,6 +50,19 @@ def check_finite(network: nn.Module, step: int) -> None:
         )
 
 
+def check_finite_loss(loss: float, step: int) -> None:
+    """Refuse to go on with a training loss that is NaN or infinite.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"the training diverged: the loss up to step {step} is no number; start over with a lower "
+            "--learning_rate, or without --fp16 true"
+        )
+
+
 class WatchStore(TrainerCallback):
     """Says before the next epoch that the film store was deleted: who has it open reads it to the end."""
 
@@ -67,7 +81,7 @@ class WatchStore(TrainerCallback):
 
 @contextmanager
 def explained(args: Recipe) -> Iterator[None]:
-    """No memory, no space for the model and no whole film store, as one line.
+    """No memory, no space for the model or what is said of it, and no whole film store, as one line.
 
     Raises:
         UsageError: naming what to change, and how to go on.
@@ -76,8 +90,8 @@ def explained(args: Recipe) -> Iterator[None]:
         yield
     except StoreCutShort as error:
         raise UsageError(f"{error}, and {way_on(Path(args.output_dir))}") from error
-    except SafetensorError as error:
-        if "No space left" not in str(error):
+    except (SafetensorError, OSError) as error:
+        if "No space left" not in str(error) and getattr(error, "errno", None) not in FULL:
             raise
         raise UsageError(
             f"no space left in {args.output_dir}: free some, and {way_on(Path(args.output_dir))}"

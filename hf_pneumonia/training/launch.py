@@ -112,8 +112,9 @@ def start_missing_processes(script: str, argv: list[str]) -> None:
 
 
 def _end_with_launcher() -> None:
-    """Have this process told to stop (SIGTERM) when Accelerate's launcher ends. That one hands no signal on
-    to a process that it started alone: killed, it would leave a training behind that nobody sees."""
+    """Have this process told to stop (SIGTERM) when the one that started it ends. Accelerate's launcher hands
+    no signal on to a process that it started alone, and none can who is killed: they would leave a training
+    behind that nobody sees."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -121,7 +122,7 @@ def _end_with_launcher() -> None:
 def _run(command: list[str]) -> int:
     """Exit code of a command. It gets a signal once, though Slurm or a terminal signals this process and its
     launcher, whose end is one more: torch's launcher would not wait for a checkpoint after a second one."""
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_launcher)
     first: list[tuple[int, float]] = []
 
     def hand_on(number: int, frame: object) -> None:
@@ -132,7 +133,7 @@ def _run(command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     code = process.wait()
-    return 128 + first[0][0] if first else code
+    return 128 + first[0][0] if first and code else code
 
 
 def _name_interface() -> None:

@@ -28,6 +28,7 @@ from hf_pneumonia.training.checkpoints import (
     find_checkpoint,
     first_difference,
     keep_newest,
+    name_complete,
     read_facts,
     remove_leftovers,
     sync,
@@ -141,6 +142,8 @@ class ResumableTrainer(Trainer):
             then = read_facts(Path(checkpoint))
             self._check_same(checkpoint, then)
             self._seconds_before = then["seconds"]
+            # Its line is in the log; one more would have another epoch stop the training.
+            self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen(self, resume: str | bool | None) -> str | None:
@@ -149,9 +152,12 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             folder = self._folder
             try:
-                remove_leftovers(folder)
+                name_complete(folder)
                 if resume:
-                    answer[0] = str(find_checkpoint(folder, resume, self.args.load_best_model_at_end))
+                    found = find_checkpoint(folder, resume, self.args.load_best_model_at_end)
+                    self._check_same(str(found), read_facts(found))
+                    answer[0] = str(found)
+                remove_leftovers(folder)
             except UsageError as error:
                 answer[1] = str(error)
             except OSError as error:
@@ -172,7 +178,7 @@ class ResumableTrainer(Trainer):
 
     def _facts(self) -> dict[str, dict]:
         return {
-            "start": {"processes": self.args.world_size},
+            "start": {"processes": self.args.world_size, "devices": max(self.args.n_gpu, 1)},
             "recipe": self._recipe,
             "data": self._data_facts(),
         }
@@ -186,6 +192,7 @@ class ResumableTrainer(Trainer):
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         check_whole(best, "the best epoch")
+        self._check_same(str(best), read_facts(best))
         self.model.load_state_dict(load_file(best / WEIGHTS))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -263,6 +270,9 @@ class ResumableTrainer(Trainer):
             sync(aside / self._rank_file)
         with self._together(step):
             if first:
+                # Two machines can have a folder of this name each, left by an earlier start.
+                if not all((aside / _rank_file(rank)).is_file() for rank in range(self.args.world_size)):
+                    raise self._not_shared()
                 best = self._best_checkpoint(step)
                 facts = {"best": os.path.relpath(best, folder) if best else None, "seconds": self.seconds}
                 newest = complete(folder, step, {**facts, **self._facts()})
@@ -305,11 +315,11 @@ class ResumableTrainer(Trainer):
         best = self.state.best_global_step
         if not best:
             return None
-        here = self._folder / checkpoint_name(best)
-        if best == step or here.is_dir():
-            return here
-        before = self.state.best_model_checkpoint
-        return Path(before).absolute() if before else None
+        here, before = self._folder / checkpoint_name(best), Path(self.state.best_model_checkpoint or "")
+        if best != step and before.name == here.name:
+            # In another run folder, perhaps, from which this training went on; this one can hold a namesake.
+            return before.absolute()
+        return here if best == step or here.is_dir() else None
 
     @property
     def _folder(self) -> Path:
@@ -318,7 +328,7 @@ class ResumableTrainer(Trainer):
 
     @property
     def _rank_file(self) -> str:
-        return f"rank-{self.args.process_index}.safetensors"
+        return _rank_file(self.args.process_index)
 
     def _write_own(self, path: Path) -> None:
         state = {
@@ -353,6 +363,10 @@ class ResumableTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
 
 
 class _EpochEnd(TrainerCallback):

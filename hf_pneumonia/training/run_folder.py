@@ -3,13 +3,49 @@
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
+from hf_pneumonia.data.locks import release_lock, take_lock
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
+
+# Seconds. The processes that read films for a training that was killed hold its lock until they notice.
+_PATIENCE = 10
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder, which is made. To be entered by one process of a training.
+
+    Raises:
+        UsageError: another training is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".training.lock"
+    lock = _take_soon(path)
+    try:
+        yield
+    finally:
+        release_lock(lock, path)
+
+
+def _take_soon(path: Path) -> int | None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return take_lock(path)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UsageError(
+                    f"another training is writing {path.parent}; wait for it, or choose another --output_dir"
+                ) from None
+        time.sleep(0.5)
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:

@@ -24,6 +24,8 @@ class StopBySignal(TrainerCallback):
     An exception, and no `should_training_stop`: where a training ends, the Trainer takes the best checkpoint
     for its result and deletes the newest.
 
+    Whoever trains calls `hand_back` in the end: by an error a training ends without a word to its callbacks.
+
     Args:
         is_saved: whether there is a checkpoint of the step that was just done. One of an epoch's last step
             waits for the scores of the epoch.
@@ -36,6 +38,8 @@ class StopBySignal(TrainerCallback):
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if self._before:  # with --auto_find_batch_size a training begins anew, and what was caught counts
+            return
         self.caught, self.agreed = 0, 0
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._catch) for number in _SIGNALS}
@@ -46,7 +50,7 @@ class StopBySignal(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         if self.agreed and self.is_saved():
-            self._hand_back()
+            self.hand_back()
             name = signal.Signals(self.agreed).name
             raise Stopped(
                 f"stopped by {name} after step {state.global_step} of {state.max_steps}, with a checkpoint "
@@ -58,7 +62,7 @@ class StopBySignal(TrainerCallback):
         if self._pending:
             self._pending[0].wait()
             self._pending = None
-        self._hand_back()
+        self.hand_back()
         if self.caught:  # too late to stop the training, and what comes after it has no checkpoint to make
             signal.raise_signal(self.caught)
 
@@ -66,10 +70,11 @@ class StopBySignal(TrainerCallback):
         if not self.caught:
             self.caught, self._caught_at = number, time.monotonic()
         elif time.monotonic() - self._caught_at > ONE_SIGNAL:
-            self._hand_back()
+            self.hand_back()
             signal.raise_signal(number)
 
-    def _hand_back(self) -> None:
+    def hand_back(self) -> None:
+        """Let the signals do what they did before the training."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -15,11 +15,11 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
-from hf_pneumonia.modeling.build import network_input
+from hf_pneumonia.modeling.build import network_input, trains_on_one_film
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.averaging import WeightAverage
 from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
-from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore
+from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore, check_finite_loss
 from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
@@ -63,7 +63,8 @@ class PneumoniaTrainer(ResumableTrainer):
             callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
-        self.add_callback(StopBySignal(self.is_saved))
+        self.stop = StopBySignal(self.is_saved)
+        self.add_callback(self.stop)
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
         self.early_stop = None
@@ -84,6 +85,7 @@ class PneumoniaTrainer(ResumableTrainer):
         # Right answers and films since the last log, kept on the device: reading them every step would wait
         # for it.
         self._seen = torch.zeros(2, device=args.device)
+        self._check_last_batch()
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
@@ -101,6 +103,14 @@ class PneumoniaTrainer(ResumableTrainer):
             # processes that go on within an epoch would not tell it the epoch.
             loader.set_sampler(BalancedSampler(self.train_dataset.labels, self.args.data_seed))
         return loader
+
+    def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
+        # `--dataloader_drop_last` is meant for training: no film of validation goes unscored.
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         films, labels = inputs["pixel_values"], inputs["labels"]
@@ -132,7 +142,10 @@ class PneumoniaTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            self.stop.hand_back()
         if self.average:
             self.average.copy_to(self.model)
         return result
@@ -142,6 +155,8 @@ class PneumoniaTrainer(ResumableTrainer):
             right, films = self.accelerator.reduce(self._seen, "sum").tolist()
             logs["accuracy"] = right / max(films, 1)
             self._seen.zero_()
+            # Of float16 the weights do not say it: its scaler passes over every step that is no number.
+            check_finite_loss(logs["loss"], self.state.global_step)
         super().log(logs, start_time)
 
     def history(self) -> list[dict]:
@@ -160,10 +175,26 @@ class PneumoniaTrainer(ResumableTrainer):
     @property
     def kept_epoch(self) -> float:
         """The epoch whose weights are left: the best by `metric_for_best_model`, or else the last."""
-        step = self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step
+        # A best epoch that was not saved, since it was not wanted then, is lost.
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
+        step = self.state.best_global_step if best else self.state.global_step
         return next(
             (line["epoch"] for line in self.state.log_history if line["step"] == step), self.state.epoch
         )
+
+    def _check_last_batch(self) -> None:
+        """Find out before the first epoch that its last batch can't be trained on."""
+        args, batch = self.args, self.args.train_batch_size
+        # Several processes are given whole batches: Accelerate fills the last with films of the first.
+        whole = args.dataloader_drop_last or args.world_size > 1
+        last = batch if whole else len(self.train_dataset) % batch or batch
+        size = args.small_size if args.small_epochs else args.image_size
+        if last == 1 and not trains_on_one_film(self.model, size):
+            raise UsageError(
+                f"the last batch of {len(self.train_dataset)} films in batches of {batch} is one film, which "
+                "BatchNorm can't be trained on in this network: give another --per_device_train_batch_size, "
+                "or --dataloader_drop_last true"
+            )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         args = self.args
