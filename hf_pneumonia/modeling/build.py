@@ -90,7 +90,6 @@ def build_model(
 
 
 @torch.no_grad()
-@torch.no_grad()
 def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> bool:
     """Whether a batch of one film can be trained on. BatchNorm can't where one pixel is left of it.
 
@@ -106,6 +105,7 @@ def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> b
     return True
 
 
+@torch.no_grad()
 def try_films(
     model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
 ) -> None:
