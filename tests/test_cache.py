@@ -164,3 +164,8 @@ def test_copies_are_sought_once_and_kept_in_the_store(images, tmp_path, monkeypa
     again, same = open_store(images, 32, tmp_path).copies()
     assert np.array_equal(again, pairs) and np.array_equal(same, correlation)
     assert not list((tmp_path / "films").glob("*/.*"))
+
+
+def test_a_name_that_no_file_can_have_is_an_unreadable_film(tmp_path):
+    store = open_store([{"path": "zero\0byte.png", "bytes": None}], 16, tmp_path / "cache")
+    assert list(store.unreadable.values()) == ["no such file"]

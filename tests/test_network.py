@@ -202,7 +202,8 @@ def test_closing_ends_the_process_and_those_who_wait(timm_folder, films):
 
 
 SERVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from hf_pneumonia.page.network import NetworkProcess
 network = NetworkProcess(sys.argv[1])
 if sys.argv[2] == "loaded":

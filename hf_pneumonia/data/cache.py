@@ -144,7 +144,7 @@ def _key(images: Sequence[dict], size: int) -> str:
             # ctime too: what replaces a file may have its size (DICOM films do) and its mtime (rsync, unzip).
             stamp = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
             digest.update(f"{image['path']}\0{stamp}\n".encode())
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a zero byte in the name, of a table say
             digest.update(f"{image['path']}\0missing\n".encode())
     return digest.hexdigest()[:24]
 
@@ -212,6 +212,6 @@ def _sha256(source: str | bytes) -> str:
         with open(source, "rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return digest.hexdigest()
