@@ -280,7 +280,7 @@ def test_nothing_of_a_hostile_card_is_left_in_the_html():
 def test_a_hostile_card_runs_nothing_and_fetches_nothing_in_a_browser(bare, browser):
     (bare / "README.md").write_text(HOSTILE)
     with gr.Blocks(analytics_enabled=False) as page:
-        about_tab(bare)
+        about_tab(read_evidence(bare))
     with served(page) as address:
         tab = browser.new_page(viewport=LAPTOP)
         asked, errors = [], []
@@ -297,7 +297,7 @@ def test_a_hostile_card_runs_nothing_and_fetches_nothing_in_a_browser(bare, brow
 
 def test_the_tab_fits_a_phone_and_its_card_opens_by_keyboard(finished_run, browser):
     with gr.Blocks(analytics_enabled=False) as page:
-        about_tab(finished_run)
+        about_tab(read_evidence(finished_run))
     with served(page) as address:
         tab = browser.new_page(viewport=PHONE, color_scheme="dark")
         tab.goto(address)

@@ -235,10 +235,15 @@ def test_it_gets_no_secret_but_what_fetches_a_model(timm_folder, monkeypatch):
     assert "HF_TOKEN" in names and not names & set(secret)
 
 
+def _imported(code: str, *argv: object) -> set[str]:
+    """What is imported in the end by a program of its own."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
 def test_what_starts_it_imports_nothing_that_takes_time():
-    code = "import sys, hf_pneumonia.page.network; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not {"numpy", "PIL", "torch", "gradio"} & set(done.stdout.split())
+    assert not {"numpy", "PIL", "torch", "gradio"} & _imported("import hf_pneumonia.page.network")
 
 
 def test_a_page_that_answers_imports_no_torch(timm_folder):
@@ -253,11 +258,8 @@ def test_a_page_that_answers_imports_no_torch(timm_folder):
         "    build_page(classifier, model=sys.argv[1])\n"
         "    films = [Image.new('L', (900, 900)), Image.new('L', (40, 50))]\n"
         "    classifier(films[0], heat_map=True), classifier(films)\n"
-        "print(*sys.modules)"
     )
-    command = [sys.executable, "-c", code, timm_folder]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not {"torch", "transformers"} & set(done.stdout.split())
+    assert not {"torch", "transformers"} & _imported(code, timm_folder)
 
 
 def test_the_process_imports_no_transformers(timm_folder):
@@ -267,8 +269,5 @@ def test_the_process_imports_no_transformers(timm_folder):
         "classifier, _ = _load(sys.argv[1])\n"
         "question = {'ask': 'predict', 'heat_map': True, 'problems': None, 'one_core': True}\n"
         "_answer(classifier, question, bytes(classifier.image_size ** 2))\n"
-        "print(*sys.modules)"
     )
-    command = [sys.executable, "-c", code, timm_folder]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not {"transformers", "datasets", "gradio"} & set(done.stdout.split())
+    assert not {"transformers", "datasets", "gradio"} & _imported(code, timm_folder)

@@ -174,9 +174,9 @@ def _remove(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Have what is written on the disk itself, so that no name stands there for content that does not."""
-    if os.name == "nt":  # which lets nobody do so to a folder, or to a file that is open to read
-        return
-    handle = os.open(path, os.O_RDONLY)
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:

@@ -24,6 +24,7 @@ from hf_pneumonia.modeling.saved import (
     has_other_report,
     load_model,
     operating_point,
+    short_name,
     try_film,
 )
 
@@ -68,10 +69,8 @@ def load_to_answer(name: str, revision: str | None = None) -> SavedModel:
         point = {}
     if not point:
         return load_model(name, revision)
-    local = Path(name).expanduser()
-    short = local.resolve().name if local.is_dir() else name
     notes = [OTHER_REPORT] if has_other_report(folder) else []
-    return SavedModel(short, model, size, point, notes, None, folder)
+    return SavedModel(short_name(name), model, size, point, notes, None, folder)
 
 
 def _plain_network(folder: Path) -> tuple[torch.nn.Module, object, int] | None:

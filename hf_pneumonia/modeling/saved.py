@@ -119,9 +119,13 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         )
     if has_other_report(source):
         notes.append(OTHER_REPORT)
+    return SavedModel(short_name(name), model, size, point, notes, processor, source)
+
+
+def short_name(name: str) -> str:
+    """The last folder of a path; a repository's id as it is."""
     local = Path(name).expanduser()
-    short = local.resolve().name if local.is_dir() else name
-    return SavedModel(short, model, size, point, notes, processor, source)
+    return local.resolve().name if local.is_dir() else name
 
 
 def has_other_report(folder: Path) -> bool:

@@ -1,12 +1,11 @@
 """The tab "About the model": its figures, plots and card, all from its own run folder or repository."""
 
-import os
 from pathlib import Path
 
 import gradio as gr
 
 from hf_pneumonia.page.card_html import card_html, picture_html
-from hf_pneumonia.page.evidence import Evidence, read_evidence
+from hf_pneumonia.page.evidence import Evidence
 from hf_pneumonia.page.figures import figures, notices
 
 # Beside the tables, which have their numbers for who can't see them.
@@ -24,18 +23,8 @@ _CARD_PLOTS = {
 }
 
 
-def about_tab(model: str | os.PathLike, revision: str | None = None) -> None:
-    """Lay out the tab, inside an open `gr.Blocks` or `gr.Tab`. All is read now, and nothing is asked later.
-
-    Args:
-        model: run folder, any local folder, or a repository of the Hub (user/name).
-        revision: branch, tag or commit of a repository.
-    """
-    lay_out(read_evidence(model, revision))
-
-
-def lay_out(evidence: Evidence) -> None:
-    """`about_tab` of what was read already."""
+def about_tab(evidence: Evidence) -> None:
+    """The tab's parts, in the open gr.Blocks or gr.Tab."""
     _html(about_html(evidence))
     if evidence.card:
         with gr.Accordion("The whole model card", open=False):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.inference.prediction import FilmClassifier
-from hf_pneumonia.page.about import lay_out
+from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
 from hf_pneumonia.page.evidence import read_evidence
 from hf_pneumonia.page.examples import Example
@@ -54,7 +54,7 @@ def build_page(
                 many_films_tab(classifier, read)
             if evidence is not None:
                 with gr.Tab("About the model"):
-                    lay_out(evidence)
+                    about_tab(evidence)
         add_endpoints(classifier, read)
     return page
 

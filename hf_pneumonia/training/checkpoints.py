@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from hf_pneumonia.data.settings_file import read_json
+from hf_pneumonia.data.store_folder import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 
@@ -82,17 +83,6 @@ def complete(folder: Path, step: int, facts: dict) -> Path:
     aside.rename(checkpoint)
     sync(folder)
     return checkpoint
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_facts(checkpoint: Path) -> dict:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_pneumonia.data.store_folder import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import (
@@ -31,7 +32,6 @@ from hf_pneumonia.training.checkpoints import (
     name_complete,
     read_facts,
     remove_leftovers,
-    sync,
     writing,
 )
 from hf_pneumonia.training.faults import check_finite, said_here, way_on
