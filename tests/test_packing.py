@@ -8,6 +8,7 @@ from torch import nn
 
 from hf_pneumonia.modeling import packing
 from hf_pneumonia.modeling.build import build_model, network_input
+from hf_pneumonia.modeling.features import watch_stages
 from hf_pneumonia.modeling.packing import PackedConv2d, packed
 
 FILMS = torch.randint(0, 256, (5, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -41,6 +42,29 @@ def test_a_packed_network_answers_as_the_network(architecture):
     with torch.inference_mode():
         for some in (inputs, inputs[:1], network_input(FILMS[:2, :48, :40])):
             torch.testing.assert_close(quick(some).logits, model(some).logits, rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.parametrize("architecture", ["resnet18", "cnn_improved", "ghostnet_050", "efficientnet_b0"])
+def test_what_the_gate_sees_of_a_packed_network_is_what_it_sees_of_the_network(architecture):
+    """ghostnet names its first convolution itself as a stage, before what is folded into others."""
+    model, inputs = _trained(architecture), network_input(FILMS)
+    quick = packed(model, inputs[:1])
+    assert quick is not model
+    seen = []
+    with torch.inference_mode():
+        for one in (model, quick):
+            with watch_stages(one.timm_model) as statistics:
+                one(inputs)
+            seen.append(statistics)
+    assert len(seen[0]) > 3
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-4)
+
+
+@needs_onednn
+def test_a_network_of_which_no_weight_would_be_left_is_kept_as_it_is():
+    model = _trained("dla34")  # its head is a convolution, too, and transformers asks a weight for the device
+    assert packed(model, network_input(FILMS[:1])) is model
 
 
 @needs_onednn
