@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_file, read_film, squash
@@ -27,7 +28,7 @@ from hf_pneumonia.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 7
+_FORMAT = 8
 
 _FACTS = np.dtype(
     [
@@ -38,6 +39,7 @@ _FACTS = np.dtype(
         ("colour_share", "f4"),
         ("hues", "f4"),
         ("blank", "?"),
+        ("appearance", "f4", (len(STATISTICS),)),
     ]
 )
 
@@ -60,7 +62,8 @@ class FilmStore:
         size: side of the films in pixels.
         facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
             `colour_share` and `hues` (`hue_spread`) as in overlays.py, and whether a film is `blank`, of one
-            gray; zero but for the hash where a film is unreadable.
+            gray, and its `appearance` (`measure_appearance`); zero but for the hash where a film is
+            unreadable.
         unreadable: row -> reason, of the films that could not be decoded; their squares are all zero.
     """
 
@@ -188,12 +191,12 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
         data = source if isinstance(source, bytes) else read_file(source)
         film = read_film(data)
     except UnreadableFilm as error:
-        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False)
+        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(film, size)
     thumbnail = _thumbnail(film, square)
     hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
-    facts = (_sha256(data), *film.size, text_rows(film), colour_share(data), hues, blank)
-    return square, thumbnail, facts
+    told = (text_rows(film), colour_share(data), hues, blank, measure_appearance(square, *film.size))
+    return square, thumbnail, (_sha256(data), *film.size, *told)
 
 
 def _thumbnail(film: Image.Image, square: np.ndarray) -> np.ndarray:
