@@ -149,8 +149,8 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
         point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
         `sensitivity` and `specificity` on validation and its copies; `operating_points`, the same of other
-        thresholds by name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the curve of
-        `trade_off`.
+        thresholds by name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the
+        curve of `trade_off`.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
