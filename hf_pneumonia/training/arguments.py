@@ -122,8 +122,9 @@ class Recipe(TrainingArguments):
     split: str = field(
         default="official",
         metadata={
-            "help": "official: the splits that the sources have, cut where they have none; or the shares of "
-            "train, validation and test, as in 70/20/10, to split all films anew."
+            "help": "official: the splits that the sources have, cut where they have none; the shares of "
+            "train, validation and test, as in 70/20/10, to split all images anew; or shifted, to test on "
+            "the patients whose images look most like the other class."
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits that are cut."})
