@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from hf_pneumonia.data.audit_page import plain
+from hf_pneumonia.evaluation.audit_page import plain
 from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 

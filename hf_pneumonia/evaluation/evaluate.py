@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.data.audit import taught
-from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.audit import taught
+from hf_pneumonia.evaluation.audit_page import write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.plots import plot_run

@@ -105,6 +105,12 @@ _REPORT = {
         "blank": NUMBER,
         "balance": {ANY: {ANY: {ANY: NUMBER}}},
         "label_told_by": {ANY: NUMBER},
+        "appearance": {
+            "images": NUMBER,
+            "auroc": _FIGURE,
+            "statistics": [{"statistic": TEXT, "auroc": NUMBER, "median": _CLASSES, "words": TEXT}],
+            "test_against_train": {ANY: _FIGURE},
+        },
     },
     "history": [_EPOCH],
     "kept_epoch": NUMBER,
