@@ -140,7 +140,7 @@ def matched_auroc(
         images as further weights.
     """
     chosen = draw_evenly(label, 2 * MATCHED)
-    label, probability, scores = label[chosen], probability[chosen], scores[chosen]
+    label, probability, scores = label[chosen], probability[chosen], scores[chosen].astype(np.float64)
     normal, pneumonia = (np.flatnonzero(label == index) for index in (0, 1))
     bandwidth = max(BANDWIDTH * scores.std(), 1e-12)
     weight = np.exp(-(((scores[normal][:, None] - scores[pneumonia]) / bandwidth) ** 2) / 2)
