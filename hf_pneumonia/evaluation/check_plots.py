@@ -100,7 +100,7 @@ def plot_appearance(appearance: dict, examples: np.ndarray, probability: np.ndar
         panel = figure.add_subplot(grid[column])
         panel.imshow(image, cmap="gray", vmin=0, vmax=255)
         panel.set(xticks=[], yticks=[], xlabel=f"P(pneumonia) = {probability[column - 1]:.3f}")
-        panel.set_title("a normal image" if factor == 1 else f"{way} by {factor}")
+        panel.set_title("a normal image" if factor == 1 else f"stretched {way} by {factor}", fontsize=9)
     return figure
 
 
