@@ -55,7 +55,9 @@ _RANGES = {
     "drop_rate": (0, 0.99),
     "rotation": (0, 180),
     "zoom": (0, 0.9),
+    "proportions": (0, 2),
     "shift": (0, 1),
+    "resolution": (0, 0.9),
     "blur": (0, 20),
     "exposure": (0, 5),
     "noise": (0, 1),
@@ -84,7 +86,7 @@ _RANGES = {
 }
 
 # Strengths of the augmentation that may differ by class.
-_BY_CLASS = ("rotation", "zoom", "shift", "blur", "exposure", "noise")
+_BY_CLASS = ("rotation", "zoom", "proportions", "shift", "resolution", "blur", "exposure", "noise")
 
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
@@ -120,8 +122,9 @@ class Recipe(TrainingArguments):
     split: str = field(
         default="official",
         metadata={
-            "help": "official: the splits that the sources have, cut where they have none; or the shares of "
-            "train, validation and test, as in 70/20/10, to split all films anew."
+            "help": "official: the splits that the sources have, cut where they have none; the shares of "
+            "train, validation and test, as in 70/20/10, to split all images anew; or shifted, to test on "
+            "the patients whose images look most like the other class."
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits that are cut."})
@@ -151,7 +154,13 @@ class Recipe(TrainingArguments):
 
     rotation: list[float] = _strength("Largest random rotation, in degrees")
     zoom: list[float] = _strength("Largest random change of scale (0.1: 10%%)")
+    proportions: list[float] = _strength(
+        "Largest random change of log(width / height), either way (0.35: 0.7 to 1.4 times as wide)"
+    )
     shift: list[float] = _strength("Largest random shift, as a share of the side")
+    resolution: list[float] = _strength(
+        "Largest random reduction of the resolution, as a share of the side, enlarged again"
+    )
     blur: list[float] = _strength("Largest random Gaussian blur, sigma in pixels")
     exposure: list[float] = _strength("Largest random change of gamma, contrast and brightness")
     noise: list[float] = _strength("Largest random noise, sigma as a share of the gray range")
@@ -248,7 +257,11 @@ class Recipe(TrainingArguments):
         default=True, metadata={"help": "Keep the best epoch, not the last."}
     )
     metric_for_best_model: str | None = field(
-        default="auroc", metadata={"help": "What makes an epoch the best."}
+        default="auroc_swapped",
+        metadata={
+            "help": "What makes an epoch the best: a metric of validation, auroc_swapped (with proportions "
+            "swapped between the classes) or loss."
+        },
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hides a diverged loss; off."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Would drop the films; off."})
@@ -310,9 +323,9 @@ class Recipe(TrainingArguments):
                     raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
-        if self.metric_for_best_model not in (*METRICS, "loss"):
+        if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
             raise UsageError(
-                f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, "
+                f"--metric_for_best_model expects one of loss, auroc_swapped, {', '.join(METRICS)}, "
                 f"got {self.metric_for_best_model!r}"
             )
         parse_split(self.split)
