@@ -19,7 +19,7 @@ from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.evaluation.appearance_audit import appearance_lines, audit_appearance, score_appearance
+from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
 from hf_pneumonia.evaluation.audit import check_leakage, crossing_ids
 from hf_pneumonia.evaluation.audit_page import summary, write_audit
 from hf_pneumonia.evaluation.one_figure import auroc
@@ -229,7 +229,7 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
     normal, pneumonia = (found["test_against_train"][name] for name in NAMES)
     assert normal["value"] > 0.95 and normal["ci95"][0] > 0.9
     assert pneumonia["ci95"][0] < 0.5 < pneumonia["ci95"][1]
-    lines = appearance_lines(found)
+    lines = audit_lines(found)
     assert lines[0].startswith("appearance alone predicts the label with AUROC 0.9")
     assert ": NORMAL images are brighter, " in lines[0]
     assert len(lines) == 2
@@ -239,7 +239,7 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
 
 def test_a_shift_of_the_pneumonias_is_one_of_the_sensitivity(shifted):
     mirrored = dataclasses.replace(shifted, label=1 - shifted.label)
-    lines = appearance_lines(_find(mirrored))
+    lines = audit_lines(_find(mirrored))
     assert "NORMAL images are darker, " in lines[0]
     assert lines[1].startswith("the test's PNEUMONIA images") and lines[1].endswith("another sensitivity")
 
@@ -258,7 +258,7 @@ def test_images_that_are_not_used_are_not_judged(shifted):
 def test_where_no_statistic_predicts_the_label_the_line_says_so():
     rng = np.random.default_rng(0)
     films = _film_set(rng.normal(size=(300, len(STATISTICS))), np.arange(300) % 2, ["train"] * 300)
-    (line,) = appearance_lines(_find(films))
+    (line,) = audit_lines(_find(films))
     assert line.startswith("appearance alone does not predict the label: AUROC 0.")
 
 
@@ -269,7 +269,7 @@ def test_too_few_patients_give_no_value_and_no_picture(shifted, audited, tmp_pat
     nothing = {"value": None, "ci95": None}
     assert (found["auroc"], found["statistics"]) == (nothing, [])
     assert found["test_against_train"]["PNEUMONIA"] == nothing
-    assert "fewer than 10 patients" in appearance_lines(found)[0]
+    assert "fewer than 10 patients" in audit_lines(found)[0]
     # A whole audit of few images writes no picture, and leaves none of an earlier audit.
     shutil.copytree(audited[2], tmp_path / "out")
     assert (tmp_path / "out" / "appearance.png").is_file()
@@ -291,7 +291,7 @@ def test_the_page_and_the_summary_say_what_the_appearance_tells(tmp_path):
     text = (tmp_path / "out" / "audit.md").read_text()
     assert "taller files (median 140 against 70)" in text
     assert "| height | 1.000 | 140.0 | 70.0 | taller files |" in text
-    assert summary(findings)[-2:] == appearance_lines(findings["appearance"])
+    assert summary(findings)[-2:] == audit_lines(findings["appearance"])
     assert summary(findings)[-1].endswith("expect another specificity")
     with Image.open(tmp_path / "out" / "appearance.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100

@@ -83,7 +83,7 @@ def audit_appearance(films: FilmSet, scores: np.ndarray) -> dict:
     }
 
 
-def appearance_lines(found: dict) -> list[str]:
+def audit_lines(found: dict) -> list[str]:
     """Say in words what `audit_appearance` found, a line each, for a log."""
     shown = figures_line(found, ("auroc",))
     if found["auroc"]["value"] is None:

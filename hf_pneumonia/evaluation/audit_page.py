@@ -13,7 +13,7 @@ from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.manifest import write_manifest
 from hf_pneumonia.data.overlays import TEXT_ROWS
-from hf_pneumonia.evaluation.appearance_audit import appearance_lines, plot_appearance, score_appearance
+from hf_pneumonia.evaluation.appearance_audit import audit_lines, plot_appearance, score_appearance
 from hf_pneumonia.evaluation.audit import audit_films, crossing_ids
 from hf_pneumonia.evaluation.figures import figures_line
 
@@ -72,7 +72,7 @@ def summary(findings: dict) -> list[str]:
             lines.append(f"films with burned-in {name}: {found}{among}")
     if findings["blank"]:
         lines.append(f"blank films, of one gray: {findings['blank']}")
-    return [*lines, *appearance_lines(findings["appearance"])]
+    return [*lines, *audit_lines(findings["appearance"])]
 
 
 def _pairs_to_see(films: FilmSet) -> dict[str, tuple[str, list[tuple[int, int, str]]]]:
@@ -195,7 +195,7 @@ def _appearance(found: dict) -> list[str]:
         "## Appearance",
         f"{len(STATISTICS)} statistics of the whole image and its file, and no look at the lungs. A network "
         "that reads them has a high AUROC here, and not where images are taken in another way.",
-        _list(appearance_lines(found)),
+        _list(audit_lines(found)),
     ]
     if found["statistics"]:
         sections += [
