@@ -89,12 +89,14 @@ def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, 
     chosen = calibrate(model, films, batch_size=8)
     after, _ = _with_swapped_copies(model, films)
     np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
-    called = pneumonia_probability(after) >= chosen["threshold"]
+    found = (pneumonia_probability(after) >= chosen["threshold"])[label == 1]
+    assert np.mean(found) >= 0.95
+    label = label[: len(label) // 2]
+    called = pneumonia_probability(after[: len(label)]) >= chosen["threshold"]
     assert (np.mean(called[label == 1]), np.mean(~called[label == 0])) == pytest.approx(
         (chosen["sensitivity"], chosen["specificity"])
     )
-    assert chosen["sensitivity"] >= 0.95
-    assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, label)
+    assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, np.tile(label, 2))
     assert {"temperature", "threshold", "target_sensitivity", "operating_points"} < chosen.keys()
     assert chosen["operating_points"]["sensitivity_95"]["threshold"] == chosen["threshold"]
 

@@ -146,7 +146,8 @@ def test_sentences_have_the_figures_that_they_speak_of():
         f"between the classes by 1.2, which a reader hardly sees: AUROC {shown(swapped['auroc'])}, "
         f"sensitivity {shown(swapped['sensitivity'])}, specificity {shown(swapped['specificity'])}.",
         f"predicts the label with an AUROC of {shown(appearance['appearance_auroc'])};",
-        "finds 0.950 of the pneumonias in validation, where it has "
+        "finds 0.950 of the pneumonias in validation and its copies with swapped proportions; on validation "
+        "as it is it has "
         f"sensitivity {shown(point['validation']['sensitivity'])} and "
         f"specificity {shown(point['validation']['specificity'])};",
         "The expected calibration error is over 15 bins.",

@@ -148,9 +148,9 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     Returns:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
         point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
-        `sensitivity` and `specificity` on validation and its copies; `operating_points`, the same of other
-        thresholds by name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the
-        curve of `trade_off`.
+        `sensitivity` and `specificity` on validation as it is; `operating_points`, the same of other
+        thresholds by name, with the copies; `uncertain`, the band of `uncertain_band` (`low`, `high`,
+        `risk`); and the curve of `trade_off` on validation as it is.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
@@ -178,16 +178,17 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     scale_logits(model, 1 / temperature, intercept)
     probability = expit(_margins(logits) / temperature + intercept)
     threshold = operating_point(label, probability)
+    plain = label[: len(rows)], probability[: len(rows)]
     low, high = uncertain_band(label, probability, threshold)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
-        **_reached(label, probability, threshold),
+        **_reached(*plain, threshold),
         "temperature": temperature,
         "intercept": intercept,
         "operating_points": operating_points(label, probability),
         "uncertain": {"low": low, "high": high, "risk": RISK},
-        "trade_off": trade_off(label, probability, threshold),
+        "trade_off": trade_off(*plain, threshold),
     }
 
 
