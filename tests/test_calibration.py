@@ -74,9 +74,9 @@ def _with_swapped_copies(model, films):
     label = films.label[rows]
     vertical = vertical_class(films.store.facts["appearance"][train], films.label[train])
     plain = score_films(model, films.store, rows, 8)
-    return np.concatenate(
-        [plain, score_swapped(model, films.store, rows, label, 8, vertical, 1.2)]
-    ), np.tile(label, 2)
+    return np.concatenate([plain, score_swapped(model, films.store, rows, label, 8, vertical, 1.2)]), np.tile(
+        label, 2
+    )
 
 
 def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, tmp_path):

@@ -27,6 +27,7 @@ def test_every_figure_stays_as_it_is():
     assert report == before
     for name in ("splits", "operating_point", "operating_points", "calibration", "checks", "versions"):
         assert public[name] == report[name]
+    assert public["audit"]["appearance"] == report["audit"]["appearance"]
 
 
 def test_lists_of_files_become_counts():

@@ -197,6 +197,19 @@ def written_report() -> dict:
             "blank": 69,
             "balance": {},
             "label_told_by": {"source": 0.5, "height of the file": 0.903},
+            "appearance": {
+                "images": 8031,
+                "auroc": figure(),
+                "statistics": [
+                    {
+                        "statistic": "height",
+                        "auroc": 0.904,
+                        "median": {"NORMAL": 1328.0, "PNEUMONIA": 792.0},
+                        "words": "taller files",
+                    }
+                ],
+                "test_against_train": {"NORMAL": figure(), "PNEUMONIA": figure()},
+            },
         },
         "history": [],
         "kept_epoch": 9.0,
