@@ -55,7 +55,7 @@ def film_folder(tmp_path_factory) -> Path:
     write_films(folder / "test", 12, 18, first=200)
     rng = np.random.default_rng(7)
     for number in range(5):
-        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_virus_9{number}.jpeg", 1, rng)
+        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_bacteria_9{number}.jpeg", 1, rng)
     return folder
 
 
