@@ -3,13 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
 from hf_pneumonia.modeling import augment
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 
-ALL = dict(rotation=10, zoom=0.1, shift=0.05, blur=1.0, exposure=0.2, noise=0.02, horizontal_flip=0.5)
+ALL = dict(rotation=10, zoom=0.1, proportions=0.3, shift=0.05, resolution=0.5)
+ALL |= dict(blur=1.0, exposure=0.2, noise=0.02, horizontal_flip=0.5)
 
 
 @pytest.fixture
@@ -127,6 +129,23 @@ def test_a_zoom_enlarges_about_the_middle(at_the_limit):
     spot = torch.zeros(1, 65, 65, dtype=torch.uint8)
     spot[:, 27:38, 27:38] = 255  # side 11, centred
     assert Augment(zoom=0.5)(spot).sum() == pytest.approx((11 * 1.5) ** 2, rel=0.03)
+
+
+def test_proportions_widen_a_film_about_the_middle_and_keep_its_area(at_the_limit):
+    across = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(2, 64, 64)  # a ramp from left to right
+    widened = Augment(proportions=2 * math.log(1.25))(across)[0]
+    # Wider by exp(r / 2) = 1.25 and as much flatter: the slope falls, and black rows come in above and below.
+    slope = (widened[32, 40] - widened[32, 24]).item() / 16
+    assert slope == pytest.approx(1 / 63 / 1.25, rel=0.02)
+    assert widened[:6].max() == 0 and widened[-6:].max() == 0 and widened[8:-8, 32].min() > 0.4
+
+
+def test_resolution_is_reduced_as_resizing_there_and_back_does(films, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: torch.full(size, 0.999))
+    reduced = Augment(resolution=0.5)(films)
+    small = F.interpolate(films[None] / 255, (32, 32), mode="bilinear", antialias=True)
+    expected = F.interpolate(small, (64, 64), mode="bicubic")[0].clamp(0, 1)
+    assert (reduced - expected).abs().max() < 1e-5
 
 
 def test_the_blur_equals_scipys(films, monkeypatch):

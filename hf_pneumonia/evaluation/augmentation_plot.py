@@ -13,12 +13,14 @@ from hf_pneumonia.modeling.augment import Augment, Strength
 _STEPS = {
     "rotation": ("°", 1),
     "zoom": ("%", 100),
+    "proportions": (" (log)", 1),
     "shift": ("%", 100),
     "exposure": ("", 1),
+    "resolution": ("%", 100),
     "blur": (" px", 1),
     "noise": ("%", 100),
 }
-_FINE = ("blur", "noise")  # not to be seen unless enlarged
+_FINE = ("resolution", "blur", "noise")  # not to be seen unless enlarged
 
 # Name, and four pictures: two of the NORMAL film, two of the PNEUMONIA film; (h, w) float32 in [0, 1].
 Line = tuple[str, list[np.ndarray]]

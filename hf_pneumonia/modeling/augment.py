@@ -1,5 +1,6 @@
 """Batched augmentation on the device, on gray films. Knows nothing about files or normalisation."""
 
+import functools
 import math
 
 import torch
@@ -11,6 +12,8 @@ from hf_pneumonia.data.labels import LABELS
 
 # One strength for all films, or two: NORMAL, PNEUMONIA.
 Strength = float | tuple[float, float]
+# Sides that `resolution` draws from, evenly spaced down to the smallest.
+_SIDES = 16
 # One strength for all films of a batch, or (b,) float32.
 Limit = float | torch.Tensor
 
@@ -18,9 +21,9 @@ Limit = float | torch.Tensor
 class Augment(nn.Module):
     """Vary films as patients and X-ray rooms vary; every film of a batch draws its own numbers.
 
-    One warp (rotation, zoom, shift and flip in a single resampling), then blur, exposure and noise. Applied
-    in training only; the random numbers come from torch's global generator of the films' device, which a
-    checkpoint holds.
+    Resolution, one warp (rotation, zoom, proportions, shift and flip in a single resampling), then blur,
+    exposure and noise. Applied in training only; the random numbers come from torch's global generator of
+    the films' device, which a checkpoint holds.
 
     All but the flip may have two strengths, for NORMAL and for PNEUMONIA, so that the class of fewer films is
     varied more. What only one class goes through is a cue of that class: where none but NORMAL films are
@@ -30,7 +33,12 @@ class Augment(nn.Module):
     Args:
         rotation: largest angle to either side, in degrees; 0 turns it off.
         zoom: largest relative change of scale, each axis on its own (0.1: 0.9 to 1.1); 0 turns it off.
+        proportions: largest change of the logarithm of width / height, about the middle and at the same area
+            (0.35: from 0.7 to 1.4 times as wide); 0 turns it off. Squashing files to squares writes their
+            proportions into the pixels; where these differ by class, a network reads them.
         shift: largest shift, as a share of the side; 0 turns it off.
+        resolution: largest reduction of the resolution, as a share of the side, each axis on its own (0.4:
+            down to 60% of the pixels, and enlarged again); 0 turns it off.
         blur: largest standard deviation of a Gaussian blur, in pixels; 0 turns it off.
         exposure: largest change of the logarithm of gamma and of contrast, and twice the largest change of
             brightness as a share of the full range; 0 turns it off.
@@ -43,7 +51,9 @@ class Augment(nn.Module):
         self,
         rotation: Strength = 0.0,
         zoom: Strength = 0.0,
+        proportions: Strength = 0.0,
         shift: Strength = 0.0,
+        resolution: Strength = 0.0,
         blur: Strength = 0.0,
         exposure: Strength = 0.0,
         noise: Strength = 0.0,
@@ -51,6 +61,7 @@ class Augment(nn.Module):
     ) -> None:
         super().__init__()
         self.rotation, self.zoom, self.shift = _pair(rotation), _pair(zoom), _pair(shift)
+        self.proportions, self.resolution = _pair(proportions), _pair(resolution)
         self.blur, self.exposure, self.noise = _pair(blur), _pair(exposure), _pair(noise)
         self.horizontal_flip = horizontal_flip
 
@@ -69,10 +80,13 @@ class Augment(nn.Module):
             ValueError: a strength differs by class, and there are no labels.
         """
         films = films.float().div(255)
-        if any((*self.rotation, *self.zoom, *self.shift, self.horizontal_flip)):
-            rotation, zoom, shift = (_of_class(s, labels) for s in (self.rotation, self.zoom, self.shift))
-            warped = self._warp(films, rotation, zoom, shift)
-            films = _where(rotation + zoom + shift + self.horizontal_flip, warped, films)
+        if any(self.resolution):
+            resolution = _of_class(self.resolution, labels)
+            films = _where(resolution, self._reduce(films, resolution), films)
+        warp = (self.rotation, self.zoom, self.proportions, self.shift)
+        if any((*sum(warp, ()), self.horizontal_flip)):
+            limits = [_of_class(strength, labels) for strength in warp]
+            films = _where(sum(limits) + self.horizontal_flip, self._warp(films, *limits), films)
         if any(self.blur):
             blur = _of_class(self.blur, labels)
             films = _where(blur, self._blur(films, blur), films)
@@ -84,10 +98,24 @@ class Augment(nn.Module):
             films = films + deviation.view(-1, 1, 1) * torch.randn_like(films)
         return films.clamp_(0, 1)
 
-    def _warp(self, films: torch.Tensor, rotation: Limit, zoom: Limit, shift: Limit) -> torch.Tensor:
+    def _reduce(self, films: torch.Tensor, resolution: Limit) -> torch.Tensor:
+        b, h, w = films.shape
+        largest = max(self.resolution)
+        down, across = (
+            _reductions(side, largest, films.device)[
+                (torch.rand(b, device=films.device) * (resolution / largest * _SIDES)).long()
+            ]
+            for side in (h, w)
+        )
+        return down @ films @ across.mT
+
+    def _warp(
+        self, films: torch.Tensor, rotation: Limit, zoom: Limit, proportions: Limit, shift: Limit
+    ) -> torch.Tensor:
         b, h, w = films.shape
         angle = _uniform(films, rotation * (math.pi / 180))
-        scale_x, scale_y = 1 + _uniform(films, zoom), 1 + _uniform(films, zoom)
+        wider = torch.exp(_uniform(films, proportions) / 2)
+        scale_x, scale_y = (1 + _uniform(films, zoom)) * wider, (1 + _uniform(films, zoom)) / wider
         flip = torch.where(torch.rand(b, device=films.device) < self.horizontal_flip, -1.0, 1.0)
         # Rows of the inverse map in grid_sample's coordinates, which run from -1 to 1: a shift by a share s
         # of the side is 2 s.
@@ -115,6 +143,17 @@ class Augment(nn.Module):
         films = films.clamp(1e-4, 1).pow(torch.exp(gamma))
         mean = films.mean(dim=(1, 2), keepdim=True)
         return (films - mean) * torch.exp(contrast) + mean + 0.5 * brightness
+
+
+@functools.lru_cache(maxsize=8)
+def _reductions(size: int, largest: float, device: torch.device) -> torch.Tensor:
+    """(_SIDES, size, size) matrices that reduce a column of pixels, antialiased, and enlarge it again; the
+    first changes nothing, the last reduces it by `largest`, a share of `size`."""
+    identity, matrices = torch.eye(size)[None, None], []
+    for side in torch.linspace(size, max(1, size * (1 - largest)), _SIDES).round().int().tolist():
+        small = F.interpolate(identity, (side, size), mode="bilinear", antialias=True)
+        matrices.append(F.interpolate(small, (size, size), mode="bicubic")[0, 0])
+    return torch.stack(matrices).to(device)
 
 
 def shrink(films: torch.Tensor, size: int) -> torch.Tensor:

@@ -55,7 +55,9 @@ _RANGES = {
     "drop_rate": (0, 0.99),
     "rotation": (0, 180),
     "zoom": (0, 0.9),
+    "proportions": (0, 2),
     "shift": (0, 1),
+    "resolution": (0, 0.9),
     "blur": (0, 20),
     "exposure": (0, 5),
     "noise": (0, 1),
@@ -84,7 +86,7 @@ _RANGES = {
 }
 
 # Strengths of the augmentation that may differ by class.
-_BY_CLASS = ("rotation", "zoom", "shift", "blur", "exposure", "noise")
+_BY_CLASS = ("rotation", "zoom", "proportions", "shift", "resolution", "blur", "exposure", "noise")
 
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
@@ -151,7 +153,13 @@ class Recipe(TrainingArguments):
 
     rotation: list[float] = _strength("Largest random rotation, in degrees")
     zoom: list[float] = _strength("Largest random change of scale (0.1: 10%%)")
+    proportions: list[float] = _strength(
+        "Largest random change of log(width / height), either way (0.35: 0.7 to 1.4 times as wide)"
+    )
     shift: list[float] = _strength("Largest random shift, as a share of the side")
+    resolution: list[float] = _strength(
+        "Largest random reduction of the resolution, as a share of the side, enlarged again"
+    )
     blur: list[float] = _strength("Largest random Gaussian blur, sigma in pixels")
     exposure: list[float] = _strength("Largest random change of gamma, contrast and brightness")
     noise: list[float] = _strength("Largest random noise, sigma as a share of the gray range")
