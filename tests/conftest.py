@@ -59,6 +59,17 @@ def film_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shortcut_images(tmp_path_factory):
+    """FilmSet of 400 simulated patients with a shortcut: images of 64 pixels, decoded to 32."""
+    from hf_pneumonia.data.filmset import prepare_films
+    from hf_pneumonia.data.phantom_folder import write_dataset
+
+    folder = tmp_path_factory.mktemp("shortcut")
+    write_dataset(folder / "phantoms", patients=400, size=64, shortcut=True)
+    return prepare_films(str(folder / "phantoms"), 32, folder)
+
+
 def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """train.py in a process of its own, as a user starts it, or by a launcher: a module and its flags."""
     start = [sys.executable, *(["-m", *launcher] if launcher else []), ROOT / "train.py", *map(str, flags)]

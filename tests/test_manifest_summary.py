@@ -90,6 +90,7 @@ def test_the_hash_knows_uses_and_films_but_no_names_and_places(tmp_path):
     ("given", "shown", "path", "kind"),
     [
         ("phantom", "phantom", "/home/x/phantom-v1/train/NORMAL/p_1.png", "phantom"),
+        ("phantom:shortcut", "phantom:shortcut", "/home/x/phantom-shortcut-v1/p_1.png", "phantom"),
         ("kaggle:a/b", "kaggle:a/b", "/home/x/.cache/b/train/NORMAL/p_1.png", "kaggle"),
         ("user/name", "user/name", "train/000017/p_1.png", "hub"),
         ("user/name", "user/name", "train/000017", "hub"),

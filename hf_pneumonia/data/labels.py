@@ -7,6 +7,9 @@ import re
 # "bacterial".
 LABELS = ("NORMAL", "PNEUMONIA")
 
+# The simulated data sets: the plain one, and the one with a shortcut (`phantom_folder.add_shortcut`).
+PHANTOMS = ("phantom", "phantom:shortcut")
+
 # What may be done with films of COVID-19, which some data sets hold as a class of its own.
 COVID = ("drop", "pneumonia", "keep")
 
