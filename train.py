@@ -14,14 +14,16 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import disable_progress_bars
 
-from hf_pneumonia.data.audit import check_leakage
-from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.labels import PHANTOMS
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.evaluation.appearance import appearance_lines
+from hf_pneumonia.evaluation.appearance_audit import audit_lines
+from hf_pneumonia.evaluation.audit import check_leakage
+from hf_pneumonia.evaluation.audit_page import write_audit
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
@@ -142,6 +144,8 @@ def train(args: Recipe, recipe: dict) -> None:
                 clear_run_folder(folder)
             findings = write_audit(films, folder / "audit")
             write_seen(seen, folder / "audit" / SEEN)
+            for line in audit_lines(findings["appearance"]):
+                logger.info("%s; see %s", line, folder / "audit" / "audit.md")
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         judge(
             trainer,
@@ -212,6 +216,8 @@ def print_summary(folder: Path, report: dict) -> None:
     print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
     aim = f"threshold {point['threshold']:.3f}, {point['target_sensitivity']:.0%} sensitive on validation"
     print(f"{aim}: {figures_line(point['test'], ('sensitivity', 'specificity'))}")
+    for line in appearance_lines(report["checks"]["appearance"]):
+        print(line)
     # As it can be typed here: a .venv that is not activated is named.
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"

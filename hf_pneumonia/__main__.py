@@ -50,7 +50,7 @@ def _together(run: Callable[[argparse.Namespace], None]) -> Iterator[None]:
 
 def audit(args: argparse.Namespace) -> None:
     """find unreadable films, copies, leaks and shortcuts, and write a manifest"""
-    from hf_pneumonia.data.audit_page import summary, write_audit
+    from hf_pneumonia.evaluation.audit_page import summary, write_audit
 
     films = _films(args, 224)
     for line in summary(write_audit(films, args.output)):
@@ -264,7 +264,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_source_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--split", default="official", help="official, or shares such as 70/20/10, as train.py takes them"
+        "--split",
+        default="official",
+        help="official, shifted, or shares such as 70/20/10, as train.py takes them",
     )
     command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
     command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 films")

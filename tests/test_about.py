@@ -85,12 +85,21 @@ def test_the_figures_are_the_reports_with_their_intervals():
     def shown(figure):
         return "{:.3f} [{:.3f}, {:.3f}]".format(figure["value"], *figure["ci95"])
 
+    appearance = report["checks"]["appearance"]
+    swapped, other = appearance["proportions"]["1.2"], appearance["histogram_and_spectrum"]
+    contradicting = appearance["contradicting"]
     matrix = point["confusion_matrix"]
     rare = point["predictive_values"]["0.05"]
     for row in (
         f"| AUROC | {shown(test['auroc'])} |",
         f"| Sensitivity at threshold 0.843 | {shown(point['sensitivity'])} |",
         f"| Specificity at threshold 0.843 | {shown(point['specificity'])} |",
+        f"| AUROC with proportions swapped by 1.2 | {shown(swapped['auroc'])} |",
+        f"| Specificity with proportions swapped by 1.2 | {shown(swapped['specificity'])} |",
+        f"| Sensitivity with histogram and spectrum swapped | {shown(other['sensitivity'])} |",
+        f"| AUROC of pairs matched by appearance | {shown(appearance['matched_auroc'])} |",
+        f"| Sensitivity where appearance contradicts the label | {shown(contradicting['sensitivity'])} |",
+        f"| Specificity where appearance contradicts the label | {shown(contradicting['specificity'])} |",
         f"| PPV where 5% of films show pneumonia | {shown(rare['ppv'])} |",
         f"| NPV where 5% of films show pneumonia | {shown(rare['npv'])} |",
         f"| Expected calibration error | {shown(report['calibration']['test']['after']['ece'])} |",

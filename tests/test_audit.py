@@ -1,22 +1,28 @@
 """The audit of a small folder whose faults are known, against counts made by hand."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import write_film
+from conftest import write_film, write_films
 from PIL import Image, ImageDraw
+from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.audit import check_leakage, crossing_ids, taught
-from hf_pneumonia.data.audit_page import write_audit
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.appearance import STATISTICS, appearance_scores
+from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
+from hf_pneumonia.evaluation.audit import check_leakage, crossing_ids, taught
+from hf_pneumonia.evaluation.audit_page import summary, write_audit
+from hf_pneumonia.evaluation.one_figure import auroc
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def test_the_page_shows_a_picture_for_every_kind_of_pair_there_is(audited):
     text = (folder / "audit.md").read_text()
     pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
     assert pictures == {path.name for path in folder.glob("*.png")}
-    assert {"different_labels.png", "across_splits.png"} <= pictures
+    assert {"different_labels.png", "across_splits.png", "appearance.png"} <= pictures
     for name in pictures:
         Image.open(folder / name).verify()
     assert json.loads((folder / "audit.json").read_text()) == findings
@@ -152,6 +158,143 @@ def test_a_source_of_one_class_tells_the_label(tmp_path):
         write_film(tmp_path / "two" / "PNEUMONIA" / f"{number}.png", 1, rng)
     films = prepare_films([str(tmp_path / "one"), str(tmp_path / "two")], 64, tmp_path)
     assert write_audit(films, tmp_path / "out")["label_told_by"]["source"] == 1.0
+
+
+NAMES = ("NORMAL", "PNEUMONIA")
+
+
+def _film_set(statistics, label, given):
+    """Images of a patient each, used as they are given, of which nothing but the appearance is known."""
+    count = len(label)
+    facts = np.zeros(count, [("appearance", "f4", len(STATISTICS))])
+    facts["appearance"] = statistics
+    names = np.array([f"f{row:03d}" for row in range(count)], dtype=object)
+    given = np.array(given, dtype=object)
+    return FilmSet(
+        store=SimpleNamespace(facts=facts),
+        file=names,
+        source=np.full(count, "a", dtype=object),
+        patient_id=names,
+        patient=names,
+        label=np.array(label),
+        given=given,
+        split=given.astype("<U10"),
+        duplicate_group=np.arange(count),
+        reason=np.full(count, "", dtype=object),
+        notes=[],
+    )
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """200 training and 80 test images. NORMAL is brighter in both, and noisier in test than in train."""
+    rng = np.random.default_rng(0)
+    label = np.arange(280) % 2
+    test = np.arange(280) >= 200
+    statistics = rng.normal(size=(280, len(STATISTICS)))
+    statistics[:, STATISTICS.index("brightness")] -= 3 * label
+    statistics[:, STATISTICS.index("noise")] += 4 * (test & (label == 0))
+    return _film_set(statistics, label, np.where(test, "test", "train"))
+
+
+def _find(films):
+    return audit_appearance(films, score_appearance(films))
+
+
+def test_the_statistics_that_predict_the_label_are_ranked_and_put_in_words(shifted):
+    found = _find(shifted)
+    train = slice(0, 200)
+    statistics, label = shifted.store.facts["appearance"][train], shifted.label[train]
+    areas = [roc_auc_score(label, column) for column in statistics.T]
+    best = sorted(range(len(areas)), key=lambda one: -abs(areas[one] - 0.5))[:5]
+    assert [one["statistic"] for one in found["statistics"]] == [STATISTICS[one] for one in best]
+    assert [one["auroc"] for one in found["statistics"]] == [
+        pytest.approx(0.5 + abs(areas[one] - 0.5), abs=1e-4) for one in best
+    ]
+    first = found["statistics"][0]
+    assert (first["statistic"], first["words"]) == ("brightness", "brighter")
+    column = statistics[:, STATISTICS.index("brightness")]
+    assert first["median"] == {
+        name: pytest.approx(np.median(column[label == index]), abs=1e-4) for index, name in enumerate(NAMES)
+    }
+
+
+def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(shifted):
+    found = _find(shifted)
+    scores = appearance_scores(
+        shifted.store.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
+    )
+    assert found["images"] == 200
+    assert found["auroc"] == auroc(shifted.label[:200], scores, shifted.patient[:200])
+    normal, pneumonia = (found["test_against_train"][name] for name in NAMES)
+    assert normal["value"] > 0.95 and normal["ci95"][0] > 0.9
+    assert pneumonia["ci95"][0] < 0.5 < pneumonia["ci95"][1]
+    lines = audit_lines(found)
+    assert lines[0].startswith("appearance alone predicts the label with AUROC 0.9")
+    assert ": NORMAL images are brighter, " in lines[0]
+    assert len(lines) == 2
+    assert "the test's NORMAL images look different from training's (AUROC 0.9" in lines[1]
+    assert lines[1].endswith("]): expect another specificity")
+
+
+def test_a_shift_of_the_pneumonias_is_one_of_the_sensitivity(shifted):
+    mirrored = dataclasses.replace(shifted, label=1 - shifted.label)
+    lines = audit_lines(_find(mirrored))
+    assert "NORMAL images are darker, " in lines[0]
+    assert lines[1].startswith("the test's PNEUMONIA images") and lines[1].endswith("another sensitivity")
+
+
+def test_a_split_that_is_cut_here_is_judged_whole(shifted):
+    cut = np.where(np.arange(280) % 5 == 0, "test", "train")
+    found = _find(dataclasses.replace(shifted, split=cut.astype("<U10")))
+    assert (found["images"], found["test_against_train"]) == (280, None)
+
+
+def test_images_that_are_not_used_are_not_judged(shifted):
+    found = _find(dataclasses.replace(shifted, split=np.where(np.arange(280) < 60, "", shifted.split)))
+    assert found["images"] == 140
+
+
+def test_where_no_statistic_predicts_the_label_the_line_says_so():
+    rng = np.random.default_rng(0)
+    films = _film_set(rng.normal(size=(300, len(STATISTICS))), np.arange(300) % 2, ["train"] * 300)
+    (line,) = audit_lines(_find(films))
+    assert line.startswith("appearance alone does not predict the label: AUROC 0.")
+
+
+def test_too_few_patients_give_no_value_and_no_picture(shifted, audited, tmp_path):
+    few = np.flatnonzero(shifted.label == 1)[9:]  # 9 patients of class 1 are left
+    split = np.where(np.isin(np.arange(280), few), "", shifted.split)
+    found = _find(dataclasses.replace(shifted, split=split))
+    nothing = {"value": None, "ci95": None}
+    assert (found["auroc"], found["statistics"]) == (nothing, [])
+    assert found["test_against_train"]["PNEUMONIA"] == nothing
+    assert "fewer than 10 patients" in audit_lines(found)[0]
+    # A whole audit of few images writes no picture, and leaves none of an earlier audit.
+    shutil.copytree(audited[2], tmp_path / "out")
+    assert (tmp_path / "out" / "appearance.png").is_file()
+    write_films(tmp_path / "films", 9, 20)
+    findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
+    assert findings["appearance"]["images"] == 29
+    assert not (tmp_path / "out" / "appearance.png").exists()
+    assert "fewer than 10 patients" in (tmp_path / "out" / "audit.md").read_text()
+
+
+def test_the_page_and_the_summary_say_what_the_appearance_tells(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, first, count, height in (("train", 0, 30, 140), ("test", 100, 12, 100)):
+        for number in range(first, first + count):
+            tall = tmp_path / "films" / split / "NORMAL" / f"{number}.png"
+            write_film(tall, 0, rng, size=(90, height))
+            write_film(tmp_path / "films" / split / "PNEUMONIA" / f"p{number}.png", 0, rng)
+    findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
+    text = (tmp_path / "out" / "audit.md").read_text()
+    assert "taller files (median 140 against 70)" in text
+    assert "| height | 1.000 | 140.0 | 70.0 | taller files |" in text
+    assert summary(findings)[-2:] == audit_lines(findings["appearance"])
+    assert summary(findings)[-1].endswith("expect another specificity")
+    with Image.open(tmp_path / "out" / "appearance.png") as picture:
+        assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
 
 def _run_folder(films, folder):
@@ -240,7 +383,8 @@ def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
         write_film(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
     argv = ["audit", str(tmp_path / "films"), "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path)]
     assert run_script("hf_pneumonia", main, argv) == 0
-    assert "4 films, sources: films" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 films, sources: films" in said and "fewer than 10 patients of a class" in said
     assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
 
 
@@ -249,6 +393,7 @@ def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
     [
         (["/no/such/folder"], "no such folder"),
         (["phantom", "--split", "70/30"], "--split expects"),
+        (["phantom", "--split", "shift"], "--split expects"),
         (["phantom", "--output", __file__], "is a file"),
         (["phantom", "--outptu", "x"], "unrecognized arguments: --outptu x; see"),
         (["phantom", "--covid", "maybe"], "invalid choice: 'maybe'"),

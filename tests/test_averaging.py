@@ -61,7 +61,7 @@ def test_the_average_is_what_is_scored_and_the_network_trains_on_with_its_own_we
 def test_what_is_left_is_the_average_at_the_best_epoch(trainer, tmp_path):
     run = trainer(*FLAGS)
     scores = iter([0.6, 0.9, 0.7])
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     run.train()
     best = tmp_path / "run" / "checkpoint-6"
     assert run.kept_epoch == 2

@@ -7,6 +7,7 @@ from scipy.special import expit, log_softmax, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_curve
 
+from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.calibration import (
@@ -19,6 +20,7 @@ from hf_pneumonia.evaluation.calibration import (
 )
 from hf_pneumonia.evaluation.reliability import uncalibrated
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
+from hf_pneumonia.evaluation.swaps import score_swapped
 from hf_pneumonia.modeling.build import build_model, scale_logits
 
 
@@ -66,40 +68,51 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
     assert threshold not in probabilities or threshold == probabilities.min()
 
 
+def _with_swapped_copies(model, films):
+    """Logits and labels of validation, as it is and with proportions swapped by 1.2."""
+    rows, train = films.rows("validation"), films.rows("train")
+    label = films.label[rows]
+    vertical = vertical_class(films.store.facts["appearance"][train], films.label[train])
+    plain = score_films(model, films.store, rows, 8)
+    return np.concatenate(
+        [plain, score_swapped(model, films.store, rows, label, 8, vertical, 1.2)]
+    ), np.tile(label, 2)
+
+
 def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, tmp_path):
     films = prepare_films(str(film_folder), 64, tmp_path)
-    rows, label = films.rows("validation"), films.label[films.rows("validation")]
     torch.manual_seed(0)
     model = build_model("resnet10t", 64)
     model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
     torch.nn.init.normal_(model.timm_model.fc.weight)  # answers that differ by more than rounding
-    before = score_films(model, films.store, rows, batch_size=8)
+    before, label = _with_swapped_copies(model, films)
     chosen = calibrate(model, films, batch_size=8)
-    after = score_films(model, films.store, rows, batch_size=8)
+    after, _ = _with_swapped_copies(model, films)
     np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
-    called = pneumonia_probability(after) >= chosen["threshold"]
+    found = (pneumonia_probability(after) >= chosen["threshold"])[label == 1]
+    assert np.mean(found) >= 0.95
+    label = label[: len(label) // 2]
+    called = pneumonia_probability(after[: len(label)]) >= chosen["threshold"]
     assert (np.mean(called[label == 1]), np.mean(~called[label == 0])) == pytest.approx(
         (chosen["sensitivity"], chosen["specificity"])
     )
-    assert chosen["sensitivity"] >= 0.95
-    assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, label)
+    assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, np.tile(label, 2))
     assert {"temperature", "threshold", "target_sensitivity", "operating_points"} < chosen.keys()
     assert chosen["operating_points"]["sensitivity_95"]["threshold"] == chosen["threshold"]
 
 
 def test_calibrating_a_shifted_network_folds_both_into_it(film_folder, tmp_path):
     films = prepare_films(str(film_folder), 64, tmp_path)
-    rows = films.rows("validation")
     model = build_model("resnet10t", 64)
     scale_logits(model, 1, 2.0)
-    before = score_films(model, films.store, rows, batch_size=8).astype(float)
+    before, label = _with_swapped_copies(model, films)
     chosen = calibrate(model, films, 8)
-    after = score_films(model, films.store, rows, batch_size=8).astype(float)
+    after, _ = _with_swapped_copies(model, films)
     margin = (before[:, 1] - before[:, 0]) / chosen["temperature"] + chosen["intercept"]
     np.testing.assert_allclose(after[:, 1] - after[:, 0], margin, atol=1e-5)
-    assert (chosen["temperature"], chosen["intercept"]) == fit_platt(before, films.label[rows])
+    assert (chosen["temperature"], chosen["intercept"]) == fit_platt(before, label)
     # Likelihood is highest where the mean probability is the share of pneumonias.
-    assert pneumonia_probability(after).mean() == pytest.approx(films.label[rows].mean(), abs=1e-3)
+    assert pneumonia_probability(after).mean() == pytest.approx(label.mean(), abs=1e-3)
     # What the network said before can be had from what it says now.
     assert uncalibrated(pneumonia_probability(after), chosen["temperature"], chosen["intercept"]) == (
         pytest.approx(pneumonia_probability(before), abs=1e-5)

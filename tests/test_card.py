@@ -102,6 +102,18 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
             for when in ("before", "after")
         ]
         assert f"| {title} | {' | '.join(map(shown, cells))} |\n" in text
+    appearance = report["checks"]["appearance"]
+    for title, one in (
+        ("as they are", appearance["proportions"]["1.0"]),
+        *((f"proportions swapped by 1.{n}", appearance["proportions"][f"1.{n}"]) for n in range(1, 6)),
+        ("histogram and spectrum swapped", appearance["histogram_and_spectrum"]),
+    ):
+        cells = [shown(one[key]) for key in ("auroc", "sensitivity", "specificity")]
+        assert f"| {title} | {' | '.join(cells)} |\n" in text
+    assert f"| pairs matched by appearance | {shown(appearance['matched_auroc'])} | | |\n" in text
+    rates = [shown(appearance["contradicting"][key]) for key in ("sensitivity", "specificity")]
+    title = "appearance contradicts the label (101 NORMAL, 201 PNEUMONIA)"
+    assert f"| {title} | | {' | '.join(rates)} |\n" in text
     for name, one in report["checks"]["shortcuts"].items():
         means = one["mean_probability"]
         cells = [shown(one["auroc"]), *(f"{means[label]:.3f}" for label in ("NORMAL", "PNEUMONIA"))]
@@ -124,12 +136,18 @@ def test_sentences_have_the_figures_that_they_speak_of():
     point = report["operating_point"]
     matrix = point["test"]["confusion_matrix"]
     shortcut = report["checks"]["shortcuts"]["lungs_blacked_out"]["auroc"]
+    appearance = report["checks"]["appearance"]
+    swapped = appearance["proportions"]["1.2"]
     for said in (
         f"3006 test films of 2903 patients: AUROC {shown(report['splits']['test']['auroc'])}; at its "
         "operating point (threshold 0.843, chosen on validation) "
         f"sensitivity {shown(point['test']['sensitivity'])}, "
-        f"specificity {shown(point['test']['specificity'])}.",
-        "finds 0.950 of the pneumonias in validation, where it has "
+        f"specificity {shown(point['test']['specificity'])}. With the proportions of the images swapped "
+        f"between the classes by 1.2, which a reader hardly sees: AUROC {shown(swapped['auroc'])}, "
+        f"sensitivity {shown(swapped['sensitivity'])}, specificity {shown(swapped['specificity'])}.",
+        f"predicts the label with an AUROC of {shown(appearance['appearance_auroc'])};",
+        "finds 0.950 of the pneumonias in validation and its copies with swapped proportions; on validation "
+        "as it is it has "
         f"sensitivity {shown(point['validation']['sensitivity'])} and "
         f"specificity {shown(point['validation']['specificity'])};",
         "The expected calibration error is over 15 bins.",
@@ -249,6 +267,18 @@ def test_a_report_of_an_older_version_gives_no_half_card(name):
         write_card(lambda report, config, manifest: report.pop(name))
 
 
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_a_run_without_the_appearance_check_has_a_card_without_it(how):
+    def change(report, *_):
+        if how == "absent":
+            del report["checks"]["appearance"]
+        else:
+            report["checks"]["appearance"] = None
+
+    text = write_card(change)
+    assert "## Results" in text and "swapped" not in text
+
+
 def test_a_key_that_is_missing_deep_inside_is_named():
     with pytest.raises(UsageError, match="lungs_blacked_out.*train again"):
         write_card(lambda report, *_: report["checks"]["shortcuts"].pop("lungs_blacked_out"))
@@ -313,6 +343,7 @@ def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
         "f1": test["f1"]["value"],
         "recall": point["sensitivity"]["value"],
         "specificity": point["specificity"]["value"],
+        "roc_auc_proportions_swapped": report["checks"]["appearance"]["proportions"]["1.2"]["auroc"]["value"],
     }
     # A folder's name is no data set of the Hub.
     assert {(one.dataset_type, one.dataset_name, one.dataset_split) for one in results} == {

@@ -341,7 +341,7 @@ def test_a_training_that_was_stopped_early_is_not_trained_on(trainer):
     flags = ("--num_train_epochs", "9", "--early_stopping_epochs", "1")
     run = trainer(*flags)
     scores = iter([0.9, 0.8])
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     run.train()
     again = trainer(*flags)
     again.compute_metrics = lambda _: 1 / 0
@@ -355,7 +355,7 @@ def test_the_best_epoch_is_kept_where_the_run_folder_is_named_as_train_py_names_
     monkeypatch.chdir(tmp_path)
     run = trainer("--num_train_epochs", "3", "--output_dir", "runs/here")
     scores = iter([0.9, 0.8, 0.7])
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     run.train()
     assert _steps(tmp_path / "runs" / "here") == [3, 9] and run.kept_epoch == 1
 
@@ -363,7 +363,7 @@ def test_the_best_epoch_is_kept_where_the_run_folder_is_named_as_train_py_names_
 def test_a_run_folder_that_was_moved_keeps_its_best_epoch(trainer, tmp_path):
     def scored(run, scores):
         scores = iter(scores)
-        run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+        run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
         return run
 
     flags = ("--num_train_epochs", "3")
@@ -401,7 +401,7 @@ def test_a_best_epoch_that_was_damaged_meanwhile_is_not_loaded(trainer, tmp_path
     def score(_):
         if (tmp_path / "run" / "checkpoint-6").exists():
             os.truncate(tmp_path / "run" / "checkpoint-3" / "model.safetensors", 1000)
-        return {"auroc": next(scores), "accuracy": 0.5}
+        return {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
 
     run.compute_metrics = score
     with pytest.raises(UsageError, match="best epoch can't be loaded.*has 1000 of.*at_end false"):
@@ -422,7 +422,7 @@ def test_a_best_epoch_that_another_training_put_in_its_place_is_not_loaded(train
         if (tmp_path / "run" / "checkpoint-6").exists():
             shutil.rmtree(tmp_path / "run" / "checkpoint-3")
             shutil.copytree(tmp_path / "b" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
-        return {"auroc": next(scores), "accuracy": 0.5}
+        return {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
 
     run.compute_metrics = score
     with pytest.raises(UsageError, match="checkpoint-3 was made with learning_rate 0.01, and not 0.0015"):

@@ -37,7 +37,7 @@ def checked(film_folder, tmp_path_factory):
 def test_the_report_gets_plain_values_and_no_name_of_a_film_or_patient(checked):
     text = json.dumps(checked.checks, allow_nan=False)
     assert json.loads(text) == checked.checks
-    assert list(checked.checks)[2:] == ["shortcuts", "robustness", "subgroups", "errors"]
+    assert list(checked.checks)[2:] == ["appearance", "shortcuts", "robustness", "subgroups", "errors"]
     for split in checked.predictions.values():
         assert not any(name in text for name in (*split.file, *split.patient_id))
 
@@ -59,6 +59,7 @@ def test_the_pictures_and_the_errors_are_written(checked, tmp_path):
     assert written == [
         "errors/errors.csv",
         "errors/errors.png",
+        "plots/appearance.png",
         "plots/robustness.png",
         "plots/shortcuts.png",
     ]
@@ -109,8 +110,10 @@ def test_ten_films_of_one_class_go_through(checked, tmp_path, label):
     }
     checks = run_checks(checked.model, films, predictions, 0.5, 32)
     assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
+    assert checks["appearance"] is None
     write_checks(tmp_path, checks, checked.model, films, predictions)
     assert (tmp_path / "plots" / "shortcuts.png").exists()
+    assert not (tmp_path / "plots" / "appearance.png").exists()
 
 
 @pytest.mark.filterwarnings("error")

@@ -116,7 +116,7 @@ def test_the_tables_stand_in_columns_and_in_markdown(runs, tmp_path, capsys):
     page = (tmp_path / "out" / "compare.md").read_text()
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert len(tables) == 2 + 3 + 2 + 2 and "Holm" in page
-    assert {line.count("|") for line in tables[:5]} == {12}
+    assert {line.count("|") for line in tables[:5]} == {13}
     stored = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert stored == json.loads(json.dumps(compare_runs(runs)[0]))
     assert (tmp_path / "out" / "roc.png").stat().st_size > 10_000
@@ -129,6 +129,15 @@ def test_runs_tested_on_one_class_are_tabled_without_what_is_not_defined(tmp_pat
     test = json.loads((tmp_path / "out" / "compare.json").read_text())["tests"][0]
     assert test["delong"] == {"difference": None, "p": None, "ci95": None, "p_holm": None}
     assert test["mcnemar"]["p"] is not None
+
+
+def test_the_area_with_proportions_swapped_stands_beside_the_plain_one_where_a_report_has_it(tmp_path):
+    area = {"value": 0.7312, "ci95": [0.61, 0.84]}
+    appearance = {"factor": 1.3, "proportions": {"1.2": {}, "1.3": {"auroc": area}}}
+    first = _run(tmp_path / "first", checks={"appearance": appearance})
+    comparison, _ = compare_runs([first, _run(tmp_path / "second", seed=1)])
+    assert [run["auroc_swapped"] for run in comparison["runs"]] == [area, None]
+    assert "0.731 [0.610 0.840]" in table_lines(comparison)[1]
 
 
 def test_a_report_of_before_there_were_intervals_is_tabled_too(runs):

@@ -106,6 +106,7 @@ def test_films_that_the_model_was_taught_are_counted_and_figures_given_without_t
         == 1
     )
     assert any(line.startswith(f"{splits['test']['films']} of them unseen: AUROC") for line in lines)
+    assert sum(line.startswith("proportions swapped by 1.2: AUROC") for line in lines) == 1
 
 
 def test_a_patient_that_the_model_was_taught_is_known_by_his_name_on_another_film(finished_run, tmp_path):
@@ -198,6 +199,12 @@ def test_several_processes_score_every_film_once_and_one_of_them_writes(
         float(a["probability"]) - float(b["probability"]) for a, b in zip(found, expected, strict=True)
     ]
     assert np.abs(difference).max() < 1e-5
+    levels, alone = (
+        _report(folder)["checks"]["appearance"]["proportions"] for folder in (tmp_path / "two", evaluated)
+    )
+    assert [one["auroc"]["value"] for one in levels.values()] == [
+        pytest.approx(one["auroc"]["value"], abs=1e-6) for one in alone.values()
+    ]
 
 
 def test_by_default_the_test_split_is_scored_where_there_is_one(film_folder, tmp_path):

@@ -13,10 +13,10 @@ import torch
 from conftest import write_film, write_films
 from PIL import Image
 
-from hf_pneumonia.data.audit import auroc_alone
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.evaluation import film_facts
+from hf_pneumonia.evaluation.audit import auroc_alone
 from hf_pneumonia.evaluation.augmentation_plot import augmented_lines, extremes
 from hf_pneumonia.evaluation.exploration import compare_kinds, count_films, explore_films
 from hf_pneumonia.evaluation.exploration_plots import patients_by_films, ratio

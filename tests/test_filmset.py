@@ -10,6 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from hf_pneumonia.data import filmset
 from hf_pneumonia.data.filmset import CONFLICT, COPIES, PATIENT, UNREADABLE, prepare_films
@@ -64,10 +69,12 @@ def test_the_fingerprint_changes_with_a_label_and_not_with_the_folders_place(fil
 
 
 class _Store:
-    """What the rules need of a store: hashes and sizes, who is alike, and what can't be read."""
+    """What the rules need of a store: hashes, sizes and appearance, who is alike, and what can't be read."""
 
-    def __init__(self, sha256, width, pairs, correlation, unreadable):
-        self.facts = np.zeros(len(sha256), [("sha256", "S64"), ("width", "i4"), ("height", "i4")])
+    def __init__(self, sha256, width, pairs, correlation, unreadable, appearance=0):
+        kinds = [("sha256", "S64"), ("width", "i4"), ("height", "i4"), ("appearance", "f4", 4)]
+        self.facts = np.zeros(len(sha256), kinds)
+        self.facts["appearance"] = appearance
         self.facts["sha256"], self.facts["width"], self.facts["height"] = sha256, width, width
         self.unreadable = {int(row): "damaged" for row in unreadable}
         self._copies = np.reshape(pairs, (-1, 2)).astype(np.int64), np.array(correlation, dtype=np.float32)
@@ -133,7 +140,8 @@ def _run(films, order=None, **options):
     back = np.argsort(rows)
     pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same films in any order
     correlation += [0.87 if films["film"][low] != films["film"][high] else 0.9 for low, high in pairs[-2:]]
-    store = _Store(sha, films["width"], pairs, correlation, unreadable)
+    appearance = np.random.default_rng(0).normal(size=(films["film"].max() + 1, 4))[films["film"]]
+    store = _Store(sha, films["width"], pairs, correlation, unreadable, appearance)
     table = {name: films[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
     try:
         found = _prepare({**table, "image": []}, store, **options)
@@ -159,7 +167,7 @@ def _children(films):
 
 
 RULES = settings(derandomize=True, deadline=None, max_examples=50)
-CASES = given(sources(), st.sampled_from(["official", "70/20/10", "1/1/1"]), st.integers(0, 9))
+CASES = given(sources(), st.sampled_from(["official", "70/20/10", "1/1/1", "shifted"]), st.integers(0, 9))
 
 
 @RULES
@@ -247,6 +255,59 @@ def test_what_becomes_of_a_film_does_not_depend_on_its_place_in_the_list(films, 
     assert all(np.array_equal(one, other) for one, other in zip(found, shuffled, strict=True))
 
 
+def _children_of_a_data_set(count, rng):
+    """Table and store of one to three images of each child; their appearance tells the label."""
+    child = np.repeat(np.arange(count), rng.integers(1, 4, count))
+    label = child % 3 % 2
+    appearance = rng.normal(size=(len(child), 4)) + 0.7 * label[:, None]
+    names = [f"{rng.integers(10**12)}" for _ in child]
+    table = {
+        "file": names,
+        "source": ["a"] * len(child),
+        "patient_id": [f"p{one}" for one in child],
+        "split": rng.choice(["train", "test"], len(child)).tolist(),
+        "label": label.tolist(),
+        "image": [],
+    }
+    return table, _Store(names, 100, [], [], [], appearance)
+
+
+TRIO = ("train", "validation", "test")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train(seed):
+    table, store = _children_of_a_data_set(150, np.random.default_rng(seed))
+    films = _prepare(table, store, split="shifted", split_seed=seed)
+    regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    logits = cross_val_predict(
+        regression, store.facts["appearance"], films.label, groups=films.patient.astype(str),
+        cv=StratifiedGroupKFold(10), method="decision_function",
+    )  # fmt: skip
+    contradiction = np.where(films.label == 1, -logits, logits)
+    for index in (0, 1):
+        test, rest = (
+            (films.label == index) & np.isin(films.split, names)
+            for names in (["test"], ["train", "validation"])
+        )
+        assert contradiction[test].mean() > contradiction[rest].mean() + 1
+        assert 0.2 * np.sum(films.label == index) <= test.sum() <= 0.2 * np.sum(films.label == index) + 3
+    area = {name: roc_auc_score(films.label[films.rows(name)], logits[films.rows(name)]) for name in TRIO}
+    assert area["test"] < 0.5 < 0.85 < min(area["train"], area["validation"])
+    assert len(films.rows("validation")) == pytest.approx(0.1 * np.sum(films.split != "test"), abs=3)
+    assert f"test split, {len(films.rows('test'))} images; appearance alone" in films.notes[0]
+    assert set(films.given) == {"train", "test"}  # as the source has them
+
+
+def test_a_shifted_split_needs_ten_patients_of_each_class():
+    table, store = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
+    with pytest.raises(UsageError, match="--split shifted: expected 10 or more patients") as error:
+        _prepare(table, store, split="shifted")
+    assert "\n" not in str(error.value)
+    films = _prepare(table, store, split="shifted", must_split=False)
+    assert films.split.tolist() == table["split"]
+
+
 def _picture(rng) -> Image.Image:
     """Light clouds of several sizes, 240 x 200: no two are alike, and copies stay so when cut or resized."""
     clouds = sum(ndimage.gaussian_filter(rng.normal(size=(200, 240)), size) * size for size in (2, 5, 12))
@@ -305,6 +366,16 @@ FATES = {
     "two/test/NORMAL/empty.png": ("", UNREADABLE),
 }
 NAMES = {"train": "train", "val": "validation", "test": "test"}
+
+
+def test_a_shifted_split_of_real_folders_does_not_depend_on_their_order(copied):
+    orders = (["one", "two"], ["two", "one"])
+    found = [
+        prepare_films([str(copied / name) for name in order], 32, copied / "cache", split="shifted")
+        for order in orders
+    ]
+    assert found[0].fingerprint() == found[1].fingerprint()
+    assert set(found[0].split) == {"train", "validation", "test", ""}
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])

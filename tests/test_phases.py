@@ -62,7 +62,7 @@ def test_a_training_is_not_stopped_early_for_what_the_frozen_phase_did(trainer):
     flags = ("--num_train_epochs", "6", "--early_stopping_epochs", "1")
     run = trainer(*TWO_PHASES, *flags)
     scores = iter([0.9, 0.8, 0.5, 0.6, 0.55])
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     run.train()
     assert [epoch["epoch"] for epoch in run.history()] == [1, 2, 3, 4, 5]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_pneumonia.data.splits import assign_splits, parse_split
+from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
 from hf_pneumonia.errors import UsageError
 
 
@@ -120,6 +120,7 @@ def test_films_without_a_train_split_are_an_error():
     ("text", "shares"),
     [
         ("official", None),
+        ("shifted", None),
         ("70/20/10", (0.7, 0.2, 0.1)),
         ("8/1/1", (0.8, 0.1, 0.1)),
         ("1/1/1", (1 / 3, 1 / 3, 1 / 3)),
@@ -140,6 +141,22 @@ def test_anything_else_is_no_split(text):
     with pytest.raises(UsageError, match="--split expects .*70/20/10") as error:
         parse_split(text)
     assert "\n" not in str(error.value)
+
+
+def test_the_shifted_test_split_is_the_patients_of_each_class_that_look_most_like_the_other():
+    # class, cluster, score: above 0 the image looks like a pneumonia
+    rows = [
+        (0, "a", -3.0), (0, "a", 1.0),  # contradiction -1
+        (0, "b", 2.0), (0, "b", 0.0),  # 1
+        (0, "c", -2.0), (0, "d", 0.5), (0, "e", -4.0), (0, "f", -5.0),
+        (1, "g", 4.0), (1, "h", -0.5), (1, "i", 3.0), (0, "i", 9.0), (1, "i", 3.0), (1, "j", 0.1),
+    ]  # fmt: skip
+    labels, clusters, scores = (np.array(column) for column in zip(*rows, strict=True))
+    chosen = {
+        share: set(clusters[shifted_test(labels, clusters, scores, share)]) for share in (0.2, 0.3, 0.5)
+    }
+    # Of 8 images of class 0 and 6 of clusters of class 1 (i counts to 1, contradiction (-3 - 3 + 9) / 3 = 1):
+    assert chosen == {0.2: {"b", "i"}, 0.3: {"b", "d", "i"}, 0.5: {"b", "d", "a", "i"}}
 
 
 SHARES = [(0.7, 0.2, 0.1), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.1, 0.1, 0.8), (0.96, 0.02, 0.02)]

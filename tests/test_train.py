@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 import train
 from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.training import run_folder
 from hf_pneumonia.training.arguments import Recipe
@@ -77,6 +78,7 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),
         *(f"plots/{name}.png" for name in ("reliability", "samples", "shortcuts", "robustness")),
+        "plots/appearance.png",
         "errors/errors.csv", "errors/errors.png",
     }  # fmt: skip
 
@@ -153,6 +155,8 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
         "3/3",
     ]
     assert "30 test films: AUROC" in output and "95% sensitive on validation: sensitivity" in output
+    swapped = _report(finished_run)["checks"]["appearance"]["proportions"]["1.2"]
+    assert f"proportions swapped by 1.2: {figures_line(swapped, list(swapped))}" in output
     assert f"run folder: {finished_run}" in output
     assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
 

@@ -46,7 +46,7 @@ def test_the_classic_learning_rate_falls_by_ten_every_seven_epochs(trainer):
 def test_the_network_that_is_left_is_the_epoch_with_the_best_auroc_and_not_the_last(trainer):
     run = trainer("--num_train_epochs", "3", "--learning_rate", "1e-3", "--warmup_steps", "0")
     states, scores = [], iter([0.6, 0.9, 0.7])
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     evaluate = run.evaluate
 
     def evaluate_and_remember(*args, **kwargs):
@@ -189,7 +189,7 @@ def test_a_plateau_is_one_of_the_figure_that_chooses_the_epoch(trainer):
     )
     run = trainer(*flags, "--lr_scheduler_kwargs", '{"factor": 0.5, "patience": 0}')
     scores = iter([0.6, 0.9, 0.8, 0.95])  # falls once
-    run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
     run.train()
     assert [epoch["train"]["learning_rate"] for epoch in run.history()] == [0.1, 0.1, 0.1, 0.05]
     falling = trainer(*flags, "--metric_for_best_model", "loss")
@@ -207,7 +207,7 @@ def test_a_training_stops_when_so_many_epochs_were_not_the_best(trainer, tmp_pat
     scores = [0.6, 0.9, 0.7, 0.8, 0.99]
 
     def with_scores(run, scores):
-        run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+        run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
         return run
 
     run = with_scores(trainer(*flags), iter(scores))
@@ -235,7 +235,7 @@ def test_a_best_epoch_that_was_not_saved_is_not_said_to_be_kept(trainer, tmp_pat
     scores = iter([0.9, 0.7, 0.8, 0.8])
 
     def with_scores(run):
-        run.compute_metrics = lambda _: {"auroc": next(scores), "accuracy": 0.5}
+        run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
         return run
 
     unwanted = ("--save_strategy", "steps", "--save_steps", "4", "--load_best_model_at_end", "false")

@@ -82,6 +82,20 @@ def written_report() -> dict:
         "checks": {
             "split": "test",
             "threshold": 0.8431,
+            "appearance": {
+                "images": 298,
+                "threshold": 0.8431,
+                "vertical": "NORMAL",
+                "factor": 1.2,
+                "proportions": {
+                    factor: {"auroc": figure(), **pair()}
+                    for factor in ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
+                },
+                "histogram_and_spectrum": {"auroc": figure(), **pair()},
+                "appearance_auroc": figure(),
+                "matched_auroc": figure(),
+                "contradicting": {"images": {"NORMAL": 101, "PNEUMONIA": 201}, **pair()},
+            },
             "shortcuts": {
                 name: {
                     "films": 3006,

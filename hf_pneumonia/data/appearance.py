@@ -15,7 +15,7 @@ _QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 _BORDER = 0.05  # width of a border strip, as a share of the side
 _GRID = 6  # cells along a side of the coarse layout
 _FOLDS = 5
-_PATIENTS = 10  # of a class, at least: with fewer luck predicts the label
+MIN_PATIENTS = 10  # of a class, at least: with fewer luck predicts the label
 
 # Every statistic: its name, and what an image with more and with less of it is.
 _WORDS: dict[str, tuple[str, str]] = {
@@ -94,24 +94,27 @@ def fit_appearance(statistics: np.ndarray, label: np.ndarray) -> Pipeline:
     return make_pipeline(StandardScaler(), regression).fit(statistics, label)
 
 
-def appearance_scores(statistics: np.ndarray, label: np.ndarray, patient: Sequence[str]) -> np.ndarray | None:
+def appearance_scores(
+    statistics: np.ndarray, label: np.ndarray, patient: Sequence[str], seed: int = 0
+) -> np.ndarray | None:
     """Score each image by its appearance alone, cross-fitted: by a regression that has not seen its patient.
 
     Args:
         statistics: (n, k) float.
         label: (n,) 0 or 1.
-        patient: (n,) of each image.
+        patient: (n,) of each image. A patient with images of both classes counts to that of most of them.
+        seed: of the folds.
 
     Returns:
         (n,) float64 logits of label 1; above 0 the appearance is that of class 1. None where a class has
         fewer than 10 patients.
     """
     label = np.asarray(label)
-    ids, first, place = np.unique(np.asarray(patient).astype(str), return_index=True, return_inverse=True)
-    of_patient = label[first]
-    if min(np.sum(of_patient == 0), np.sum(of_patient == 1)) < _PATIENTS:
+    ids, place = np.unique(np.asarray(patient).astype(str), return_inverse=True)
+    of_patient = np.bincount(place, label) > np.bincount(place) / 2
+    if min(np.sum(of_patient == 0), np.sum(of_patient == 1)) < MIN_PATIENTS:
         return None
-    fold, rng = np.empty(len(ids), dtype=int), np.random.default_rng(0)
+    fold, rng = np.empty(len(ids), dtype=int), np.random.default_rng(seed)
     for index in (0, 1):
         members = rng.permutation(np.flatnonzero(of_patient == index))
         fold[members] = np.arange(len(members)) % _FOLDS

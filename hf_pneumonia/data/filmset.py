@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
+from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores
 from hf_pneumonia.data.cache import FilmStore, open_store
 from hf_pneumonia.data.duplicates import COPY, connect
 from hf_pneumonia.data.labels import LABELS, coarse_patient
 from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import load_films
-from hf_pneumonia.data.splits import assign_splits, parse_split
+from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -117,8 +119,9 @@ def prepare_films(
         size: side of the decoded films in pixels.
         cache_dir: for decoded, unpacked and simulated films.
         max_unreadable: largest share of unreadable films to put up with, 0 to 1.
-        split: "official", or shares such as "70/20/10" (`parse_split`).
-        split_seed: of the splits that are cut.
+        split: "official"; shares such as "70/20/10" (`parse_split`); or "shifted": of each class the patients
+            whose images look most like the other class are the test split, 20% of the images.
+        split_seed: of the splits that are cut, and of the folds by which "shifted" scores the appearance.
         covid: as for `load_films`.
         must_split: whether films that can't be split are an error; else they stay as their source has them.
         one_class: as for `load_films`.
@@ -136,7 +139,7 @@ def prepare_films(
     _check_readable(store, file, max_unreadable)
 
     group = _duplicate_groups(store)
-    honoured = np.where(np.isin(given, SPLITS), "train", given) if shares else given
+    honoured = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
     reason = _settle_copies(store, group, label, honoured, source, file)
     used = reason == ""
     patient, perhaps = _patients(patient_id, group, store.copies()[0])
@@ -146,16 +149,20 @@ def prepare_films(
             f"none of the {np.sum(honoured == 'train')} training films is left: they are unreadable, copies "
             "of test films, or contradict each other; `python -m hf_pneumonia audit` shows them"
         )
+    cluster, cut = _by_content(perhaps, store), []
     try:
+        if split == "shifted":
+            cut = _cut_shifted(store, honoured, used, label, cluster, split_seed)
         assigned[used], notes = assign_splits(
-            given[used],
+            honoured[used],
             label[used],
             patient[used],
-            clusters=_by_content(perhaps, store)[used],
+            clusters=cluster[used],
             strata=source[used],
             shares=shares,
             seed=split_seed,
         )
+        notes = [*cut, *notes]
     except UsageError as error:
         if must_split:
             raise
@@ -165,6 +172,32 @@ def prepare_films(
     for note in [*_notes_on_copies(films), *notes]:
         logger.info("%s", note)
     return films
+
+
+def _cut_shifted(
+    store: FilmStore, split: np.ndarray, used: np.ndarray, label: np.ndarray, cluster: np.ndarray, seed: int
+) -> list[str]:
+    """Set the split of the images that contradict their label most to "test", in place; a line about it.
+
+    Raises:
+        UsageError: there are too few patients of a class.
+    """
+    rows = np.flatnonzero(used & (split == "train"))
+    # By content: sums of floats, and so the last bits of a score, depend on the order.
+    rows = rows[np.argsort(store.facts["sha256"][rows])]
+    scores = appearance_scores(store.facts["appearance"][rows], label[rows], cluster[rows], seed)
+    if scores is None:
+        raise UsageError(
+            f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or cut "
+            "with --split 70/10/20"
+        )
+    test = shifted_test(label[rows], cluster[rows], scores)
+    split[rows[test]] = "test"
+    return [
+        f"shifted split: of each class the patients whose images look most like the other class are the test "
+        f"split, {test.sum()} images; appearance alone predicts the label with AUROC "
+        f"{roc_auc_score(label[rows], scores):.3f}"
+    ]
 
 
 def _patients(patient_id: np.ndarray, group: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

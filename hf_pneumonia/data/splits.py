@@ -14,12 +14,12 @@ TEST_SHARE = 0.20  # of all films, where a source has no test split
 
 def parse_split(split: str) -> tuple[float, float, float] | None:
     """Shares of train, validation and test that "70/20/10" asks for (any three numbers: they add up to the
-    whole), None for "official": the splits that the sources have.
+    whole). None for "official", the splits that the sources have, and for "shifted" (`shifted_test`).
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is none of these.
     """
-    if split == "official":
+    if split in ("official", "shifted"):
         return None
     try:
         numbers = [float(number) for number in split.split("/")]
@@ -27,8 +27,8 @@ def parse_split(split: str) -> tuple[float, float, float] | None:
         numbers = []
     if len(numbers) != 3 or not all(number > 0 for number in numbers) or not np.isfinite(sum(numbers)):
         raise UsageError(
-            "--split expects `official` or the shares of train, validation and test, all above 0, as in "
-            f"70/20/10; got {split!r}"
+            "--split expects `official`, `shifted`, or the shares of train, validation and test, all above "
+            f"0, as in 70/20/10; got {split!r}"
         )
     train, validation, test = (number / sum(numbers) for number in numbers)
     return train, validation, test
@@ -107,6 +107,37 @@ def assign_splits(
     notes += _leave_out(split, patients, SPLITS, tuple(set(split) - {*SPLITS, ""}))
     _check_classes(split, labels)
     return split, notes
+
+
+def shifted_test(
+    labels: Sequence[int], clusters: Sequence[str], scores: np.ndarray, share: float = TEST_SHARE
+) -> np.ndarray:
+    """Choose a test split that differs from the rest as another hospital does: of each class the clusters
+    whose appearance contradicts their label most.
+
+    Clusters of patients are taken whole, by the mean of their images' contradictions, until the class has
+    its share. One with images of both classes counts to that of most of them.
+
+    Args:
+        labels: (n,) 0 or 1.
+        clusters: (n,) ids of patients that may be one.
+        scores: (n,) logits of class 1 by appearance alone (`appearance_scores`).
+        share: of the images of each class, at least.
+
+    Returns:
+        (n,) bool, the images of the test split.
+    """
+    ids, place, size = np.unique(clusters, return_inverse=True, return_counts=True)
+    labels = np.asarray(labels)
+    of_cluster = np.bincount(place, labels) > size / 2
+    contradiction = np.bincount(place, np.where(labels == 1, -scores, scores)) / size
+    chosen = np.zeros(len(ids), dtype=bool)
+    for index in range(len(LABELS)):
+        members = np.flatnonzero(of_cluster == index)
+        members = members[np.argsort(-contradiction[members], kind="stable")]
+        before = np.cumsum(size[members]) - size[members]
+        chosen[members[before < share * size[members].sum()]] = True
+    return chosen[place]
 
 
 def _leave_out(

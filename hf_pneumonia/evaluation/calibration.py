@@ -1,4 +1,4 @@
-"""What is chosen after training, from validation only: temperature, intercept, and operating points."""
+"""Temperature, intercept and operating points, chosen on validation and copies with swapped proportions."""
 
 import numpy as np
 import torch
@@ -6,9 +6,11 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import roc_curve
 
+from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import score_films
+from hf_pneumonia.evaluation.swaps import score_swapped
 from hf_pneumonia.evaluation.trade_off import RISK, trade_off, uncertain_band
 from hf_pneumonia.modeling.build import has_bias, scale_logits
 
@@ -133,19 +135,22 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
 def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     """Choose temperature, intercept and operating points, and fold the first two into the network's head.
 
+    Each validation image counts twice, as it is and with proportions swapped between the classes: a threshold
+    that is chosen where appearance helps promises too much for images that are taken in another way.
     A temperature alone would not do: augmentation, as much as balanced classes, moves the answers to clean
-    films to one side (docs/LOG.md has the figures).
+    films to one side.
 
     Args:
         model: the network, as trained.
-        films: their validation split is used.
+        films: their validation split is used, and the appearance of the training images.
         batch_size: films per forward pass and process.
 
     Returns:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
         point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
-        `sensitivity` and `specificity` on validation; `operating_points`, the same of other thresholds by
-        name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the curve of `trade_off`.
+        `sensitivity` and `specificity` on validation as it is; `operating_points`, the same of other
+        thresholds by name, with the copies; `uncertain`, the band of `uncertain_band` (`low`, `high`,
+        `risk`); and the curve of `trade_off` on validation as it is.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
@@ -162,6 +167,10 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
             f"the validation split needs films of both classes, got {len(label) - label.sum()} normal and "
             f"{label.sum()} with pneumonia; choose another --split"
         )
+    train = films.rows("train")
+    vertical = vertical_class(films.store.facts["appearance"][train], films.label[train])
+    swapped = score_swapped(model, films.store, rows, label, batch_size, vertical)
+    logits, label = np.concatenate([logits, swapped]), np.tile(label, 2)
     if has_bias(model):
         temperature, intercept = fit_platt(logits, label)
     else:
@@ -169,16 +178,17 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     scale_logits(model, 1 / temperature, intercept)
     probability = expit(_margins(logits) / temperature + intercept)
     threshold = operating_point(label, probability)
+    plain = label[: len(rows)], probability[: len(rows)]
     low, high = uncertain_band(label, probability, threshold)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
-        **_reached(label, probability, threshold),
+        **_reached(*plain, threshold),
         "temperature": temperature,
         "intercept": intercept,
         "operating_points": operating_points(label, probability),
         "uncertain": {"low": low, "high": high, "risk": RISK},
-        "trade_off": trade_off(label, probability, threshold),
+        "trade_off": trade_off(*plain, threshold),
     }
 
 

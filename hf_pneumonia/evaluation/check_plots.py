@@ -14,6 +14,8 @@ _STYLE = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
 _CLASS_COLORS = (GREEN, ORANGE)
 _CURVES = {"auroc": ("AUROC", BLUE), "sensitivity": ("sensitivity", ORANGE)}
 _CURVES |= {"specificity": ("specificity", GREEN)}
+# By what the example of the appearance check is stretched.
+EXAMPLE_FACTORS = (1.0, 1.2, 1.4)
 _REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
 
 
@@ -55,24 +57,50 @@ def plot_robustness(robustness: dict) -> Figure:
     found = {name: one for name, one in robustness.items() if isinstance(one, dict)}
     figure = Figure(figsize=(10.5, 6), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True)
+    floor = _floor([level for one in found.values() for level in one["levels"]])
     for axes, (name, one) in zip(panels.flat, found.items(), strict=True):
         levels = [level["level"] for level in one["levels"]]
         places = np.arange(len(levels))
-        for key, (title, color) in _CURVES.items():
-            values = [_number(level[key]["value"]) for level in one["levels"]]
-            ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in one["levels"]], dtype=float)
-            axes.plot(places, values, color=color, marker="o", markersize=4, label=title)
-            axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
+        _draw_curves(axes, places, one["levels"])
         axes.axvline(levels.index(one["clean"]), color="gray", linestyle=":", linewidth=1)
         ticks = ["clean" if level == one["clean"] else f"{level:g}" for level in levels]
         axes.set_xticks(places, ticks)
-        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(_floor(found), 1.01))
+        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(floor, 1.01))
         axes.grid(True)
         if name in _REVERSED:
             axes.invert_xaxis()
     handles, titles = panels.flat[0].get_legend_handles_labels()
     heading = f"{robustness['films']} films, operating point p = {robustness['threshold']:.3f}"
     figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=3, title=heading)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_appearance(appearance: dict, examples: np.ndarray, probability: np.ndarray) -> Figure:
+    """Draw the metrics over the factor by which proportions are swapped, and a normal image that is
+    stretched, with the network's probability under it.
+
+    Args:
+        appearance: from `check_appearance`.
+        examples: (k, h, w) uint8, one image stretched by each of EXAMPLE_FACTORS.
+        probability: (k,) of pneumonia of each.
+    """
+    factors, levels = list(appearance["proportions"]), list(appearance["proportions"].values())
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    grid = figure.add_gridspec(1, 1 + len(examples), width_ratios=[2.2] + [1] * len(examples))
+    axes = figure.add_subplot(grid[0])
+    _draw_curves(axes, np.array(factors, dtype=float), levels)
+    axes.set(xlabel="proportions swapped by", ylim=(_floor(levels), 1.01))
+    axes.set_xticks(np.array(factors, dtype=float))
+    axes.grid(True)
+    heading = f"{appearance['images']} images, operating point p = {appearance['threshold']:.3f}"
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, title=heading)
+    way = "vertically" if appearance["vertical"] == LABELS[0] else "horizontally"
+    for column, (image, factor) in enumerate(zip(examples, EXAMPLE_FACTORS, strict=True), start=1):
+        panel = figure.add_subplot(grid[column])
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+        panel.set(xticks=[], yticks=[], xlabel=f"P(pneumonia) = {probability[column - 1]:.3f}")
+        panel.set_title("a normal image" if factor == 1 else f"stretched {way} by {factor}", fontsize=9)
     return figure
 
 
@@ -88,10 +116,19 @@ def _bars(axes: Axes, figures: list[dict]) -> None:
         axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
 
 
-def _floor(found: dict) -> float:
+def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
+    """AUROC, sensitivity and specificity at each place, with bands of their intervals."""
+    for key, (title, color) in _CURVES.items():
+        values = [_number(level[key]["value"]) for level in levels]
+        ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in levels], dtype=float)
+        axes.plot(places, values, color=color, marker="o", markersize=4, label=title)
+        axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
+
+
+def _floor(levels: list[dict]) -> float:
     """The tenth below all that is drawn."""
-    ends = [level[key]["ci95"] for one in found.values() for level in one["levels"] for key in _CURVES]
-    ends += [[level[key]["value"]] for one in found.values() for level in one["levels"] for key in _CURVES]
+    ends = [level[key]["ci95"] for level in levels for key in _CURVES]
+    ends += [[level[key]["value"]] for level in levels for key in _CURVES]
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 

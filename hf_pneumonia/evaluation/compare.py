@@ -125,6 +125,8 @@ def run_figures(run: Run) -> dict:
     report = run.report
     test, at_point = report["splits"]["test"], report["operating_point"]["test"]
     calibration = report.get("calibration", {}).get("test", {}).get("after", {})
+    appearance = report.get("checks", {}).get("appearance")
+    swapped = appearance and appearance["proportions"][str(appearance["factor"])]["auroc"]
     weights = run.folder / "model.safetensors"
     return {
         "name": run.name,
@@ -132,6 +134,7 @@ def run_figures(run: Run) -> dict:
         "patients": len(set(run.predictions.patient_id)),
         "threshold": report["operating_point"]["threshold"],
         "auroc": _figure(test["auroc"]),
+        "auroc_swapped": _figure(swapped) if swapped else None,
         **{name: _figure(at_point[name]) for name in ("sensitivity", "specificity", "accuracy")},
         **{name: _figure(calibration[name]) if name in calibration else None for name in ("brier", "ece")},
         "parameters": report.get("model", {}).get("parameters") or _parameters(weights),

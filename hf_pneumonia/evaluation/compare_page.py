@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from hf_pneumonia.data.audit_page import plain
+from hf_pneumonia.evaluation.audit_page import plain
 from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -19,8 +19,8 @@ _STYLES = ("-", "--", ":")
 _GOOD = 0.97
 
 _HEADER = (
-    "run", "films", "AUROC", "threshold", "sensitivity", "specificity", "accuracy", "Brier", "ECE",
-    "parameters", "training",
+    "run", "films", "AUROC", "AUROC, swapped", "threshold", "sensitivity", "specificity", "accuracy", "Brier",
+    "ECE", "parameters", "training",
 )  # fmt: skip
 _TEST_HEADER = (
     "run", "against", "AUROC difference", "DeLong p", "only this right", "only the other", "McNemar p",
@@ -85,6 +85,7 @@ def _rows(comparison: dict) -> list[tuple[str, ...]]:
             run["name"],
             str(run["films"]),
             _shown(run["auroc"], 4),
+            _shown(run["auroc_swapped"]),
             f"{run['threshold']:.3f}",
             *(_shown(run[name]) for name in ("sensitivity", "specificity", "accuracy", "brier", "ece")),
             "-" if run["parameters"] is None else f"{run['parameters'] / 1e6:.2f} M",
@@ -113,7 +114,8 @@ def _test_rows(comparison: dict) -> list[tuple[str, ...]]:
 def _notes(comparison: dict) -> list[str]:
     notes = [
         "In brackets: 95% intervals, as the reports have them. Sensitivity, specificity and accuracy are at "
-        "each run's own threshold."
+        "each run's own threshold. AUROC, swapped: with the proportions of the classes swapped, by what each "
+        "report says."
     ]
     if not comparison["same_films"]:
         films, shared = ", ".join(str(run["films"]) for run in comparison["runs"]), comparison["films_shared"]

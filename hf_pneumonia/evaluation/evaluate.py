@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.data.audit import taught
-from hf_pneumonia.data.audit_page import write_audit
 from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.appearance import appearance_lines
+from hf_pneumonia.evaluation.audit import taught
+from hf_pneumonia.evaluation.audit_page import write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
@@ -149,7 +150,7 @@ def summary(report: dict) -> list[str]:
         if split in point and point["threshold"] != 0.5:
             pair = figures_line(point[split], ("sensitivity", "specificity"))
             lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")
-    return lines
+    return lines + appearance_lines(report["checks"]["appearance"])
 
 
 def _model_facts(saved: SavedModel) -> dict:

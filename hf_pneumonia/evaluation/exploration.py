@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_pneumonia.data.audit import auroc_alone
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.overlays import TEXT_SIDE
+from hf_pneumonia.evaluation.audit import auroc_alone
 from hf_pneumonia.evaluation.exploration_plots import draw_films, ratio
 from hf_pneumonia.evaluation.film_facts import KINDS, FilmFacts, measure_films
 from hf_pneumonia.modeling.augment import Strength

@@ -15,6 +15,15 @@ from hf_pneumonia.evaluation.figures import add_wilson
 from hf_pneumonia.evaluation.metrics import ratio
 
 
+def metrics_at(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
+    """`auroc`, and `sensitivity` and `specificity` at a threshold. Arguments as for `auroc`."""
+    return {
+        "auroc": auroc(label, probability, patient),
+        "sensitivity": sensitivity(label, probability, patient, threshold),
+        "specificity": specificity(label, probability, patient, threshold),
+    }
+
+
 def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) -> dict:
     """Area under the ROC curve, and its interval by drawing patients again; None where a class is missing.
 

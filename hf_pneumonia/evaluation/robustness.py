@@ -7,7 +7,7 @@ import torch
 
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.evaluation import corruptions
-from hf_pneumonia.evaluation.one_figure import auroc, sensitivity, specificity
+from hf_pneumonia.evaluation.one_figure import metrics_at
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 
 # Each level is a forward pass over all films, so a part of them has to do: with 150 of a class, a share of
@@ -56,12 +56,7 @@ def check_robustness(
     patient = np.asarray(patient)[chosen]
 
     def figures(level: float, values: np.ndarray) -> dict:
-        return {
-            "level": level,
-            "auroc": auroc(label, values, patient),
-            "sensitivity": sensitivity(label, values, patient, threshold),
-            "specificity": specificity(label, values, patient, threshold),
-        }
+        return {"level": level, **metrics_at(label, values, patient, threshold)}
 
     result: dict = {"films": len(chosen), "threshold": threshold}
     for name, (change, unit, clean, levels) in CORRUPTIONS.items():

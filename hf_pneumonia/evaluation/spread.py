@@ -1,5 +1,6 @@
 """The figures of one recipe over several seeds -> their mean and spread."""
 
+from collections.abc import Sequence
 from statistics import mean, stdev
 
 from hf_pneumonia.evaluation.metrics import METRICS
@@ -16,10 +17,18 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
 
     Returns:
         `seeds`, and under `splits` and `operating_point` for each split and figure `mean`, `sd` (of the
-        sample, None for one seed) and `values` in the order of `seeds`. A figure that a run does not have is
-        left out.
+        sample, None for one seed) and `values` in the order of `seeds`. The same for the AUROC, sensitivity
+        and specificity of `proportions_swapped`, where every run has them, with their `factor`. A figure that
+        a run does not have is left out.
     """
     first = next(iter(reports.values()))
+    checks = [report.get("checks", {}).get("appearance") for report in reports.values()]
+    swapped = {}
+    if all(checks):
+        factor = checks[0]["factor"]
+        levels = [check["proportions"][str(factor)] for check in checks]
+        names = ("auroc", "sensitivity", "specificity")
+        swapped["proportions_swapped"] = {"factor": factor, **_spread(levels, names)}
     return {
         "seeds": list(reports),
         "splits": {
@@ -29,20 +38,28 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
             split: _spread([r["operating_point"][split] for r in reports.values()])
             for split in ("validation", "test")
         },
+        **swapped,
     }
 
 
 def spread_line(spread: dict) -> str:
-    """The test split in one line: every figure's mean and spread at threshold 0.5."""
-    figures = [
+    """The test split in one line: every figure's mean and spread at threshold 0.5, and those with proportions
+    swapped, at the operating point, where there are any."""
+    line = f"test films, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
+    if swapped := dict(spread.get("proportions_swapped", {})):
+        line += f"; proportions swapped by {swapped.pop('factor')}: {_shown(swapped)}"
+    return line
+
+
+def _shown(figures: dict) -> str:
+    return ", ".join(
         f"{name} {figure['mean']:.4f}" + (f" ± {figure['sd']:.4f}" if figure["sd"] is not None else "")
-        for name, figure in spread["splits"]["test"].items()
-    ]
-    return f"test films, {len(spread['seeds'])} seeds, mean ± sd: {', '.join(figures)}"
+        for name, figure in figures.items()
+    )
 
 
-def _spread(splits: list[dict]) -> dict:
-    figures = {name: [split[name]["value"] for split in splits] for name in METRICS}
+def _spread(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
+    figures = {name: [split[name]["value"] for split in splits] for name in names}
     return {
         name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
         for name, values in figures.items()

@@ -100,6 +100,7 @@ def _how_good(report: dict) -> str:
         "AUROC": number(test, "auroc"),
         f"Sensitivity{at}": number(point, "sensitivity"),
         f"Specificity{at}": number(point, "specificity"),
+        **_appearance(report),
     }
     values = _below(point, "predictive_values")
     for name, one in values.items() if isinstance(values, dict) else []:
@@ -119,6 +120,22 @@ def _how_good(report: dict) -> str:
             [(name, show_figure(one)) for name, one in rows.items() if one is not None],
         ),
     )
+
+
+def _appearance(report: dict) -> dict[str, dict | float | None]:
+    """Rows on images with the appearance of the other class; those that are not there are None."""
+    appearance = _below(report, "checks", "appearance")
+    factor = number(appearance, "factor")
+    swaps = {
+        f"with proportions swapped by {factor}": _below(appearance, "proportions", str(factor)),
+        "with histogram and spectrum swapped": _below(appearance, "histogram_and_spectrum"),
+    }
+    names = {"AUROC": "auroc", "Sensitivity": "sensitivity", "Specificity": "specificity"}
+    rows = {f"{title} {how}": number(one, key) for how, one in swaps.items() for title, key in names.items()}
+    rows["AUROC of pairs matched by appearance"] = number(appearance, "matched_auroc")
+    for title, key in list(names.items())[1:]:
+        rows[f"{title} where appearance contradicts the label"] = number(appearance, "contradicting", key)
+    return rows
 
 
 def _matrix(report: dict) -> str:

@@ -105,6 +105,12 @@ def _eval_results(report: dict, manifest: dict) -> list[EvalResult]:
     (first, source), *more = manifest["sources"].items()
     # A folder's name must not be taken for a data set of the Hub: what reads such folders is called this.
     kind = first if not more and source["kind"] != "local" else "imagefolder"
+    scores = [(test, _AT_HALF), (point["test"], _AT_POINT)]
+    if appearance := report["checks"].get("appearance"):
+        factor = appearance["factor"]
+        # Of a type of its own: a program that looks for the AUROC must not find this one.
+        name = "roc_auc_proportions_swapped", f"AUROC with proportions swapped by {factor}"
+        scores.append((appearance["proportions"][str(factor)], {"auroc": name}))
     return [
         EvalResult(
             task_type="image-classification",
@@ -116,7 +122,7 @@ def _eval_results(report: dict, manifest: dict) -> list[EvalResult]:
             metric_name=title,
             metric_value=scored[figure]["value"],
         )
-        for scored, figures in ((test, _AT_HALF), (point["test"], _AT_POINT))
+        for scored, figures in scores
         for figure, (metric, title) in figures.items()
         if scored[figure]["value"] is not None
     ]

@@ -53,7 +53,8 @@ _GROUP = {
     "auroc": _FIGURE,
     "auroc_against": TEXT,
 }
-_LEVEL = {"level": NUMBER, "auroc": _FIGURE, **_PAIR}
+_METRICS_AT = {"auroc": _FIGURE, **_PAIR}
+_LEVEL = {"level": NUMBER, **_METRICS_AT}
 _EPOCH = {"epoch": NUMBER, "train": {ANY: NUMBER}, "validation": {ANY: NUMBER}}
 _CROSSING = {ANY: NUMBER}
 
@@ -68,6 +69,17 @@ _REPORT = {
     "checks": {
         "split": TEXT,
         "threshold": NUMBER,
+        "appearance": {
+            "images": NUMBER,
+            "threshold": NUMBER,
+            "vertical": TEXT,
+            "factor": NUMBER,
+            "proportions": {ANY: _METRICS_AT},
+            "histogram_and_spectrum": _METRICS_AT,
+            "appearance_auroc": _FIGURE,
+            "matched_auroc": _FIGURE,
+            "contradicting": {"images": _CLASSES, **_PAIR},
+        },
         "shortcuts": {ANY: {"films": NUMBER, "auroc": _FIGURE, "mean_probability": {ANY: NUMBER}}},
         "robustness": {
             "films": NUMBER,
@@ -105,6 +117,12 @@ _REPORT = {
         "blank": NUMBER,
         "balance": {ANY: {ANY: {ANY: NUMBER}}},
         "label_told_by": {ANY: NUMBER},
+        "appearance": {
+            "images": NUMBER,
+            "auroc": _FIGURE,
+            "statistics": [{"statistic": TEXT, "auroc": NUMBER, "median": _CLASSES, "words": TEXT}],
+            "test_against_train": {ANY: _FIGURE},
+        },
     },
     "history": [_EPOCH],
     "kept_epoch": NUMBER,

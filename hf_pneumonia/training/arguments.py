@@ -122,8 +122,9 @@ class Recipe(TrainingArguments):
     split: str = field(
         default="official",
         metadata={
-            "help": "official: the splits that the sources have, cut where they have none; or the shares of "
-            "train, validation and test, as in 70/20/10, to split all films anew."
+            "help": "official: the splits that the sources have, cut where they have none; the shares of "
+            "train, validation and test, as in 70/20/10, to split all images anew; or shifted, to test on "
+            "the patients whose images look most like the other class."
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits that are cut."})
@@ -256,7 +257,11 @@ class Recipe(TrainingArguments):
         default=True, metadata={"help": "Keep the best epoch, not the last."}
     )
     metric_for_best_model: str | None = field(
-        default="auroc", metadata={"help": "What makes an epoch the best."}
+        default="auroc_swapped",
+        metadata={
+            "help": "What makes an epoch the best: a metric of validation, auroc_swapped (with proportions "
+            "swapped between the classes) or loss."
+        },
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hides a diverged loss; off."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Would drop the films; off."})
@@ -318,9 +323,9 @@ class Recipe(TrainingArguments):
                     raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
-        if self.metric_for_best_model not in (*METRICS, "loss"):
+        if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
             raise UsageError(
-                f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, "
+                f"--metric_for_best_model expects one of loss, auroc_swapped, {', '.join(METRICS)}, "
                 f"got {self.metric_for_best_model!r}"
             )
         parse_split(self.split)

@@ -55,7 +55,7 @@ class EpochLines(TrainerCallback):
             self.training = logs
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        if self.bar is None or "eval_auroc" not in (metrics or {}):
+        if self.bar is None or "eval_auroc_swapped" not in (metrics or {}):
             return
         score, sign = metrics[f"eval_{args.metric_for_best_model}"], 1 if args.greater_is_better else -1
         best = state.best_metric is None or sign * score > sign * state.best_metric
@@ -63,7 +63,8 @@ class EpochLines(TrainerCallback):
             f"epoch {state.epoch:>3.0f}/{args.num_train_epochs:.0f}"
             f"  loss {self.training.get('loss', float('nan')):.4f}, validation {metrics['eval_loss']:.4f}"
             f"  accuracy {self.training.get('accuracy', float('nan')):.3f}, {metrics['eval_accuracy']:.3f}"
-            f"  AUROC {metrics['eval_auroc']:.4f}{' *' if best else '  '}"
+            f"  AUROC {metrics['eval_auroc']:.4f}, swapped {metrics['eval_auroc_swapped']:.4f}"
+            f"{' *' if best else '  '}"
             f"  {time.monotonic() - self.started:5.0f} s"
         )
 

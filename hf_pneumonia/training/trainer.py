@@ -9,11 +9,14 @@ import torch
 from timm.optim import param_groups_layer_decay
 from timm.utils import distribute_bn
 from torch import nn
+from transformers import EvalPrediction
 from transformers.trainer_callback import PrinterCallback
 
+from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
+from hf_pneumonia.evaluation.swaps import score_swapped
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input, trains_on_one_film
 from hf_pneumonia.training.arguments import Recipe
@@ -59,7 +62,7 @@ class PneumoniaTrainer(ResumableTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=_as_is,
-            compute_metrics=_validation_scores,
+            compute_metrics=self._validation_scores,
             callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
@@ -85,6 +88,8 @@ class PneumoniaTrainer(ResumableTrainer):
         # Right answers and films since the last log, kept on the device: reading them every step would wait
         # for it.
         self._seen = torch.zeros(2, device=args.device)
+        appearance = train_dataset.store.facts["appearance"][train_dataset.rows]
+        self._vertical = vertical_class(appearance, train_dataset.labels.numpy())
         self._check_last_batch()
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -139,7 +144,26 @@ class PneumoniaTrainer(ResumableTrainer):
             for network in (self.model, self.average.network) if self.average else (self.model,):
                 distribute_bn(network, self.args.world_size, reduce=True)
         with averaged:
+            self._swapped = self._score_swapped()
             return super().evaluate(*args, **kwargs)
+
+    def _score_swapped(self) -> np.ndarray:
+        """(n,) probabilities of the validation images with their proportions swapped between the classes."""
+        images, batch_size = self.eval_dataset, self.args.eval_batch_size
+        with self.accelerator.autocast():
+            logits = score_swapped(
+                self.model, images.store, images.rows, images.labels.numpy(), batch_size, self._vertical
+            )
+        return pneumonia_probability(logits)
+
+    def _validation_scores(self, predicted: EvalPrediction) -> dict[str, float]:
+        if not np.isfinite(predicted.predictions).all():
+            raise UsageError(
+                "the training diverged: the network's answers are no numbers; lower --learning_rate"
+            )
+        scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
+        scores["auroc_swapped"] = score_predictions(self.eval_dataset.labels.numpy(), self._swapped)["auroc"]
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
 
     def train(self, *args, **kwargs):
         try:
@@ -168,7 +192,7 @@ class PneumoniaTrainer(ResumableTrainer):
                 names = ("loss", "accuracy", "learning_rate")
                 epoch["train"] = {name: line[name] for name in names}
             elif "eval_loss" in line:
-                names = ("loss", "accuracy", "auroc")
+                names = ("loss", "accuracy", "auroc", "auroc_swapped")
                 epoch["validation"] = {name: line[f"eval_{name}"] for name in names}
         return [epoch for epoch in epochs.values() if len(epoch) == 3]
 
@@ -307,10 +331,3 @@ class PneumoniaTrainer(ResumableTrainer):
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
-
-
-def _validation_scores(predicted) -> dict[str, float]:
-    if not np.isfinite(predicted.predictions).all():
-        raise UsageError("the training diverged: the network's answers are no numbers; lower --learning_rate")
-    scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
-    return {name: value for name, value in scores.items() if isinstance(value, float)}

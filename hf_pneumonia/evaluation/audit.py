@@ -15,18 +15,23 @@ from hf_pneumonia.data.manifest import TEACHING
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.appearance_audit import audit_appearance
 
 
-def audit_films(films: FilmSet) -> dict:
+def audit_films(films: FilmSet, scores: np.ndarray) -> dict:
     """Everything that is to be known of the films before anybody trusts a figure measured on them.
+
+    Args:
+        films: split.
+        scores: (n,) from `score_appearance`.
 
     Returns:
         Plain values: `films`, `sources` and `removed` (counts); `duplicates` (groups of copies, those of
         equal bytes among them, and pairs found by pixels); `conflicting_labels`; `leakage`, as the sources
         have their splits and as they are used (`crossing`); `overlays` (films with burned-in text or colour,
-        by class), `searched_for_text` and `blank` (films); `balance` (films by split, class and source); and
+        by class), `searched_for_text` and `blank` (films); `balance` (films by split, class and source);
         `label_told_by`, the AUROC with which each thing that is no anatomy tells the label by itself, 0.5
-        being not at all, in the source where it tells most.
+        being not at all, in the source where it tells most; and `appearance` (`audit_appearance`).
     """
     pairs, correlation = films.store.copies()
     groups = films.copy_groups()
@@ -60,6 +65,7 @@ def audit_films(films: FilmSet) -> dict:
         "blank": int(np.sum(readable & facts["blank"])),
         "balance": _balance(films),
         "label_told_by": _label_told_by(films),
+        "appearance": audit_appearance(films, scores),
     }
 
 

@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_pneumonia.data.audit import audit_films, crossing_ids
+from hf_pneumonia.data.appearance import STATISTICS
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.manifest import write_manifest
 from hf_pneumonia.data.overlays import TEXT_ROWS
+from hf_pneumonia.evaluation.appearance_audit import audit_lines, plot_appearance, score_appearance
+from hf_pneumonia.evaluation.audit import audit_films, crossing_ids
+from hf_pneumonia.evaluation.figures import figures_line
 
+_APPEARANCE = "appearance.png"
 _SHOWN = 6  # pairs in a picture
 _LISTED = 20  # lines of a list; audit.json and the manifest have all
 
@@ -27,7 +31,8 @@ def write_audit(films: FilmSet, folder: Path) -> dict:
     Returns:
         The findings, as `audit_films` gives them.
     """
-    findings = audit_films(films)
+    scores = score_appearance(films)
+    findings = audit_films(films, scores)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(findings, indent=2) + "\n")
     write_manifest(films, folder / "manifest.csv")
@@ -37,6 +42,9 @@ def write_audit(films: FilmSet, folder: Path) -> dict:
         if pairs:
             _draw_pairs(films, pairs, folder / f"{name}.png")
             pictures[name] = title
+    (folder / _APPEARANCE).unlink(missing_ok=True)
+    if findings["appearance"]["statistics"]:
+        plot_appearance(films, findings["appearance"], scores, folder / _APPEARANCE)
     (folder / "audit.md").write_text(_page(films, findings, pictures))
     return findings
 
@@ -64,7 +72,7 @@ def summary(findings: dict) -> list[str]:
             lines.append(f"films with burned-in {name}: {found}{among}")
     if findings["blank"]:
         lines.append(f"blank films, of one gray: {findings['blank']}")
-    return lines
+    return [*lines, *audit_lines(findings["appearance"])]
 
 
 def _pairs_to_see(films: FilmSet) -> dict[str, tuple[str, list[tuple[int, int, str]]]]:
@@ -169,6 +177,7 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
         _list([", ".join(names) for names in findings["conflicting_labels"]]),
         "## Unreadable",
         _list([f"{film['file']}: {film['reason']}" for film in findings["unreadable"]]),
+        *_appearance(findings["appearance"]),
         "## What else tells the label",
         "AUROC of one sign by itself, without a look at the lungs: 0.5 tells nothing, 1 tells all; over all "
         "films, or in the source where it tells more. A network can learn whatever tells much here.",
@@ -178,6 +187,38 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
         _table(["", *LABELS], [[name, *classes.values()] for name, classes in findings["overlays"].items()]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _appearance(found: dict) -> list[str]:
+    """Sections of audit.md about the appearance."""
+    sections = [
+        "## Appearance",
+        f"{len(STATISTICS)} statistics of the whole image and its file, and no look at the lungs. A network "
+        "that reads them has a high AUROC here, and not where images are taken in another way.",
+        _list(audit_lines(found)),
+    ]
+    if found["statistics"]:
+        sections += [
+            _table(
+                ["statistic", "AUROC by itself", *(f"median, {label}" for label in LABELS), "NORMAL images"],
+                [
+                    [one["statistic"], f"{one['auroc']:.3f}", *one["median"].values(), one["words"]]
+                    for one in found["statistics"]
+                ],
+            ),
+            f"![Histograms of the best statistics and of the score]({_APPEARANCE})",
+        ]
+    if found["test_against_train"]:
+        sections += [
+            "How well appearance tells the test images of a class from its training images; 0.5 is chance:",
+            _list(
+                [
+                    f"{label}: {figures_line({'auroc': figure}, ('auroc',))}"
+                    for label, figure in found["test_against_train"].items()
+                ]
+            ),
+        ]
+    return sections
 
 
 def _table(head: Sequence[str], rows: Sequence) -> str:

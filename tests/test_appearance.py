@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from scipy import ndimage, signal
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from hf_pneumonia.data.appearance import (
+    STATISTICS,
+    appearance_scores,
+    describe,
+    measure_appearance,
+    vertical_class,
+)
+from hf_pneumonia.evaluation.one_figure import auroc
+
+IMMERKAER = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
+
+
+def _reference(square, width, height):
+    """Every statistic by its definition, pixel by pixel where that is short."""
+    gray, size = square / 255, len(square)
+    found = {"width": width, "height": height, "log(width / height)": np.log(width / height)}
+    found |= {"brightness": gray.mean(), "contrast": gray.std()}
+    for percent in (1, 5, 25, 50, 75, 95, 99):
+        found[f"quantile {percent}%"] = min(
+            g / 255 for g in range(256) if 100 * np.sum(square <= g) >= percent * size**2
+        )
+    strip = max(1, round(0.05 * size))
+    found |= {"top border": gray[:strip].mean(), "bottom border": gray[size - strip :].mean()}
+    found |= {"left border": gray[:, :strip].mean(), "right border": gray[:, size - strip :].mean()}
+    found["vertical sharpness"] = np.mean([abs(gray[y + 1] - gray[y]) for y in range(size - 1)])
+    found["horizontal sharpness"] = np.mean([abs(gray[:, x + 1] - gray[:, x]) for x in range(size - 1)])
+    answer = signal.convolve2d(gray, IMMERKAER, mode="valid")
+    found["noise"] = np.sqrt(np.pi / 2) / 6 * np.abs(answer).sum() / (size - 2) ** 2
+    for row in range(6):
+        for column in range(6):
+            down = slice(row * size // 6, (row + 1) * size // 6)
+            across = slice(column * size // 6, (column + 1) * size // 6)
+            found[f"cell {row + 1},{column + 1}"] = gray[down, across].mean()
+    return found
+
+
+@pytest.mark.parametrize("size", [6, 31, 50, 64])
+def test_every_statistic_is_what_its_definition_says(size):
+    rng = np.random.default_rng(size)
+    square = (ndimage.gaussian_filter(rng.random((size, size)), 1) * 255).astype(np.uint8)
+    expected = _reference(square, 1328, 792)
+    found = measure_appearance(square, 1328, 792)
+    assert found.dtype == np.float32 and tuple(expected) == STATISTICS
+    assert dict(zip(STATISTICS, found, strict=True)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_the_noise_of_white_noise_is_its_standard_deviation():
+    square = np.random.default_rng(0).normal(128, 20, (224, 224)).round().astype(np.uint8)
+    noise = measure_appearance(square, 224, 224)[STATISTICS.index("noise")]
+    assert noise == pytest.approx(20 / 255, rel=0.02)
+
+
+def test_an_image_of_one_gray_has_neither_contrast_nor_sharpness_nor_noise():
+    found = dict(zip(STATISTICS, measure_appearance(np.full((50, 50), 51, np.uint8), 9, 9), strict=True))
+    assert {value for name, value in found.items() if name.startswith(("quantile", "cell"))} == {
+        np.float32(0.2)
+    }
+    for name in ("contrast", "vertical sharpness", "horizontal sharpness", "noise", "log(width / height)"):
+        assert found[name] == 0
+
+
+def test_every_statistic_has_words_of_its_own_for_more_and_for_less():
+    words = {describe(name, more) for name in STATISTICS for more in (True, False)}
+    assert len(words) == 2 * len(STATISTICS)
+    assert describe("height", True) == "taller files" and describe("noise", False) == "less noisy"
+
+
+def _images(count, rng):
+    """(count, 48, 48) in 0 to 1, smooth; nothing tells one from another."""
+    return [ndimage.gaussian_filter(rng.random((48, 48)), 1.5) for _ in range(count)]
+
+
+def _measured(images):
+    return np.stack([measure_appearance((255 * image).astype(np.uint8), 48, 48) for image in images])
+
+
+def test_classes_that_differ_in_vertical_sharpness_alone_are_told_apart_by_it():
+    rng = np.random.default_rng(0)
+    label = np.arange(100) % 2
+    images = [
+        ndimage.gaussian_filter1d(image, 2, axis=0) if one else image
+        for image, one in zip(_images(100, rng), label, strict=True)
+    ]
+    statistics = _measured(images)
+    patient = np.arange(100).astype(str)
+    figure = auroc(label, appearance_scores(statistics, label, patient), patient)
+    assert figure["value"] > 0.99
+    sharpness = statistics[:, STATISTICS.index("vertical sharpness")]
+    assert sharpness[label == 0].min() > sharpness[label == 1].max()
+    assert vertical_class(statistics, label) == 0 and vertical_class(statistics, 1 - label) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_tells_the_classes_apart_the_interval_holds_one_half(seed):
+    rng = np.random.default_rng(seed)
+    statistics, label, patient = _measured(_images(240, rng)), np.arange(240) % 2, np.arange(240).astype(str)
+    low, high = auroc(label, appearance_scores(statistics, label, patient), patient)["ci95"]
+    assert low < 0.5 < high
+
+
+def test_what_only_the_patient_tells_does_not_predict_the_label():
+    """Six images of each patient are alike; folds that part them know the label, folds by patient do not."""
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(80), 6)
+    label = rng.permutation(np.arange(80) % 2)[place]
+    statistics = rng.normal(size=(80, 55))[place] + 0.1 * rng.normal(size=(480, 55))
+    apart = cross_val_predict(
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        statistics,
+        label,
+        cv=StratifiedKFold(5, shuffle=True, random_state=0),
+        method="decision_function",
+    )
+    assert roc_auc_score(label, apart) > 0.9
+    low, high = auroc(label, appearance_scores(statistics, label, place.astype(str)), place)["ci95"]
+    assert low < 0.5 < high
+
+
+@pytest.fixture
+def clouds():
+    """(120, 5) statistics that overlap, their labels, and patients of two images each."""
+    rng = np.random.default_rng(1)
+    label = np.arange(120) // 2 % 2
+    patient = np.array([f"p{number // 2:02d}" for number in range(120)])
+    return rng.normal(size=(120, 5)) + label[:, None], label, patient
+
+
+def test_an_image_is_scored_by_a_regression_on_the_patients_of_the_other_folds(clouds):
+    statistics, label, patient = clouds
+    found = appearance_scores(statistics, label, patient)
+    changed = statistics.copy()
+    changed[0] += 5  # moves no score of its fold but its own: not even that of the patient's other image
+    fold = np.isclose(found, appearance_scores(changed, label, patient), rtol=1e-9, atol=0)
+    assert fold.tolist()[:2] == [False, True] and fold.sum() == 120 / 5 - 1
+    fold[0] = True
+    mean, spread = statistics[~fold].mean(0), statistics[~fold].std(0)
+    regression = LogisticRegression(class_weight="balanced", max_iter=2000)
+    regression.fit((statistics[~fold] - mean) / spread, label[~fold])
+    expected = regression.intercept_ + ((statistics[fold] - mean) / spread) @ regression.coef_[0]
+    assert found[fold] == pytest.approx(expected, abs=1e-3)
+
+
+def test_scores_depend_on_the_seed_and_not_on_the_order_of_the_images(clouds):
+    statistics, label, patient = clouds
+    label = label.copy()
+    label[[0, 5]] ^= 1  # two patients with images of both classes
+    found = appearance_scores(statistics, label, patient, seed=3)
+    order = np.random.default_rng(0).permutation(120)
+    shuffled = appearance_scores(statistics[order], label[order], patient[order], seed=3)
+    assert shuffled == pytest.approx(found[order], abs=1e-3)
+    assert not np.allclose(found, appearance_scores(statistics, label, patient, seed=4), atol=1e-3)
+
+
+def test_fewer_than_ten_patients_of_a_class_are_too_few(clouds):
+    statistics, label, patient = clouds
+    enough = np.isin(patient, [*np.unique(patient[label == 0]), *np.unique(patient[label == 1])[:10]])
+    fewer = enough & (patient != np.unique(patient[label == 1])[0])
+    assert appearance_scores(statistics[enough], label[enough], patient[enough]) is not None
+    assert appearance_scores(statistics[fewer], label[fewer], patient[fewer]) is None
