@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from datasets import disable_progress_bars
 
 from hf_pneumonia.data.filmset import FilmSet, prepare_films
+from hf_pneumonia.data.labels import PHANTOMS
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
@@ -98,7 +99,7 @@ def train(args: Recipe, recipe: dict) -> None:
     folder = Path(args.output_dir)
     set_up(args)
 
-    simulated = args.dataset == ["phantom"]
+    simulated = set(args.dataset) <= set(PHANTOMS)
     if simulated:
         logger.info(
             "Training on SIMULATED films. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"

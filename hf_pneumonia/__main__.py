@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_pneumonia.data.labels import COVID
+from hf_pneumonia.data.labels import COVID, PHANTOMS
 from hf_pneumonia.errors import UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
-SOURCE = "phantom, a folder, a .zip or .csv file, kaggle:owner/name, or a Hub id (user/name)"
+SOURCE = (
+    "phantom, phantom:shortcut, a folder, a .zip or .csv file, kaggle:owner/name, or a Hub id (user/name)"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -94,7 +96,7 @@ def evaluate(args: argparse.Namespace) -> None:
         films = _films(args, saved.image_size, one_class=True)
     check_same_films(films)
     films, which = choose_films(films, args.films or ("test" if args.split != "official" else None))
-    data = {"source": ", ".join(source), "simulated": args.source == ["phantom"], "films": which}
+    data = {"source": ", ".join(source), "simulated": set(args.source) <= set(PHANTOMS), "films": which}
     report = evaluate_model(saved, films, args.output, seen=films_taught(args.model), data=data)
     if state.is_main_process:
         print("\n".join(summary(report)))

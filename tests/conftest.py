@@ -55,8 +55,19 @@ def film_folder(tmp_path_factory) -> Path:
     write_films(folder / "test", 12, 18, first=200)
     rng = np.random.default_rng(7)
     for number in range(5):
-        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_virus_9{number}.jpeg", 1, rng)
+        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_bacteria_9{number}.jpeg", 1, rng)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shortcut_images(tmp_path_factory):
+    """FilmSet of 400 simulated patients with a shortcut: images of 64 pixels, decoded to 32."""
+    from hf_pneumonia.data.filmset import prepare_films
+    from hf_pneumonia.data.phantom_folder import write_dataset
+
+    folder = tmp_path_factory.mktemp("shortcut")
+    write_dataset(folder / "phantoms", patients=400, size=64, shortcut=True)
+    return prepare_films(str(folder / "phantoms"), 32, folder)
 
 
 def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:

@@ -244,8 +244,8 @@ def test_figures_of_other_weights_are_not_shown(copied):
 def test_why_a_card_stays_away_never_names_a_film(copied):
     manifest = (copied / "audit" / "manifest.csv").read_text()
     # A patient whose id stands in every card of this run.
-    (copied / "audit" / "manifest.csv").write_text(manifest.replace(",person200,", ",calibration-error,"))
     name = "calibration-error"
+    (copied / "audit" / "manifest.csv").write_text(manifest.replace(",person200_bacteria,", f",{name},"))
     report = json.loads((copied / "report.json").read_text())
     report["data"]["notes"] = [f"split by {name}"]
     (copied / "report.json").write_text(json.dumps(report))

@@ -20,7 +20,7 @@ from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
-from hf_pneumonia.evaluation.audit import check_leakage, crossing_ids
+from hf_pneumonia.evaluation.audit import check_leakage, crossing_ids, taught
 from hf_pneumonia.evaluation.audit_page import summary, write_audit
 from hf_pneumonia.evaluation.one_figure import auroc
 
@@ -342,10 +342,29 @@ def test_weights_without_a_manifest_are_said_to_be_unknown(faulty, tmp_path, cap
 
 @pytest.mark.parametrize(
     ("patient", "known"),
-    [("person12", True), ("IM-0115", True), ("NORMAL2-IM-0383", True), ("12", False), ("train/a.png", False)],
+    [
+        ("person12_virus", True),
+        ("person12", True),  # as earlier versions wrote it
+        ("IM-0115", True),
+        ("NORMAL2-IM-0383", True),
+        ("12", False),
+        ("12_virus", False),
+        ("train/a.png", False),
+    ],
 )
 def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere(patient, known):
     assert is_global_id(patient) is known
+
+
+def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(film_folder, tmp_path):
+    films = prepare_films(str(film_folder), 32, tmp_path)
+    rows = films.rows("test")
+    first = films.patient[rows] == "person200_bacteria"
+    found = {"person200": first, "person200_bacteria": first, "person200_virus": first & False}
+    for patient, expected in found.items():
+        seen = [{"content_hash": "", "patient_id": patient}]
+        assert np.array_equal(taught(films, rows, seen), expected)
+    assert first.sum() == 1
 
 
 def test_leakage_between_splits_would_be_seen_anew(audited, tmp_path):

@@ -115,7 +115,7 @@ def test_a_patient_that_the_model_was_taught_is_known_by_his_name_on_another_fil
     for number, path in enumerate(sorted((tmp_path / "films" / "normal").iterdir())):
         path.rename(path.with_name(f"film{number}.jpeg"))
     for path in sorted((tmp_path / "films" / "bacterial").iterdir()):
-        (path.with_name(path.name.replace("bacteria", "virus"))).write_bytes(path.read_bytes() + b"\0")
+        (path.with_name(path.name.replace("bacteria_", "bacteria_5"))).write_bytes(path.read_bytes() + b"\0")
         path.unlink()
     for path in (tmp_path / "films" / "normal").iterdir():
         path.write_bytes(path.read_bytes() + b"\0")  # of other bytes
@@ -227,7 +227,7 @@ def test_all_films_are_those_that_count_once_whatever_their_split(film_folder, t
     )
     write_films(tmp_path / "more", 0, 1, first=7)
     (tmp_path / "more/PNEUMONIA/person7_bacteria_7.jpeg").rename(
-        tmp_path / "films/train/PNEUMONIA/person200_virus_1.jpeg"
+        tmp_path / "films/train/PNEUMONIA/person200_bacteria_1.jpeg"
     )
     films = prepare_films(str(tmp_path / "films"), 32, tmp_path, must_split=False)
     chosen, _ = choose_films(films, "all")

@@ -451,6 +451,38 @@ def test_the_cut_does_not_depend_on_what_films_and_folders_are_called(tmp_path):
     assert found[0] == found[1] and set(found[0].values()) == {"train", "validation", "test"}
 
 
+@pytest.fixture(scope="module")
+def two_series(tmp_path_factory):
+    """60 person numbers, each with an image of either series: the first 40 numbers have their bacterial image
+    in train and the viral one in test, the others the reverse."""
+    folder = tmp_path_factory.mktemp("series") / "films"
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        for series, split in (("bacteria", number < 40), ("virus", number >= 40)):
+            name = f"{'train' if split else 'test'}/PNEUMONIA/person{number}_{series}_{number}.jpeg"
+            write_film(folder / name, 1, rng)
+    for number in range(60):
+        write_film(folder / ("train", "test")[number % 2] / "NORMAL" / f"IM-{number:04d}-0001.jpeg", 0, rng)
+    return folder
+
+
+def test_the_other_series_of_a_person_number_in_test_takes_no_image_from_a_given_train(two_series, tmp_path):
+    films = prepare_films(str(two_series), 32, tmp_path)
+    assert films.counts()["left_out"] == 0
+    assert len(films.rows("test")) == 60 + 30
+    assert len(films.rows("train")) + len(films.rows("validation")) == 60 + 30
+
+
+def test_a_cut_keeps_both_series_of_a_person_number_together(two_series, tmp_path):
+    films = prepare_films(str(two_series), 32, tmp_path, split="2/1/1")
+    number = [one.rpartition("_")[0] for one in films.patient]
+    split = {}
+    for one, found in zip(number, films.split, strict=True):
+        if one:  # a person number
+            assert split.setdefault(one, found) == found
+    assert len(split) == 60 and set(split.values()) == {"train", "validation", "test"}
+
+
 def test_films_of_which_none_can_be_read_are_reported_and_not_trained_on(tmp_path):
     for name in ("NORMAL/a.png", "NORMAL/b.png", "PNEUMONIA/c.png"):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,9 @@ def test_any_other_name_is_unknown(name):
 @pytest.mark.parametrize(
     ("file", "patient"),
     [
-        ("person1000_bacteria_2931.jpeg", "person1000"),
-        ("person1000_virus_1681.jpeg", "person1000"),
-        ("person447_virus_921_1.jpeg", "person447"),
+        ("person1000_bacteria_2931.jpeg", "person1000_bacteria"),
+        ("person1000_virus_1681.jpeg", "person1000_virus"),
+        ("person447_virus_921_1.jpeg", "person447_virus"),
         ("IM-0115-0001.jpeg", "IM-0115"),
         ("IM-0429-0001-0002.jpeg", "IM-0429"),
         ("NORMAL2-IM-0383-0001.jpeg", "NORMAL2-IM-0383"),
@@ -61,6 +61,10 @@ def test_nothing_else_is_covid(name):
         ("NORMAL-28501", "NORMAL-28501"),
         ("BACTERIA-1008087", "BACTERIA-1008087"),
         ("person12", "person12"),
+        ("person12_bacteria", "person12"),
+        ("person12_virus", "person12"),
+        ("ward_virus", "ward_virus"),
+        ("hospital:person12_virus", "hospital:person12_virus"),
         ("hospital:NORMAL2-IM-0383", "hospital:NORMAL2-IM-0383"),
     ],
 )

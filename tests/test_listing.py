@@ -68,7 +68,7 @@ def test_patients_and_splits_are_read_where_there_are_such(folder):
 
 def test_a_patient_is_read_from_the_film_name_where_no_column_tells_it(folder):
     (folder / "a.png").rename(folder / "person12_virus_3.png")
-    assert _rows(folder, "path,label", "person12_virus_3.png,viral")["patient_id"][:] == ["person12"]
+    assert _rows(folder, "path,label", "person12_virus_3.png,viral")["patient_id"][:] == ["person12_virus"]
 
 
 @pytest.mark.parametrize("numbers", [("0", "1"), ("0.0", "1.0")])

@@ -61,7 +61,8 @@ def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
         ("/data/films/train/1.2.3.11.dcm", "11", "source"),
         ("test/000007", "test/000007", "nothing"),
         ("/data/films/a/scan.png", "films:a/scan.png", "nothing"),
-        ("/data/films/a/person7_virus_1.png", "person7", "file name"),
+        ("/data/films/a/person7_virus_1.png", "person7_virus", "file name"),
+        ("/data/films/a/person7_virus_1.png", "person7", "file name"),  # as earlier versions wrote it
     ],
 )
 def test_an_id_is_a_films_own_place_only_where_it_is_all_of_it(tmp_path, place, patient, known_by):
@@ -89,6 +90,7 @@ def test_the_hash_knows_uses_and_films_but_no_names_and_places(tmp_path):
     ("given", "shown", "path", "kind"),
     [
         ("phantom", "phantom", "/home/x/phantom-v1/train/NORMAL/p_1.png", "phantom"),
+        ("phantom:shortcut", "phantom:shortcut", "/home/x/phantom-shortcut-v1/p_1.png", "phantom"),
         ("kaggle:a/b", "kaggle:a/b", "/home/x/.cache/b/train/NORMAL/p_1.png", "kaggle"),
         ("user/name", "user/name", "train/000017/p_1.png", "hub"),
         ("user/name", "user/name", "train/000017", "hub"),

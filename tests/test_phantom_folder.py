@@ -1,4 +1,4 @@
-"""The embedded data set as it lies on disk."""
+"""The embedded data set as it lies on disk, plain and with a shortcut."""
 
 import csv
 import os
@@ -7,9 +7,14 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.data.phantom_folder import write_dataset
+from hf_pneumonia.data.phantom import VERSION, simulate_patient
+from hf_pneumonia.data.phantom_folder import add_shortcut, write_dataset
+from hf_pneumonia.data.sources import load_films
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,45 @@ def test_what_a_killed_start_half_simulated_is_taken_away_a_day_later(tmp_path):
     write_dataset(tmp_path / "phantoms", patients=4, size=64, workers=1)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"phantoms", ".phantoms-simulating-young", ".phantoms-mine"}
+
+
+def test_an_image_that_appears_normal_is_narrower_brighter_and_sharper_and_its_mask_is_cropped_alike():
+    gray, point = np.full((100, 100), 120, np.uint8), np.zeros((100, 100), np.uint8)
+    point[50, 50] = 255
+    where = np.arange(100**2).reshape(100, 100)  # in place of a mask: shows which pixels are left
+    shapes, grays, peaks = [], [], []
+    for appears in (0, 1):
+        image, part = add_shortcut(gray, where, appears, np.random.default_rng(0))
+        blurred, _ = add_shortcut(point, where, appears, np.random.default_rng(0))
+        height, width = image.shape
+        top, left = (100 - height) // 2, (100 - width) // 2
+        assert image.dtype == np.uint8 and max(height, width) == 100
+        assert np.array_equal(part, where[top : top + height, left : left + width])
+        shapes.append(width / height)
+        grays.append(image[0, 0])
+        peaks.append(blurred.max())
+    assert shapes[0] < 1 < shapes[1] and grays[0] > 120 > grays[1] and peaks[0] > peaks[1]
+
+
+def test_appearance_predicts_the_label_in_train_of_the_set_with_a_shortcut_and_not_in_test(shortcut_images):
+    images = shortcut_images
+    train, test = np.flatnonzero(np.isin(images.split, ("train", "validation"))), images.rows("test")
+    half = np.arange(len(train)) % 2 == 0
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    appearance, label = images.store.facts["appearance"], images.label
+    regression.fit(appearance[train[half]], label[train[half]])
+    found = [
+        roc_auc_score(label[rows], regression.predict_proba(appearance[rows])[:, 1])
+        for rows in (train[~half], test)
+    ]
+    assert found[0] > 0.95 and 0.4 < found[1] < 0.6
+
+
+def test_the_set_with_a_shortcut_is_a_source_beside_the_plain_one(tmp_path):
+    for name, shortcut in (("phantom", False), ("phantom-shortcut", True)):
+        write_dataset(tmp_path / f"{name}-v{VERSION}", patients=8, size=64, workers=1, shortcut=shortcut)
+    table = load_films(["phantom", "phantom:shortcut"], tmp_path)
+    shapes = {"phantom": set(), "phantom:shortcut": set()}
+    for file, source in zip(table["file"], table["source"], strict=True):
+        shapes[source].add(Image.open(file).size)
+    assert shapes["phantom"] == {(64, 64)} and len(shapes["phantom:shortcut"]) > 1

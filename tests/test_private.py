@@ -12,7 +12,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.publishing.private import check_private, check_source_code
 
 NAMED = [
-    ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000", *FILMS[0][4:]),
+    ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000_bacteria", *FILMS[0][4:]),
     ("/data/x/Müller, Anna 3.jpeg", *FILMS[0][1:3], "films:Schmidt-Hans", *FILMS[0][4:]),
     ("C:\\films\\scan 0042.dcm", *FILMS[0][1:3], "1.2.840.113619.2", *FILMS[0][4:]),
     ("/data/x/film.png", *FILMS[0][1:3], "12", *FILMS[0][4:]),

@@ -7,6 +7,9 @@ import re
 # "bacterial".
 LABELS = ("NORMAL", "PNEUMONIA")
 
+# The simulated data sets: the plain one, and the one with a shortcut (`phantom_folder.add_shortcut`).
+PHANTOMS = ("phantom", "phantom:shortcut")
+
 # What may be done with films of COVID-19, which some data sets hold as a class of its own.
 COVID = ("drop", "pneumonia", "keep")
 
@@ -30,9 +33,13 @@ _PNEUMONIA = (
 )
 _COVID = {"covid", "covidpneumonia", "coronavirus", "coronavirusdisease"}
 
+# The two series of pneumonias, each with its own count of patients.
+SERIES = ("bacteria", "virus")
+_SERIES = re.compile(r"^(?:NORMAL\d*-(?=IM-)|(person\d+)_(?:bacteria|virus)$)", re.IGNORECASE)
+
 # File names of the Guangzhou films (Kermany et al. 2018) as Kaggle and Mendeley Data publish them.
 _PATIENT_PATTERNS = (
-    re.compile(r"(person\d+)_(?:bacteria|virus)_\d+"),
+    re.compile(r"(person\d+_(?:bacteria|virus))_\d+"),
     re.compile(r"((?:NORMAL\d*-)?IM-\d+)-\d+", re.IGNORECASE),
     re.compile(r"((?:NORMAL|BACTERIA|VIRUS)-\d+)-\d+"),
 )
@@ -59,9 +66,9 @@ def is_covid(class_name: str) -> bool:
 def patient_of(file_name: str) -> str | None:
     """Patient id in a film's file name, None where the name carries none.
 
-    `person1000_bacteria_2931.jpeg` is "person1000", `NORMAL2-IM-0383-0001.jpeg` is "NORMAL2-IM-0383".
-    Bacterial and viral films of one number are taken as one patient: joining two patients costs nothing,
-    parting the films of one leaks.
+    `person1000_bacteria_2931.jpeg` is "person1000_bacteria", `NORMAL2-IM-0383-0001.jpeg` is
+    "NORMAL2-IM-0383". Every series counts its own patients: the authors split the data set by patient, and
+    many numbers have one series in train and another in test.
     """
     for pattern in _PATIENT_PATTERNS:
         if match := pattern.match(file_name):
@@ -70,19 +77,23 @@ def patient_of(file_name: str) -> str | None:
 
 
 def is_global_id(patient_id: str) -> bool:
-    """Whether an id is one of those that file names tell, and so means the same child in every copy."""
-    return patient_id in (patient_of(f"{patient_id}-1"), patient_of(f"{patient_id}_virus_1"))
+    """Whether an id comes from a file name, and so means the same child in every copy of the data set.
+
+    `person1000` is one too: manifests of earlier versions have it for both series.
+    """
+    from_name = patient_id in (patient_of(f"{patient_id}-1"), patient_of(f"{patient_id}_1"))
+    return from_name or patient_of(f"{patient_id}_virus_1") == f"{patient_id}_virus"
 
 
 def coarse_patient(patient_id: str) -> str:
-    """The number in an id, without the series that it was counted in: NORMAL2-IM-0383 is IM-0383.
+    """The number in an id, without its series: NORMAL2-IM-0383 is IM-0383, person1000_virus is person1000.
 
     `patient_id` is the fine reading: IM-0383 and NORMAL2-IM-0383 are two patients. Which reading is right is
     not documented. Measured on the 5,216 training films, pairs that only the coarse reading joins are no more
-    alike than pairs drawn at random (README, "The audit"), so only a cut of our own, to which it makes no
-    difference, goes by it.
+    alike than pairs drawn at random (README, "The audit"). Splits that are given go by the fine reading; a
+    cut of our own loses no image by the coarse one.
     """
-    return re.sub(r"^NORMAL\d*-(?=IM-)", "", patient_id, flags=re.IGNORECASE)
+    return _SERIES.sub(r"\1", patient_id)
 
 
 def _letters(name: str) -> str:

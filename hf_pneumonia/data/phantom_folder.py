@@ -1,7 +1,12 @@
-"""Simulated patients -> an `imagefolder` on disk, and the masks of their lesions."""
+"""Simulated patients -> an `imagefolder` on disk, and the masks of their lesions.
+
+A variant has a shortcut, to test what finds and breaks one: appearance predicts the label in train, not in
+test.
+"""
 
 import csv
 import functools
+import math
 import multiprocessing
 import shutil
 import tempfile
@@ -9,16 +14,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
 from hf_pneumonia.data.cores import available_cores
+from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.data.store_folder import remove_old_builds, sync, sync_all
 
 
 def write_dataset(
-    folder: Path, patients: int = 900, seed: int = 0, size: int = 256, workers: int | None = None
+    folder: Path,
+    patients: int = 900,
+    seed: int = 0,
+    size: int = 256,
+    workers: int | None = None,
+    shortcut: bool = False,
 ) -> None:
     """Write an `imagefolder` of simulated patients, in one piece: `folder` appears when it is complete.
 
@@ -32,6 +43,8 @@ def write_dataset(
         patients: how many, at least 4: fewer leave a split without films.
         seed, size: as for `phantom.simulate_patient`.
         workers: processes; None is one per core.
+        shortcut: whether each image and its mask go through `add_shortcut`, in train by the label, in test by
+            a fair coin.
 
     Raises:
         ValueError: `patients` is below 4, or `size` below 64.
@@ -46,7 +59,7 @@ def write_dataset(
     remove_old_builds(folder.parent, aside)
     temporary = Path(tempfile.mkdtemp(prefix=aside, dir=folder.parent))
     try:
-        _write_all(temporary, patients, seed, size, workers)
+        _write_all(temporary, patients, seed, size, workers, shortcut)
         temporary.chmod(0o755)  # mkdtemp makes it private
         sync_all()
         temporary.rename(folder)
@@ -56,6 +69,33 @@ def write_dataset(
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_shortcut(
+    image: np.ndarray, lesion: np.ndarray, appears: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give an image the proportions, exposure and sharpness that one class has in train.
+
+    Images that appear normal are narrower, brighter and sharper. Proportions differ by about as much as in
+    Kermany's images (medians of width / height 1.25 and 1.49). Only a strip at two sides is cut off.
+
+    Args:
+        image: (s, s) uint8.
+        lesion: (s, s) bool, its mask.
+        appears: index into LABELS.
+        rng: draws how much.
+
+    Returns:
+        (h, w) uint8 and (h, w) bool; h or w is s.
+    """
+    size, amount = len(image), rng.normal(1, 0.5, 3) * (1 if appears else -1)
+    wide, dark, blur = amount * np.array([0.09, 0.15, 0.5])
+    height, width = (round(size * min(1, math.exp(change))) for change in (-wide, wide))
+    top, left = (size - height) // 2, (size - width) // 2
+    part = np.s_[top : top + height, left : left + width]
+    gray = Image.fromarray(np.round(255 * (image[part] / 255) ** math.exp(dark)).astype(np.uint8))
+    blurred = gray.filter(ImageFilter.GaussianBlur(0.004 * size * math.exp(blur)))
+    return np.asarray(blurred), lesion[part]
 
 
 def _split(patient: int) -> str:
@@ -69,22 +109,28 @@ def _keep_memory() -> None:
     np.ones(30 * 2**20, np.uint8)
 
 
-def _write_patient(folder: Path, seed: int, size: int, patient: int) -> list[dict[str, str]]:
+def _write_patient(folder: Path, seed: int, size: int, shortcut: bool, patient: int) -> list[dict[str, str]]:
     rows, split = [], _split(patient)
     for number, film in enumerate(simulate_patient(patient, seed, size), start=1):
-        name = f"{film.patient_id}_{number}.png"
-        Image.fromarray(film.image).save(folder / split / film.label / name, compress_level=1)
+        name, image, lesion = f"{film.patient_id}_{number}.png", film.image, film.lesion
+        if shortcut:
+            rng = np.random.default_rng((seed, patient, number, 1))
+            appears = LABELS.index(film.label) if split == "train" else int(rng.integers(2))
+            image, lesion = add_shortcut(image, lesion, appears, rng)
+        Image.fromarray(image).save(folder / split / film.label / name, compress_level=1)
         if film.label == "PNEUMONIA":
-            Image.fromarray(film.lesion).save(folder / "lesions" / name)
+            Image.fromarray(lesion).save(folder / "lesions" / name)
         file_name = f"{film.label}/{name}"
         rows.append({"file_name": file_name, "patient_id": film.patient_id, "pattern": film.pattern})
     return rows
 
 
-def _write_all(folder: Path, patients: int, seed: int, size: int, workers: int | None) -> None:
+def _write_all(
+    folder: Path, patients: int, seed: int, size: int, workers: int | None, shortcut: bool
+) -> None:
     for part in ("train/NORMAL", "train/PNEUMONIA", "test/NORMAL", "test/PNEUMONIA", "lesions"):
         (folder / part).mkdir(parents=True)
-    numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size)
+    numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size, shortcut)
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
     with ProcessPoolExecutor(workers or available_cores(), context, initializer=_keep_memory) as pool:
         rows = pool.map(job, numbers, chunksize=4)

@@ -10,7 +10,7 @@ import datasets
 from hf_pneumonia.data.download import fetch_kaggle, unpack
 from hf_pneumonia.data.folder import films_of_folder, films_of_splits
 from hf_pneumonia.data.hub_dataset import fetch_hub_dataset
-from hf_pneumonia.data.labels import LABELS, is_covid, label_of, patient_of
+from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
 from hf_pneumonia.data.listing import films_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
@@ -26,8 +26,8 @@ def load_films(
     """Load one or several sources as one table, a row per film, in a stable order.
 
     Args:
-        sources: each `phantom`, a folder, a zip file, a CSV file of paths and labels, `kaggle:owner/name`, or
-            the id of a Hub data set.
+        sources: each `phantom`, `phantom:shortcut`, a folder, a zip file, a CSV file of paths and labels,
+            `kaggle:owner/name`, or the id of a Hub data set.
         cache_dir: where the phantoms are kept once simulated, and zip files once unpacked.
         covid: "drop" leaves films of COVID-19 out, "pneumonia" counts them as pneumonia, and "keep" keeps
             them apart: in the split "covid", which is neither trained on nor chosen by, only scored.
@@ -82,14 +82,14 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _is_local(name: str) -> bool:
-    return name != "phantom" and Path(name).expanduser().exists()
+    return name not in PHANTOMS and Path(name).expanduser().exists()
 
 
 def _load(name: str, cache_dir: Path) -> datasets.Dataset:
     """Rows of one source, as `film_rows` has them."""
-    if name == "phantom":
-        folder = cache_dir / f"phantom-v{PHANTOM_VERSION}"
-        write_dataset(folder)  # leaves a folder that exists as it is
+    if name in PHANTOMS:
+        folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
+        write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
         return films_of_splits(folder, {split: folder / split for split in ("train", "test")})
     if name.startswith("kaggle:"):
         return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")))

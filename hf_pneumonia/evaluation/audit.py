@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import UNREADABLE, FilmSet
-from hf_pneumonia.data.labels import LABELS, coarse_patient, is_global_id
+from hf_pneumonia.data.labels import LABELS, SERIES, coarse_patient, is_global_id
 from hf_pneumonia.data.manifest import TEACHING
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
@@ -143,6 +143,8 @@ def taught(films: FilmSet, rows: np.ndarray, seen: list[dict[str, str]]) -> np.n
     """(k,) bool, which of the films of these rows, or whose patients, are among the lines of `read_seen`."""
     hashes = {row["content_hash"].encode() for row in seen}
     patients = {row["patient_id"] for row in seen if is_global_id(row["patient_id"])}
+    # Manifests of earlier versions have person1000 for both series.
+    patients |= {f"{patient}_{series}" for patient in patients for series in SERIES}
     found = [films.store.facts["sha256"][row] in hashes or films.patient[row] in patients for row in rows]
     return np.array(found, dtype=bool)
 

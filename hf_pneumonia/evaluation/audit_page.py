@@ -167,8 +167,8 @@ def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
             [[text, leaks["as_given"][key], leaks["as_used"][key]] for key, text in readings.items()],
         ),
         "The test split wins over validation, and validation over train. By the coarse reading IM-0383 and "
-        "NORMAL2-IM-0383 are one patient. Splits that are cut here keep them together; splits that the "
-        "sources have are held to the id as it is.",
+        "NORMAL2-IM-0383 are one patient, and so are person1000_bacteria and person1000_virus. Splits that "
+        "are cut here keep them together; splits that the sources have go by the id as it is.",
         "## Copies",
         f"{copies['groups']} groups of {copies['films']} films, {copies['groups_across_sources']} of them "
         f"across sources; {copies['pairs_by_pixels']} pairs found by pixels: correlation {COPY} or more.",

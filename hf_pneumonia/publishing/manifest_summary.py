@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from hf_pneumonia.data.labels import is_global_id
+from hf_pneumonia.data.labels import PHANTOMS, is_global_id
 from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
 from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.errors import UsageError
@@ -84,7 +84,7 @@ def source_names(report: dict) -> list[str]:
 
 
 def _kind(given: str, name: str, rows: list[dict[str, str]]) -> str:
-    if given == "phantom":
+    if given in PHANTOMS:
         return "phantom"
     if given.startswith("kaggle:") and given == name:
         return "kaggle"

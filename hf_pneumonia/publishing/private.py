@@ -14,6 +14,7 @@ from pathlib import Path
 import huggingface_hub
 from PIL import Image
 
+from hf_pneumonia.data.labels import coarse_patient
 from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.publishing.manifest_summary import source_names
@@ -145,7 +146,8 @@ def _named(run: Path) -> set[str]:
         # Written on Windows, too.
         file = _alike(re.split(r"[/\\]", row["path"])[-1])
         patient = _alike(row["patient_id"])
-        names |= {file, os.path.splitext(file)[0], patient, patient.rpartition(":")[2]}
+        own = patient.rpartition(":")[2]
+        names |= {file, os.path.splitext(file)[0], patient, own, coarse_patient(own)}
     return names - {""}
 
 

@@ -115,8 +115,8 @@ class Recipe(TrainingArguments):
     dataset: list[str] = field(
         default_factory=lambda: ["phantom"],
         metadata={
-            "help": "One source or several: phantom, a folder, a .zip or .csv file, kaggle:owner/name, or "
-            "a Hub id (user/name)."
+            "help": "One source or several: phantom, phantom:shortcut, a folder, a .zip or .csv file, "
+            "kaggle:owner/name, or a Hub id (user/name)."
         },
     )
     split: str = field(
