@@ -20,8 +20,8 @@ from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.evaluation.appearance import appearance_lines
 from hf_pneumonia.evaluation.appearance_audit import audit_lines
+from hf_pneumonia.evaluation.appearance_check import appearance_lines
 from hf_pneumonia.evaluation.audit import check_leakage
 from hf_pneumonia.evaluation.audit_page import write_audit
 from hf_pneumonia.evaluation.calibration import calibrate

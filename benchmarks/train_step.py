@@ -10,6 +10,7 @@ augments its own. On a GPU, if there is one, the films lie on it. Images/s; the 
 """
 
 import argparse
+import inspect
 import json
 import tempfile
 import time
@@ -69,7 +70,7 @@ def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, mode
     off = (
         []
         if augmented
-        else [f"--{name}=0" for name in ("rotation", "zoom", "shift", "exposure", "blur", "noise")]
+        else [f"--{name}=0" for name in inspect.signature(Augment).parameters]
     )
     flags = (
         f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARM} --ema_decay 0 "

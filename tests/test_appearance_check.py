@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from hf_pneumonia.data.appearance import measure_appearance
-from hf_pneumonia.evaluation import appearance as module
-from hf_pneumonia.evaluation.appearance import (
+from hf_pneumonia.evaluation import appearance_check as module
+from hf_pneumonia.evaluation.appearance_check import (
     appearance_lines,
     check_appearance,
     contradicting,

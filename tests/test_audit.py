@@ -259,7 +259,7 @@ def test_where_no_statistic_predicts_the_label_the_line_says_so():
     rng = np.random.default_rng(0)
     films = _film_set(rng.normal(size=(300, len(STATISTICS))), np.arange(300) % 2, ["train"] * 300)
     (line,) = audit_lines(_find(films))
-    assert line.startswith("appearance alone does not predict the label: AUROC 0.")
+    assert line.startswith("appearance alone is not shown to predict the label: AUROC 0.")
 
 
 def test_too_few_patients_give_no_value_and_no_picture(shifted, audited, tmp_path):

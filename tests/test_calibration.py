@@ -7,7 +7,6 @@ from scipy.special import expit, log_softmax, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_curve
 
-from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.calibration import (
@@ -70,13 +69,11 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
 
 def _with_swapped_copies(model, films):
     """Logits and labels of validation, as it is and with proportions swapped by 1.2."""
-    rows, train = films.rows("validation"), films.rows("train")
+    rows = films.rows("validation")
     label = films.label[rows]
-    vertical = vertical_class(films.store.facts["appearance"][train], films.label[train])
     plain = score_films(model, films.store, rows, 8)
-    return np.concatenate([plain, score_swapped(model, films.store, rows, label, 8, vertical, 1.2)]), np.tile(
-        label, 2
-    )
+    swapped = score_swapped(model, films.store, rows, label, 8, films.vertical_class(), 1.2)
+    return np.concatenate([plain, swapped]), np.tile(label, 2)
 
 
 def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, tmp_path):
@@ -89,9 +86,11 @@ def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(film_folder, 
     chosen = calibrate(model, films, batch_size=8)
     after, _ = _with_swapped_copies(model, films)
     np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
-    found = (pneumonia_probability(after) >= chosen["threshold"])[label == 1]
-    assert np.mean(found) >= 0.95
     label = label[: len(label) // 2]
+    for copy in np.split(pneumonia_probability(after), 2):
+        assert np.mean(copy[label == 1] >= chosen["threshold"]) >= 0.95
+        assert np.mean(copy[label == 1] < chosen["uncertain"]["low"] - 1e-5) <= 0.02
+        assert np.mean(copy[label == 0] > chosen["uncertain"]["high"] + 1e-5) <= 0.02
     called = pneumonia_probability(after[: len(label)]) >= chosen["threshold"]
     assert (np.mean(called[label == 1]), np.mean(~called[label == 0])) == pytest.approx(
         (chosen["sensitivity"], chosen["specificity"])

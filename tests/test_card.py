@@ -143,11 +143,11 @@ def test_sentences_have_the_figures_that_they_speak_of():
         "operating point (threshold 0.843, chosen on validation) "
         f"sensitivity {shown(point['test']['sensitivity'])}, "
         f"specificity {shown(point['test']['specificity'])}. With the proportions of the images swapped "
-        f"between the classes by 1.2, which a reader hardly sees: AUROC {shown(swapped['auroc'])}, "
+        f"between the classes by 1.2: AUROC {shown(swapped['auroc'])}, "
         f"sensitivity {shown(swapped['sensitivity'])}, specificity {shown(swapped['specificity'])}.",
         f"predicts the label with an AUROC of {shown(appearance['appearance_auroc'])};",
-        "finds 0.950 of the pneumonias in validation and its copies with swapped proportions; on validation "
-        "as it is it has "
+        "finds 0.950 of the pneumonias in validation and in its copies with swapped proportions; in "
+        "validation it has "
         f"sensitivity {shown(point['validation']['sensitivity'])} and "
         f"specificity {shown(point['validation']['specificity'])};",
         "The expected calibration error is over 15 bins.",

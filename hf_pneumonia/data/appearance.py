@@ -1,7 +1,8 @@
-"""Appearance: statistics of a whole image that show how it was taken, and how well they predict the label.
+"""Appearance: statistics of a whole image, which show how it was taken, and how well they predict the label.
 
 A network that can read the label off them need not look at the lungs, and its AUROC does not hold where
-images are taken in another way.
+images are taken in another way. A large opacity changes some of them, too: simulated images without any
+shortcut give an AUROC of 0.83, Kermany's 0.99.
 """
 
 from collections.abc import Sequence
@@ -42,11 +43,11 @@ def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarra
     """Measure the statistics of one image.
 
     Args:
-        square: (s, s) uint8, the image as a network gets it.
+        square: (s, s) uint8, the image squashed to a square.
         width, height: of the file, in pixels.
 
     Returns:
-        (len(STATISTICS),) float32, gray values from 0 to 1. A quantile is the lowest gray that at least so
+        (len(STATISTICS),) float64, gray values from 0 to 1. A quantile is the lowest gray that at least so
         many pixels do not exceed; sharpness the mean absolute difference between neighbours in that
         direction; noise the standard deviation by Immerkaer: Fast Noise Variance Estimation, CVIU 1996; a
         border the mean of the outer 5%; a cell of the 6 x 6 grid its mean, row and column counted from 1 at
@@ -75,7 +76,7 @@ def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarra
         np.abs(mask).mean() * np.sqrt(np.pi / 2) / 6,
         *(cells / np.outer(sides, sides)).ravel(),
     ]
-    return np.array([width, height, np.log(width / height), *np.array(grays) / 255], dtype=np.float32)
+    return np.array([width, height, np.log(width / height), *np.array(grays) / 255])
 
 
 def describe(statistic: str, more: bool) -> str:

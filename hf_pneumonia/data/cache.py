@@ -28,7 +28,9 @@ from hf_pneumonia.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
-_FORMAT = 8
+_FORMAT = 9
+
+APPEARANCE_SIDE = 224  # of the square that the appearance is measured on, in pixels
 
 _FACTS = np.dtype(
     [
@@ -39,7 +41,7 @@ _FACTS = np.dtype(
         ("colour_share", "f4"),
         ("hues", "f4"),
         ("blank", "?"),
-        ("appearance", "f4", (len(STATISTICS),)),
+        ("appearance", "f8", (len(STATISTICS),)),
     ]
 )
 
@@ -195,7 +197,9 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     square = squash(film, size)
     thumbnail = _thumbnail(film, square)
     hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
-    told = (text_rows(film), colour_share(data), hues, blank, measure_appearance(square, *film.size))
+    # At one size whatever is trained at: a shifted split, which goes by it, must not depend on that.
+    seen = square if size == APPEARANCE_SIDE else squash(film, APPEARANCE_SIDE)
+    told = (text_rows(film), colour_share(data), hues, blank, measure_appearance(seen, *film.size))
     return square, thumbnail, (_sha256(data), *film.size, *told)
 
 

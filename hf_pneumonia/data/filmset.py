@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores
+from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores, vertical_class
 from hf_pneumonia.data.cache import FilmStore, open_store
 from hf_pneumonia.data.duplicates import COPY, connect
 from hf_pneumonia.data.labels import LABELS, coarse_patient
@@ -60,6 +60,12 @@ class FilmSet:
     def rows(self, split: str) -> np.ndarray:
         """(k,) rows of one split, in the order of the source."""
         return np.flatnonzero(self.split == split)
+
+    def vertical_class(self) -> int:
+        """Class that a swap of the proportions stretches vertically (`appearance.vertical_class`), by the
+        training images."""
+        train = self.rows("train")
+        return vertical_class(self.store.facts["appearance"][train], self.label[train])
 
     def copy_groups(self) -> list[np.ndarray]:
         """Rows of each group of two or more copies, in order."""

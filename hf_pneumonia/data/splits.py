@@ -112,8 +112,8 @@ def assign_splits(
 def shifted_test(
     labels: Sequence[int], clusters: Sequence[str], scores: np.ndarray, share: float = TEST_SHARE
 ) -> np.ndarray:
-    """Choose a test split that differs from the rest as another hospital does: of each class the clusters
-    whose appearance contradicts their label most.
+    """Choose a test split in which appearance contradicts the label: of each class the clusters that look
+    most like the other class. A worst case, not a model of another hospital.
 
     Clusters of patients are taken whole, by the mean of their images' contradictions, until the class has
     its share. One with images of both classes counts to that of most of them.

@@ -92,7 +92,7 @@ def audit_lines(found: dict) -> list[str]:
             "predicts the label"
         ]
     elif _least(found["auroc"]) <= 0.5 or found["auroc"]["value"] < _PREDICTS:
-        lines = [f"appearance alone does not predict the label: {shown}"]
+        lines = [f"appearance alone is not shown to predict the label: {shown}"]
     else:
         words = ", ".join(_with_medians(one) for one in found["statistics"][:_NAMED])
         lines = [f"appearance alone predicts the label with {shown}: {LABELS[0]} images are {words}"]

@@ -6,7 +6,6 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import roc_curve
 
-from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import score_films
@@ -136,7 +135,8 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     """Choose temperature, intercept and operating points, and fold the first two into the network's head.
 
     Each validation image counts twice, as it is and with proportions swapped between the classes: a threshold
-    that is chosen where appearance helps promises too much for images that are taken in another way.
+    that is chosen where appearance helps promises too much for images that are taken in another way. What is
+    promised holds for both: a threshold is the lower one of the two, a band reaches to the further end.
     A temperature alone would not do: augmentation, as much as balanced classes, moves the answers to clean
     films to one side.
 
@@ -149,8 +149,8 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
         point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
         `sensitivity` and `specificity` on validation as it is; `operating_points`, the same of other
-        thresholds by name, with the copies; `uncertain`, the band of `uncertain_band` (`low`, `high`,
-        `risk`); and the curve of `trade_off` on validation as it is.
+        thresholds by name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the curve
+        of `trade_off` on validation as it is.
 
     Raises:
         UsageError: an answer of the network is no number, or validation has films of one class only.
@@ -167,28 +167,30 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
             f"the validation split needs films of both classes, got {len(label) - label.sum()} normal and "
             f"{label.sum()} with pneumonia; choose another --split"
         )
-    train = films.rows("train")
-    vertical = vertical_class(films.store.facts["appearance"][train], films.label[train])
-    swapped = score_swapped(model, films.store, rows, label, batch_size, vertical)
-    logits, label = np.concatenate([logits, swapped]), np.tile(label, 2)
+    swapped = score_swapped(model, films.store, rows, label, batch_size, films.vertical_class())
+    both = np.concatenate([logits, swapped]), np.tile(label, 2)
     if has_bias(model):
-        temperature, intercept = fit_platt(logits, label)
+        temperature, intercept = fit_platt(*both)
     else:
-        temperature, intercept = fit_temperature(logits, label), 0.0
+        temperature, intercept = fit_temperature(*both), 0.0
     scale_logits(model, 1 / temperature, intercept)
-    probability = expit(_margins(logits) / temperature + intercept)
-    threshold = operating_point(label, probability)
-    plain = label[: len(rows)], probability[: len(rows)]
-    low, high = uncertain_band(label, probability, threshold)
+    copies = [expit(_margins(one) / temperature + intercept) for one in (logits, swapped)]
+    plain = copies[0]
+    points, of_swapped = (operating_points(label, probability) for probability in copies)
+    for name, point in points.items():
+        point["threshold"] = min(point["threshold"], of_swapped[name]["threshold"])
+        point |= _reached(label, plain, point["threshold"])
+    threshold = min(operating_point(label, probability) for probability in copies)
+    lows, highs = zip(*(uncertain_band(label, probability, threshold) for probability in copies), strict=True)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
-        **_reached(*plain, threshold),
+        **_reached(label, plain, threshold),
         "temperature": temperature,
         "intercept": intercept,
-        "operating_points": operating_points(label, probability),
-        "uncertain": {"low": low, "high": high, "risk": RISK},
-        "trade_off": trade_off(*plain, threshold),
+        "operating_points": points,
+        "uncertain": {"low": min(lows), "high": max(highs), "risk": RISK},
+        "trade_off": trade_off(label, plain, threshold),
     }
 
 

@@ -76,7 +76,7 @@ def plot_robustness(robustness: dict) -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
-def plot_appearance(appearance: dict, examples: np.ndarray, probability: np.ndarray) -> Figure:
+def plot_swaps(appearance: dict, examples: np.ndarray, probability: np.ndarray) -> Figure:
     """Draw the metrics over the factor by which proportions are swapped, and a normal image that is
     stretched, with the network's probability under it.
 

@@ -8,12 +8,12 @@ import torch
 
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.appearance import check_appearance
+from hf_pneumonia.evaluation.appearance_check import check_appearance
 from hf_pneumonia.evaluation.check_plots import (
     EXAMPLE_FACTORS,
-    plot_appearance,
     plot_robustness,
     plot_shortcuts,
+    plot_swaps,
 )
 from hf_pneumonia.evaluation.error_pack import count_errors, find_errors, write_errors
 from hf_pneumonia.evaluation.error_sheet import draw_errors, shown_findings
@@ -93,7 +93,7 @@ def write_checks(
     if appearance := checks["appearance"]:
         shown = _stretched(examples[0], appearance["vertical"])
         probability = _probability(model, shown)
-        plot_appearance(appearance, shown, probability).savefig(folder / "plots" / "appearance.png")
+        plot_swaps(appearance, shown, probability).savefig(folder / "plots" / "appearance.png")
 
     findings = find_errors(predictions, checks["threshold"])
     write_errors(folder / "errors" / "errors.csv", findings)

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.appearance import appearance_lines
+from hf_pneumonia.evaluation.appearance_check import appearance_lines
 from hf_pneumonia.evaluation.audit import taught
 from hf_pneumonia.evaluation.audit_page import write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks

@@ -17,7 +17,7 @@ from hf_pneumonia.evaluation.scoring import score_films
 if TYPE_CHECKING:
     from hf_pneumonia.data.cache import FilmStore
 
-# By how much proportions are swapped where one figure has to do: hardly seen by a reader, and about the
+# By how much proportions are swapped where one figure has to do: about the
 # difference between the classes of Kermany's images (medians of width / height 1.25 and 1.49).
 FACTOR = 1.2
 
@@ -38,7 +38,7 @@ def stretch(films: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.nda
     stretched = [
         Image.fromarray(film).resize((width, height), Image.Resampling.BICUBIC, box=box) for film in films
     ]
-    return np.stack(stretched) if stretched else films.copy()
+    return np.stack(stretched)
 
 
 def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:

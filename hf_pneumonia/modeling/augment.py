@@ -84,7 +84,7 @@ class Augment(nn.Module):
             resolution = _of_class(self.resolution, labels)
             films = _where(resolution, self._reduce(films, resolution), films)
         warp = (self.rotation, self.zoom, self.proportions, self.shift)
-        if any((*sum(warp, ()), self.horizontal_flip)):
+        if any(map(any, warp)) or self.horizontal_flip:
             limits = [_of_class(strength, labels) for strength in warp]
             films = _where(sum(limits) + self.horizontal_flip, self._warp(films, *limits), films)
         if any(self.blur):
@@ -101,11 +101,10 @@ class Augment(nn.Module):
     def _reduce(self, films: torch.Tensor, resolution: Limit) -> torch.Tensor:
         b, h, w = films.shape
         largest = max(self.resolution)
+        steps = torch.rand(2, b, device=films.device) * (resolution / largest) * _SIDES
         down, across = (
-            _reductions(side, largest, films.device)[
-                (torch.rand(b, device=films.device) * (resolution / largest * _SIDES)).long()
-            ]
-            for side in (h, w)
+            _reductions(side, largest, films.device)[step]
+            for side, step in zip((h, w), steps.long().clamp_(max=_SIDES - 1), strict=True)
         )
         return down @ films @ across.mT
 

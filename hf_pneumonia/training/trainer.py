@@ -88,8 +88,6 @@ class PneumoniaTrainer(ResumableTrainer):
         # Right answers and films since the last log, kept on the device: reading them every step would wait
         # for it.
         self._seen = torch.zeros(2, device=args.device)
-        appearance = train_dataset.store.facts["appearance"][train_dataset.rows]
-        self._vertical = vertical_class(appearance, train_dataset.labels.numpy())
         self._check_last_batch()
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -149,11 +147,11 @@ class PneumoniaTrainer(ResumableTrainer):
 
     def _score_swapped(self) -> np.ndarray:
         """(n,) probabilities of the validation images with their proportions swapped between the classes."""
-        images, batch_size = self.eval_dataset, self.args.eval_batch_size
+        train, images = self.train_dataset, self.eval_dataset
+        vertical = vertical_class(train.store.facts["appearance"][train.rows], train.labels.numpy())
+        label, batch_size = images.labels.numpy(), self.args.eval_batch_size
         with self.accelerator.autocast():
-            logits = score_swapped(
-                self.model, images.store, images.rows, images.labels.numpy(), batch_size, self._vertical
-            )
+            logits = score_swapped(self.model, images.store, images.rows, label, batch_size, vertical)
         return pneumonia_probability(logits)
 
     def _validation_scores(self, predicted: EvalPrediction) -> dict[str, float]:
@@ -193,7 +191,8 @@ class PneumoniaTrainer(ResumableTrainer):
                 epoch["train"] = {name: line[name] for name in names}
             elif "eval_loss" in line:
                 names = ("loss", "accuracy", "auroc", "auroc_swapped")
-                epoch["validation"] = {name: line[f"eval_{name}"] for name in names}
+                # A checkpoint of an earlier version has no `auroc_swapped`.
+                epoch["validation"] = {name: line[f"eval_{name}"] for name in names if f"eval_{name}" in line}
         return [epoch for epoch in epochs.values() if len(epoch) == 3]
 
     @property
