@@ -64,8 +64,8 @@ def test_a_strength_of_the_augmentation_is_one_number_or_one_for_each_class(tmp_
     (tmp_path / "r.yaml").write_text("rotation: [20, 5]   # NORMAL, PNEUMONIA\nzoom: 0.1\nshift: [0.2]\n")
     args, resolved = _parse(str(tmp_path / "r.yaml"), "--blur", "1.5", "0", "--noise", "0.02")
     assert args.augmentation == {
-        "rotation": [20, 5], "zoom": 0.1, "shift": 0.2, "blur": [1.5, 0], "exposure": 0, "noise": 0.02,
-        "horizontal_flip": 0,
+        "rotation": [20, 5], "zoom": 0.1, "proportions": 0, "shift": 0.2, "resolution": 0, "blur": [1.5, 0],
+        "exposure": 0, "noise": 0.02, "horizontal_flip": 0,
     }  # fmt: skip
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
     assert _parse(str(tmp_path / "again.yaml"))[0].augmentation == args.augmentation

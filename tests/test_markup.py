@@ -103,7 +103,7 @@ def test_on_the_sheet_of_errors_names_are_text(tmp_path):
 
 def test_in_a_comparison_names_of_runs_are_text(tmp_path):
     figure = {"value": 0.9, "ci95": [0.8, 1.0]}
-    names = ("auroc", "sensitivity", "specificity", "accuracy", "brier", "ece")
+    names = ("auroc", "auroc_swapped", "sensitivity", "specificity", "accuracy", "brier", "ece")
     plain = {"films": 4, "threshold": 0.5, "parameters": None, "training_seconds": None}
     runs = [{"name": name, **plain, **dict.fromkeys(names, figure)} for name in NAMES]
     ones = np.array(["1", "2", "3", "4"])

@@ -325,7 +325,7 @@ class Recipe(TrainingArguments):
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
         if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
             raise UsageError(
-                f"--metric_for_best_model expects one of loss, auroc_swapped, {', '.join(METRICS)}, "
+                f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, auroc_swapped, "
                 f"got {self.metric_for_best_model!r}"
             )
         parse_split(self.split)
