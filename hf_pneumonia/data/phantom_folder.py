@@ -94,7 +94,7 @@ def add_shortcut(
     top, left = (size - height) // 2, (size - width) // 2
     part = np.s_[top : top + height, left : left + width]
     gray = Image.fromarray(np.round(255 * (image[part] / 255) ** math.exp(dark)).astype(np.uint8))
-    blurred = gray.filter(ImageFilter.GaussianBlur(0.004 * size * math.exp(blur)))
+    blurred = gray.filter(ImageFilter.GaussianBlur(0.003 * size * math.exp(blur)))
     return np.asarray(blurred), lesion[part]
 
 
