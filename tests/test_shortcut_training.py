@@ -7,6 +7,7 @@ from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
 
+from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
 from hf_pneumonia.evaluation.scoring import score_films
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input
@@ -59,3 +60,10 @@ def test_the_plain_recipe_falls_for_the_shortcut_and_training_against_it_does_no
     plain, strong = _train(images, recipe.augmentation), _train(images, STRONG)
     assert _auroc(plain, images, misleading) < 0.45 and _auroc(strong, images, misleading) > 0.55
     assert _auroc(strong, images, test) > _auroc(plain, images, test)
+
+
+def test_the_audit_names_the_shortcut(shortcut_images):
+    found = audit_appearance(shortcut_images, score_appearance(shortcut_images))
+    assert found["auroc"]["ci95"][0] > 0.9
+    assert audit_lines(found)[0].startswith("appearance alone predicts the label with AUROC 0.9")
+    assert "log(width / height)" in [one["statistic"] for one in found["statistics"]]
