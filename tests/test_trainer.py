@@ -90,7 +90,8 @@ def test_only_training_films_are_augmented(trainer):
 
 
 def test_each_training_film_is_augmented_as_its_class_wants(trainer):
-    run = trainer("--noise", "0.5", "0", "--rotation", "0", "--shift", "0", "--zoom", "0", "--exposure", "0")
+    off = ("--rotation", "0", "--proportions", "0", "--shift", "0", "--zoom", "0", "--exposure", "0")
+    run = trainer("--noise", "0.5", "0", *off)
     run.model.train()
     batch = run.train_dataset.__getitems__([0, len(run.train_dataset) - 1])
     assert batch["labels"].tolist() == [0, 1]
@@ -102,7 +103,7 @@ def test_each_training_film_is_augmented_as_its_class_wants(trainer):
 STEP = ("--optim", "sgd", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--learning_rate", "0.1")
 STEP += ("--weight_decay", "0", "--max_grad_norm", "0", "--max_steps", "1", "--drop_rate", "0")
 STEP += ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
-STEP += ("--rotation", "0", "--zoom", "0", "--shift", "0", "--exposure", "0")
+STEP += ("--rotation", "0", "--zoom", "0", "--proportions", "0", "--shift", "0", "--exposure", "0")
 
 
 def _with_fewer_normal_films(run, train=0, validation=0):

@@ -28,12 +28,14 @@ class FilmDataset(torch.utils.data.Dataset):
     Attributes:
         labels: (n,) int64, on the CPU.
         fingerprint: of all splits.
+        vertical: the class that a swap of the proportions stretches vertically (`FilmSet.vertical_class`).
         on_device: whether the films lie on the GPU.
     """
 
     def __init__(self, films: FilmSet, split: str, device: torch.device | str = "cpu") -> None:
         self.store, self.rows = films.store, films.rows(split)
         self.labels, self.fingerprint = torch.from_numpy(films.label[self.rows]), films.fingerprint()
+        self.vertical = films.vertical_class()
         self.on_device = _fits(len(self.rows) * films.store.size**2, torch.device(device))
         if self.on_device:
             self.lay_on(device)

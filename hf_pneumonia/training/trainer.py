@@ -12,7 +12,6 @@ from torch import nn
 from transformers import EvalPrediction
 from transformers.trainer_callback import PrinterCallback
 
-from hf_pneumonia.data.appearance import vertical_class
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
@@ -147,11 +146,11 @@ class PneumoniaTrainer(ResumableTrainer):
 
     def _score_swapped(self) -> np.ndarray:
         """(n,) probabilities of the validation images with their proportions swapped between the classes."""
-        train, images = self.train_dataset, self.eval_dataset
-        vertical = vertical_class(train.store.facts["appearance"][train.rows], train.labels.numpy())
-        label, batch_size = images.labels.numpy(), self.args.eval_batch_size
+        images, batch_size = self.eval_dataset, self.args.eval_batch_size
         with self.accelerator.autocast():
-            logits = score_swapped(self.model, images.store, images.rows, label, batch_size, vertical)
+            logits = score_swapped(
+                self.model, images.store, images.rows, images.labels.numpy(), batch_size, images.vertical
+            )
         return pneumonia_probability(logits)
 
     def _validation_scores(self, predicted: EvalPrediction) -> dict[str, float]:
