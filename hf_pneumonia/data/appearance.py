@@ -2,7 +2,7 @@
 
 A network that can read the label off them need not look at the lungs, and its AUROC does not hold where
 images are taken in another way. A large opacity changes some of them, too: simulated images without any
-shortcut give an AUROC of 0.83, Kermany's 0.99.
+shortcut give an AUROC of 0.80, Kermany's 0.99.
 """
 
 from collections.abc import Sequence
