@@ -41,6 +41,7 @@ def ours(folder: str, cache: Path, train: Films, validation: Films, *flags: str)
         label=np.array([label for _, label in films]),
         rows=rows.get,
         fingerprint=lambda: "the files of a benchmark",
+        vertical_class=lambda: 0,
     )
     datasets = [FilmDataset(split, name, args.device) for name in rows]
     model = build_model(args.model, args.image_size, args.drop_rate)

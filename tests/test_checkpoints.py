@@ -380,7 +380,7 @@ def test_a_run_folder_that_was_moved_keeps_its_best_epoch(trainer, tmp_path):
 def test_a_best_epoch_of_another_run_folder_is_not_mistaken_for_a_namesake_in_this_one(trainer, tmp_path):
     def scored(*flags):
         run, scores = trainer("--num_train_epochs", "3", "--save_total_limit", "9", *flags), [0.7, 0.8, 0.9]
-        run.compute_metrics = lambda _: {"auroc": scores.pop(), "accuracy": 0.5}
+        run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": scores.pop(), "accuracy": 0.5}
         return run
 
     a, b = tmp_path / "a", tmp_path / "b"
@@ -388,7 +388,7 @@ def test_a_best_epoch_of_another_run_folder_is_not_mistaken_for_a_namesake_in_th
     shutil.copytree(a, b)
     (b / "checkpoint-9").rename(tmp_path / "later"), shutil.rmtree(b / "checkpoint-6")
     run = scored("--output_dir", str(b))
-    run.compute_metrics = lambda _: {"auroc": 0.1, "accuracy": 0.5}
+    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": 0.1, "accuracy": 0.5}
     run.train(resume_from_checkpoint=str(a / "checkpoint-6"))
     assert run.kept_epoch == 1 and Path(run.state.best_model_checkpoint) == a / "checkpoint-3"
     assert checkpoints.best_of(b / "checkpoint-9") == a / "checkpoint-3"
