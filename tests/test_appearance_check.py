@@ -129,7 +129,7 @@ def test_without_training_images_the_appearance_is_cross_fitted(films):
     assert few["proportions"]["1.2"]["auroc"]["value"] is not None
     assert few["appearance_auroc"] == few["matched_auroc"] == NOTHING
     assert few["contradicting"]["sensitivity"]["value"] is None
-    assert "AUROC not defined" in appearance_lines(few)[2]
+    assert len(appearance_lines(few)) == 2
     assert check(alone, proportions, chosen=slice(None, None, 2)) is None  # of one class
     assert appearance_lines(None) == []
 

@@ -191,9 +191,14 @@ def appearance_lines(appearance: dict | None) -> list[str]:
         return []
     factor, names = appearance["factor"], ("auroc", "sensitivity", "specificity")
     swapped = appearance["proportions"][str(factor)]
-    return [
+    lines = [
         f"proportions swapped by {factor}: {figures_line(swapped, names)}",
         f"histogram and spectrum swapped: {figures_line(appearance['histogram_and_spectrum'], names)}",
+    ]
+    if appearance["matched_auroc"]["value"] is None:  # too few patients
+        return lines
+    return [
+        *lines,
         f"pairs matched by appearance: {figures_line({'auroc': appearance['matched_auroc']}, ('auroc',))}; "
         f"images that contradict their label: {figures_line(appearance['contradicting'], names[1:])}",
     ]
