@@ -26,10 +26,6 @@ DECODING_PROCESSES = 2
 KEPT_SECONDS = 540
 SWEEP_SECONDS = 30
 
-# Questions that the network's process takes at a time; others wait for their turn. Those of one film take all
-# cores in turn, batches of many films a core each: AT_A_TIME jobs of many films leave room for films alone.
-QUESTIONS = 4
-
 # Films that wait while one is answered, whoever asks.
 QUEUE = 32
 BUSY = f"The page is busy: {QUEUE} films are waiting. Please try again in a minute."
