@@ -1,23 +1,26 @@
+import io
 import json
 import re
 import zipfile
 from html import unescape
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from stub_page import StubClassifier
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier, Prediction
+from hf_pneumonia.inference.prediction import NOT_A_FILM, Prediction
 from hf_pneumonia.page.answer import prediction_line
 from hf_pneumonia.page.one_film import card_html, look_at, read_upload, short_html
 
 
 @pytest.fixture(scope="module")
-def classifier(finished_run) -> PneumoniaClassifier:
-    return PneumoniaClassifier.from_pretrained(finished_run)
+def classifier() -> StubClassifier:
+    return StubClassifier()
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,20 @@ def test_the_answer_in_one_line_has_the_decision_and_the_probability_of_pneumoni
     assert short_html(asked, None, 0.5) == short_html(asked, {"problem": "No."}, 0.5) == ""
 
 
-def test_networks_that_make_no_heat_maps_are_found_at_start_up(classifier, vit_folder):
-    assert classifier.makes_heat_maps()
-    assert not PneumoniaClassifier.from_pretrained(vit_folder).makes_heat_maps()
+def test_the_pictures_of_an_answer_are_files_that_the_page_serves(page_server, film_folder):
+    path = next((film_folder / "test" / "NORMAL").iterdir())
+    api = f"{page_server.address}gradio_api"
+    (stored,) = httpx.post(f"{api}/upload", files={"files": ("film.jpeg", path.read_bytes())}).json()
+    of_file = next(fn for fn in page_server.page.fns.values() if fn.name == "from_file")
+    film = {"path": stored, "orig_name": "film.jpeg", "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [film, 7], "fn_index": of_file._id, "session_hash": "of-this-test"}
+    httpx.post(f"{api}/queue/join", json=event).raise_for_status()
+    with httpx.stream("GET", f"{api}/queue/data?session_hash=of-this-test", timeout=60) as lines:
+        messages = (json.loads(line[6:]) for line in lines.iter_lines() if line.startswith("data: "))
+        done = next(message for message in messages if message["msg"] == "process_completed")
+    (answer,) = done["output"]["data"]
+    assert answer["choice"] == 7 and answer["said"]["name"] == "film.jpeg"
+    assert answer["said"]["probability"] == page_server.classifier(path).probability
+    for name, size in (("film", (90, 70)), ("heat", (64, 64))):
+        picture = httpx.get(answer["view"][name]["url"])
+        assert Image.open(io.BytesIO(picture.content)).size == size
