@@ -127,12 +127,6 @@ def test_files_and_films_above_the_pages_limits_are_refused(decoder, tmp_path):
     assert decoder.read(_saved(np.eye(8_000, 5_000, dtype=bool), "PNG")).size == (5_000, 8_000)
 
 
-def test_a_folder_is_the_disks_fault_and_names_nothing(decoder, tmp_path):
-    with pytest.raises(OSError) as fault:
-        decoder.read(str(tmp_path))
-    assert fault.type is IsADirectoryError and fault.value.filename is None
-
-
 @pytest.mark.parametrize("end", ["too slow", "killed"])
 def test_a_film_that_hangs_or_kills_the_decoder_costs_one_answer(never_ending, end):
     before = _children()

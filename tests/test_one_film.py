@@ -15,7 +15,7 @@ from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UnreadableFilm
 from hf_pneumonia.inference.prediction import NOT_A_FILM, Prediction
 from hf_pneumonia.page.answer import prediction_line
-from hf_pneumonia.page.one_film import card_html, look_at, read_upload, short_html
+from hf_pneumonia.page.one_film import card_html, look_at, read_upload
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,6 @@ def test_names_and_problems_are_text_and_no_markup(classifier):
         assert "<img" not in card and "&lt;img" in card
 
 
-def test_before_any_film_and_for_a_broken_one_there_is_no_answer(classifier):
-    assert card_html(classifier, None, classifier.threshold) == ""
-    card = card_html(classifier, {"problem": "This file can't be read."}, classifier.threshold)
-    assert card == "<p>This file can&#x27;t be read.</p>"
-
-
-def test_a_problem_names_its_film(classifier):
-    said = {"problem": "This file can't be read.", "name": "a & <b>.png"}
-    card = card_html(classifier, said, classifier.threshold)
-    assert "<p>This file can&#x27;t be read.</p>" in card and "Film: a &amp; &lt;b&gt;.png" in card
-
-
 def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "films.png", "w") as archive:
         archive.writestr("film.png", b"")
@@ -91,18 +79,6 @@ def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
         read_upload(read_film, str(tmp_path / "films.png"))
     Image.new("L", (30, 20), 7).save(tmp_path / "film.zip", "PNG")
     assert read_upload(read_film, str(tmp_path / "film.zip")).size == (30, 20)
-
-
-def test_the_answer_in_one_line_has_the_decision_and_the_probability_of_pneumonia():
-    asked = SimpleNamespace(threshold=0.5, band=None, decide=lambda probability, threshold: "normal")
-    at_half, at_90 = (short_html(asked, _said(0.119), threshold) for threshold in (0.5, 0.9))
-    assert at_half == at_90 == "<p>This film: Normal (probability of pneumonia: 11%)</p>"
-    asked.decide = lambda probability, threshold: "uncertain"
-    assert short_html(asked, _said(0.6), 0.5) == (
-        "<p>This film: Uncertain - have it read (probability of pneumonia: 60%)</p>"
-    )
-    assert short_html(asked, {**_said(0.6), "probability": None}, 0.5) == "<p>This film: Not a chest film</p>"
-    assert short_html(asked, None, 0.5) == short_html(asked, {"problem": "No."}, 0.5) == ""
 
 
 def test_the_pictures_of_an_answer_are_files_that_the_page_serves(page_server, film_folder):

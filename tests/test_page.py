@@ -132,17 +132,6 @@ def test_the_slider_changes_decision_and_sentence_by_keyboard_and_goes_back(tab,
     assert slider.input_value() == str(points["threshold"].index(classifier.threshold))
 
 
-def test_the_setting_stays_for_the_next_film(tab, classifier):
-    tab.locator("#film-setting input[type=range]").focus()
-    tab.keyboard.press("Home")
-    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
-    _example(tab, 1)
-    probability = classifier(simulated_examples()[1].film).probability
-    decision = classifier.decide(probability, classifier.trade_off["threshold"][0])
-    assert tab.inner_text(".answer-line").strip() == prediction_line(decision, probability)
-    assert "The operating point is moved to" in tab.inner_text("#film-answer .answer-region")
-
-
 def test_the_prevalence_moves_the_predictive_values_only(tab):
     # At this end there are false alarms, as many as there can be: all films are called pneumonia.
     tab.locator("#film-setting input[type=range]").focus()
@@ -225,16 +214,6 @@ def test_the_last_choice_wins_over_a_slow_film_that_was_chosen_before_it(slow):
     assert tab.inner_text("#film-answer") == before and "slow.png" not in before
 
 
-def test_of_examples_that_are_pressed_quickly_the_last_one_is_answered(tab):
-    for number in (0, 1, 2, 3, 0, 3, 1):
-        tab.locator("[data-example]").nth(number).click()
-    tab.wait_for_selector(".answer-line", timeout=WAIT)
-    shown = "Film: " + simulated_examples()[1].caption
-    assert shown in tab.inner_text("#film-answer")
-    tab.wait_for_timeout(1500)  # the others' answers come, too, and are dropped
-    assert shown in tab.inner_text("#film-answer") and tab.locator(".answer-line").count() == 1
-
-
 def test_clear_while_a_film_is_scored_leaves_nothing_of_it(slow):
     tab, film, arrive = slow
     fresh = tab.inner_text("#film-answer")
@@ -257,17 +236,6 @@ def test_a_film_that_is_too_large_takes_the_earlier_answer_away(slow, tmp_path):
     assert not tab.locator(".answer-line").is_visible() and not tab.locator("image.film[href]").count()
     _example(tab, 1)
     assert tab.locator(".answer-line").is_visible() and tab.locator("image.film").first.is_visible()
-
-
-def test_where_the_connection_is_lost_the_earlier_answer_goes(slow):
-    tab, _, _ = slow
-    _example(tab, 0)
-    tab.context.set_offline(True)
-    for number in (1, 2):  # Gradio notices with the first, and then lets nothing be changed
-        tab.locator("[data-example]").nth(number).click()
-        tab.wait_for_timeout(300)
-        assert not tab.locator(".answer-line").is_visible()
-        assert not tab.locator("image.film").first.is_visible()
 
 
 def test_on_a_phone_all_tabs_are_seen_and_the_answer_is_repeated_under_the_slider(
@@ -318,21 +286,6 @@ def test_a_picture_is_pasted_anywhere_and_text_only_where_it_belongs(tab, classi
         }"""
     )
     assert not refused
-
-
-def test_a_dropped_file_is_answered(tab, classifier, film_folder):
-    film = next((film_folder / "test" / "NORMAL").iterdir())
-    drop = tab.evaluate_handle(
-        """encoded => {
-            const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
-            const files = new DataTransfer();
-            files.items.add(new File([bytes], "dropped.jpeg", { type: "image/jpeg" }));
-            return files;
-        }""",
-        base64.b64encode(film.read_bytes()).decode(),
-    )
-    tab.locator("#film-file button").first.dispatch_event("drop", {"dataTransfer": drop})
-    assert _answer(tab, "dropped.jpeg") == _line(classifier, film)
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
