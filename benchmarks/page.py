@@ -74,13 +74,13 @@ class Server:
         sys.exit(f"app.py does not answer: {self.log.read_text()}")
 
     def memory(self) -> dict[str, float]:
-        """Resident MB of the server, of the network's process, and of the decoding ones together."""
-        mine, found = self.process.pid, {"server": 0.0, "network": 0.0, "decoders": 0.0}
+        """Resident MB of the server, and of the decoding processes together."""
+        mine, found = self.process.pid, {"server": 0.0, "decoders": 0.0}
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             if pid == mine:
                 found["server"] += _resident(pid)
             elif _parent(pid) == mine:
-                found["network" if b"network_process" in _command(pid) else "decoders"] += _resident(pid)
+                found["decoders"] += _resident(pid)
         return found
 
     def stored(self) -> float:
@@ -106,13 +106,6 @@ def _status(pid: int, name: str) -> int:
 
 def _parent(pid: int) -> int:
     return _status(pid, "PPid")
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def _resident(pid: int) -> float:

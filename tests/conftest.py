@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from browser import browser  # noqa: F401  a fixture
 from PIL import Image
+from stub_page import page_server  # noqa: F401  a fixture
 
 ROOT = Path(__file__).parents[1]
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)

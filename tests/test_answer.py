@@ -45,12 +45,6 @@ def test_no_confidence_below_a_half_is_said_of_the_class_that_an_operating_point
             assert said is None or int(said[1]) >= 50
 
 
-@pytest.mark.parametrize("of_a_hundred", range(1, 100))
-def test_a_whole_percent_is_said_as_it_is_in_either_precision(of_a_hundred):
-    for number in (of_a_hundred / 100, float(np.float32(of_a_hundred / 100))):
-        assert percent(number) == f"{of_a_hundred}%"
-
-
 def test_percents_are_floored_and_nothing_is_said_to_be_sure():
     assert [percent(number) for number in (0.019, 0.5, 0.8999, 0.98999)] == ["1%", "50%", "89%", "98%"]
     assert {percent(number) for number in (0.0, 1e-12, 0.00999)} == {"< 1%"}
@@ -73,15 +67,6 @@ def test_value_tick_and_band_stand_where_their_numbers_say():
     )
 
 
-def test_a_model_without_a_band_has_none_drawn():
-    html = answer_html(0.6, 0.5, None, PNEUMONIA)
-    assert "answer-band" not in html and "ncertain" not in html
-
-
-def test_a_band_whose_ends_read_alike_is_said_once():
-    assert text(answer_html(0.9995, 0.9995, (0.999, 0.9999), UNCERTAIN)).endswith("have it read: > 99%")
-
-
 @pytest.mark.parametrize("probability", [None, 0.87])
 def test_of_what_is_no_chest_film_there_is_a_reason_and_no_number(probability):
     html = answer_html(
@@ -97,11 +82,6 @@ def test_a_reason_is_text_and_never_markup():
     assert "<img" not in html and reason in text(html)
 
 
-def test_each_decision_has_a_shape_of_its_own():
-    shapes = {re.search("<svg.*?</svg>", answer_html(0.5, 0.5, None, decision))[0] for decision in DECISIONS}
-    assert len(shapes) == len(DECISIONS)
-
-
 CARDS = [
     answer_html(0.0, 0.0004, (0.00001, 0.02), UNCERTAIN),
     answer_html(1.0, 0.99999, (0.999, 0.99999), PNEUMONIA),
@@ -110,26 +90,6 @@ CARDS = [
     answer_html(0.03, 0.8437, (0.234, 0.8437), NORMAL),
     answer_html(None, 0.5, None, NOT_A_FILM, "a colour picture: ${alert(1)} <b>bold</b> {{value}} `"),
 ]
-
-# Every text of a card with its colour and the card's, as the browser computes them.
-COLOURS = """() => [...document.querySelectorAll(".answer-region *")]
-  .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()))
-  .map(e => [getComputedStyle(e).color, getComputedStyle(e.closest(".answer-region")).backgroundColor])"""
-
-
-def contrast(colours: list[str]) -> float:
-    """WCAG 2.2's contrast ratio of two CSS colours."""
-
-    def luminance(colour: str) -> float:
-        rgb = np.array(
-            [float(number) for number in re.findall(r"[\d.]+", colour.removeprefix("color(srgb"))[:3]]
-        )
-        rgb = rgb / (1 if colour.startswith("color(") else 255)
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722])
-
-    darker, lighter = sorted(map(luminance, colours))
-    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -160,22 +120,6 @@ def test_on_the_smallest_phone_no_label_leaves_its_card_or_meets_another(browser
             for b in boxes[:number]:
                 apart = max(a["x"], b["x"]) >= min(a["x"] + a["width"], b["x"] + b["width"]) - 0.5
                 assert apart or max(a["y"], b["y"]) >= min(a["y"] + a["height"], b["y"] + b["height"]) - 0.5
-    tab.close()
-
-
-def test_a_reason_is_shown_as_it_is_written_and_nothing_of_it_is_run(browser, cards):
-    tab = shown(browser, cards)
-    tab.on("dialog", lambda dialog: pytest.fail(f"a script of a file was run: {dialog.message}"))
-    said = tab.locator(".answer-not-a-chest-film").inner_text()
-    assert "a colour picture: ${alert(1)} <b>bold</b> {{value}} `" in said
-    tab.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_is_told_from_its_ground_in_light_and_dark(browser, cards, scheme):
-    tab = shown(browser, cards, color_scheme=scheme)
-    pairs = tab.evaluate(COLOURS)
-    assert len(pairs) > 20 and min(map(contrast, pairs)) >= 4.5
     tab.close()
 
 

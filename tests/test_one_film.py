@@ -1,23 +1,26 @@
+import io
 import json
 import re
 import zipfile
 from html import unescape
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from stub_page import StubClassifier
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier, Prediction
+from hf_pneumonia.inference.prediction import NOT_A_FILM, Prediction
 from hf_pneumonia.page.answer import prediction_line
-from hf_pneumonia.page.one_film import card_html, look_at, read_upload, short_html
+from hf_pneumonia.page.one_film import card_html, look_at, read_upload
 
 
 @pytest.fixture(scope="module")
-def classifier(finished_run) -> PneumoniaClassifier:
-    return PneumoniaClassifier.from_pretrained(finished_run)
+def classifier() -> StubClassifier:
+    return StubClassifier()
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +72,6 @@ def test_names_and_problems_are_text_and_no_markup(classifier):
         assert "<img" not in card and "&lt;img" in card
 
 
-def test_before_any_film_and_for_a_broken_one_there_is_no_answer(classifier):
-    assert card_html(classifier, None, classifier.threshold) == ""
-    card = card_html(classifier, {"problem": "This file can't be read."}, classifier.threshold)
-    assert card == "<p>This file can&#x27;t be read.</p>"
-
-
-def test_a_problem_names_its_film(classifier):
-    said = {"problem": "This file can't be read.", "name": "a & <b>.png"}
-    card = card_html(classifier, said, classifier.threshold)
-    assert "<p>This file can&#x27;t be read.</p>" in card and "Film: a &amp; &lt;b&gt;.png" in card
-
-
 def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "films.png", "w") as archive:
         archive.writestr("film.png", b"")
@@ -90,18 +81,20 @@ def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
     assert read_upload(read_film, str(tmp_path / "film.zip")).size == (30, 20)
 
 
-def test_the_answer_in_one_line_has_the_decision_and_the_probability_of_pneumonia():
-    asked = SimpleNamespace(threshold=0.5, band=None, decide=lambda probability, threshold: "normal")
-    at_half, at_90 = (short_html(asked, _said(0.119), threshold) for threshold in (0.5, 0.9))
-    assert at_half == at_90 == "<p>This film: Normal (probability of pneumonia: 11%)</p>"
-    asked.decide = lambda probability, threshold: "uncertain"
-    assert short_html(asked, _said(0.6), 0.5) == (
-        "<p>This film: Uncertain - have it read (probability of pneumonia: 60%)</p>"
-    )
-    assert short_html(asked, {**_said(0.6), "probability": None}, 0.5) == "<p>This film: Not a chest film</p>"
-    assert short_html(asked, None, 0.5) == short_html(asked, {"problem": "No."}, 0.5) == ""
-
-
-def test_networks_that_make_no_heat_maps_are_found_at_start_up(classifier, vit_folder):
-    assert classifier.makes_heat_maps()
-    assert not PneumoniaClassifier.from_pretrained(vit_folder).makes_heat_maps()
+def test_the_pictures_of_an_answer_are_files_that_the_page_serves(page_server, film_folder):
+    path = next((film_folder / "test" / "NORMAL").iterdir())
+    api = f"{page_server.address}gradio_api"
+    (stored,) = httpx.post(f"{api}/upload", files={"files": ("film.jpeg", path.read_bytes())}).json()
+    of_file = next(fn for fn in page_server.page.fns.values() if fn.name == "from_file")
+    film = {"path": stored, "orig_name": "film.jpeg", "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [film, 7], "fn_index": of_file._id, "session_hash": "of-this-test"}
+    httpx.post(f"{api}/queue/join", json=event).raise_for_status()
+    with httpx.stream("GET", f"{api}/queue/data?session_hash=of-this-test", timeout=60) as lines:
+        messages = (json.loads(line[6:]) for line in lines.iter_lines() if line.startswith("data: "))
+        done = next(message for message in messages if message["msg"] == "process_completed")
+    (answer,) = done["output"]["data"]
+    assert answer["choice"] == 7 and answer["said"]["name"] == "film.jpeg"
+    assert answer["said"]["probability"] == page_server.classifier(path).probability
+    for name, size in (("film", (90, 70)), ("heat", (64, 64))):
+        picture = httpx.get(answer["view"][name]["url"])
+        assert Image.open(io.BytesIO(picture.content)).size == size

@@ -6,8 +6,6 @@ from hf_pneumonia.page.trade_off import (
     Setting,
     band_at,
     band_sentence,
-    compared_sentence,
-    found_sentence,
     of_100,
     own_setting,
     predictive_sentence,
@@ -58,23 +56,6 @@ def test_a_model_that_states_only_its_operating_point_has_that_setting_and_other
 )
 def test_a_share_is_rounded_and_all_or_none_is_said_only_where_it_is_so(share, words):
     assert of_100(share) == words
-
-
-def test_a_setting_says_what_it_found_and_cleared_in_validation():
-    assert found_sentence(Setting(0.4, 0.95, 0.9)) == (
-        "At this setting the model found 95 of 100 pneumonias and cleared 90 of 100 normal films in "
-        "validation."
-    )
-
-
-def test_another_setting_is_compared_with_the_models_own():
-    sensitive, own, specific = settings_of(_model())
-    assert compared_sentence(own, own) == "This is the model's own operating point (40%)."
-    start = "Against the model's own operating point (40%: 95 of 100 and 90 of 100) it found "
-    assert compared_sentence(sensitive, own) == start + "more pneumonias and cleared fewer normal films."
-    assert compared_sentence(specific, own) == start + "fewer pneumonias and cleared more normal films."
-    same = Setting(0.3, 0.95, 0.8)
-    assert compared_sentence(same, own) == start + "as many pneumonias and cleared fewer normal films."
 
 
 def test_predictive_values_are_those_of_a_table_of_1000_films():
@@ -139,19 +120,7 @@ def test_the_band_is_explained_with_its_promise_at_the_models_own_point_only():
     assert band_sentence(_model(band=None), own) == ""
 
 
-def test_a_band_whose_ends_read_the_same_names_none():
-    said = band_sentence(_model(threshold=0.4), Setting(0.999999, 0.1, 1))
-    assert said.startswith("Close to the operating point the answer is left open")
-
-
 def test_a_model_without_figures_says_why_nothing_can_be_moved():
     bare = _model(trade_off={}, operating_point={}, band=None, threshold=0.5)
     said = setting_html(bare, [], 0)
     assert "can&#x27;t be moved" in said and "(50%)" in said and worth_html(bare, [], 0, 20) == ""
-
-
-def test_the_figures_are_said_to_be_of_validation_and_not_of_the_readers_hospital():
-    model = _model()
-    assert "and not of your hospital" in worth_html(model, settings_of(model), 1, 20)
-    assert "in validation" in setting_html(model, settings_of(model), 1)
-    assert "found 60 of 100" in setting_html(model, settings_of(model), 2)

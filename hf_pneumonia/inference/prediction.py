@@ -1,13 +1,9 @@
-"""What a model says of a film, and how it is asked, whoever computes the answer. Knows nothing of networks.
-
-It imports no torch, so that who hands films on to another process need not wait for it.
-"""
+"""What a model says of a film, and how it is asked."""
 
 import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -110,16 +106,16 @@ class FilmClassifier(ABC):
 
         def predict(batch: list[Callable[[], tuple[np.ndarray, str]]]) -> list[Prediction]:
             squares, problems = zip(*(task() for task in batch), strict=True)
-            return self._predict_batch(np.stack(squares), heat_map, problems)
+            return self.predict_squares(np.stack(squares), heat_map, problems)
 
         tasks, threads = self._tasks(film), available_cores()
         batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
-        with self._one_core_each():
+        with one_core_each():
             return list(itertools.chain.from_iterable(work_ahead(predict, batches, threads, 2 * threads)))
 
     def prepare(self, film: Image.Image) -> tuple[np.ndarray, str]:
         """What `predict_squares` takes of a film: its square at the network's size, and `image_problem`."""
-        square = self._squash(film)
+        square = squash(film, self.image_size)
         return square, image_problem(film, square)
 
     @abstractmethod
@@ -161,18 +157,6 @@ class FilmClassifier(ABC):
         if band is not None and band[0] <= probability <= band[1]:
             return UNCERTAIN
         return PNEUMONIA if probability >= threshold else NORMAL
-
-    def _squash(self, film: Image.Image) -> np.ndarray:
-        return squash(film, self.image_size)
-
-    def _predict_batch(
-        self, squares: np.ndarray, heat_map: bool, problems: Sequence[str]
-    ) -> list[Prediction]:
-        """`predict_squares` of one of several batches, inside `_one_core_each`."""
-        return self.predict_squares(squares, heat_map, problems)
-
-    def _one_core_each(self) -> AbstractContextManager:
-        return one_core_each()
 
     def _tasks(self, films: Iterable) -> Iterator[Callable[[], tuple[np.ndarray, str]]]:
         """For each of several films, in order, what makes of it what `prepare` gives, in any thread."""

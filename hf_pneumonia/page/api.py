@@ -6,9 +6,10 @@ import gradio as gr
 from gradio import FileData
 from PIL import Image
 
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.film_rows import FilmRow, confidence, count_rows, row_of, score_films
+from hf_pneumonia.page.handler_errors import errors_told
 from hf_pneumonia.page.limits import (
     MANY_FILMS_SECONDS,
     MAX_FILE_BYTES,
@@ -69,23 +70,17 @@ def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Imag
         read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
     """
 
+    @errors_told()
     def predict(film: FileData) -> dict:
-        try:
-            prediction = classifier(read(uploaded(film).path))
-        except UsageError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        except UnreadableFilm as error:
-            raise gr.Error(f"This file can't be read as a film: {error}", print_exception=False) from None
+        prediction = classifier(read(uploaded(film).path))
         return {**_answer(row_of("", prediction)), "model": classifier.name}
 
+    @errors_told()
     def predict_batch(films: list[FileData]) -> dict:
         if not isinstance(films, list):
-            raise gr.Error("expected a list of files, got one thing", print_exception=False)
-        try:
-            found = films_of(map(uploaded, films))
-            rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
-        except UsageError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise UsageError("expected a list of files, got one thing")
+        found = films_of(map(uploaded, films))
+        rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
         answers = [{"file": row.file, **_answer(row), "error": _error(row)} for row in rows]
         return {"films": answers, "counts": count_rows(rows), "model": classifier.name}
 

@@ -1,17 +1,20 @@
 """Decoding in processes of its own: a file that kills or hangs a decoder costs one answer, not the page."""
 
-import json
+import errno
+import multiprocessing
 import os
 import queue
-import subprocess
-import sys
+import resource
+import signal
 import threading
-from multiprocessing import Pipe
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from PIL import Image
 
+from hf_pneumonia.data.film import read_film
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.page.environment import without_secrets
 from hf_pneumonia.page.limits import (
     DECODING_BYTES,
     DECODING_PROCESSES,
@@ -21,20 +24,15 @@ from hf_pneumonia.page.limits import (
 )
 
 COULD_NOT_COPE = "the decoder could not cope with this file"
-
-_START_SECONDS = 60  # half a second, on a machine that has nothing else to do
+NO_MEMORY = "more memory is needed to decode it than a film may take"
 
 
 class Decoder:
     """Reads films as `read_film` does, each in one of a few processes that are started with it.
 
-    A process that dies, or takes too long, is replaced. They are no children of `multiprocessing`, which
-    would import app.py once more in each, torch and Gradio with it. Films go in as a path or bytes, and come
-    back as JSON and raw pixels, never as a pickle, which could run code in the server.
-
-    It is no sandbox: crashes, hangs and memory stay in the process, but it runs as the server's user. Code
-    that takes it over may read what that user may, the server's own environment in /proc included; tokens
-    are left out of the process's so that they are not handed to it.
+    Each process is a pool of one, so that its death is that of one film. It ends itself where a film takes
+    too long, and is replaced. It is no sandbox: crashes, hangs and memory stay in the process, but it runs as
+    the server's user, and the server unpickles what it sends.
     """
 
     def __init__(
@@ -48,18 +46,16 @@ class Decoder:
 
         Args:
             processes: films decoded at a time.
-            seconds: for one film; then its process is killed.
-            memory: address space of a process in bytes.
+            seconds: for one film.
+            memory: bytes of address space that a process may take beyond those it starts with.
             max_pixels: of a film.
         """
-        self._seconds = seconds
-        self._flags = [str(max(1, round(seconds))), str(memory), str(max_pixels)]
-        self._closed = False
-        self._processes = [_Process(self._flags) for _ in range(processes)]
-        # The one that was used last is warm. None: closed.
-        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-        for process in self._processes:
-            self._idle.put(process)
+        self._processes, self._seconds = processes, seconds
+        self._memory, self._max_pixels = memory, max_pixels
+        # The one that was used last is warm.
+        self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(self._start())
 
     def read(self, source: str | bytes) -> Image.Image:
         """Decode one film. Any number of threads may ask; they wait for a process to be free.
@@ -68,132 +64,47 @@ class Decoder:
             source: path of a file, or its bytes.
 
         Returns:
-            as `read_film`: mode 'L', and of its `info` what JSON can say.
+            as `read_film`.
 
         Raises:
             UnreadableFilm: as `read_film`, and where it is above MAX_FILE_BYTES, or a process died of it.
-            OSError: as `read_film`.
+            OSError: as `read_film`, without a file's name.
         """
         _check_size(source)
-        request = b"b" + source if isinstance(source, bytes) else b"p" + os.fsencode(source)
-        process = self._take()
+        pool = self._idle.get()
         try:
-            answer, pixels = process.ask(request, self._seconds)
-        except (EOFError, OSError):  # killed, by its file or for the time it took
+            try:
+                film = self._submit(pool, source)
+            except BrokenProcessPool:  # killed while it had nothing to do: no fault of this film
+                pool = self._start()
+                film = self._submit(pool, source)
+            return film.result()
+        except BrokenProcessPool:
+            pool = self._start()
             raise UnreadableFilm(COULD_NOT_COPE) from None
         finally:
-            self._give_back(process)
-        return _film_of(answer, pixels)
+            self._idle.put(pool)
 
     def close(self) -> None:
-        """End the processes; films that are being read are given up."""
-        if self._closed:
-            return
-        self._closed = True
-        for process in list(self._processes):
-            process.kill()
-        for _ in self._processes:
-            self._idle.get().end()
-        self._idle.put(None)
+        """End the processes, once the films that are being read are done. Later ones meet a RuntimeError."""
+        for pool in [self._idle.get() for _ in range(self._processes)]:
+            pool.shutdown()
+            self._idle.put(pool)
 
-    def _take(self) -> "_Process":
-        process = self._idle.get()
-        if process is None or self._closed:
-            self._idle.put(process)
-            raise RuntimeError("the decoder is closed")
-        # Killed while it had nothing to do, by the kernel for another's memory: no fault of this film.
-        return process if process.running else self._replace(process)
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, context, _limit_this_process, (self._memory,))
+        pool.submit(Image.init)  # starts the process, which then has every decoder ahead of the first film
+        return pool
 
-    def _give_back(self, process: "_Process") -> None:
-        self._idle.put(process if process.running or self._closed else self._replace(process))
-
-    def _replace(self, process: "_Process") -> "_Process":
-        process.end()
-        self._processes.remove(process)
-        new = _Process(self._flags)  # by its own name: the last of the list may be another thread's by now
-        self._processes.append(new)
-        return new
+    def _submit(self, pool: ProcessPoolExecutor, source: str | bytes) -> "Future[Image.Image]":
+        return pool.submit(_decode, source, self._max_pixels, self._seconds)
 
     def __enter__(self) -> "Decoder":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-class _Process:
-    def __init__(self, flags: list[str]) -> None:
-        self._pipe, theirs = Pipe()
-        module = "hf_pneumonia.page.decoding_process"
-        # A session of its own: Ctrl-C at the terminal is the server's alone, which then closes the pipe.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno()), *flags],
-            pass_fds=[theirs.fileno()],
-            # OpenBLAS takes address space for each thread that it may start.
-            env={**without_secrets(), "OPENBLAS_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._ready = self._broken = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return not self._broken and self._process.poll() is None
-
-    def ask(self, request: bytes, seconds: float) -> tuple[dict, bytes | None]:
-        """The answer to one film, and its pixels.
-
-        Raises:
-            EOFError, OSError: it died, or was killed after so many seconds.
-            RuntimeError: it does not even start.
-        """
-        self._await_start()
-        with _Deadline(self, seconds):
-            try:
-                self._pipe.send_bytes(request)
-                answer = json.loads(self._pipe.recv_bytes())
-                return answer, self._pipe.recv_bytes() if "size" in answer else None
-            except BaseException:
-                self._broken = True
-                raise
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._pipe.close()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def _await_start(self) -> None:
-        if self._ready:
-            return
-        with _Deadline(self, _START_SECONDS):
-            try:
-                self._pipe.recv_bytes()
-            except (EOFError, OSError):
-                self._broken = True
-                raise RuntimeError("no decoding process starts; stderr says why") from None
-        self._ready = True
-
-
-class _Deadline:
-    """Kills a process that takes longer than the `with` may; whoever waits on its pipe then ends too."""
-
-    def __init__(self, process: _Process, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, process.kill)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_) -> None:
-        self._timer.cancel()
 
 
 def _check_size(source: str | bytes) -> None:
@@ -205,18 +116,36 @@ def _check_size(source: str | bytes) -> None:
         raise UnreadableFilm(f"more than the {MAX_FILE_BYTES / 2**20:g} MB that are taken here")
 
 
-def _film_of(answer: dict, pixels: bytes | None) -> Image.Image:
-    """The film that a process sent.
+def _limit_this_process(memory: int) -> None:
+    # Beyond what it has: on many cores NumPy alone reserves gigabytes for its threads.
+    memory += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file holds the pixels
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the server's
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    # libtiff and others write of damaged files straight to the descriptors.
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
 
-    Raises:
-        UnreadableFilm, OSError, RuntimeError: what it met instead.
-    """
-    if pixels is not None:
-        film = Image.frombytes("L", tuple(answer["size"]), pixels)
-        film.info = answer["info"]
-        return film
-    if "reason" in answer:
-        raise UnreadableFilm(answer["reason"])
-    if "errno" in answer:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))  # without the name
-    raise RuntimeError(answer["bug"])
+
+def _end_with_the_server() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _decode(source: str | bytes, max_pixels: int, seconds: float) -> Image.Image:
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # at its end the kernel ends this process
+    try:
+        return read_film(source, max_pixels)
+    except UnreadableFilm as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise UnreadableFilm(NO_MEMORY) from None
+        raise
+    except MemoryError:
+        raise UnreadableFilm(NO_MEMORY) from None
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise OSError(code, os.strerror(code)) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

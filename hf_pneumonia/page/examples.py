@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.errors import UnreadableFilm
@@ -34,9 +33,7 @@ class Example:
 
 def simulated_examples() -> list[Example]:
     """Four simulated films, of two patients in health and two with pneumonia, the same ones each time."""
-    # The products are small: NumPy's other threads would only keep a core busy that torch is imported on.
-    with threadpool_limits(1, user_api="blas"):
-        films = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
+    films = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
     films.sort(key=lambda film: film.label)
     return [
         Example(Image.fromarray(film.image), f"Simulated, {film.label.lower()}", SIMULATED) for film in films

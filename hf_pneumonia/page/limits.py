@@ -21,35 +21,23 @@ DECODING_SECONDS = 20
 DECODING_BYTES = 1_500_000_000  # address space of a decoding process; that film needs 0.7 GB
 DECODING_PROCESSES = 2
 
-# Uploads are gone within ten minutes: each half minute those older than nine are deleted. Well above
-# MANY_FILMS_SECONDS, as films wait for their turn too. Answers that nobody fetches are kept as long.
+# Uploads and pictures are gone within ten minutes: each half minute those older than nine are deleted. Well
+# above MANY_FILMS_SECONDS, as films wait for their turn too.
 KEPT_SECONDS = 540
 SWEEP_SECONDS = 30
 
-# Questions that the network's process takes at a time; others wait for their turn. Those of one film take all
-# cores in turn, batches of many films a core each: AT_A_TIME jobs of many films leave room for films alone.
-QUESTIONS = 4
-
 # Films that wait while one is answered, whoever asks.
 QUEUE = 32
-BUSY = f"The page is busy: {QUEUE} films are waiting. Please try again in a minute."
 # Answers at a time, of each event. On two cores the second finds room while the first is decoded and sent:
 # 264 films in 25 s, and 214 with one (one run each, beside other work); 15 MB more.
 AT_A_TIME = 2
-# Answers that wait to be fetched: of some 1 MB each where a film is shown. Gradio keeps 2,000.
-UNFETCHED = 128
 
-# Uploads being received at a time. Others wait for their turn, and so many of them.
-UPLOADS = 8
-UPLOADS_WAITING = 256
-UPLOAD_SECONDS = 300  # for one, from its turn to its last byte; and for its turn
-UPLOAD_PAUSE_SECONDS = 20  # between two of its bytes: who went away does not keep others out
+UPLOAD_SECONDS = 300  # for one, to its last byte
 UPLOAD_BYTES = 220_000_000  # of one request, which may bring many films
-MAX_STORED_BYTES = 2_000_000_000  # of all uploads on the disk
+MAX_STORED_BYTES = 2_000_000_000  # of all files on the disk
 BUSY_UPLOADS = "The page is busy: too many films are being sent. Please try again in a minute."
 
 # What an event sends besides its files: a few numbers, or where its MAX_FILMS uploads lie, 230 kB by names of
 # usual length, 490 kB by names of 200 letters. It is looked through while nobody else is served: 16 MB of
-# empty lists held the server for 12 s.
+# empty lists held a bare Gradio for 8 s.
 MAX_EVENT_BYTES = 500_000
-EVENT_SECONDS = 60  # from an event's first byte to its last

@@ -8,9 +8,11 @@ import gradio as gr
 from PIL import Image
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.inputs import Source
 from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.film_rows import FilmRow, score_films
 from hf_pneumonia.page.film_table import table
+from hf_pneumonia.page.handler_errors import errors_told
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
 from hf_pneumonia.page.uploads import films_of, uploaded
 
@@ -34,27 +36,30 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
         read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
     """
 
-    # A generator: when the tab is closed, Gradio asks for no further batch.
-    def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
-        try:
-            films = films_of(map(uploaded, files or []))
-        except UsageError as error:
-            yield _notice(f"These files are not read: {error}.")
-            return
-        if not films:
-            yield _notice("Choose films first.")
-            return
+    def score(films: list[Source], progress: gr.Progress) -> Iterator[str]:
         rows: list[FilmRow] = []
         progress((0, len(films)), unit="films")
-        try:
-            for batch in score_films(classifier, read, films):
-                rows += batch
-                progress((len(rows), len(films)), unit="films")
-                yield gr.skip()
-        except UsageError as error:
-            yield _notice(f"The model gave no answer: {error}.")
-            return
+        for batch in score_films(classifier, read, films):
+            rows += batch
+            progress((len(rows), len(films)), unit="films")
+            yield gr.skip()
         yield table(rows)
+
+    # A generator: when the tab is closed, Gradio asks for no further batch.
+    def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
+        with errors_told():
+            try:
+                films = films_of(map(uploaded, files or []))
+            except UsageError as error:
+                yield _notice(f"These files are not read: {error}.")
+                return
+            if not films:
+                yield _notice("Choose films first.")
+                return
+            try:
+                yield from score(films, progress)
+            except UsageError as error:
+                yield _notice(f"The model gave no answer: {error}.")
 
     gr.Markdown(_LIMITS)
     files = gr.File(label="Films, or zip files of them", file_count="multiple", height=180)

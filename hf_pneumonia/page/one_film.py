@@ -1,7 +1,7 @@
 """The tab "One film": a film in, by whatever way, and the answer, the film and the trade-off out.
 
-Of the last film the browser keeps what was said of it, so that the slider needs no forward pass, and the
-server keeps nothing: neither film nor answer.
+Of the last film the browser keeps what was said of it, so that the slider needs no forward pass. The server
+keeps the film and its pictures as files, for some minutes, and no answer.
 """
 
 import json
@@ -17,6 +17,7 @@ from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier
 from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
 from hf_pneumonia.page.examples import Example, gallery_html
+from hf_pneumonia.page.handler_errors import errors_told
 from hf_pneumonia.page.trade_off import (
     USUAL_PREVALENCE,
     Setting,
@@ -148,7 +149,8 @@ def one_film_tab(
             )
             clear = gr.Button("Clear", size="sm", elem_id="film-clear")
         with gr.Column(elem_id="film-answer"):
-            said, answered, choice = (gr.JSON(visible=False) for _ in range(3))
+            said, choice = (gr.JSON(visible=False) for _ in range(2))
+            answered = gr.HTML(visible=False)  # of gr.JSON Gradio does not serve the files
             card = answer_panel()
             view = viewer()
         with gr.Column(elem_id="film-trade-off"):
@@ -166,23 +168,23 @@ def one_film_tab(
             said, view = {"problem": f"The model gave no answer: {error}", "name": name}, None
         return {"choice": choice, "said": said, "view": view}
 
+    @errors_told()
     def from_file(file: Any, choice: Any) -> dict[str, Any] | None:
         if not file:  # another choice has been made since
             return None
-        try:
-            upload = uploaded(file)
-        except UsageError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        upload = uploaded(file)
         return answer(choice, upload.name, "", lambda: read_upload(read, upload.path))
 
+    @errors_told()
     def from_example(event: gr.EventData) -> dict[str, Any]:
         data = event._data if isinstance(event._data, dict) else {}
         number = data.get("number")
         if not isinstance(number, int) or not 0 <= number < len(examples):
-            raise gr.Error("There is no such example.", print_exception=False)
+            raise UsageError("there is no such example")
         example = examples[number]
         return answer(data.get("choice"), example.caption, example.note, lambda: example.film)
 
+    @errors_told()
     def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str, str]:
         index = int(index)
         return (

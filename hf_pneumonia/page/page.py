@@ -42,7 +42,6 @@ def build_page(
         model: the run folder or repository of which the tab "About the model" tells; None
             leaves that tab out.
     """
-    # First of all: the classifier may be loading yet, and this asks nothing of it.
     evidence = None if model is None else read_evidence(model)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(classifier), apply_default_css=False, elem_id="head")

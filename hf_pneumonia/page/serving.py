@@ -1,6 +1,5 @@
 """A page -> a server that answers for it within the limits, until it is stopped."""
 
-import os
 import signal
 import sys
 import threading
@@ -13,8 +12,6 @@ from starlette.middleware import Middleware
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.page.guard import Guard
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
-from hf_pneumonia.page.nameless import nameless_log
-from hf_pneumonia.page.unfetched import Unfetched, forgetting
 from hf_pneumonia.page.upload_folder import UploadFolder
 
 
@@ -40,27 +37,9 @@ def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False, **looks) 
 @contextmanager
 def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False, **looks) -> Iterator[list[str]]:
     """The addresses of a page, while it is served. Arguments as `serve`."""
-    for block in page.blocks.values():
-        if block.GRADIO_CACHE != str(uploads.folder):
-            raise RuntimeError("the page was built before its folder for uploads")
     uploads.keep_what_is_here()
-    page.analytics_enabled = False
-    # Gradio counts what was asked for a dashboard that is not served, and sums it up after every event.
-    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", "1000000"
-    # Around each event it asks matplotlib for its backend, and where none is named that imports pyplot.
-    os.environ.setdefault("MPLBACKEND", "agg")
     # Closed API: nobody passes the queue by.
     page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
-    page._queue.pending_messages_per_session = Unfetched()
-    with nameless_log():
-        addresses = _launch(page, uploads, share, looks)
-        try:
-            yield addresses
-        finally:
-            page.close(verbose=False)
-
-
-def _launch(page: gr.Blocks, uploads: UploadFolder, share: bool, looks: dict) -> list[str]:
     try:
         _, address, public = page.launch(
             share=share,
@@ -75,12 +54,12 @@ def _launch(page: gr.Blocks, uploads: UploadFolder, share: bool, looks: dict) ->
             pwa=False,
             mcp_server=False,
             num_workers=0,
-            app_kwargs={
-                "middleware": [Middleware(Guard, uploads=uploads)],
-                "lifespan": forgetting(page._queue),
-            },
+            app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
             **looks,
         )
     except OSError as error:
         raise UsageError(f"expected a free port for the page: {error}") from error
-    return [address, public] if public else [address]
+    try:
+        yield [address, public] if public else [address]
+    finally:
+        page.close(verbose=False)

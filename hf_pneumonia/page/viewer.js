@@ -58,8 +58,8 @@ function show() {
     image.setAttribute("width", value.width);
     image.setAttribute("height", value.height);
   }
-  for (const image of all(".film")) image.setAttribute("href", value.film);
-  if (value.heat) one(".heat").setAttribute("href", value.heat);
+  for (const image of all(".film")) image.setAttribute("href", value.film.url);
+  if (value.heat) one(".heat").setAttribute("href", value.heat.url);
   else one(".heat").removeAttribute("href");
   one(".mapped").hidden = one(".opacity").hidden = !value.heat;
   one(".caption").textContent = value.caption;

@@ -1,13 +1,15 @@
 """A film and its heat map, side by side, with opacity and zoom that the browser does alone."""
 
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from hf_pneumonia.evaluation.heat_colours import OPAQUE, ORANGE
-from hf_pneumonia.page.data_uri import data_uri
 
 # Longest side of the film that the browser gets. A laptop has room for half of that, before it is zoomed.
 MOST_PIXELS = 1024
@@ -38,7 +40,7 @@ def viewer() -> gr.HTML:
 
 def viewer_value(
     film: Image.Image, heat_map: np.ndarray | None, no_heat_map: str = NO_HEAT_MAP
-) -> dict[str, str | int | None]:
+) -> dict[str, Any]:
     """What the viewer shows of a film.
 
     Args:
@@ -49,8 +51,9 @@ def viewer_value(
 
     Returns:
         `film`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
-        data URIs; `width` and `height` of the JPEG; the `caption`. The PNG is orange all over, and opaque as
-        much as it is hot: stretched over the film at an opacity of OPAQUE it looks as `lay_over` does.
+        gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
+        orange all over, and opaque as much as it is hot: stretched over the film at an opacity of OPAQUE it
+        looks as `lay_over` does.
 
     Raises:
         ValueError: the film is not gray, or the heat map is not one of numbers from 0 to 1.
@@ -60,15 +63,25 @@ def viewer_value(
     film = _at_most(film, MOST_PIXELS)
     heat, caption = None, no_heat_map
     if heat_map is not None:
-        heat = data_uri(_layer(heat_map), "PNG")
+        heat = _cached(_layer(heat_map), "png")
         caption = _WHERE if np.any(heat_map) else _NOWHERE
     return {
-        "film": data_uri(film, "JPEG", quality=_QUALITY),
+        "film": _cached(film, "jpeg", quality=_QUALITY),
         "heat": heat,
         "width": film.width,
         "height": film.height,
         "caption": caption,
     }
+
+
+def _cached(image: Image.Image, kind: str, **options: int) -> dict[str, Any]:
+    image = image.copy()
+    image.info = {}  # what a file said beside its pixels stays here
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{uuid4().hex}.{kind}"  # which nobody guesses
+    image.save(path, **options)
+    return gr.FileData(path=str(path)).model_dump()
 
 
 def _at_most(film: Image.Image, side: int) -> Image.Image:

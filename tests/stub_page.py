@@ -1,0 +1,56 @@
+"""A served page whose answers come from no network: one for all tests of a session."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier, Prediction
+
+
+class StubClassifier(FilmClassifier):
+    """The probability is a square's mean gray. Answers while `free` is set."""
+
+    def __init__(self) -> None:
+        self.name, self.image_size, self.notes = "stub", 64, []
+        self.threshold, self.band = 0.5, (0.4, 0.6)
+        self.trade_off = {
+            "threshold": [0.1, 0.3, 0.5, 0.7, 0.9],
+            "sensitivity": [1.0, 0.95, 0.9, 0.6, 0.1],
+            "specificity": [0.0, 0.6, 0.8, 0.9, 1.0],
+        }
+        band = {"low": 0.4, "high": 0.6, "risk": 0.02}
+        self.operating_point = {
+            "threshold": 0.5, "sensitivity": 0.9, "specificity": 0.8, "uncertain": band
+        }  # fmt: skip
+        self.free = threading.Event()
+        self.free.set()
+
+    def predict_squares(self, squares, heat_map=False, problems=None):
+        assert self.free.wait(60)
+        found = []
+        for square, problem in zip(squares, problems or [""] * len(squares), strict=True):
+            probability = float(square.mean() / 255)
+            decision = NOT_A_FILM if problem else self.decide(probability)
+            shown = (square / 255).astype(np.float32) if heat_map else None
+            label = LABELS[int(probability >= self.threshold)]
+            found.append(Prediction(label, probability, self.threshold, decision, problem, shown))
+        return found
+
+
+@pytest.fixture(scope="session")
+def page_server():
+    """The whole page, as app.py serves it: its address, classifier, upload folder and Blocks."""
+    from hf_pneumonia.page.decoder import Decoder
+    from hf_pneumonia.page.examples import simulated_examples
+    from hf_pneumonia.page.page import build_page, looks
+    from hf_pneumonia.page.serving import served
+    from hf_pneumonia.page.upload_folder import UploadFolder
+
+    classifier = StubClassifier()
+    with Decoder(seconds=10) as decoder, UploadFolder() as uploads:
+        page = build_page(classifier, decoder.read, simulated_examples())
+        with served(page, uploads, **looks()) as (address,):
+            yield SimpleNamespace(address=address, classifier=classifier, uploads=uploads, page=page)
