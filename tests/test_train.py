@@ -420,8 +420,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(film_folder, tmp_path, m
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_of_two_trainings_in_one_folder_the_second_is_an_error(film_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_PATIENCE", 0)
+def test_of_two_trainings_in_one_folder_the_second_is_an_error(film_folder, tmp_path):
     argv = ["--dataset", str(film_folder), "--output_dir", str(tmp_path / "run"), *map(str, TINY)]
     with run_folder.only_training(tmp_path / "run"):
         half_written = tmp_path / "run" / ".checkpoint-3-writing"

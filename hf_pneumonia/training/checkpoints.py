@@ -13,8 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+from hf_pneumonia.data.files import sync
 from hf_pneumonia.data.settings_file import read_json
-from hf_pneumonia.data.store_folder import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_pneumonia.data.store_folder import sync
+from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import (

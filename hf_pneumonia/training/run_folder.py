@@ -3,20 +3,16 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
-from hf_pneumonia.data.locks import release_lock, take_lock
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
-
-# Seconds. The processes that read films for a training that was killed hold its lock until they notice.
-_PATIENCE = 10
 
 
 @contextmanager
@@ -27,25 +23,18 @@ def only_training(folder: Path) -> Iterator[None]:
         UsageError: another training is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".training.lock"
-    lock = _take_soon(path)
+    lock = FileLock(folder / ".training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"another training is writing {folder}; wait for it, or choose another --output_dir"
+        ) from None
     try:
         yield
     finally:
-        release_lock(lock, path)
-
-
-def _take_soon(path: Path) -> int | None:
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return take_lock(path)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UsageError(
-                    f"another training is writing {path.parent}; wait for it, or choose another --output_dir"
-                ) from None
-        time.sleep(0.5)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
