@@ -1,19 +1,16 @@
 """Where the network looked, against networks whose evidence is at a known place."""
 
-import os
 import threading
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from scipy import ndimage
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.modeling.heatmap import PLACES, heat_maps
+from hf_pneumonia.modeling.heatmap import heat_maps, logits_and_heat_maps
 
 
 class _Wrapper(nn.Module):
@@ -44,20 +41,6 @@ class _Pooled(nn.Module):
         return self.head(features.mean((2, 3)))
 
 
-class _Dense(_Pooled):
-    """One cell of the map, and nothing else, decides: the evidence's place is in the head's weights."""
-
-    def __init__(self, cell: tuple[int, int]) -> None:
-        super().__init__()
-        self.head = nn.Linear(2 * 8 * 8, 2, bias=False)
-        weight = torch.zeros(2, 2, 8, 8)
-        weight[1, 0, cell[0], cell[1]] = 1.0
-        self.head.weight.data = weight.flatten(1)
-
-    def forward_head(self, features):
-        return self.head(features.flatten(1))
-
-
 def films_of(size: int) -> torch.Tensor:
     """(3, 3, size, size) network input of noise."""
     return network_input(
@@ -69,10 +52,6 @@ def enlarged(cam: torch.Tensor, size: int) -> torch.Tensor:
     """(b, h, w) evidence -> (b, size, size), the highest of each being 1."""
     cam = nn.functional.interpolate(cam[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     return cam / cam.amax((1, 2), keepdim=True)
-
-
-def hooks_of(model: nn.Module) -> int:
-    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
 
 
 def spot(row: int, column: int) -> torch.Tensor:
@@ -104,31 +83,6 @@ def test_the_map_is_hottest_where_the_evidence_is(place):
     assert heat.shape == (64, 64) and heat.dtype == torch.float32 and heat.min() == 0 and heat.max() == 1
 
 
-def test_places_that_speak_against_pneumonia_stay_cold():
-    network = _Pooled()
-    network.head.weight.data = network.head.weight.data.flip(0)  # now white is normal
-    film = spot(3, 3)
-    (heat,) = heat_maps(_Wrapper(network), film)
-    assert heat[24 + 4, 24 + 4] < 0.2 and heat[4, 4] == 1  # smoothed, so not quite 0
-
-
-def test_a_head_that_flattens_the_map_shows_each_place_that_has_a_weight():
-    cells = nn.functional.avg_pool2d(spot(2, 5)[:, :1], 8)
-    (heat,) = heat_maps(_Wrapper(_Dense((2, 5))), spot(2, 5))
-    row, column = divmod(int(heat.argmax()), 64)
-    assert cells[0, 0, row // 8, column // 8] == 1
-
-
-def test_with_a_pooled_linear_head_the_gradient_gives_the_class_activation_map(resnet):
-    inputs = films_of(192)  # whose last map has 6 x 6 places
-    with torch.no_grad():
-        features = resnet.timm_model.forward_features(inputs)
-        assert features.shape[-1] == PLACES
-        weight = resnet.timm_model.fc.weight
-        cam = torch.einsum("c,bchw->bhw", weight[1] - weight[0], features).relu()
-    torch.testing.assert_close(heat_maps(resnet, inputs), enlarged(cam, 192), atol=1e-4, rtol=1e-4)
-
-
 class _Difference(nn.Module):
     """The one number that is explained, as captum wants it."""
 
@@ -146,13 +100,8 @@ class _Difference(nn.Module):
     [
         ("resnet18", 96, "layer3"),
         ("resnet18", 192, "layer4"),
-        ("resnet50", 96, "layer3"),
         ("cnn_baseline", 96, "stages.3"),
-        ("cnn_improved", 96, "stages.3"),
-        ("mobilenetv3_small_100", 96, "blocks.3"),
-        ("efficientnet_b0", 96, "blocks.4"),
         ("efficientnet_b0", 192, "bn2"),
-        ("convnext_atto", 96, "stages.2"),
         ("convnext_atto", 192, "norm_pre"),
     ],
 )
@@ -175,8 +124,10 @@ def test_nothing_in_favour_is_a_map_of_zeros(resnet, inputs):
     resnet.timm_model.fc.weight.data = weight
 
 
-def test_films_do_not_change_each_others_maps(resnet, inputs):
-    together = heat_maps(resnet, inputs)
+def test_the_logits_that_come_with_a_map_are_the_models_and_images_do_not_change_each_other(resnet, inputs):
+    logits, together = logits_and_heat_maps(resnet, inputs)
+    with torch.inference_mode():
+        assert torch.equal(logits, resnet(inputs).logits)
     singly = torch.cat([heat_maps(resnet, one[None]) for one in inputs])
     torch.testing.assert_close(together, singly, atol=1e-4, rtol=1e-3)
 
@@ -195,32 +146,31 @@ def test_the_network_is_left_as_it_was(resnet, inputs, inference):
     assert [module.training for module in resnet.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
     assert all(weight.grad is None for weight in resnet.parameters())
-    assert hooks_of(resnet) == 0
     frozen = [weight for weight in resnet.parameters() if not weight.requires_grad]
     assert len(frozen) == len(list(resnet.timm_model.conv1.parameters()))
     resnet.timm_model.conv1.requires_grad_(True)
     resnet.eval()
 
 
-def test_an_error_within_the_network_leaves_no_hook_and_no_mode_behind(resnet, inputs):
-    class Fault(Exception):
-        pass
+@pytest.mark.parametrize("place", ["layer1", "fc"])  # before and behind the map
+def test_after_an_error_within_the_network_it_answers_as_before(resnet, inputs, place):
+    expected = heat_maps(resnet, inputs)
 
     def fail(*_):
-        raise Fault
+        raise OSError
 
     resnet.train()
-    for place in ("layer1", "layer4", "fc"):  # before, after and behind the map
-        mine = resnet.timm_model.get_submodule(place).register_forward_pre_hook(fail)
-        with pytest.raises(Fault):
-            heat_maps(resnet, inputs)
-        assert hooks_of(resnet) == 1 and all(module.training for module in resnet.modules())
-        mine.remove()
+    mine = resnet.timm_model.get_submodule(place).register_forward_pre_hook(fail)
+    with pytest.raises(OSError):
+        heat_maps(resnet, inputs)
+    mine.remove()
+    assert all(module.training for module in resnet.modules())
     resnet.eval()
+    assert torch.equal(heat_maps(resnet, inputs), expected)
 
 
 def test_threads_that_share_a_network_get_the_maps_of_their_own_films(resnet):
-    films = [films_of(96).roll(shift, 3) for shift in range(0, 96, 12)]
+    films = [films_of(96).roll(shift, 3) for shift in range(0, 96, 24)]
     alone = [heat_maps(resnet, one) for one in films]
     with torch.inference_mode():
         answers = [resnet(one).logits for one in films]
@@ -236,16 +186,16 @@ def test_threads_that_share_a_network_get_the_maps_of_their_own_films(resnet):
                 found["answer", number] = resnet(films[number]).logits
 
     threads = [
-        threading.Thread(target=job, args=(number,)) for number in range(8) for job in (explain, answer)
+        threading.Thread(target=job, args=(number,)) for number in range(4) for job in (explain, answer)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for number in range(8):
+    for number in range(4):
         torch.testing.assert_close(found[number], alone[number])
         torch.testing.assert_close(found["answer", number], answers[number])
-    assert len(found) == 16 and hooks_of(resnet) == 0
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -260,7 +210,7 @@ def test_a_network_of_half_precision_looks_at_the_same_places(inputs, dtype):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
+    "architecture", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
 )
 def test_other_families_have_maps_too(architecture, inputs):
     torch.manual_seed(1)
@@ -309,79 +259,19 @@ def test_a_class_tokens_map_follows_the_patch_that_it_attends_to():
     model = _Wrapper(Transformer())
     row, column = divmod(int(heat_maps(model, spot(4, 1)).argmax()), 64)
     assert (row // 8, column // 8) == (4, 1)
-    assert not model.timm_model.blocks[-1]._forward_pre_hooks
-    model.timm_model.forward_head = None
-    with pytest.raises(TypeError):
-        heat_maps(model, spot(4, 1))
-    assert not model.timm_model.blocks[-1]._forward_pre_hooks
 
 
-def test_what_has_no_map_says_so(resnet):
-    with pytest.raises(ValueError, match="no places"):
-        heat_maps(resnet, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(ValueError, match="does not part"):
-        heat_maps(_Wrapper(nn.Linear(2, 2)), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="ResNetForImageClassification does not part"):
-        heat_maps(ResNetForImageClassification(ResNetConfig(depths=[1] * 4)), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="HighResolutionNet hands on a list"):
-        heat_maps(build_model("hrnet_w18_small", 96), torch.zeros(1, 3, 96, 96))
-    with pytest.raises(ValueError, match="not finite"):
-        heat_maps(resnet, torch.full((1, 3, 96, 96), torch.nan))
-
-
-class _Small(nn.Module):
-    """Three halvings, so that a film of 64 px has a map of 8 x 8."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after, halve in ((3, 16, True), (16, 32, True), (32, 64, True), (64, 64, False)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)] * halve
-        self.body, self.head = nn.Sequential(*layers), nn.Linear(64, 2)
-
-    def forward_features(self, inputs):
-        return self.body(inputs)
-
-    def forward_head(self, features):
-        return self.head(features.mean((2, 3)))
-
-    def forward(self, inputs):
-        return self.forward_head(self.forward_features(inputs))
-
-
-def simulated(patients: range) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Network inputs, labels and lesions of simulated films of 64 px."""
-    films = [film for patient in patients for film in simulate_patient(patient, size=64)]
-    label = torch.tensor([int(film.label == "PNEUMONIA") for film in films])
-    inputs = network_input(torch.from_numpy(np.stack([film.image for film in films])))
-    return inputs, label, np.stack([film.lesion for film in films])
-
-
-# benchmarks/heat_maps.py measures the same of a run of train.py.
-@pytest.mark.skipif(not os.environ.get("HF_PNEUMONIA_SLOW"), reason="half a minute; HF_PNEUMONIA_SLOW=1")
-def test_a_trained_networks_maps_are_hottest_at_the_lesions_of_simulated_films():
-    torch.manual_seed(0)
-    model, (inputs, label, _) = _Wrapper(_Small()), simulated(range(1, 401))
-    epochs, steps = 12, len(inputs) // 32
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=epochs * steps)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(inputs))[: 32 * steps].view(steps, 32):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs[batch]), label[batch]).backward()
-            optimizer.step()
-            schedule.step()
-
-    inputs, label, lesions = simulated(range(401, 521))
-    with torch.no_grad():
-        found = (model.eval()(inputs).argmax(1) == 1) & (label == 1)
-    heat = torch.cat([heat_maps(model, part) for part in inputs[found].split(32)])
-    hottest = heat.flatten(1).argmax(1).numpy()
-    # Within a tenth of the film's side of the lesion.
-    near = np.stack([ndimage.distance_transform_edt(~one) <= 6.4 for one in lesions[found.numpy()]])
-    near = near.reshape(len(heat), -1)
-    hits = near[np.arange(len(near)), hottest].mean()
-    # Of other films' lesions: lungs are where lungs are, whatever the network looks at.
-    chance = near[:, hottest].mean()
-    assert len(near) > 60 and hits >= 0.8 and hits > chance + 0.1, (len(near), hits, chance)
+@pytest.mark.parametrize(
+    "network, size, problem",
+    [
+        (lambda: build_model("resnet10t", 96), 16, "no places"),
+        (lambda: _Wrapper(nn.Linear(2, 2)), 32, "does not part"),
+        (lambda: ResNetForImageClassification(ResNetConfig(depths=[1] * 4)), 32, "does not part"),
+        (lambda: build_model("hrnet_w18_small", 96), 96, "hands on a list"),
+        (lambda: build_model("resnet10t", 96), torch.nan, "not finite"),
+    ],
+)
+def test_what_has_no_map_says_so(network, size, problem):
+    inputs = torch.full((1, 3, 96, 96), size) if size is torch.nan else torch.zeros(1, 3, size, size)
+    with pytest.raises(ValueError, match=problem):
+        heat_maps(network(), inputs)

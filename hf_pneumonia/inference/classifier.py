@@ -29,8 +29,7 @@ from hf_pneumonia.inference.prediction import (
 )
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.features import watch_stages
-from hf_pneumonia.modeling.heatmap import MapOfAnswer, heat_maps
-from hf_pneumonia.modeling.packing import packed
+from hf_pneumonia.modeling.heatmap import logits_and_heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 
 __all__ = [
@@ -105,9 +104,6 @@ class PneumoniaClassifier(FilmClassifier):
         self._lock = threading.Lock()
         noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
-            # The one that is asked; `model` itself can be saved.
-            self._quick = packed(self.model, self._inputs(noise))
-            self._map = MapOfAnswer.of(self.model, self._inputs(noise))
             statistics = self._ask(noise)[1]
             if self.gate is not None:
                 self.gate.scores(noise, statistics)
@@ -150,7 +146,7 @@ class PneumoniaClassifier(FilmClassifier):
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
     ) -> list[Prediction]:
         """As `FilmClassifier.predict_squares` says."""
-        logits, statistics, features = self._ask(squares, heat_map)
+        logits, statistics, maps = self._ask(squares, heat_map)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
@@ -160,7 +156,6 @@ class PneumoniaClassifier(FilmClassifier):
         reasons = self._reasons(squares, statistics)
         if problems is not None:
             reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
-        maps = self._heat_maps(squares, features) if heat_map else [None] * len(squares)
         return list(map(self._prediction, probabilities.tolist(), reasons, maps))
 
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
@@ -232,26 +227,27 @@ class PneumoniaClassifier(FilmClassifier):
     @torch.inference_mode()
     def _ask(
         self, squares: np.ndarray, heat_map: bool = False
-    ) -> tuple[np.ndarray, list[np.ndarray], list[torch.Tensor]]:
-        """(b, 2) logits, the same to the last bit whatever else is asked; what the gate wants to know, the
-        statistics of each stage; and what `_heat_maps` makes maps of."""
-        with self._turn(), self._watched() as statistics, self._kept(heat_map) as features:
-            logits = self._quick(self._inputs(squares)).logits
-        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], features
+    ) -> tuple[np.ndarray, list[np.ndarray], Sequence[np.ndarray | None]]:
+        """(b, 2) logits, the statistics of each stage for the gate, and a heat map or None for each image."""
+        inputs, maps = self._inputs(squares), [None] * len(squares)
+        with self._turn(), self._watched() as statistics:
+            if heat_map:
+                logits, maps = self._explained(inputs)
+            else:
+                logits = self.model(inputs).logits
+        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
-    def _heat_maps(self, squares: np.ndarray, features: list[torch.Tensor]) -> np.ndarray:
+    def _explained(self, inputs: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
         if not hasattr(self.model, "timm_model"):
             raise UsageError(
                 f"{self.name}: heat maps are made of timm's networks, and this is a "
                 f"{type(self.model).__name__}"
             )
         try:
-            with self._turn():
-                if self._map is None:
-                    return heat_maps(self.model, self._inputs(squares)).cpu().numpy()
-                return self._map.maps(features[0], self.image_size).cpu().numpy()
+            logits, maps = logits_and_heat_maps(self.model, inputs)
         except ValueError as error:
             raise UsageError(f"{self.name}: no heat maps: {error}") from error
+        return logits, maps.cpu().numpy()
 
     def _turn(self) -> AbstractContextManager:
         """One film or batch in the network at a time, where it takes the whole device; any number where each
@@ -260,11 +256,8 @@ class PneumoniaClassifier(FilmClassifier):
         return self._lock if alone else nullcontext()
 
     def _watched(self) -> AbstractContextManager[list[torch.Tensor]]:
-        return nullcontext([]) if self.gate is None else watch_stages(_network(self._quick))
-
-    def _kept(self, heat_map: bool) -> AbstractContextManager[list[torch.Tensor]]:
-        kept = heat_map and self._map is not None
-        return self._map.features(_network(self._quick)) if kept else nullcontext([])
+        network = getattr(self.model, "timm_model", self.model)
+        return nullcontext([]) if self.gate is None else watch_stages(network)
 
     def _reasons(self, squares: np.ndarray, statistics: list[np.ndarray]) -> list[str]:
         """Why the gate refuses each picture; "" where it does not."""
@@ -285,10 +278,6 @@ class PneumoniaClassifier(FilmClassifier):
         label = LABELS[int(probability >= self.threshold)]
         decision = NOT_A_FILM if reason else self.decide(probability)
         return Prediction(label, probability, self.threshold, decision, reason, heat_map)
-
-
-def _network(model: torch.nn.Module) -> torch.nn.Module:
-    return getattr(model, "timm_model", model)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

@@ -10,12 +10,9 @@ Learning Deep Features for Discriminative Localization, CVPR 2016.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-
-from hf_pneumonia.modeling.rest import rest_behind
 
 # Places a side below which the last map is passed over for the stage before it. ResNet18 on simulated films,
 # the peak within a tenth of the side of the lesion (in brackets: of other films' lesions, by chance): at 96
@@ -47,6 +44,14 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: it is no network of timm's, has no feature map with places, or its logits are not finite.
     """
+    return logits_and_heat_maps(model, inputs)[1]
+
+
+def logits_and_heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the model's (b, 2) logits and the `heat_maps` that explain them, from one pass.
+
+    Args, Raises: as `heat_maps`.
+    """
     network = getattr(model, "timm_model", model)
     adapter = getattr(model, "adapter", None)  # of a network of other people, from `load_model`
     # Tensors of torch.inference_mode can't have gradients, so the caller's is left and the input copied.
@@ -54,62 +59,7 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         fed = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
         features, logits = _features_and_logits(network, fed)
         logits = logits if adapter is None else adapter.answer(logits)
-        return _maps(network, features, logits, inputs.shape[-1])
-
-
-@dataclass(frozen=True)
-class MapOfAnswer:
-    """`heat_maps` of films while they are answered: the features are the answer's own, and only what is
-    behind them is passed again for the gradient.
-
-    Attributes:
-        place: name of the module of timm's network whose output the map is of.
-        rest: what is behind it, as `rest_behind` has it.
-        adapter: of a network of other people, from `load_model`; else None.
-    """
-
-    place: str
-    rest: torch.nn.Module
-    adapter: object | None
-
-    @classmethod
-    def of(cls, model: torch.nn.Module, inputs: torch.Tensor) -> "MapOfAnswer | None":
-        """Of a network in evaluation mode, tried with inputs as `heat_maps` takes them; None where its map is
-        no module's output, or what is behind that can't be parted from it: `heat_maps` it is, then."""
-        network, adapter = getattr(model, "timm_model", model), getattr(model, "adapter", None)
-        if not _has_parts(network) or _reads_token(network):
-            return None
-        fed = inputs if adapter is None else adapter.feed(inputs)
-        place = finer_stage(network, inputs.shape[-1]) or _last_map(network, fed)
-        rest = place and rest_behind(network, place, fed)
-        return cls(place, rest, adapter) if rest else None
-
-    @contextmanager
-    def features(self, network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-        """While it is open, each pass of the network in this thread leaves its features in the list."""
-        kept, thread = [], threading.get_ident()
-
-        def keep(_, __, output: torch.Tensor) -> None:
-            if threading.get_ident() == thread:  # else it is somebody else's film
-                kept.append(output.clone())  # some layers work in place
-
-        hook = network.get_submodule(self.place).register_forward_hook(keep)
-        try:
-            yield kept
-        finally:
-            hook.remove()
-
-    def maps(self, features: torch.Tensor, side: int) -> torch.Tensor:
-        """What `heat_maps` gives of films, of side x side pixels, whose features these are.
-
-        Raises:
-            ValueError: as `heat_maps`.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            features = features.clone().requires_grad_()
-            logits = self.rest.forward_head(self.rest.forward_features(features.clone()))
-            logits = logits if self.adapter is None else self.adapter.answer(logits)
-            return _maps(self.rest, features, logits, side)
+        return logits.detach(), _maps(network, features, logits, inputs.shape[-1])
 
 
 def _maps(network: torch.nn.Module, features: torch.Tensor, logits: torch.Tensor, side: int) -> torch.Tensor:
@@ -126,31 +76,6 @@ def _maps(network: torch.nn.Module, features: torch.Tensor, logits: torch.Tensor
     return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
 
-def _has_parts(network: torch.nn.Module) -> bool:
-    return hasattr(network, "forward_features") and hasattr(network, "forward_head")
-
-
-def _reads_token(network: torch.nn.Module) -> bool:
-    return getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks")
-
-
-@torch.no_grad()
-def _last_map(network: torch.nn.Module, inputs: torch.Tensor) -> str | None:
-    """Name of the module whose output `forward_features` gives; None where it does more to it."""
-    given: list[tuple[torch.Tensor, str]] = []
-
-    def listen(name: str, module: torch.nn.Module):
-        return module.register_forward_hook(lambda _, __, output: given.append((output, name)))
-
-    hooks = [listen(name, module) for name, module in network.named_modules() if name]
-    try:
-        features = network.forward_features(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return next((name for output, name in reversed(given) if output is features), None)
-
-
 @contextmanager
 def _evaluation(model: torch.nn.Module) -> Iterator[None]:
     """Dropout and running statistics off, and afterwards each module in the mode that it was in."""
@@ -164,9 +89,9 @@ def _evaluation(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _has_parts(network):
+    if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
         raise ValueError(f"{type(network).__name__} does not part its features from its head as timm does")
-    if _reads_token(network):
+    if getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks"):
         return _at(network, network.blocks[-1], inputs, before=True)
     if stage := finer_stage(network, inputs.shape[-1]):
         return _at(network, network.get_submodule(stage), inputs)
