@@ -297,7 +297,7 @@ def test_two_jobs_do_not_write_one_output(finished_run, films, tmp_path):
 def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run, films, reference, stopped):
     kept = stopped.with_name(".scores.csv.progress")
     before = kept.read_bytes()
-    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # A second name for the file of progress, to be read when the job has taken it away.
     os.link(kept, stopped.with_name("kept"))
     done = _start(finished_run, films, "--output", stopped, launcher=launch)
@@ -315,7 +315,7 @@ def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run
 
 
 def test_a_mistake_is_one_line_from_several_processes(finished_run, tmp_path):
-    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = _start(finished_run, tmp_path / "gone", launcher=launch)
     assert done.returncode != 0 and done.stderr.decode().count("no film found") == 1
 

@@ -50,8 +50,8 @@ def found_in(source: str) -> list[str]:
         allowed = {
             "load": name.split(".")[0] not in ("torch", "np", "numpy", "yaml")
             or (name.startswith("n") and _is(given.get("allow_pickle"), False))
+            or (name == "torch.load" and _is(given.get("weights_only"), True))
             or strict_yaml,
-            "save": not name.startswith("torch."),  # which pickles
             "recv": bool(node.args),  # bytes of a socket, so many; a pipe's takes no number, and unpickles
         }
         if name in BUILT_IN or last in NEVER or not allowed.get(last, True):
@@ -83,12 +83,12 @@ def test_no_module_runs_what_it_loads(path):
     "line",
     [
         "import pickle", "from joblib import load", "eval(x)", "exec(x)", "__import__(x)", "torch.load(x)",
-        "torch.load(x, weights_only=True)", "np.load(x)", "np.load(x, allow_pickle=True)", "yaml.load(x)",
+        "torch.load(x, weights_only=False)", "np.load(x)", "np.load(x, allow_pickle=True)", "yaml.load(x)",
         "yaml.load(x, yaml.SafeLoader)", "yaml.unsafe_load(x)", "archive.extractall(x)", "zip.extract(y)",
         "subprocess.run(x, shell=True)", "os.system(x)", "f(trust_remote_code=True)",
         "f(trust_remote_code=x)",
         "AutoModel.from_pretrained(x)", "importlib.import_module(x)", "pandas.read_pickle(x)",
-        "torch.save(x, y)", "pipe.recv()", "torch.hub.load(x)", "torch.jit.load(x)",
+        "pipe.recv()", "torch.hub.load(x)", "torch.jit.load(x)",
         "shutil.unpack_archive(x)",
     ],
 )  # fmt: skip
