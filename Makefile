@@ -32,7 +32,6 @@ soak: .venv/installed-test
 	.venv/bin/python -m soak.training_kills --kills 200 --stock
 	.venv/bin/python -m soak.store_kills --kills 50
 	.venv/bin/python -m soak.hostile_files --files 10000
-	.venv/bin/python -m soak.rank_kills
 
 bench: .venv/installed-test
 	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) is no run folder: make train first, or RUN=FOLDER" >&2; exit 2; }

@@ -269,7 +269,7 @@ def test_another_model_and_a_changed_film_are_scored_anew(finished_run, films, s
 def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run, films, reference, stopped):
     kept = stopped.with_name(".scores.csv.progress")
     before = kept.read_bytes()
-    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # A second name for the file of progress, to be read when the job has taken it away.
     os.link(kept, stopped.with_name("kept"))
     done = _start(finished_run, films, "--output", stopped, launcher=launch)

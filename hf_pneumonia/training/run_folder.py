@@ -43,7 +43,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     Args:
         folder: may or may not exist.
         overwrite: whether a run in it may be lost.
-        resume: true to go on from the folder's newest checkpoint, or the path of a checkpoint.
+        resume: as for `find_checkpoint`.
 
     Raises:
         UsageError: the folder holds a run, can't be made, or has nothing to go on from.
@@ -57,8 +57,10 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         )
     if resume is True and not holds_training(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        raise UsageError(f"--resume_from_checkpoint expects true or a checkpoint's folder, got {resume!r}")
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
+        raise UsageError(
+            f"--resume_from_checkpoint expects true, auto or a checkpoint's folder, got {resume!r}"
+        )
     if overwrite:
         return
     if is_finished(folder):
@@ -118,11 +120,6 @@ def check_same_recipe(folder: Path, recipe: dict) -> None:
                 f"{folder} was trained with {name} {finished.get(name)} and not {recipe.get(name)}: seeds "
                 "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir"
             )
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a training to go on with."""
-    return holds_training(folder)
 
 
 def is_finished(folder: Path) -> bool:
