@@ -298,10 +298,21 @@ def _routes(hub: LocalHub) -> FastAPI:
         return {}
 
     @app.get("/api/{kind}s/{user}/{name}/tree/{revision}")
-    def tree(request: Request, kind: str, user: str, name: str, revision: str) -> list[dict]:
-        repository = hub.find(request, kind, f"{user}/{name}")
+    @app.get("/api/{kind}s/{user}/{name}/tree/{revision}/{folder}")
+    def tree(
+        request: Request, kind: str, user: str, name: str, revision: str, folder: str = ""
+    ) -> list[dict]:
+        repository, start = hub.find(request, kind, f"{user}/{name}"), f"{unquote(folder)}/".lstrip("/")
         files = repository.trees[repository.resolve(unquote(revision))]
-        return [file.entry(path) for path, file in sorted(files.items())]
+        inside = {path: file for path, file in sorted(files.items()) if path.startswith(start)}
+        if request.query_params.get("recursive", "false").lower() not in ("true", "1"):
+            below = {path: path[len(start) :].partition("/") for path in inside}
+            folders = sorted({start + first for first, slash, _ in below.values() if slash})
+            inside = {path: file for path, file in inside.items() if not below[path][1]}
+        else:
+            folders = []
+        listed = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
+        return listed + [file.entry(path) for path, file in inside.items()]
 
     @app.post("/api/{kind}s/{user}/{name}/preupload/{revision}")
     async def preupload(request: Request, kind: str, user: str, name: str, revision: str) -> dict:
