@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from hf_pneumonia.data.store_folder import sync
 from hf_pneumonia.evaluation.figures import split_reports
 from hf_pneumonia.evaluation.reliability import BINS, calibration_report
 from hf_pneumonia.evaluation.scoring import Predictions
@@ -64,7 +65,9 @@ def write_report(folder: Path, report: dict) -> None:
     """Write report.json, whole or not at all: a folder that holds one counts as finished."""
     aside = folder / "report.json.part"
     aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    sync(aside)
     aside.rename(folder / "report.json")
+    sync(folder)
 
 
 def environment() -> dict:
