@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_trainer import rates_of
 
 from hf_pneumonia.errors import UsageError
 
@@ -37,11 +38,9 @@ def test_in_the_frozen_phase_the_head_learns_and_the_backbone_with_its_statistic
 
 
 def test_the_learning_rate_is_constant_while_frozen_and_then_warms_up_and_falls_as_a_cosine(trainer):
-    flags = ("--num_train_epochs", "6", "--logging_strategy", "steps", "--logging_steps", "1")
-    run = trainer(*TWO_PHASES, *flags, "--warmup_steps", "0.25", "--lr_scheduler_type", "cosine")
-    run.train()
-    rates = [line["learning_rate"] for line in run.state.log_history if "loss" in line]
+    run = trainer(*TWO_PHASES, "--warmup_steps", "0.25", "--lr_scheduler_type", "cosine")
     per_epoch = math.ceil(85 / 32)
+    rates = rates_of(run, 6 * per_epoch)
     frozen, rest = 2 * per_epoch, 4 * per_epoch
     expected = [0.01] * frozen
     warmup = math.ceil(rest * 0.25)

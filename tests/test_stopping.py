@@ -54,7 +54,6 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint_and_the_code_says_so(tr
     "step, more",
     [
         (2, ()),  # within an epoch of 6 steps
-        (5, ()),  # in its last one
         # At a step that ends the epoch, and the training in its middle, a checkpoint is due anyhow.
         (5, ("--save_strategy", "steps", "--save_steps", "6", "--load_best_model_at_end", "false")),
         (7, ("--max_steps", "8")),

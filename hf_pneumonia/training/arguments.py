@@ -372,6 +372,15 @@ class Recipe(TrainingArguments):
             raise UsageError("--early_stopping_epochs needs validation: leave --eval_strategy at epoch")
 
 
+def default_values() -> dict:
+    """Return the default of every field, one strength for both classes as one number."""
+    defaults = {
+        one.name: one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        for one in dataclasses.fields(Recipe)
+    }
+    return {**defaults, **{name: defaults[name][0] for name in _BY_CLASS}}
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         hint = "; the recipe comes first" if re.search(r"unrecognized.*\.ya?ml", message) else ""

@@ -33,6 +33,12 @@ class EarlyStop(TrainerCallback):
         return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.epochs
 
 
+def is_best(args, state, metrics: dict[str, float]) -> bool:
+    """Whether these scores are better than those of every epoch before."""
+    score, sign = metrics[f"eval_{args.metric_for_best_model}"], 1 if args.greater_is_better else -1
+    return state.best_metric is None or sign * score > sign * state.best_metric
+
+
 class EpochLines(TrainerCallback):
     """One bar over all steps and, after each epoch, its figures on training and validation."""
 
@@ -57,14 +63,12 @@ class EpochLines(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         if self.bar is None or "eval_auroc_swapped" not in (metrics or {}):
             return
-        score, sign = metrics[f"eval_{args.metric_for_best_model}"], 1 if args.greater_is_better else -1
-        best = state.best_metric is None or sign * score > sign * state.best_metric
         tqdm.write(
             f"epoch {state.epoch:>3.0f}/{args.num_train_epochs:.0f}"
             f"  loss {self.training.get('loss', float('nan')):.4f}, validation {metrics['eval_loss']:.4f}"
             f"  accuracy {self.training.get('accuracy', float('nan')):.3f}, {metrics['eval_accuracy']:.3f}"
             f"  AUROC {metrics['eval_auroc']:.4f}, swapped {metrics['eval_auroc_swapped']:.4f}"
-            f"{' *' if best else '  '}"
+            f"{' *' if is_best(args, state, metrics) else '  '}"
             f"  {time.monotonic() - self.started:5.0f} s"
         )
 

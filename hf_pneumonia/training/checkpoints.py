@@ -238,11 +238,18 @@ def remove_leftovers(folder: Path) -> None:
         _remove(path)
 
 
-def first_difference(then: dict, now: dict) -> tuple[str, object, object] | None:
-    """The first name with another value, both values; names that only one side knows are passed by."""
-    for name, value in now.items():
-        if name in then and then[name] != value:
-            return name, then[name], value
+def first_difference(then: dict, now: dict, default: dict) -> tuple[str, object, object] | None:
+    """Return the first name with another value, and both values.
+
+    Args:
+        then: what a checkpoint says.
+        now: the same of this start.
+        default: values of names that one of the two does not know.
+    """
+    for name in {**now, **then}:
+        old, new = (values.get(name, default.get(name)) for values in (then, now))
+        if old != new:
+            return name, old, new
     return None
 
 

@@ -88,25 +88,29 @@ def explained(args: Recipe) -> Iterator[None]:
     """
     try:
         yield
-    except StoreCutShort as error:
-        raise UsageError(f"{error}, and {way_on(Path(args.output_dir))}") from error
-    except (SafetensorError, OSError) as error:
-        if "No space left" not in str(error) and getattr(error, "errno", None) not in FULL:
+    except (MemoryError, OSError, RuntimeError, SafetensorError, StoreCutShort) as error:
+        message = _explanation(error, args)
+        if not message:
             raise
-        raise UsageError(
-            f"no space left in {args.output_dir}: free some, and {way_on(Path(args.output_dir))}"
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if not _no_memory(error):
-            raise
-        failure = UsageError(
+        failure = UsageError(message)
+        said_here(failure, args.process_index)
+        raise failure from error
+
+
+def _explanation(error: Exception, args: Recipe) -> str:
+    on = way_on(Path(args.output_dir))
+    if isinstance(error, StoreCutShort):
+        return f"{error}, and {on}"
+    if "No space left" in str(error) or getattr(error, "errno", None) in FULL:
+        return f"no space left in {args.output_dir}: free some, and {on}"
+    if _no_memory(error):
+        return (
             f"out of memory with batches of {args.per_device_train_batch_size} films of {args.image_size} "
             f"pixels ({args.per_device_eval_batch_size} in validation): {_or_resume(args)}start over with a "
             "smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or a smaller "
             "--image_size"
         )
-        said_here(failure, args.process_index)
-        raise failure from error
+    return ""
 
 
 def said_here(error: UsageError, process_index: int) -> None:

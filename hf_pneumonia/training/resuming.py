@@ -7,7 +7,7 @@ import io
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.training_args import ParallelMode
 
 from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.training.arguments import Recipe
+from hf_pneumonia.training.arguments import Recipe, default_values
+from hf_pneumonia.training.callbacks import is_best
 from hf_pneumonia.training.checkpoints import (
     begin,
     best_of,
@@ -41,7 +43,6 @@ from hf_pneumonia.training.checkpoints import (
 from hf_pneumonia.training.faults import check_finite, said_here, way_on
 
 WEIGHTS = "model.safetensors"
-OPTIMIZER = "optimizer.pt"  # with learning rate schedule and gradient scaler
 
 # What may be another when a training goes on, since no weight depends on it. Films are compared by content,
 # and not by where they lie; going without the best epoch is the way out where its checkpoint is damaged.
@@ -94,11 +95,12 @@ def decisive_values(args: Recipe) -> dict:
 class ResumableTrainer(Trainer):
     """transformers' Trainer with complete checkpoints in place of its own.
 
-    Each process writes its own part (`rank-0.pt`): generators, sums since the last log, and buffers
+    Each process writes its own part: its generators, and in `rank-0.pt` sums since the last log and buffers
     such as BatchNorm's statistics, which differ between processes. The first writes the rest and, last of
-    all, the manifest.
+    all, the manifest. All but `rank-0.pt` is read back by the Trainer itself.
 
-    A subclass adds what it has beside the network by `_own_state`, and what its films are by `_data_facts`.
+    A subclass adds what it has beside the network by `_own_state`, `write_model` and `read_average`, and what
+    its films are by `_data_facts`.
     """
 
     def __init__(self, *, args: Recipe, **settings) -> None:
@@ -107,8 +109,11 @@ class ResumableTrainer(Trainer):
         super().__init__(args=args, **settings)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UsageError("a network is trained whole on each GPU: leave out FSDP and DeepSpeed")
-        self._at_end = _EpochEnd()
+        # It would delete the last checkpoint in the end, before anything is made of it.
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        self._at_end = _EpochEnd(self.restore)
         self.add_callback(self._at_end)
+        self._checkpoint: Path | None = None
         self._started = self._seconds_before = 0.0
 
     # What a subclass says.
@@ -120,6 +125,13 @@ class ResumableTrainer(Trainer):
     def _own_state(self) -> dict[str, torch.Tensor]:
         """Tensors of this process, which are written, and filled in place when the training goes on."""
         return dict(self.model.named_buffers())
+
+    def write_model(self, folder: Path) -> None:
+        """Write the weights; without `training_args.bin`, a pickle that holds the Hub token."""
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+
+    def read_average(self, checkpoint: Path) -> None:
+        """Read what `write_model` wrote beside the weights."""
 
     def _networks(self) -> dict[str, nn.Module]:
         """Networks that must hold finite numbers."""
@@ -149,6 +161,8 @@ class ResumableTrainer(Trainer):
             self._seconds_before = then["seconds"]
             # Its line is in the log; one more would have another epoch stop the training.
             self.args.eval_on_start = False
+            self.read_average(Path(checkpoint))
+        self._checkpoint = Path(checkpoint) if checkpoint else None
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen(self, resume: str | bool | None) -> str | None:
@@ -174,7 +188,8 @@ class ResumableTrainer(Trainer):
 
     def _check_same(self, checkpoint: str, then: dict) -> None:
         for part, now in self._facts().items():
-            if found := first_difference(then[part], now):
+            # A checkpoint of an earlier version lacks the settings that came after it.
+            if found := first_difference(then[part], now, default_values() if part == "recipe" else {}):
                 name, old, new = found
                 raise UsageError(
                     f"{checkpoint} was made with {name} {old}, and not {new}: go on as it was made, or start "
@@ -191,44 +206,25 @@ class ResumableTrainer(Trainer):
     def _not_shared(self) -> UsageError:
         return UsageError(f"--output_dir {self.args.output_dir} must be a folder that all machines share")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS))
-
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         check_whole(best, "the best epoch")
         self._check_same(str(best), read_facts(best))
         self.model.load_state_dict(load_file(best / WEIGHTS))
+        self.read_average(best)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
+    def restore(self) -> None:
+        """Restore at the start what the Trainer does not read from a checkpoint by itself."""
+        if self._checkpoint is None:
             return
-        state = read_state(Path(checkpoint) / OPTIMIZER)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
         # The run folder may have been moved since, and the user may want other steps to be saved.
-        best = best_of(Path(checkpoint)) if self.args.load_best_model_at_end else None
+        best = best_of(self._checkpoint) if self.args.load_best_model_at_end else None
         self.state.best_model_checkpoint = str(best) if best else None
         self.state.compute_steps(self.args, self.state.max_steps)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        pass  # it came with the optimizer
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        # Called once, after the Trainer has skipped the films that were seen and set its sums to zero.
-        if checkpoint is None:
-            return
-        state = read_state(Path(checkpoint) / self._rank_file)
-        set_random_state(state["random"], self.args.device, max(self.args.n_gpu, 1))
+        saved = read_state(self._checkpoint / self._rank_file)
         with torch.no_grad():
             for name, tensor in self._own_state().items():
-                tensor.copy_(state["own"][name])
-        self._tr_loss.fill_(state["loss"])
-        self._globalstep_last_logged = state["logged"]
-        # The Trainer's mean loss is that of the steps of this start.
-        self._total_loss_scalar -= state["loss"]
+                tensor.copy_(saved[name])
 
     def _run_epoch(self, **kwargs) -> None:
         if self._is_over():
@@ -242,12 +238,6 @@ class ResumableTrainer(Trainer):
     def is_saved(self) -> bool:
         """Whether the checkpoint that was due was written, and does not wait for the end of the epoch."""
         return not self._at_end.save_then
-
-    def _determine_best_metric(self, *args, **kwargs) -> bool:
-        best = super()._determine_best_metric(*args, **kwargs)
-        if best and self.args.load_best_model_at_end:
-            self.control.should_save = True  # scored more often than saved, it would be lost
-        return best
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         step, folder = self.state.global_step, self._folder
@@ -268,11 +258,13 @@ class ResumableTrainer(Trainer):
             if not aside.is_dir():
                 raise self._not_shared()
             if first:
-                self._save(str(aside))
-                self._write_optimizer(aside / OPTIMIZER)
+                self.write_model(aside)
+                self._write_optimizer(aside)
                 self._write_trainer_state(aside / TRAINER_STATE_NAME)
-            self._write_own(aside / self._rank_file)
-            sync(aside / self._rank_file)
+            own = {self._random_file: self._random_state(), self._rank_file: self._own_state()}
+            for name, state in own.items():
+                write_state(aside / name, state)
+                sync(aside / name)
         with self._together(step):
             if first:
                 # Two machines can have a folder of this name each, left by an earlier start.
@@ -281,7 +273,7 @@ class ResumableTrainer(Trainer):
                 best = self._best_checkpoint(step)
                 facts = {"best": os.path.relpath(best, folder) if best else None, "seconds": self.seconds}
                 newest = complete(folder, step, {**facts, **self._facts()})
-                keep_newest(folder, self.args.save_total_limit, newest, best)
+                keep_newest(folder, self._limit, newest, best)
         best = self._best_checkpoint(step)
         self.state.best_model_checkpoint = str(best) if best else None
 
@@ -335,23 +327,24 @@ class ResumableTrainer(Trainer):
     def _rank_file(self) -> str:
         return _rank_file(self.args.process_index)
 
-    def _write_own(self, path: Path) -> None:
-        state = {
-            "random": random_state(self.args.device, max(self.args.n_gpu, 1)),
-            "own": self._own_state(),
-            "loss": self._tr_loss.item(),
-            "logged": self._globalstep_last_logged,
-        }
-        write_state(path, state)
+    @property
+    def _random_file(self) -> str:
+        """The name under which the Trainer looks for the generators' state."""
+        return f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
 
-    def _write_optimizer(self, path: Path) -> None:
-        scaler = self.accelerator.scaler
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.lr_scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
-        write_state(path, state)
+    def _random_state(self) -> dict:
+        """The state of every generator that a training draws from, as the Trainer sets it."""
+        state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            several = self.args.parallel_mode == ParallelMode.DISTRIBUTED
+            state["cuda"] = torch.cuda.get_rng_state_all() if several else torch.cuda.get_rng_state()
+        return state
+
+    def _write_optimizer(self, folder: Path) -> None:
+        write_state(folder / OPTIMIZER_NAME, self.optimizer.state_dict())
+        write_state(folder / SCHEDULER_NAME, self.lr_scheduler.state_dict())
+        if self.accelerator.scaler is not None:
+            write_state(folder / SCALER_NAME, self.accelerator.scaler.state_dict())
 
     def _write_trainer_state(self, path: Path) -> None:
         # The manifest says where the best lies, as seen from the checkpoint: a run folder can be moved.
@@ -360,14 +353,6 @@ class ResumableTrainer(Trainer):
             self.state.save_to_json(str(path))
         finally:
             self.state.best_model_checkpoint = best
-
-    def _finalize_training(self, *args, **kwargs):
-        # With a limit of 1 the Trainer would delete the last checkpoint now, before anything is made of it.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
 
 
 def _rank_file(rank: int) -> str:
@@ -386,47 +371,25 @@ def read_state(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def random_state(device: torch.device, devices: int = 1) -> dict:
-    """Return the state of every generator that a training draws from: Python's, numpy's, torch's on CPU and
-    device.
+class _EpochEnd(TrainerCallback):
+    """Knows whether an epoch's last step is done, or the whole epoch with its log and its scores; and has the
+    best epoch saved. Scored more often than saved, it would be lost.
 
     Args:
-        device: where the network is.
-        devices: how many of them this process uses, from `device` on.
+        restore: called once the Trainer has read what it reads from a checkpoint.
     """
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "cpu": torch.get_rng_state(),
-        # In order and without their numbers, which another start may give otherwise.
-        "device": device.type,
-        "devices": [torch.get_device_module(one).get_rng_state(one) for one in _used(device, devices)],
-    }
-
-
-def set_random_state(state: dict, device: torch.device, devices: int = 1) -> None:
-    """Set every generator as `random_state` found it; those of another kind of device stay as they are."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["cpu"])
-    if state["device"] == device.type:
-        for one, saved in zip(_used(device, devices), state["devices"], strict=True):
-            torch.get_device_module(one).set_rng_state(saved, one)
-
-
-def _used(device: torch.device, devices: int) -> list[torch.device]:
-    if device.type == "cpu":
-        return []
-    first = device.index or 0
-    return [torch.device(device.type, first + number) for number in range(devices)]
-
-
-class _EpochEnd(TrainerCallback):
-    """Knows whether an epoch's last step is done, or the whole epoch with its log and its scores."""
 
     reached = save_then = False
+
+    def __init__(self, restore: Callable[[], None]) -> None:
+        self.restore = restore
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.restore()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
+        if args.load_best_model_at_end and is_best(args, state, metrics):
+            control.should_save = True
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.reached = self.save_then = False

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
+from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
@@ -82,27 +83,23 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
 
 def clear_run_folder(folder: Path) -> None:
     """Take away what an earlier run left, its report first: without one it counts as unfinished."""
-    for name in ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors"):
-        (folder / name).unlink(missing_ok=True)
-    for path in (
-        folder / "plots",
-        folder / "audit",
-        folder / "errors",
-        *folder.glob("predictions_*.csv"),
-    ):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in _left(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     _drop_checkpoints(folder)
 
 
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
-    """Write the recipe and, last of all, the report with the hashes of weights and gate that it speaks of,
-    and drop the checkpoints, which the model replaces."""
+    """Write the recipe and, last of all, the report with the hashes of weights and gate that it speaks of.
+    Once all of it is on the disk, drop the checkpoints, which the model replaces."""
     # Seconds of imports, which who only asks for finished runs does without.
     from hf_pneumonia.evaluation.report import write_report
 
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     spoken_of = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
     hashes = {name: content_sha256(file) for name, file in spoken_of.items() if file.is_file()}
+    for path in _left(folder):
+        for one in (*path.rglob("*"), path):
+            sync(one)
     write_report(folder, {**report, **hashes})
     _drop_checkpoints(folder)
 
@@ -149,6 +146,13 @@ def check_free_space(folder: Path, weights: int) -> None:
             f"--output_dir {folder}: no space left for checkpoints ({weights / 1e5:.0f} MB needed, "
             f"{free / 1e6:.0f} MB free); free some, or choose another folder"
         )
+
+
+def _left(folder: Path) -> list[Path]:
+    """What a run leaves in its folder, the report first, as far as it is there."""
+    names = ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors")
+    names += ("plots", "audit", "errors")
+    return [path for name in names if (path := folder / name).exists()] + [*folder.glob("predictions_*.csv")]
 
 
 def _nearest_existing(folder: Path) -> Path:

@@ -38,6 +38,7 @@ class StopBySignal(TrainerCallback):
         self.caught, self.agreed, self._caught_at = 0, 0, 0.0
         self._before: dict[int, object] = {}
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
+        self._group: dist.ProcessGroup | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if self._before:  # with --auto_find_batch_size a training begins anew, and what was caught counts
@@ -47,7 +48,7 @@ class StopBySignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._catch) for number in _SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.agreed = self._agree(args.device)
+        self.agreed = self._agree()
         control.should_save = control.should_save or bool(self.agreed)
 
     def on_save(self, args, state, control, **kwargs) -> None:
@@ -81,17 +82,18 @@ class StopBySignal(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def _agree(self, device: torch.device) -> int:
-        """The signal that any process had caught by the end of its last step: asked while the step between is
-        computed, so that nobody waits for it. A process alone need not ask."""
+    def _agree(self) -> int:
+        """The signal that any process had caught by the end of its last step: asked on the CPU, and while the
+        step between is computed, so that nobody waits for it. A process alone need not ask."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.caught
+        self._group = self._group or dist.new_group(backend="gloo")
         caught = 0
         if self._pending:
             work, flag = self._pending
             work.wait()
             caught, self._pending = int(flag), None
         if not caught:
-            flag = torch.tensor(self.caught, device=device)
-            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+            flag = torch.tensor(self.caught)
+            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag
         return caught

@@ -1,4 +1,17 @@
-"""The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them."""
+"""The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them.
+
+What is overridden of transformers' Trainer is public but for three methods (resuming.py). Each has a test in
+test_checkpoints.py that fails when transformers changes it:
+
+| method             | what the Trainer's own does                                     | test                |
+|--------------------|-----------------------------------------------------------------|---------------------|
+| `_save_checkpoint` | writes in place, and pickles the arguments with the Hub token   | ..._holds_all_...   |
+| `_load_best_model` | takes a damaged checkpoint, and leaves out the average          | ..._was_damaged_... |
+| `_run_epoch`       | trains a step too many where the end lies within an epoch       | ..._at_its_end_...  |
+
+A checkpoint's optimizer.pt, scheduler.pt, scaler.pt, rng_state.pth and trainer_state.json are read back by
+the Trainer itself: their names and contents are its own.
+"""
 
 import math
 from contextlib import nullcontext
@@ -84,19 +97,10 @@ class PneumoniaTrainer(ResumableTrainer):
             training: (class_weights(films.labels) if weighted[training] else torch.ones(2)).to(args.device)
             for training, films in ((True, train_dataset), (False, eval_dataset))
         }
-        # Right answers and films since the last log, kept on the device: reading them every step would wait
-        # for it.
-        self._seen = torch.zeros(2, device=args.device)
+        # Right answers, films and their loss since the last log, kept on the device: reading them every step
+        # would wait for it.
+        self._seen = torch.zeros(3, device=args.device)
         self._check_last_batch()
-
-    def _prepare_inputs(self, inputs: dict) -> dict:
-        inputs = super()._prepare_inputs(inputs)
-        films = inputs["pixel_values"]
-        if self.model.training:
-            if self.state.epoch < self.args.small_epochs:
-                films = shrink(films, self.args.small_size)
-            films = self.augment(films, inputs["labels"])
-        return {**inputs, "pixel_values": network_input(films)}
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         loader = super().get_train_dataloader()
@@ -117,6 +121,10 @@ class PneumoniaTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         films, labels = inputs["pixel_values"], inputs["labels"]
         training, targets = model.training, labels
+        with torch.autocast(films.device.type, enabled=False):
+            if training and self.state.epoch < self.args.small_epochs:
+                films = shrink(films, self.args.small_size)
+            films = network_input(self.augment(films, labels) if training else films)
         if training and self.mix:
             # Neighbours are blended, and a balanced sampler alternates the classes.
             order = torch.randperm(len(labels), device=labels.device)
@@ -131,7 +139,8 @@ class PneumoniaTrainer(ResumableTrainer):
         loss = weighted_cross_entropy(outputs["logits"], targets, self._weights[training], smoothing)
         if training:
             right = (outputs["logits"].detach().argmax(1) == labels).sum()
-            self._seen += torch.stack([right, torch.full_like(right, len(labels))])
+            count = torch.full_like(right, len(labels))
+            self._seen += torch.stack([right, count, loss.detach() * count])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -174,8 +183,9 @@ class PneumoniaTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            right, films = self.accelerator.reduce(self._seen, "sum").tolist()
-            logs["accuracy"] = right / max(films, 1)
+            right, films, loss = self.accelerator.reduce(self._seen, "sum").tolist()
+            # The Trainer's own loss forgets, when a training goes on, what was before it.
+            logs["accuracy"], logs["loss"] = right / max(films, 1), loss / max(films, 1)
             self._seen.zero_()
             # Of float16 the weights do not say it: its scaler passes over every step that is no number.
             check_finite_loss(logs["loss"], self.state.global_step)
@@ -235,6 +245,7 @@ class PneumoniaTrainer(ResumableTrainer):
             )
             for group in groups:
                 group["lr"] = args.learning_rate * group.pop("lr_scale")
+            groups.reverse()  # the head first, whose learning rate is logged
         if args.adam_l2:
             settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             self.optimizer = torch.optim.Adam(groups, args.learning_rate, **settings, fused=True)
@@ -271,38 +282,22 @@ class PneumoniaTrainer(ResumableTrainer):
         )
         return math.ceil(batches / self.args.gradient_accumulation_steps)
 
-    def _get_learning_rate(self) -> float:
-        # Of the head, where the layers differ; the Trainer's own is that of the first group.
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # The Trainer knows only LayerNorm; timm's own rule spares every bias and scale, BatchNorm's among
         # them.
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | None:
-        return grad_norm  # where nothing is clipped the Trainer computes it only to have it
-
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # nobody reads it, and counting parameters every step takes time
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The Trainer's own adds training_args.bin, a pickle that holds the raw Hub token.
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-            if self.average:
-                self.average.save(Path(folder))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def write_model(self, folder: Path) -> None:
+        super().write_model(folder)
         if self.average:
-            self.average.load(Path(resume_from_checkpoint))
+            self.average.save(folder)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
+    def read_average(self, checkpoint: Path) -> None:
         if self.average:
-            self.average.load(Path(self.state.best_model_checkpoint))
+            self.average.load(checkpoint)
 
     def _is_over(self) -> bool:
         stopped = self.early_stop is not None and self.early_stop.is_due(self.args, self.state)
@@ -317,7 +312,7 @@ class PneumoniaTrainer(ResumableTrainer):
         return {
             **super()._own_state(),
             **{f"average.{name}": tensor for name, tensor in average},
-            "right answers and films since the last log": self._seen,
+            "right answers, films and loss since the last log": self._seen,
         }
 
     def _data_facts(self) -> dict[str, str]:
