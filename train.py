@@ -35,6 +35,7 @@ from hf_pneumonia.inference.gate_fit import check_gate, make_gate
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model
+from hf_pneumonia.publishing.contents import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.film_dataset import FilmDataset
@@ -191,6 +192,10 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
     write_checks(folder, checks, model, films, held_out)
     finish_run_folder(folder, facts["recipe"], report)
+    try:
+        write_card(folder)
+    except UsageError as error:
+        logger.warning("README.md, the model card, is not written: %s", error)
     print_summary(folder, report)
 
 

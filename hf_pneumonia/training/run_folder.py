@@ -97,6 +97,7 @@ def clear_run_folder(folder: Path) -> None:
         folder / "plots",
         folder / "audit",
         folder / "errors",
+        folder / "README.md",
         *folder.glob("predictions_*.csv"),
     ):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
