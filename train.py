@@ -23,7 +23,7 @@ from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance_audit import audit_lines
 from hf_pneumonia.evaluation.appearance_check import appearance_lines
 from hf_pneumonia.evaluation.audit import check_leakage
-from hf_pneumonia.evaluation.audit_page import write_audit
+from hf_pneumonia.evaluation.audit_page import PAGE, write_audit
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
@@ -146,7 +146,7 @@ def train(args: Recipe, recipe: dict) -> None:
             findings = write_audit(films, folder / "audit")
             write_seen(seen, folder / "audit" / SEEN)
             for line in audit_lines(findings["appearance"]):
-                logger.info("%s; see %s", line, folder / "audit" / "audit.md")
+                logger.info("%s; see %s", line, folder / "audit" / PAGE)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         judge(
             trainer,

@@ -42,7 +42,7 @@ def plot_run(
             "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
             "roc": _roc(report["splits"], report["operating_point"], predictions),
             "reliability": _reliability(report["calibration"]),
-            "class_distribution": _class_distribution(report["data"]["splits"]),
+            "class_distribution": plot_class_distribution(report["data"]["splits"]),
             "samples": _samples(predictions["test"], store, rows),
         }
         if "history" in report:  # of a training
@@ -156,7 +156,8 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
     below.stairs([line["films"] for line in lines], edges, color=color, baseline=0.7)
 
 
-def _class_distribution(counts: dict) -> Figure:
+def plot_class_distribution(counts: dict) -> Figure:
+    """Draw the images of each class in each split: `FilmSet.counts()["splits"]`."""
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
