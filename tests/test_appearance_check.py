@@ -17,7 +17,7 @@ from hf_pneumonia.evaluation.appearance_check import (
     matched_auroc,
 )
 from hf_pneumonia.evaluation.bootstrap import bootstrap_counts
-from hf_pneumonia.evaluation.one_figure import metrics_at
+from hf_pneumonia.evaluation.figures import metrics_at
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 from hf_pneumonia.evaluation.swaps import score_matched, score_swapped
 

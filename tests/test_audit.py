@@ -33,7 +33,7 @@ from hf_pneumonia.evaluation.audit_plots import (
     patients_by_films,
     vary,
 )
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.figures import auroc
 
 STRENGTHS = {"rotation": 10, "exposure": 0.2, "blur": 0.0, "noise": (0.02, 0.01), "horizontal_flip": 0.0}
 

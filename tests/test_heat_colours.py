@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from hf_pneumonia.evaluation.heat_colours import lay_over
+from hf_pneumonia.evaluation.plots import lay_over
 
 # What is left of linear RGB without the long-, the middle- and the short-wave cones: Machado, Oliveira,
 # Fernandes: A Physiologically-based Model for Simulation of Color Vision Deficiency, IEEE TVCG 2009, table 1.

@@ -12,7 +12,6 @@ HEAVY = {"torch", "timm", "transformers", "datasets", "accelerate", "sklearn", "
     [
         "data.cores",
         "data.manifest",
-        "evaluation.rates",
         "evaluation.trade_off",
         "inference.gate",
         "inference.inputs",

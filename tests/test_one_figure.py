@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.evaluation.one_figure import auroc, sensitivity, specificity
+from hf_pneumonia.evaluation.figures import auroc, sensitivity, specificity
 
 PATIENTS = [f"p{number}" for number in range(60)]
 

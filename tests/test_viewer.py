@@ -10,7 +10,7 @@ import pytest
 from browser import LAPTOP, PHONE, served
 from PIL import Image
 
-from hf_pneumonia.evaluation.heat_colours import OPAQUE
+from hf_pneumonia.evaluation.plots import OPAQUE
 from hf_pneumonia.inference.explain import overlay
 from hf_pneumonia.page.viewer import NO_HEAT_MAP, viewer, viewer_value
 

@@ -17,8 +17,7 @@ from hf_pneumonia.data.appearance import (
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.rows import SPLITS
-from hf_pneumonia.evaluation.figures import figures_line
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.figures import auroc, figures_line
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE
 
 _BEST = 5  # statistics that are listed and drawn
