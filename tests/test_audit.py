@@ -371,22 +371,10 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
     assert lines[1].endswith("]): expect another specificity")
 
 
-def test_a_shift_of_the_pneumonias_is_one_of_the_sensitivity(shifted):
-    mirrored = dataclasses.replace(shifted, label=1 - shifted.label)
-    lines = audit_lines(_find(mirrored))
-    assert "NORMAL images are darker, " in lines[0]
-    assert lines[1].startswith("the test's PNEUMONIA images") and lines[1].endswith("another sensitivity")
-
-
 def test_a_split_that_is_cut_here_is_judged_whole(shifted):
     cut = np.where(np.arange(280) % 5 == 0, "test", "train")
     found = _find(dataclasses.replace(shifted, split=cut.astype("<U10")))
     assert (found["images"], found["test_against_train"]) == (280, None)
-
-
-def test_images_that_are_not_used_are_not_judged(shifted):
-    found = _find(dataclasses.replace(shifted, split=np.where(np.arange(280) < 60, "", shifted.split)))
-    assert found["images"] == 140
 
 
 def test_where_no_statistic_predicts_the_label_the_line_says_so():
@@ -464,27 +452,6 @@ def test_a_run_remembers_what_the_weights_before_it_had_seen(faulty, film_folder
     assert len(read_seen(second)) == 105 + len(read_seen(first))
 
 
-def test_weights_without_a_manifest_are_said_to_be_unknown(faulty, tmp_path, caplog):
-    assert read_seen(tmp_path) == []
-    assert "what its weights were trained on is not known" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("patient", "known"),
-    [
-        ("person12_virus", True),
-        ("person12", True),  # as earlier versions wrote it
-        ("IM-0115", True),
-        ("NORMAL2-IM-0383", True),
-        ("12", False),
-        ("12_virus", False),
-        ("train/a.png", False),
-    ],
-)
-def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere(patient, known):
-    assert is_global_id(patient) is known
-
-
 def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(film_folder, tmp_path):
     films = prepare_films(str(film_folder), 32, tmp_path)
     rows = films.rows("test")
@@ -535,3 +502,8 @@ def test_a_mistake_at_the_command_is_one_line_and_exit_code_two(flags, message, 
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere():
+    assert all(map(is_global_id, ["person12_virus", "person12", "IM-0115", "NORMAL2-IM-0383"]))
+    assert not any(map(is_global_id, ["12", "12_virus", "train/a.png"]))

@@ -17,7 +17,6 @@ HEAVY = {"torch", "timm", "transformers", "datasets", "accelerate", "sklearn", "
         "inference.inputs",
         "inference.which_model",
         "page.decoding_process",
-        "page.evidence",
         "page.examples",
     ],
 )
