@@ -23,7 +23,7 @@ from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance_audit import audit_lines
 from hf_pneumonia.evaluation.appearance_check import appearance_lines
 from hf_pneumonia.evaluation.audit import check_leakage
-from hf_pneumonia.evaluation.audit_page import write_audit
+from hf_pneumonia.evaluation.audit_page import PAGE, write_audit
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.figures import figures_line
@@ -35,6 +35,7 @@ from hf_pneumonia.inference.gate_fit import check_gate, make_gate
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model
+from hf_pneumonia.publishing.contents import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.film_dataset import FilmDataset
@@ -134,7 +135,7 @@ def train(args: Recipe, recipe: dict) -> None:
             findings = write_audit(films, folder / "audit")
             write_seen(seen, folder / "audit" / SEEN)
             for line in audit_lines(findings["appearance"]):
-                logger.info("%s; see %s", line, folder / "audit" / "audit.md")
+                logger.info("%s; see %s", line, folder / "audit" / PAGE)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         judge(
             trainer,
@@ -182,6 +183,11 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict
     if args.checks:
         write_checks(folder, facts["checks"], model, films, held_out)
     finish_run_folder(folder, facts["recipe"], report)
+    if args.checks:  # the card states their results
+        try:
+            write_card(folder)
+        except UsageError as error:
+            logger.warning("README.md, the model card, is not written: %s", error)
     print_summary(folder, report)
 
 

@@ -1,6 +1,6 @@
 """`python -m hf_pneumonia COMMAND`: see films, judge models, use them.
 
-audit | explore SOURCE [SOURCE ...] --output DIR
+audit SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
 compare RUN RUN [RUN ...]
 predict --model DIR_OR_REPO PATH [PATH ...] [--output scores.csv|.parquet] [--heatmaps DIR]
@@ -32,26 +32,17 @@ def main(argv: list[str]) -> None:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """find unreadable films, copies, leaks and shortcuts, and write a manifest"""
-    from hf_pneumonia.evaluation.audit_page import summary, write_audit
-
-    films = _films(args, 224)
-    for line in summary(write_audit(films, args.output)):
-        print(line)
-    names = ("audit.md", "audit.json", "manifest.csv")
-    print("audit: " + ", ".join(str(args.output / name) for name in names))
-
-
-def explore(args: argparse.Namespace) -> None:
-    """draw the films, their sizes, brightness and balance, and the augmentations"""
+    """find unreadable films, copies, leaks and shortcuts; draw the films; write a page and a manifest"""
     films = _films(args, 224)
     # Imported late: these take their time.
-    from hf_pneumonia.evaluation.exploration import explore_films
+    from hf_pneumonia.evaluation.audit_page import PAGE, summary, write_audit
     from hf_pneumonia.training.arguments import parse_recipe
 
     recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
-    explore_films(films, args.output, recipe.augmentation)
-    print(f"pictures: {args.output / 'index.html'}")
+    for line in summary(write_audit(films, args.output, recipe.augmentation)):
+        print(line)
+    names = (PAGE, "audit.json", "manifest.csv")
+    print("audit: " + ", ".join(str(args.output / name) for name in names))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -202,11 +193,10 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for run in (audit, explore):
-        command = add(run)
-        command.add_argument("source", nargs="+", help=SOURCE)
-        command.add_argument("--output", type=Path, required=True, help="folder for what is found")
-        _add_source_flags(command)
+    command = add(audit)
+    command.add_argument("source", nargs="+", help=SOURCE)
+    command.add_argument("--output", type=Path, required=True, help="folder for what is found")
+    _add_source_flags(command)
 
     command = add(evaluate)
     command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")

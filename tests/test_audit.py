@@ -1,28 +1,72 @@
 """The audit of a small folder whose faults are known, against counts made by hand."""
 
+import base64
 import csv
 import dataclasses
+import io
 import json
-import re
 import shutil
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_film, write_films
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.appearance import STATISTICS, appearance_scores
+from hf_pneumonia.data.film import film_array
 from hf_pneumonia.data.filmset import FilmSet, prepare_films
 from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
-from hf_pneumonia.evaluation.audit import check_leakage, crossing_ids, taught
-from hf_pneumonia.evaluation.audit_page import summary, write_audit
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.audit import auroc_alone, check_leakage, crossing_ids, taught
+from hf_pneumonia.evaluation.audit_page import count_films, summary, write_audit
+from hf_pneumonia.evaluation.audit_plots import (
+    FilmFacts,
+    choose_films,
+    measure_films,
+    patients_by_films,
+    vary,
+)
+from hf_pneumonia.evaluation.figures import auroc
+
+STRENGTHS = {"rotation": 10, "exposure": 0.2, "blur": 0.0, "noise": (0.02, 0.01), "horizontal_flip": 0.0}
+
+
+class Page(HTMLParser):
+    """Tags, pictures, text and tables (by id, rows of cells) of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.images, self.text = set(), [], ""
+        self.tables: dict[str | None, list[list[str]]] = {}
+        self._cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self._cell = tag in ("td", "th")
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag == "table":
+            self._rows = self.tables[dict(attrs).get("id")] = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif self._cell:
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._cell = False
+
+    def handle_data(self, data):
+        self.text += data
+        if self._cell:
+            self._rows[-1][-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +98,7 @@ def audited(faulty, tmp_path_factory):
     """Its films, findings, and the folder that the audit wrote."""
     folder = tmp_path_factory.mktemp("audit")
     films = prepare_films(str(faulty), 64, tmp_path_factory.mktemp("cache"), max_unreadable=1)
-    return films, write_audit(films, folder / "out"), folder / "out"
+    return films, write_audit(films, folder / "out", STRENGTHS), folder / "out"
 
 
 def test_every_fault_is_counted(audited):
@@ -99,35 +143,125 @@ def test_the_manifest_has_a_line_for_every_film_and_says_what_became_of_it(audit
     assert (alone["source"], alone["patient_id"]) == ("films", "IM-0005")
 
 
-def test_the_page_shows_a_picture_for_every_kind_of_pair_there_is(audited):
-    _, findings, folder = audited
-    text = (folder / "audit.md").read_text()
-    pictures = set(re.findall(r"\]\((.+?\.png)\)", text))
-    assert pictures == {path.name for path in folder.glob("*.png")}
-    assert {"different_labels.png", "across_splits.png", "appearance.png"} <= pictures
-    for name in pictures:
-        Image.open(folder / name).verify()
+def test_the_page_stands_alone_and_shows_what_there_is(audited):
+    films, findings, folder = audited
+    html = (folder / "audit.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert {path.name for path in folder.iterdir()} == {"audit.html", "audit.json", "manifest.csv"}
     assert json.loads((folder / "audit.json").read_text()) == findings
+    shown = " ".join(image["alt"] for image in page.images)
+    for what in ("different labels", "two splits", "least alike", "each split", "Samples", "number of their"):
+        assert what in shown
+    for what in ("Size of the original", "Mean gray", "best statistics", "varied by each step"):
+        assert what in shown
+    for image in page.images:
+        kind, data = image["src"].split(",")
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert np.ptp(np.asarray(picture.convert("L"))) > 100
+    assert not page.tags & {"script", "link", "iframe", "object", "a"}
+    assert not any(text in html for text in ("http://", "https://", "file://", "url(", "@import"))
+    assert "images of patients" in page.text and "private" in page.text
+    assert page.tables["removed"][1:] == [[name, str(count)] for name, count in findings["removed"].items()]
+    assert all(note in page.text for note in films.notes)
 
 
-def test_a_second_audit_leaves_no_picture_of_the_first(audited, film_folder, tmp_path):
-    _, _, folder = audited
-    shutil.copytree(folder, tmp_path / "out")
-    (tmp_path / "out" / "of_the_user.png").touch()
-    write_audit(prepare_films(str(film_folder), 64, tmp_path / "cache"), tmp_path / "out")
-    assert not (tmp_path / "out" / "different_labels.png").exists()
-    assert (tmp_path / "out" / "of_the_user.png").exists()
+def test_a_training_leaves_out_the_pictures_that_only_show_the_images(audited, tmp_path):
+    write_audit(audited[0], tmp_path)
+    shown = {image["alt"] for image in Page((tmp_path / "audit.html").read_text()).images}
+    assert len(shown) == 4 and not any("Samples" in alt or "varied" in alt for alt in shown)
 
 
-def test_names_of_files_are_no_markup_in_the_page(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        write_film(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
-        write_film(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
-    (tmp_path / "films" / "NORMAL" / "a|b<script>[x](y).png").write_bytes(b"")
-    write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path, max_unreadable=1), tmp_path / "out")
-    text = (tmp_path / "out" / "audit.md").read_text()
-    assert r"a\|b\<script\>\[x\](y).png: empty file" in text
+def test_the_same_images_give_the_same_page_and_leave_the_global_random_numbers_alone(audited, tmp_path):
+    films, _, folder = audited
+    before = torch.get_rng_state()
+    write_audit(films, tmp_path, STRENGTHS)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (tmp_path / "audit.html").read_bytes() == (folder / "audit.html").read_bytes()
+
+
+def test_the_table_counts_images_and_patients_of_each_split_and_source(film_folder, tmp_path):
+    write_films(tmp_path / "b" / "train", 6, 9, first=300)
+    write_films(tmp_path / "b" / "test", 0, 4, first=400)
+    rng = np.random.default_rng(5)
+    for number in range(3):
+        write_film(tmp_path / "b" / "train" / "COVID19" / f"corona ({number}).jpeg", 1, rng, (120, 80))
+    films = prepare_films([str(film_folder), str(tmp_path / "b")], 32, tmp_path, covid="keep")
+    heads, rows = count_films(films)
+    assert heads == ["split", "NORMAL", "PNEUMONIA", "COVID-19", "images", "patients", "ratio"]
+    found = {name: row for name, *row in rows}
+    name = film_folder.name
+    # Five images of train are second ones of their patients.
+    assert found["train"] == ["46", "54", "0", "100", "95", "1 : 1.17"]
+    assert found[f"test, {name}"] == ["12", "18", "0", "30", "30", "1 : 1.5"]
+    assert found["test, b"] == ["0", "4", "0", "4", "4", "–"]
+    assert found["covid"] == ["0", "0", "3", "3", "3", "–"]
+    assert found["all"][3:5] == ["157", "152"]
+
+
+def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(audited):
+    films, _, _ = audited
+    facts = measure_films(films)
+    assert len(facts.row) == np.sum(films.split != "") and not set(facts.row) & set(films.store.unreadable)
+    decoded = np.stack([film_array(str(path), 64) for path in films.file[facts.row]])
+    np.testing.assert_allclose(facts.brightness, decoded.reshape(len(decoded), -1).mean(axis=1))
+    for kind in range(2):
+        np.testing.assert_array_equal(
+            facts.levels[kind], np.bincount(decoded[facts.kind == kind].ravel(), minlength=256)
+        )
+    assert set(facts.width) == {90} and set(facts.height) == {70}
+
+
+@pytest.fixture
+def facts() -> FilmFacts:
+    """Six images of three patients and two sources."""
+    return FilmFacts(
+        row=np.arange(6),
+        kind=np.array([0, 0, 1, 1, 1, 1]),
+        split=np.array(["train", "test", "train", "train", "train", "test"]),
+        source=np.array(["x", "x", "x", "y", "x", "x"], dtype=object),
+        patient=np.array(["a", "b", "c", "c", "c", "b"], dtype=object),
+        width=np.full(6, 90),
+        height=np.full(6, 70),
+        brightness=np.full(6, 100.0),
+        levels=np.ones((3, 256), dtype=np.int64),
+    )
+
+
+def test_samples_come_from_every_split_and_source_in_turn(facts):
+    chosen = choose_films(facts, 1, 3)
+    places = [(facts.split[i], facts.source[i]) for i in chosen]
+    assert chosen == choose_films(facts, 1, 3)
+    assert places == [("train", "x"), ("train", "y"), ("test", "x")]
+    assert sorted(choose_films(facts, 1, 99)) == [2, 3, 4, 5] and choose_films(facts, 2, 5) == []
+    assert choose_films(facts, 1, 99, among=facts.split == "test") == [5]
+
+
+def test_patients_are_sorted_by_the_number_of_their_images(facts):
+    assert patients_by_films(facts, 1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    counts = {1: 4, 5: 1, 6: 2, 9: 1, 10: 3, 19: 1, 20: 1, 70: 2}
+    patient = np.repeat(np.arange(15).astype(object), np.repeat(list(counts), list(counts.values())))
+    many = dataclasses.replace(facts, patient=patient, kind=np.zeros(len(patient), dtype=int))
+    assert patients_by_films(many, 0).tolist() == [4, 0, 0, 0, 1, 3, 4, 3]
+
+
+def test_auroc_alone_counts_pairs_and_does_not_care_for_the_direction_or_for_covid():
+    rng = np.random.default_rng(3)
+    values, kind = rng.integers(0, 9, 60), rng.integers(0, 3, 60)
+    sick, healthy = values[kind == 1][:, None], values[kind == 0]
+    area = np.mean((sick > healthy) + 0.5 * (sick == healthy))
+    assert auroc_alone(values, kind) == auroc_alone(-values, kind) == pytest.approx(max(area, 1 - area))
+    assert auroc_alone(values[kind > 0], kind[kind > 0]) is None
+
+
+def test_a_step_is_shown_near_its_limit_one_way_and_another():
+    film = torch.full((64, 64), 128, dtype=torch.uint8)
+    torch.manual_seed(0)
+    for noisy in vary(film, {"noise": (0.1, 0.01)}, 0):
+        assert 0.07 < noisy.std() < 0.11
+    film[:, 32:] = 160
+    dark, bright = sorted(picture.mean() for picture in vary(film, {"exposure": 0.3}, 1))
+    assert dark < film.float().mean() / 255 - 0.05 < film.float().mean() / 255 + 0.05 < bright
 
 
 def test_an_id_crosses_where_it_stands_in_two_of_the_three_splits():
@@ -237,22 +371,10 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
     assert lines[1].endswith("]): expect another specificity")
 
 
-def test_a_shift_of_the_pneumonias_is_one_of_the_sensitivity(shifted):
-    mirrored = dataclasses.replace(shifted, label=1 - shifted.label)
-    lines = audit_lines(_find(mirrored))
-    assert "NORMAL images are darker, " in lines[0]
-    assert lines[1].startswith("the test's PNEUMONIA images") and lines[1].endswith("another sensitivity")
-
-
 def test_a_split_that_is_cut_here_is_judged_whole(shifted):
     cut = np.where(np.arange(280) % 5 == 0, "test", "train")
     found = _find(dataclasses.replace(shifted, split=cut.astype("<U10")))
     assert (found["images"], found["test_against_train"]) == (280, None)
-
-
-def test_images_that_are_not_used_are_not_judged(shifted):
-    found = _find(dataclasses.replace(shifted, split=np.where(np.arange(280) < 60, "", shifted.split)))
-    assert found["images"] == 140
 
 
 def test_where_no_statistic_predicts_the_label_the_line_says_so():
@@ -262,7 +384,7 @@ def test_where_no_statistic_predicts_the_label_the_line_says_so():
     assert line.startswith("appearance alone is not shown to predict the label: AUROC 0.")
 
 
-def test_too_few_patients_give_no_value_and_no_picture(shifted, audited, tmp_path):
+def test_too_few_patients_give_no_value_and_no_picture(shifted, tmp_path):
     few = np.flatnonzero(shifted.label == 1)[9:]  # 9 patients of class 1 are left
     split = np.where(np.isin(np.arange(280), few), "", shifted.split)
     found = _find(dataclasses.replace(shifted, split=split))
@@ -270,14 +392,11 @@ def test_too_few_patients_give_no_value_and_no_picture(shifted, audited, tmp_pat
     assert (found["auroc"], found["statistics"]) == (nothing, [])
     assert found["test_against_train"]["PNEUMONIA"] == nothing
     assert "fewer than 10 patients" in audit_lines(found)[0]
-    # A whole audit of few images writes no picture, and leaves none of an earlier audit.
-    shutil.copytree(audited[2], tmp_path / "out")
-    assert (tmp_path / "out" / "appearance.png").is_file()
     write_films(tmp_path / "films", 9, 20)
     findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
+    page = Page((tmp_path / "out" / "audit.html").read_text())
     assert findings["appearance"]["images"] == 29
-    assert not (tmp_path / "out" / "appearance.png").exists()
-    assert "fewer than 10 patients" in (tmp_path / "out" / "audit.md").read_text()
+    assert "fewer than 10 patients" in page.text and "appearance" not in page.tables
 
 
 def test_the_page_and_the_summary_say_what_the_appearance_tells(tmp_path):
@@ -288,13 +407,11 @@ def test_the_page_and_the_summary_say_what_the_appearance_tells(tmp_path):
             write_film(tall, 0, rng, size=(90, height))
             write_film(tmp_path / "films" / split / "PNEUMONIA" / f"p{number}.png", 0, rng)
     findings = write_audit(prepare_films(str(tmp_path / "films"), 64, tmp_path), tmp_path / "out")
-    text = (tmp_path / "out" / "audit.md").read_text()
-    assert "taller files (median 140 against 70)" in text
-    assert "| height | 1.000 | 140.0 | 70.0 | taller files |" in text
+    page = Page((tmp_path / "out" / "audit.html").read_text())
+    assert "taller files (median 140 against 70)" in page.text
+    assert ["height", "1.000", "140.0", "70.0", "taller files"] in page.tables["appearance"]
     assert summary(findings)[-2:] == audit_lines(findings["appearance"])
     assert summary(findings)[-1].endswith("expect another specificity")
-    with Image.open(tmp_path / "out" / "appearance.png") as picture:
-        assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
 
 def _run_folder(films, folder):
@@ -335,27 +452,6 @@ def test_a_run_remembers_what_the_weights_before_it_had_seen(faulty, film_folder
     assert len(read_seen(second)) == 105 + len(read_seen(first))
 
 
-def test_weights_without_a_manifest_are_said_to_be_unknown(faulty, tmp_path, caplog):
-    assert read_seen(tmp_path) == []
-    assert "what its weights were trained on is not known" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("patient", "known"),
-    [
-        ("person12_virus", True),
-        ("person12", True),  # as earlier versions wrote it
-        ("IM-0115", True),
-        ("NORMAL2-IM-0383", True),
-        ("12", False),
-        ("12_virus", False),
-        ("train/a.png", False),
-    ],
-)
-def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere(patient, known):
-    assert is_global_id(patient) is known
-
-
 def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(film_folder, tmp_path):
     films = prepare_films(str(film_folder), 32, tmp_path)
     rows = films.rows("test")
@@ -386,6 +482,7 @@ def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "4 films, sources: films" in said and "fewer than 10 patients of a class" in said
     assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
+    assert "Samples" in (tmp_path / "out" / "audit.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -405,3 +502,8 @@ def test_a_mistake_at_the_command_is_one_line_and_exit_code_two(flags, message, 
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere():
+    assert all(map(is_global_id, ["person12_virus", "person12", "IM-0115", "NORMAL2-IM-0383"]))
+    assert not any(map(is_global_id, ["12", "12_virus", "train/a.png"]))

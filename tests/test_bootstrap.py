@@ -2,7 +2,6 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn
 
 from hf_pneumonia.evaluation.bootstrap import (
     bootstrap_counts,
@@ -58,43 +57,6 @@ def test_every_replicate_has_the_figures_of_films_that_are_really_repeated(decim
     assert compared == 200 * 11
 
 
-@pytest.mark.parametrize("decimals", [1, 12])
-def test_every_replicate_has_sklearns_figures_with_weights(decimals):
-    labels, probabilities, patient = _films(decimals=decimals)
-    counts, place = bootstrap_counts(patient, 20)
-    drawn = bootstrap_matrix_figures(counts, place, labels, probabilities, 0.5)
-    drawn |= bootstrap_rank_figures(counts, place, labels, probabilities)
-    drawn |= bootstrap_errors(counts, place, labels, probabilities)
-    called = probabilities >= 0.5
-    for replicate, times in enumerate(counts):
-        weights = {"sample_weight": times[place]}
-        expected = {
-            "accuracy": sklearn.accuracy_score(labels, called, **weights),
-            "precision": sklearn.precision_score(labels, called, **weights),
-            "sensitivity": sklearn.recall_score(labels, called, **weights),
-            "specificity": sklearn.recall_score(labels, called, pos_label=0, **weights),
-            "f1": sklearn.f1_score(labels, called, **weights),
-            "mcc": sklearn.matthews_corrcoef(labels, called, **weights),
-            "auroc": sklearn.roc_auc_score(labels, probabilities, **weights),
-            "average_precision": sklearn.average_precision_score(labels, probabilities, **weights),
-            "brier": sklearn.brier_score_loss(labels, probabilities, **weights),
-            "nll": sklearn.log_loss(labels, probabilities, **weights),
-        }
-        assert {name: drawn[name][replicate] for name in expected} == pytest.approx(expected)
-
-
-def test_many_films_in_several_chunks_give_what_they_give_in_one(monkeypatch):
-    labels, probabilities, patient = _films()
-
-    def figures():
-        counts, place = bootstrap_counts(patient, 101)
-        return [counts, *bootstrap_rank_figures(counts, place, labels, probabilities).values()]
-
-    whole = figures()
-    monkeypatch.setattr("hf_pneumonia.evaluation.bootstrap._CHUNK", 500)
-    assert all(np.array_equal(a, b) for a, b in zip(whole, figures(), strict=True))
-
-
 def test_films_of_one_patient_that_are_all_alike_count_as_one():
     """Sensitivity 0.8 of 50 patients with 4 equal films each: as wide as 50 films, not as 200."""
     found = np.arange(50) < 40
@@ -117,10 +79,6 @@ def test_many_undefined_replicates_are_counted_and_give_no_interval():
     values = np.r_[np.arange(90.0), [np.nan] * 10]
     assert percentile_interval(values) is None
     assert figure(0.5, values) == {"value": 0.5, "ci95": None, "undefined_replicates": 10}
-
-
-def test_replicates_that_are_all_alike_are_no_interval():
-    assert percentile_interval(np.full(100, 0.1) + np.linspace(0, 1e-16, 100)) is None
 
 
 @pytest.mark.parametrize("labels", [[], [1, 1], [0, 0, 0]])

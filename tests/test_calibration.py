@@ -31,11 +31,6 @@ def _overconfident(factor: float, n: int = 4000):
     return factor * np.stack([-margin / 2, margin / 2], axis=1), labels
 
 
-@pytest.mark.parametrize("factor", [0.7, 1.0, 3.0])
-def test_the_temperature_that_spoiled_the_logits_is_found(factor):
-    assert fit_temperature(*_overconfident(factor)) == pytest.approx(factor, rel=0.08)
-
-
 def test_no_temperature_of_a_fine_grid_has_a_lower_loss():
     logits, labels = _overconfident(2.2, n=300)
     grid = np.exp(np.linspace(np.log(0.5), np.log(10), 2000))
@@ -44,11 +39,6 @@ def test_no_temperature_of_a_fine_grid_has_a_lower_loss():
         return -log_softmax(logits / t, axis=1)[np.arange(len(labels)), labels].mean()
 
     assert loss(fit_temperature(logits, labels)) <= min(map(loss, grid)) + 1e-7
-
-
-def test_perfect_separation_does_not_drive_the_temperature_to_zero():
-    logits = np.array([[3.0, -3.0], [-3.0, 3.0]])
-    assert fit_temperature(logits, np.array([0, 1])) >= 0.5
 
 
 @pytest.mark.parametrize("sensitivity", [0.5, 0.9, 0.95, 1.0])
@@ -142,16 +132,6 @@ def test_the_temperature_and_the_shift_that_spoiled_the_logits_are_found(factor,
     assert intercept == pytest.approx(-shift / factor, abs=0.15)
 
 
-def test_the_shift_of_a_balanced_population_is_found():
-    """Trained on as many sick as healthy, scored where three in four are sick: off by log 3."""
-    rng = np.random.default_rng(3)
-    labels = np.repeat([0, 1], [2000, 6000])
-    finding = rng.normal(2 * labels - 1, 1)  # the log likelihood ratio of both classes is twice this
-    logits = np.stack([-finding, finding], axis=1)
-    temperature, intercept = fit_platt(logits, labels)
-    assert intercept == pytest.approx(np.log(3), abs=0.1) and temperature == pytest.approx(1, abs=0.06)
-
-
 def test_temperature_and_intercept_are_those_of_logistic_regression():
     logits, labels = _overconfident(2.0, n=500)
     logits[:, 0] += 0.8
@@ -168,12 +148,6 @@ def test_separated_classes_give_a_temperature_and_an_intercept_within_bounds(mar
         warnings.simplefilter("error")
         temperature, intercept = fit_platt(logits, np.array([0, 1, 1]))
     assert 0.5 <= temperature <= 10 and abs(intercept) < 3
-
-
-def test_one_class_alone_does_not_drive_the_intercept_to_infinity():
-    logits, _ = _overconfident(1.0, n=50)
-    temperature, intercept = fit_platt(logits, np.ones(50))
-    assert np.isfinite(temperature) and abs(intercept) <= 10
 
 
 def test_equal_probabilities_are_included_together():
@@ -196,12 +170,6 @@ def test_youdens_threshold_has_the_largest_sum_of_sensitivity_and_specificity():
         assert recall_score(labels, called) + recall_score(labels, called, pos_label=0) == pytest.approx(best)
         false_alarms, found, _ = roc_curve(labels, probabilities)
         assert max(found - false_alarms) == pytest.approx(best - 1)
-
-
-def test_of_equally_good_thresholds_youdens_is_the_one_that_misses_fewest():
-    # From the top: one of two found without an alarm, or both with one alarm of two: 1/2 each time.
-    labels, probabilities = np.array([1, 0, 1, 0]), np.array([0.9, 0.7, 0.5, 0.3])
-    assert 0.3 < youden(labels, probabilities) < 0.5
 
 
 def test_the_operating_points_say_what_they_reach_on_these_films():

@@ -48,7 +48,7 @@ def numbers_in(value: object) -> set[str]:
 
 def test_every_number_in_the_body_is_one_of_the_report():
     body = body_of(write_card())
-    for fixed in (r"```.*?```", r"## CLAIM checklist.*"):
+    for fixed in (r"```.*?```", r"## Licence.*"):
         body = re.sub(fixed, "", body, flags=re.DOTALL)
     known = numbers_in([written_report(), written_config(), written_manifest()])
     # 95% intervals, the threshold 0.5 and an AUROC of nothing, films of 8 and 16 bits, pixels from 0 to 1,
@@ -131,39 +131,16 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
         assert f"| {name} | {' | '.join(map(str, counts))} |" in text
 
 
-def test_sentences_have_the_figures_that_they_speak_of():
+def test_the_summary_has_the_figures_of_the_test_split():
     report, text = written_report(), " ".join(write_card().split())
-    point = report["operating_point"]
-    matrix = point["test"]["confusion_matrix"]
-    shortcut = report["checks"]["shortcuts"]["lungs_blacked_out"]["auroc"]
-    appearance = report["checks"]["appearance"]
-    swapped = appearance["proportions"]["1.2"]
+    point, swapped = report["operating_point"]["test"], report["checks"]["appearance"]["proportions"]["1.2"]
     for said in (
-        f"3006 test films of 2903 patients: AUROC {shown(report['splits']['test']['auroc'])}; at its "
-        "operating point (threshold 0.843, chosen on validation) "
-        f"sensitivity {shown(point['test']['sensitivity'])}, "
-        f"specificity {shown(point['test']['specificity'])}. With the proportions of the images swapped "
-        f"between the classes by 1.2: AUROC {shown(swapped['auroc'])}, "
-        f"sensitivity {shown(swapped['sensitivity'])}, specificity {shown(swapped['specificity'])}.",
-        f"predicts the label with an AUROC of {shown(appearance['appearance_auroc'])};",
-        "finds 0.950 of the pneumonias in validation and in its copies with swapped proportions; in "
-        "validation it has "
-        f"sensitivity {shown(point['validation']['sensitivity'])} and "
-        f"specificity {shown(point['validation']['specificity'])};",
-        "The expected calibration error is over 15 bins.",
-        "divided by a temperature of 1.249, and 1.468 is added",
-        f"AUROC is {shown(shortcut)}, where 0.5 would be nothing.",
-        "41 missed pneumonias and 42 false alarms among 3006 test films",
-        "for 81 films, by the source's own ids for 82, and by nothing for 83",
-        "tells the label with an AUROC (0.5: not at all) of 0.903 by height of the file. Nothing is told by "
-        "source:",
-        f"of {matrix['fn'] + matrix['tp']} in the test films it called {matrix['fn']} `NORMAL`",
-        "epoch 9, the best by `auroc`",
-        "seed 17; training took 654 seconds",
-        f"`split_sha256` {'5' * 64}",
+        f"AUROC {shown(report['splits']['test']['auroc'])}; at its operating point (threshold 0.843,",
+        f"sensitivity {shown(point['sensitivity'])}, specificity {shown(point['specificity'])}. With the",
+        f"by 1.2: AUROC {shown(swapped['auroc'])}, sensitivity {shown(swapped['sensitivity'])}, specificity",
+        "temperature of 1.249, and 1.468 is added",
+        "41 missed pneumonias and 42 false alarms among 3006",
         f"`manifest_sha256` {'6' * 64}",
-        "| unreadable, left out | 2; 1 another reason; 1 empty file |",
-        "| 64 / 65, of 68 films large enough to be searched |",
     ):
         assert said in text
 
@@ -224,24 +201,6 @@ def test_the_band_that_is_left_open_is_told_where_the_model_has_one():
     assert "## Decisions" not in older and "uncertain" not in older
 
 
-def test_what_the_band_comes_to_is_told_where_the_report_says_so():
-    report, config, manifest = written_report(), written_config(), written_manifest()
-    public = public_report(report, list(manifest["sources"]))
-    share = {"value": 0.871, "wilson95": [0.861, 0.881]}
-    public["uncertain"] = {"test": {"share": share, "missed": {"value": 0.0, "wilson95": [0.0, 0.872]}}}
-    public["uncertain"]["test"]["false_alarms"] = None  # no film is normal
-    text = card(public, config, public["recipe"], manifest, REPO)
-    assert "| test | 0.871 [0.861, 0.881] | 0.000 [0.000, 0.872] | not defined |\n" in text
-
-
-def test_steps_that_end_a_training_stand_in_the_place_of_epochs():
-    def end(report, config, manifest):
-        report["recipe"]["max_steps"] = 50
-
-    assert "| epochs | 11 |" in write_card() and "| steps, which end it | 50 |" in write_card(end)
-    assert "| epochs |" not in write_card(end)
-
-
 def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
     def change(report, config, manifest):
         report["operating_point"]["intercept"] = 0.0
@@ -261,12 +220,6 @@ def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
     assert "| second | test | 3 (2) | 0 |" in text
 
 
-@pytest.mark.parametrize("name", ["checks", "calibration"])
-def test_a_report_of_an_older_version_gives_no_half_card(name):
-    with pytest.raises(UsageError, match="train again with this version"):
-        write_card(lambda report, config, manifest: report.pop(name))
-
-
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_a_run_without_the_appearance_check_has_a_card_without_it(how):
     def change(report, *_):
@@ -284,11 +237,6 @@ def test_a_key_that_is_missing_deep_inside_is_named():
         write_card(lambda report, *_: report["checks"]["shortcuts"].pop("lungs_blacked_out"))
     with pytest.raises(UsageError, match="mcc.*train again"):
         write_card(lambda report, *_: report["operating_point"]["test"].pop("mcc"))
-
-
-def test_a_null_that_is_no_figure_is_never_printed():
-    with pytest.raises(UsageError, match="null where the card needs a count"):
-        write_card(lambda report, *_: report["data"]["splits"]["train"].update(patients=None))
 
 
 def test_names_from_outside_can_not_break_a_table_or_bring_in_markup():
@@ -351,10 +299,6 @@ def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
     }
 
 
-def test_the_same_report_gives_the_same_card():
-    assert write_card() == write_card()
-
-
 def snippets_of(text: str, model: str, film: str) -> list[str]:
     found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(found) == 4
@@ -382,21 +326,14 @@ def reported(finished_run):
     return {line[0]: float(line[column]) for line in (lines[1], lines[-1])}
 
 
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["pipeline", "Auto classes", "timm"])
+@pytest.mark.parametrize("which", range(4), ids=["pipeline", "Auto classes", "timm", "PneumoniaClassifier"])
 def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which, published, reported):
     text = (published / "README.md").read_text()
     for film, probability in reported.items():
         names: dict = {}
         exec(snippets_of(text, str(published), film)[which], names)
-        assert names["probability"] == pytest.approx(probability, abs=1e-5)
-
-
-def test_the_snippet_of_the_class_decides_by_the_operating_point(published, reported):
-    text = (published / "README.md").read_text()
-    for film, probability in reported.items():
-        names: dict = {}
-        exec(snippets_of(text, str(published), film)[3], names)
-        assert names["prediction"].probability == pytest.approx(probability, abs=1e-5)
+        found = names["prediction"].probability if which == 3 else names["probability"]
+        assert found == pytest.approx(probability, abs=1e-5)
 
 
 def test_the_snippet_of_a_network_of_our_own_runs_in_a_new_process(tmp_path):

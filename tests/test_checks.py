@@ -10,10 +10,7 @@ from PIL import Image
 from torch import nn
 
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.evaluation import checks as module
 from hf_pneumonia.evaluation.checks import explain, run_checks, write_checks
-from hf_pneumonia.evaluation.error_pack import find_errors
-from hf_pneumonia.evaluation.error_sheet import shown_findings
 from hf_pneumonia.evaluation.scoring import Predictions, predict_split
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
@@ -72,30 +69,12 @@ def test_the_pictures_and_the_errors_are_written(checked, tmp_path):
     assert kinds.count("miss") == sum(one["miss"] for one in counts.values()) > 0
 
 
-def test_a_network_without_maps_has_a_sheet_without_them(checked, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise ValueError("no feature map")
-
-    monkeypatch.setattr(module, "heat_maps", refuse)
-    assert explain(checked.model, np.zeros((1, 64, 64), np.uint8)) == (None, "no feature map")
-    write_checks(tmp_path, checked.checks, checked.model, checked.films, checked.predictions)
-    assert (tmp_path / "errors" / "errors.png").exists()
-
-
 def test_maps_are_those_of_the_films_in_their_order(checked):
     films = checked.films.store[checked.films.rows("test")[:11]]
     maps, note = explain(checked.model, films, batch_size=4)
     expected = heat_maps(checked.model, network_input(torch.from_numpy(films))).numpy()
     assert note == ""
     np.testing.assert_allclose(maps, expected, atol=1e-4)
-
-
-def test_eight_of_each_kind_are_shown(checked):
-    label, probability = np.repeat([0, 1], 20), np.tile([0.05, 0.95], 20)
-    split = Predictions([str(n) for n in range(40)], ["p"] * 40, label, probability)
-    findings = find_errors({"test": split}, 0.5)
-    kinds = [one.kind for one in shown_findings(findings)]
-    assert [kinds.count(kind) for kind in dict.fromkeys(kinds)] == [8, 8, 8]
 
 
 @pytest.mark.filterwarnings("error")

@@ -140,18 +140,6 @@ def test_the_area_with_proportions_swapped_stands_beside_the_plain_one_where_a_r
     assert "0.731 [0.610 0.840]" in table_lines(comparison)[1]
 
 
-def test_a_report_of_before_there_were_intervals_is_tabled_too(runs):
-    report = json.loads((runs[0] / "report.json").read_text())
-    del report["calibration"]
-    for figures in (report["splits"]["test"], report["operating_point"]["test"]):
-        for name in ("auroc", "sensitivity", "specificity", "accuracy"):
-            figures[name]["ci95"] = None
-    (runs[0] / "report.json").write_text(json.dumps(report))
-    comparison, _ = compare_runs(runs[:2])
-    assert comparison["runs"][0]["ece"] is None
-    assert "[" not in table_lines(comparison)[1]
-
-
 def test_runs_that_label_a_film_differently_are_an_error(runs, tmp_path):
     label = LABEL.copy()
     label[7] = 1 - label[7]

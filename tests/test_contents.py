@@ -113,12 +113,6 @@ def test_a_report_beside_the_model_of_another_run_is_refused(copied):
         public_files(copied, REPO)
 
 
-def test_a_model_without_an_operating_point_is_refused(copied):
-    change(copied / "config.json", lambda config: config.pop("pneumonia"))
-    with pytest.raises(UsageError, match="states no operating point"):
-        public_files(copied, REPO)
-
-
 def test_a_secret_in_a_file_that_goes_as_it_is_stops_everything(copied):
     change(copied / "config.json", lambda config: config.update(_name_or_path=str(copied)))
     with pytest.raises(UsageError, match="config.json holds a path"):

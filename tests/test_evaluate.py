@@ -109,7 +109,9 @@ def test_films_that_the_model_was_taught_are_counted_and_figures_given_without_t
     assert sum(line.startswith("proportions swapped by 1.2: AUROC") for line in lines) == 1
 
 
-def test_a_patient_that_the_model_was_taught_is_known_by_his_name_on_another_film(finished_run, tmp_path):
+def test_a_patient_that_the_model_was_taught_is_known_by_his_name_on_another_film(
+    finished_run, tmp_path, monkeypatch
+):
     # person0 and person1 were trained on; these are other pictures of them, in other files.
     write_films(tmp_path / "films", 3, 2, names=("normal", "bacterial"))
     for number, path in enumerate(sorted((tmp_path / "films" / "normal").iterdir())):
@@ -119,15 +121,15 @@ def test_a_patient_that_the_model_was_taught_is_known_by_his_name_on_another_fil
         path.unlink()
     for path in (tmp_path / "films" / "normal").iterdir():
         path.write_bytes(path.read_bytes() + b"\0")  # of other bytes
-    report = _evaluate(finished_run, tmp_path / "films", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)  # where the folder is named after model and source
+    main(["evaluate", "--model", str(finished_run), "--dataset", str(tmp_path / "films")])
+    report = _report(tmp_path / "runs" / "evaluate-tiny-films")
     assert report["seen_in_training"] == {"films": 2, "patients": 2}
     assert report["data"]["films"] == "all"
 
 
-@pytest.mark.parametrize("normal, pneumonia", [(6, 4), (5, 0), (0, 3)])
-def test_ten_films_and_films_of_one_class_give_a_clear_report(
-    finished_run, tmp_path, capsys, normal, pneumonia
-):
+@pytest.mark.parametrize("normal, pneumonia", [(5, 0), (0, 3)])
+def test_films_of_one_class_give_a_clear_report(finished_run, tmp_path, capsys, normal, pneumonia):
     write_films(tmp_path / "films", normal, pneumonia, first=500)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # scikit-learn's are among them
@@ -239,9 +241,3 @@ def test_a_split_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path):
     films = prepare_films(str(tmp_path / "films"), 32, tmp_path, must_split=False)
     with pytest.raises(UsageError, match="no film to score: test is empty .*too few.*--films all"):
         choose_films(films, "test")
-
-
-def test_the_folder_is_named_after_model_and_source(finished_run, film_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(["evaluate", "--model", str(finished_run), "--dataset", str(film_folder)])
-    assert (tmp_path / "runs" / f"evaluate-tiny-{film_folder.name}" / "report.json").is_file()

@@ -3,11 +3,12 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
+from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.figures import split_report, split_reports
-from hf_pneumonia.evaluation.intervals import delong_interval, wilson
+from hf_pneumonia.evaluation.figures import auroc, sensitivity, specificity, split_report, split_reports
+from hf_pneumonia.evaluation.intervals import wilson
 from hf_pneumonia.evaluation.metrics import METRICS, predictive_values, score_predictions
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -36,15 +37,6 @@ def test_every_figure_is_that_of_the_metric_and_lies_in_its_interval():
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_with_one_film_a_patient_the_bootstrap_agrees_with_the_formulas():
-    predictions = _drawn(2000)
-    report = split_report(predictions)
-    for name in ("accuracy", "precision", "sensitivity", "specificity"):
-        assert report[name]["ci95"] == pytest.approx(report[name]["wilson95"], abs=0.004)
-    assert report["auroc"]["ci95"] == pytest.approx(report["auroc"]["delong95"], abs=0.002)
-    assert report["auroc"]["delong95"] == list(delong_interval(predictions.label, predictions.probability))
-
-
 def test_wilsons_intervals_are_those_of_the_right_films():
     # 3 of 4 pneumonias found, 1 of 6 others called.
     report = split_report(_predictions([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5]))
@@ -64,13 +56,6 @@ def test_a_sensitivity_of_one_is_not_certain():
 def test_a_sensitivity_of_one_on_many_films_of_few_patients_is_as_certain_as_so_few_make_it():
     films = _predictions([1] * 20 + [0] * 20, [0.9] * 20 + [0.1] * 20, [*("abcd" * 5), *range(20)])
     assert split_report(films)["sensitivity"]["ci95"] == list(wilson(4, 4))
-
-
-def test_films_without_an_error_have_no_interval_of_the_auroc_and_wide_ones_of_the_rest():
-    report = split_report(_predictions([1] * 10 + [0] * 10, [0.9] * 10 + [0.1] * 10))
-    assert report["auroc"] == {"value": 1, "ci95": None, "delong95": None}
-    assert report["f1"] == {"value": 1, "ci95": None} and report["mcc"]["ci95"] is None
-    assert report["accuracy"]["ci95"] == list(wilson(20, 20))
 
 
 def test_predictive_values_follow_from_sensitivity_and_specificity_in_the_same_replicates():
@@ -137,14 +122,52 @@ def test_ten_films_have_wide_intervals_or_none_and_no_warning():
     assert report["sensitivity"]["ci95"] == list(wilson(1, 2))
 
 
-def test_no_film_has_no_figure_and_no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        report = split_report(_predictions([], []))
-    assert all(report[name]["value"] is report[name]["ci95"] is None for name in METRICS)
-    assert (report["films"], report["patients"]) == (0, 0)
-
-
 def test_a_probability_that_is_no_number_is_one_clear_error():
     with pytest.raises(UsageError, match="expected numbers from 0 to 1, got nan"):
         split_report(_predictions([0, 1], [0.2, np.nan]))
+
+
+PATIENTS = [f"p{number}" for number in range(60)]
+
+
+@pytest.fixture
+def films():
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 30)
+    return label, np.round(np.clip(rng.normal(0.35 + 0.3 * label, 0.25), 0, 1), 1)  # with ties
+
+
+def test_the_area_is_scikit_learns_and_lies_in_its_interval(films):
+    figure = auroc(*films, PATIENTS)
+    assert figure["value"] == pytest.approx(roc_auc_score(*films))
+    low, high = figure["ci95"]
+    assert 0.5 < low < figure["value"] < high < 1
+
+
+def test_patients_with_many_films_widen_the_interval(films):
+    label, probability = films
+    apart, together = (
+        auroc(np.repeat(label, 4), np.repeat(probability, 4), patients)["ci95"]
+        for patients in (range(240), np.repeat(PATIENTS, 4))
+    )
+    assert together[1] - together[0] > 1.6 * (apart[1] - apart[0])  # about twice: a quarter of the draws
+
+
+def test_a_film_at_the_threshold_is_called_pneumonia():
+    label, probability = np.array([1, 1, 1, 0, 0]), np.array([0.5, 0.4, 0.9, 0.5, 0.1])
+    assert sensitivity(label, probability, range(5), 0.5)["value"] == pytest.approx(2 / 3)
+    assert specificity(label, probability, range(5), 0.5)["value"] == pytest.approx(1 / 2)
+    expected = binomtest(2, 3).proportion_ci(method="wilson")
+    assert sensitivity(label, probability, range(5), 0.5)["wilson95"] == pytest.approx(list(expected))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_missing_class_leaves_its_figures_undefined():
+    nothing = {"value": None, "ci95": None}
+    probability = np.linspace(0, 1, 10)
+    for label in (np.zeros(10, int), np.ones(10, int)):
+        assert auroc(label, probability, range(10)) == nothing
+    nothing_of_a_share = {**nothing, "wilson95": None}
+    assert sensitivity(np.zeros(10, int), probability, range(10), 0.5) == nothing_of_a_share
+    assert specificity(np.ones(10, int), probability, range(10), 0.5) == nothing_of_a_share
+    assert auroc(np.array([], int), np.array([]), []) == nothing

@@ -133,9 +133,3 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
     (tmp_path / "audit" / "manifest.csv").write_bytes(content)
     with pytest.raises(UsageError, match="manifest.csv.*train again"):
         summarise_manifest(tmp_path, written_report())
-
-
-def test_a_reason_that_nobody_knows_is_refused(tmp_path):
-    run = write_run(tmp_path, [(*FILMS[0][:6], "false", "Anna asked for it")])
-    with pytest.raises(UsageError, match="unknown reason"):
-        summarise_manifest(run, written_report())

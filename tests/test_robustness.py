@@ -9,7 +9,7 @@ from torch import nn
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.evaluation import robustness
 from hf_pneumonia.evaluation.corruptions import exposure
-from hf_pneumonia.evaluation.one_figure import auroc, sensitivity, specificity
+from hf_pneumonia.evaluation.figures import auroc, sensitivity, specificity
 from hf_pneumonia.evaluation.robustness import CORRUPTIONS, check_robustness, draw_evenly
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 

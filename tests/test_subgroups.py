@@ -60,15 +60,6 @@ def test_each_source_is_measured_on_its_own_films(films):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_one_source_and_one_family_are_nothing_to_report(films):
-    _, _, label, probability, patient = films
-    file = [f"phantom{number:04d}_1.png" for number in range(80)]
-    assert check_subgroups(file, ["one"] * 80, label, probability, patient, 0.5) == {
-        "sources": {},
-        "families": {},
-    }
-
-
 def test_families_of_few_films_or_few_patients_are_left_out(films):
     _, source, label, probability, _ = films
     file = (

@@ -87,10 +87,9 @@ def _report(run: Path) -> dict:
 
 def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run):
     names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
-    names = {name for name in names if not (name.startswith("audit/") and name.endswith(".png"))}
     assert names == {
         "config.json", "model.safetensors", "gate.safetensors", "recipe.yaml", "report.json",
-        "audit/audit.json", "audit/audit.md", "audit/manifest.csv", "audit/seen_before.csv",
+        "README.md", "audit/audit.json", "audit/audit.html", "audit/manifest.csv", "audit/seen_before.csv",
         "predictions_validation.csv", "predictions_test.csv",
         *(f"plots/{name}.png" for name in ("curves", "confusion_matrix", "roc", "class_distribution")),
         *(f"plots/{name}.png" for name in ("reliability", "samples", "shortcuts", "robustness")),
@@ -170,7 +169,7 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
         "2/3",
         "3/3",
     ]
-    audit = finished_run / "audit" / "audit.md"
+    audit = finished_run / "audit" / "audit.html"
     assert "appearance alone predicts the label with AUROC 1.000" in output and f"; see {audit}\n" in output
     assert "30 test films: AUROC" in output and "95% sensitive on validation: sensitivity" in output
     swapped = _report(finished_run)["checks"]["appearance"]["proportions"]["1.2"]

@@ -9,7 +9,7 @@ import pytest
 from browser import LAPTOP, PHONE, served
 from PIL import Image
 
-from hf_pneumonia.evaluation.heat_colours import OPAQUE
+from hf_pneumonia.evaluation.plots import OPAQUE
 from hf_pneumonia.inference.explain import overlay
 from hf_pneumonia.page.viewer import viewer, viewer_value
 

@@ -1,7 +1,6 @@
 """Appearance audit: how well the appearance of the images alone predicts their label, and their split."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,8 +17,7 @@ from hf_pneumonia.data.appearance import (
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.rows import SPLITS
-from hf_pneumonia.evaluation.figures import figures_line
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.figures import auroc, figures_line
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE
 
 _BEST = 5  # statistics that are listed and drawn
@@ -106,14 +104,13 @@ def audit_lines(found: dict) -> list[str]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray, path: Path) -> None:
+def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray) -> Figure:
     """Draw histograms by class of the best statistics and of the scores; a dashed line is a test split that
     the sources have.
 
     Args:
         films, scores: as for `audit_appearance`.
         found: its findings, with statistics.
-        path: of the picture.
     """
     rows, test = _rows(films)
     panels = {}
@@ -140,7 +137,7 @@ def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray, path: Path)
         axes.set_ylabel("share of images")
     handles, titles = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=4)
-    figure.savefig(path)
+    return figure
 
 
 def _rows(films: FilmSet) -> tuple[np.ndarray, np.ndarray]:

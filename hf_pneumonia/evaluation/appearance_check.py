@@ -14,9 +14,8 @@ from hf_pneumonia.data.appearance import appearance_scores, fit_appearance, vert
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.bootstrap import bootstrap_counts, chunks, figure
-from hf_pneumonia.evaluation.figures import figures_line
+from hf_pneumonia.evaluation.figures import auroc, figures_line, metrics_at, sensitivity, specificity
 from hf_pneumonia.evaluation.metrics import ratio
-from hf_pneumonia.evaluation.one_figure import auroc, metrics_at, sensitivity, specificity
 from hf_pneumonia.evaluation.robustness import FILMS, draw_evenly
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.evaluation.swaps import FACTOR, score_matched, score_swapped

@@ -1,32 +1,50 @@
-"""Findings of an audit -> audit.json, audit.md with pictures of the pairs to look at, manifest.csv."""
+"""Audit of a data set: audit.html, one page that stands alone, audit.json and manifest.csv."""
 
+import base64
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+import jinja2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
+from PIL import Image
 
 from hf_pneumonia.data.appearance import STATISTICS
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import FilmSet
-from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.manifest import write_manifest
-from hf_pneumonia.data.overlays import TEXT_ROWS
 from hf_pneumonia.evaluation.appearance_audit import audit_lines, plot_appearance, score_appearance
 from hf_pneumonia.evaluation.audit import audit_films, crossing_ids
+from hf_pneumonia.evaluation.audit_plots import KINDS, Pair, plot_films
 from hf_pneumonia.evaluation.figures import figures_line
+from hf_pneumonia.modeling.augment import Strength
 
-_APPEARANCE = "appearance.png"
+PAGE = "audit.html"
+
+_TEMPLATE = Path(__file__).with_name("audit.html")
 _SHOWN = 6  # pairs in a picture
-_LISTED = 20  # lines of a list; audit.json and the manifest have all
+_PAIRS = {
+    "different_labels": "Copies with different labels",
+    "across_splits": "Copies in two splits, as the sources have them",
+    "least_alike": "The least alike that were taken for copies",
+    "most_alike": "The most alike that were not taken for copies",
+}
+_CROSSING = {
+    "patients_fine": "patients, by their id",
+    "patients_coarse": "patients, by the coarse reading of their id",
+    "duplicate_groups": "groups of copies",
+}
 
 
-def write_audit(films: FilmSet, folder: Path) -> dict:
-    """Audit the films, and write what was found.
+def write_audit(films: FilmSet, folder: Path, augmentation: Mapping[str, Strength] | None = None) -> dict:
+    """Audit the images, and write what was found.
 
     Args:
+        films: split.
         folder: made where missing; files of an earlier audit are replaced.
+        augmentation: arguments of `Augment`, to be drawn; None draws the copies and the appearance alone.
 
     Returns:
         The findings, as `audit_films` gives them.
@@ -36,16 +54,11 @@ def write_audit(films: FilmSet, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(findings, indent=2) + "\n")
     write_manifest(films, folder / "manifest.csv")
-    pictures = {}
-    for name, (title, pairs) in _pairs_to_see(films).items():
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier audit
-        if pairs:
-            _draw_pairs(films, pairs, folder / f"{name}.png")
-            pictures[name] = title
-    (folder / _APPEARANCE).unlink(missing_ok=True)
+    figures = plot_films(films, _pairs_to_see(films), augmentation)
     if findings["appearance"]["statistics"]:
-        plot_appearance(films, findings["appearance"], scores, folder / _APPEARANCE)
-    (folder / "audit.md").write_text(_page(films, findings, pictures))
+        figures["appearance"] = plot_appearance(films, findings["appearance"], scores)
+    plots = {name: _data_uri(figure) for name, figure in figures.items()}
+    (folder / PAGE).write_text(_page(films, findings, plots), encoding="utf-8")
     return findings
 
 
@@ -75,170 +88,90 @@ def summary(findings: dict) -> list[str]:
     return [*lines, *audit_lines(findings["appearance"])]
 
 
-def _pairs_to_see(films: FilmSet) -> dict[str, tuple[str, list[tuple[int, int, str]]]]:
-    """Name of a picture -> title, and the pairs of rows with a word on each."""
+def count_films(films: FilmSet) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of counts: a row per split, per source in it where there are several, and a
+    sum."""
+    kind = np.where(films.split == "covid", len(KINDS) - 1, films.label)
+    kinds = np.unique(kind[films.split != ""]).tolist()
+    sources = np.unique(films.source).tolist()
+
+    def row(name: str, chosen: np.ndarray) -> list[str]:
+        counts = np.bincount(kind[chosen], minlength=len(KINDS))
+        patients = len(np.unique(films.patient[chosen].astype(str)))
+        ratio = f"1 : {counts[1] / counts[0]:.3g}" if counts[0] and counts[1] else "–"
+        numbers = [*counts[kinds], chosen.sum(), patients]
+        return [name, *(f"{number:,}" for number in numbers), ratio]
+
+    rows = []
+    for split in (name for name in films.counts()["splits"] if name in films.split):
+        chosen = films.split == split
+        rows.append(row(split, chosen))
+        for source in sources if len(sources) > 1 else ():
+            if (chosen & (films.source == source)).any():
+                rows.append(row(f"{split}, {source}", chosen & (films.source == source)))
+    rows.append(row("all", films.split != ""))
+    return ["split", *(KINDS[one] for one in kinds), "images", "patients", "ratio"], rows
+
+
+def _pairs_to_see(films: FilmSet) -> dict[str, list[Pair]]:
+    """Pairs of rows for each of _PAIRS, with a word on each."""
     found, correlation = films.store.copies()
     likeness = {tuple(pair): float(value) for pair, value in zip(found.tolist(), correlation, strict=True)}
-
-    def word(pair: tuple[int, int]) -> str:
-        return f"correlation {likeness[pair]:.3f}" if pair in likeness else "equal bytes"
-
-    groups = films.copy_groups()
     conflicting, across = [], []
     crossed = crossing_ids(films.duplicate_group, films.given)
-    for rows in groups:
-        first = rows[0]
-        other = next((row for row in rows if films.label[row] != films.label[first]), None)
-        if other is not None:
-            conflicting.append((int(first), int(other)))
+    for first, *others in films.copy_groups():
+        if other := [row for row in others if films.label[row] != films.label[first]]:
+            conflicting.append((int(first), int(other[0])))
         if films.duplicate_group[first] in crossed:
-            there = next(row for row in rows if films.given[row] != films.given[first])
+            there = next(row for row in others if films.given[row] != films.given[first])
             across.append((int(first), int(there)))
     order = np.argsort(correlation, kind="stable")
     taken = [tuple(found[row].tolist()) for row in order if correlation[row] >= COPY]
     not_taken = [tuple(found[row].tolist()) for row in order[::-1] if correlation[row] < COPY]
-    chosen = {
-        "different_labels": ("Copies with different labels", conflicting),
-        "across_splits": ("Copies in two splits, as the sources have them", across),
-        "least_alike": ("The least alike that were taken for copies", taken),
-        "most_alike": ("The most alike that were not taken for copies", not_taken),
-    }
     return {
-        name: (title, [(*pair, word(pair)) for pair in pairs[:_SHOWN]])
-        for name, (title, pairs) in chosen.items()
+        name: [
+            (*pair, f"correlation {likeness[pair]:.3f}" if pair in likeness else "equal bytes")
+            for pair in pairs[:_SHOWN]
+        ]
+        for name, pairs in zip(_PAIRS, (conflicting, across, taken, not_taken), strict=True)
     }
 
 
-def _draw_pairs(films: FilmSet, pairs: Sequence[tuple[int, int, str]], path: Path) -> None:
-    """Two films side by side with what is known of each, pair below pair."""
-    side, line, gap = 224, 16, 12
-    height = side + 3 * line + gap
-    sheet = Image.new("L", (2 * side + 3 * gap, height * len(pairs) + gap), 255)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for number, (first, second, word) in enumerate(pairs):
-        top = gap + number * height
-        pen.text((gap, top), word, fill=0, font=font)
-        for column, row in enumerate((first, second)):
-            left = gap + column * (side + gap)
-            film = Image.fromarray(films.store[[row]][0]).resize((side, side), Image.Resampling.BICUBIC)
-            sheet.paste(film, (left, top + line))
-            fact = films.store.facts[row]
-            lines = (
-                f"{LABELS[films.label[row]]}, {films.given[row]}, {fact['width']} x {fact['height']}",
-                _shorten(f"{films.source[row]}: {Path(films.file[row]).name}", side, font),
-            )
-            for index, text in enumerate(lines):
-                pen.text((left, top + side + (index + 1) * line), text, fill=0, font=font)
-    sheet.save(path, optimize=True)
+def _data_uri(figure: Figure) -> str:
+    """The figure as a PNG of 256 colours: images are gray, and a third the size."""
+    file, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(file, format="png")
+    Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
-def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    while font.getlength(text) > width:
-        text = "..." + text[4:]
-    return text
-
-
-def _page(films: FilmSet, findings: dict, pictures: dict[str, str]) -> str:
-    """audit.md; the pictures show films of patients, and the names of files may name them."""
-    leaks, copies = findings["leakage"], findings["duplicates"]
-    readings = {
-        "patients_fine": "patients, by their id",
-        "patients_coarse": "patients, by the coarse reading of their id",
-        "duplicate_groups": "groups of copies",
-    }
-    sections = [
-        "# Audit",
-        "These pages show films and name files: keep them where the films are kept.",
-        _list(summary(findings)),
-        "## Films and sources",
-        _table(
-            ["split", "source", *LABELS],
-            [
-                [split, source, *classes.values()]
-                for split, sources in findings["balance"].items()
-                for source, classes in sources.items()
-            ],
-        ),
-        _table(["left out because", "films"], findings["removed"].items()),
-        _list(films.notes),
-        "## In more than one split",
-        _table(
-            ["", "as the sources have it", "as it is used"],
-            [[text, leaks["as_given"][key], leaks["as_used"][key]] for key, text in readings.items()],
-        ),
-        "The test split wins over validation, and validation over train. By the coarse reading IM-0383 and "
-        "NORMAL2-IM-0383 are one patient, and so are person1000_bacteria and person1000_virus. Splits that "
-        "are cut here keep them together; splits that the sources have go by the id as it is.",
-        "## Copies",
-        f"{copies['groups']} groups of {copies['films']} films, {copies['groups_across_sources']} of them "
-        f"across sources; {copies['pairs_by_pixels']} pairs found by pixels: correlation {COPY} or more.",
-        *[f"### {title}\n\n![{title}]({name}.png)" for name, title in pictures.items()],
-        "## Copies with different labels",
-        _list([", ".join(names) for names in findings["conflicting_labels"]]),
-        "## Unreadable",
-        _list([f"{film['file']}: {film['reason']}" for film in findings["unreadable"]]),
-        *_appearance(findings["appearance"]),
-        "## What else tells the label",
-        "AUROC of one sign by itself, without a look at the lungs: 0.5 tells nothing, 1 tells all; over all "
-        "films, or in the source where it tells more. A network can learn whatever tells much here.",
-        _table(["sign", "AUROC"], [[name, f"{v:.3f}"] for name, v in findings["label_told_by"].items()]),
-        f"Films with burned-in text ({TEXT_ROWS} or more rows of letters near an edge) or colour. "
-        f"{findings['searched_for_text']} films were searched for text; the others are too small.",
-        _table(["", *LABELS], [[name, *classes.values()] for name, classes in findings["overlays"].items()]),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _appearance(found: dict) -> list[str]:
-    """Sections of audit.md about the appearance."""
-    sections = [
-        "## Appearance",
-        f"{len(STATISTICS)} statistics of the whole image and its file. A network that reads them has a high "
-        "AUROC here, and not where images are taken in another way. A warning, no proof: a large opacity "
-        "changes some of them, too (simulated images without a shortcut: AUROC 0.80).",
-        _list(audit_lines(found)),
-    ]
-    if found["statistics"]:
-        sections += [
-            _table(
-                ["statistic", "AUROC by itself", *(f"median, {label}" for label in LABELS), "NORMAL images"],
-                [
-                    [one["statistic"], f"{one['auroc']:.3f}", *one["median"].values(), one["words"]]
-                    for one in found["statistics"]
-                ],
-            ),
-            f"![Histograms of the best statistics and of the score]({_APPEARANCE})",
-        ]
-    if found["test_against_train"]:
-        sections += [
-            "How well appearance tells the test images of a class from its training images; 0.5 is chance:",
-            _list(
-                [
-                    f"{label}: {figures_line({'auroc': figure}, ('auroc',))}"
-                    for label, figure in found["test_against_train"].items()
-                ]
-            ),
-        ]
-    return sections
-
-
-def _table(head: Sequence[str], rows: Sequence) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines)
-
-
-def _list(items: Sequence[str]) -> str:
-    if not items:
-        return "None."
-    lines = [f"- {plain(item)}" for item in items[:_LISTED]]
-    if len(items) > _LISTED:
-        lines.append(f"- and {len(items) - _LISTED} more: audit.json")
-    return "\n".join(lines)
-
-
-def plain(text: object) -> str:
-    """A name, of a file or of anything else, as it can stand in Markdown: it is no markup."""
-    escaped = str(text).replace("\\", "\\\\")
-    for sign in "&|<>[]*_`":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped.replace("\n", " ")
+def _page(films: FilmSet, findings: dict, plots: Mapping[str, str]) -> str:
+    leaks, appearance = findings["leakage"], findings["appearance"]
+    # Every name is escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        findings=findings,
+        summary=summary(findings),
+        counts=count_films(films),
+        notes=films.notes,
+        unreadable=[f"{film['file']}: {film['reason']}" for film in findings["unreadable"]],
+        crossing=[(text, leaks["as_given"][key], leaks["as_used"][key]) for key, text in _CROSSING.items()],
+        limit=COPY,
+        pairs=_PAIRS,
+        conflicting=[", ".join(names) for names in findings["conflicting_labels"]],
+        statistics=len(STATISTICS),
+        appearance_lines=audit_lines(appearance),
+        best=[
+            (one["statistic"], f"{one['auroc']:.3f}", *one["median"].values(), one["words"])
+            for one in appearance["statistics"]
+        ],
+        against_train=[
+            f"{label}: {figures_line({'auroc': figure}, ('auroc',))}"
+            for label, figure in (appearance["test_against_train"] or {}).items()
+        ],
+        told=[(name, f"{value:.3f}") for name, value in findings["label_told_by"].items()],
+        overlays=[(name, *classes.values()) for name, classes in findings["overlays"].items()],
+        plots=plots,
+    )

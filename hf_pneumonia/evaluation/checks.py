@@ -9,14 +9,14 @@ import torch
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance_check import check_appearance
-from hf_pneumonia.evaluation.check_plots import (
+from hf_pneumonia.evaluation.error_pack import count_errors, find_errors, write_errors
+from hf_pneumonia.evaluation.error_sheet import draw_errors, shown_findings
+from hf_pneumonia.evaluation.plots import (
     EXAMPLE_FACTORS,
     plot_robustness,
     plot_shortcuts,
     plot_swaps,
 )
-from hf_pneumonia.evaluation.error_pack import count_errors, find_errors, write_errors
-from hf_pneumonia.evaluation.error_sheet import draw_errors, shown_findings
 from hf_pneumonia.evaluation.robustness import check_robustness
 from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability
 from hf_pneumonia.evaluation.shortcuts import check_shortcuts

@@ -1,13 +1,13 @@
 """A comparison of runs -> tables on a screen and in compare.md, compare.json, and a picture of ROC curves."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from hf_pneumonia.evaluation.audit_page import plain
 from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -162,4 +162,9 @@ def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     cells = [header, tuple("---" for _ in header), *rows]
-    return ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in cells]
+    return ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in cells]
+
+
+def _plain(text: str) -> str:
+    """A name as it can stand in Markdown, without being markup."""
+    return re.sub(r"([\\&|<>\[\]*_`])", r"\\\1", text).replace("\n", " ")

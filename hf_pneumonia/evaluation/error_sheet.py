@@ -8,7 +8,7 @@ from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.error_pack import FALSE_ALARM, KINDS, MISS, SUSPECT, Finding
-from hf_pneumonia.evaluation.heat_colours import lay_over
+from hf_pneumonia.evaluation.plots import lay_over
 
 SHOWN = 8  # films of each kind
 _PAIRS = 4  # in a line

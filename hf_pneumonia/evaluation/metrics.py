@@ -6,17 +6,18 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.rates import METRICS, matrix_figures, predictive_values, ratio
 
-__all__ = [
-    "METRICS",
-    "PneumoniaMetric",
-    "check_probabilities",
-    "matrix_figures",
-    "predictive_values",
-    "ratio",
-    "score_predictions",
-]
+# The figures that a report has of each split, by their names there.
+METRICS = (
+    "accuracy",
+    "precision",
+    "sensitivity",
+    "specificity",
+    "f1",
+    "auroc",
+    "average_precision",
+    "mcc",
+)
 
 _DESCRIPTION = """Accuracy, precision (positive predictive value), sensitivity (recall), specificity, F1,
 Matthews correlation coefficient and confusion matrix at a threshold; area under the ROC curve and average
@@ -75,3 +76,51 @@ def check_probabilities(probability: np.ndarray) -> None:
             f"probabilities: expected numbers from 0 to 1, got {np.asarray(probability)[wrong][0]} "
             f"({wrong.sum()} of {len(wrong)} films); the network's weights are damaged, or it diverged"
         )
+
+
+def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures that follow from a confusion matrix, of many at once.
+
+    Args:
+        tn, fp, fn, tp: numbers of films, arrays of one shape.
+
+    Returns:
+        `accuracy`, `precision`, `sensitivity`, `specificity`, `f1` and `mcc` in that shape, float64; NaN
+        where the films do not define a figure. MCC is 0 where all films of two classes are called alike.
+    """
+    tn, fp, fn, tp = (np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp))
+    # The root of each factor: the product of four counts of films has no room in 53 bits.
+    calls, sick = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
+    correlation = np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick))
+    return {
+        "accuracy": ratio(tp + tn, tp + tn + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "mcc": correlation,
+    }
+
+
+def predictive_values(
+    sensitivity: np.ndarray, specificity: np.ndarray, prevalence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positive and negative predictive value where `prevalence` of the films show pneumonia, by Bayes.
+
+    Args:
+        sensitivity, specificity: 0 to 1, of one shape.
+        prevalence: 0 to 1.
+
+    Returns:
+        PPV and NPV in that shape; NaN where nothing would be called, or everything.
+    """
+    sick, well = np.float64(prevalence), 1 - np.float64(prevalence)
+    hit, alarm = np.asarray(sensitivity) * sick, (1 - np.asarray(specificity)) * well
+    miss, cleared = (1 - np.asarray(sensitivity)) * sick, np.asarray(specificity) * well
+    return ratio(hit, hit + alarm), ratio(cleared, cleared + miss)
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where the whole is 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, dtype=np.float64), whole)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)

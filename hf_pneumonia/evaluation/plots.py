@@ -1,4 +1,4 @@
-"""Figures of a finished run -> pictures. Computes nothing but the points of the ROC curve."""
+"""Plots of a run and of its checks, and the colour of heat maps."""
 
 from pathlib import Path
 
@@ -6,11 +6,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import roc_curve
 
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.scoring import Predictions
+from hf_pneumonia.evaluation.shortcuts import black_out, keep_masks
 
 # Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
 STYLE = {
@@ -23,6 +25,20 @@ STYLE = {
     "savefig.bbox": "tight",
 }
 BLUE, ORANGE, GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
+
+# One colour, and more of it where it is hotter: every eye tells a colour from a film's grays, and more of it
+# from less. Of a rainbow or "plasma" laid over gray, the colour-blind can't tell some levels apart.
+HEAT = (255, 140, 0)
+OPAQUE = 0.7  # at the hottest place: what lies under it is still seen
+
+# The panels set grids of their own: pictures stand among them.
+_PANELS = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
+_CLASS_COLORS = (GREEN, ORANGE)
+_CURVES = {"auroc": ("AUROC", BLUE), "sensitivity": ("sensitivity", ORANGE)}
+_CURVES |= {"specificity": ("specificity", GREEN)}
+# By what the example of the appearance check is stretched.
+EXAMPLE_FACTORS = (1.0, 1.2, 1.4)
+_REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
 
 
 def plot_run(
@@ -42,7 +58,7 @@ def plot_run(
             "confusion_matrix": _confusion_matrix(report["splits"]["test"]),
             "roc": _roc(report["splits"], report["operating_point"], predictions),
             "reliability": _reliability(report["calibration"]),
-            "class_distribution": _class_distribution(report["data"]["splits"]),
+            "class_distribution": plot_class_distribution(report["data"]["splits"]),
             "samples": _samples(predictions["test"], store, rows),
         }
         if "history" in report:  # of a training
@@ -156,7 +172,8 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
     below.stairs([line["films"] for line in lines], edges, color=color, baseline=0.7)
 
 
-def _class_distribution(counts: dict) -> Figure:
+def plot_class_distribution(counts: dict) -> Figure:
+    """Draw the images of each class in each split: `FilmSet.counts()["splits"]`."""
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
@@ -206,3 +223,138 @@ def _sample_indices(test: Predictions, count: int) -> np.ndarray:
             if group and len(chosen) < count:
                 chosen.append(group.pop())
     return np.array(sorted(chosen, key=lambda index: (test.label[index], test.probability[index])))
+
+
+@matplotlib.rc_context(_PANELS)
+def plot_shortcuts(shortcuts: dict, examples: np.ndarray) -> Figure:
+    """A column per mask: AUROC with its interval, mean probabilities, and films as the network gets them.
+
+    Args:
+        shortcuts: from `check_shortcuts`.
+        examples: (k, h, w) uint8, one or two films.
+    """
+    keep = {"as_they_are": np.True_, **keep_masks(examples.shape[-1])}
+    names, lines = list(shortcuts), len(examples)
+    figure = Figure(figsize=(10, 3 + 2 * lines), layout="constrained")
+    grid = figure.add_gridspec(1 + lines, len(names), height_ratios=[3] + [2] * lines)
+    axes = figure.add_subplot(grid[0, :])
+    _bars(axes, [shortcuts[name]["auroc"] for name in names])
+    for label, color, side in zip(LABELS, _CLASS_COLORS, (-0.28, 0.28), strict=True):
+        means = [_number(shortcuts[name]["mean_probability"][label]) for name in names]
+        places = np.arange(len(names)) + side
+        axes.plot(places, means, "o", color=color, label=f"mean probability, {label} films")
+    axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
+    axes.set_xticks(range(len(names)), [_words(name) for name in names])
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.12))
+    axes.grid(axis="y")
+    figure.legend(frameon=False, loc="outside upper center", ncols=4, fontsize=9)
+    for line, film in enumerate(examples, start=1):
+        for column, name in enumerate(names):
+            panel = figure.add_subplot(grid[line, column])
+            panel.imshow(black_out(film[None], keep[name])[0], cmap="gray", vmin=0, vmax=255)
+            panel.axis("off")
+    return figure
+
+
+@matplotlib.rc_context(_PANELS)
+def plot_robustness(robustness: dict) -> Figure:
+    """A panel per corruption: the figures over its levels, with bands of their intervals; the dotted line is
+    the films as they are."""
+    found = {name: one for name, one in robustness.items() if isinstance(one, dict)}
+    figure = Figure(figsize=(10.5, 6), layout="constrained")
+    panels = figure.subplots(2, 3, sharey=True)
+    floor = _floor([level for one in found.values() for level in one["levels"]])
+    for axes, (name, one) in zip(panels.flat, found.items(), strict=True):
+        levels = [level["level"] for level in one["levels"]]
+        places = np.arange(len(levels))
+        _draw_curves(axes, places, one["levels"])
+        axes.axvline(levels.index(one["clean"]), color="gray", linestyle=":", linewidth=1)
+        ticks = ["clean" if level == one["clean"] else f"{level:g}" for level in levels]
+        axes.set_xticks(places, ticks)
+        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(floor, 1.01))
+        axes.grid(True)
+        if name in _REVERSED:
+            axes.invert_xaxis()
+    handles, titles = panels.flat[0].get_legend_handles_labels()
+    heading = f"{robustness['films']} films, operating point p = {robustness['threshold']:.3f}"
+    figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=3, title=heading)
+    return figure
+
+
+@matplotlib.rc_context(_PANELS)
+def plot_swaps(appearance: dict, examples: np.ndarray, probability: np.ndarray) -> Figure:
+    """Draw the metrics over the factor by which proportions are swapped, and a normal image that is
+    stretched, with the network's probability under it.
+
+    Args:
+        appearance: from `check_appearance`.
+        examples: (k, h, w) uint8, one image stretched by each of EXAMPLE_FACTORS.
+        probability: (k,) of pneumonia of each.
+    """
+    factors, levels = list(appearance["proportions"]), list(appearance["proportions"].values())
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    grid = figure.add_gridspec(1, 1 + len(examples), width_ratios=[2.2] + [1] * len(examples))
+    axes = figure.add_subplot(grid[0])
+    _draw_curves(axes, np.array(factors, dtype=float), levels)
+    axes.set(xlabel="proportions swapped by", ylim=(_floor(levels), 1.01))
+    axes.set_xticks(np.array(factors, dtype=float))
+    axes.grid(True)
+    heading = f"{appearance['images']} images, operating point p = {appearance['threshold']:.3f}"
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, title=heading)
+    way = "vertically" if appearance["vertical"] == LABELS[0] else "horizontally"
+    for column, (image, factor) in enumerate(zip(examples, EXAMPLE_FACTORS, strict=True), start=1):
+        panel = figure.add_subplot(grid[column])
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+        panel.set(xticks=[], yticks=[], xlabel=f"P(pneumonia) = {probability[column - 1]:.3f}")
+        panel.set_title("a normal image" if factor == 1 else f"stretched {way} by {factor}", fontsize=9)
+    return figure
+
+
+def _bars(axes: Axes, figures: list[dict]) -> None:
+    values = np.array([_number(one["value"]) for one in figures])
+    axes.bar(range(len(values)), values, 0.42, color=BLUE, label="AUROC")
+    for place, (value, one) in enumerate(zip(values, figures, strict=True)):
+        if one["value"] is None:
+            continue
+        low, high = one["ci95"] or (value, value)
+        # A percentile interval may lie to one side of its figure.
+        axes.errorbar(place, value, [[max(value - low, 0)], [max(high - value, 0)]], color="black", capsize=3)
+        axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
+
+
+def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
+    """AUROC, sensitivity and specificity at each place, with bands of their intervals."""
+    for key, (title, color) in _CURVES.items():
+        values = [_number(level[key]["value"]) for level in levels]
+        ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in levels], dtype=float)
+        axes.plot(places, values, color=color, marker="o", markersize=4, label=title)
+        axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
+
+
+def _floor(levels: list[dict]) -> float:
+    """The tenth below all that is drawn."""
+    ends = [level[key]["ci95"] for level in levels for key in _CURVES]
+    ends += [[level[key]["value"]] for level in levels for key in _CURVES]
+    return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:
+    """Colour a film by its heat map, the more the hotter; where nothing was seen, the film stays as it is.
+
+    Args:
+        film: of mode 'L'.
+        heat: of mode 'L' and the film's size, 0 (nothing) to 255 (the most).
+
+    Returns:
+        Image of mode 'RGB' and that size.
+    """
+    opacity = heat.point([round(OPAQUE * level) for level in range(256)])
+    return Image.composite(Image.new("RGB", film.size, HEAT), film.convert("RGB"), opacity)

@@ -7,7 +7,7 @@ import torch
 
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.evaluation import corruptions
-from hf_pneumonia.evaluation.one_figure import metrics_at
+from hf_pneumonia.evaluation.figures import metrics_at
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 
 # Each level is a forward pass over all films, so a part of them has to do: with 150 of a class, a share of

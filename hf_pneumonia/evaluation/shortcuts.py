@@ -7,7 +7,7 @@ import torch
 
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.one_figure import auroc
+from hf_pneumonia.evaluation.figures import auroc
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 
 # Top, bottom, left and right of the lungs' box, as shares of the side. Films are squashed to a square and are

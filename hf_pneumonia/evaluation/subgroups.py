@@ -7,7 +7,7 @@ from pathlib import PurePath
 import numpy as np
 
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.one_figure import auroc, sensitivity, specificity
+from hf_pneumonia.evaluation.figures import auroc, sensitivity, specificity
 
 # Of a family, at least: fewer films say nothing, and the letters of fewer patients' files may be their names.
 FILMS, PATIENTS = 10, 5

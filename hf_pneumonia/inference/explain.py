@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from hf_pneumonia.evaluation.heat_colours import lay_over
+from hf_pneumonia.evaluation.plots import lay_over
 
 
 def overlay(film: Image.Image, heat_map: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from hf_pneumonia.evaluation.heat_colours import OPAQUE, ORANGE
+from hf_pneumonia.evaluation.plots import HEAT, OPAQUE
 
 # Longest side of the film that the browser gets. A laptop has room for half of that, before it is zoomed.
 MOST_PIXELS = 1024
@@ -98,6 +98,6 @@ def _layer(heat_map: np.ndarray) -> Image.Image:
     if heat_map.ndim != 2 or not heat_map.size or not (heat_map.min() >= 0 and heat_map.max() <= 1):
         raise ValueError(f"expected a heat map (h, w) of numbers from 0 to 1, got shape {heat_map.shape}")
     heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
-    layer = Image.new("RGB", heat.size, ORANGE)
+    layer = Image.new("RGB", heat.size, HEAT)
     layer.putalpha(heat)
     return layer

@@ -38,7 +38,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         config: the model's config.json.
         recipe: from `public_recipe`.
         manifest: from `summarise_manifest`.
-        repo: user/name, under which the model will stand.
+        repo: user/name, under which the model will stand; `USER/...` where it is not known yet.
 
     Raises:
         UsageError: the report lacks what the card needs.
@@ -60,6 +60,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             front_matter=card_data(report, recipe, manifest, repo).to_yaml(),
             repo=repo,
+            published=not repo.startswith("USER/"),
             report=report,
             config=config,
             recipe=recipe,

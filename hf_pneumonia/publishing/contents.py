@@ -95,6 +95,15 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     return dict(sorted(files.items()))
 
 
+def write_card(run: Path) -> None:
+    """Write the model card of a finished run as its README.md; publishing makes it again.
+
+    Raises:
+        UsageError: as `public_files`.
+    """
+    (run / "README.md").write_bytes(public_files(run, f"USER/{run.resolve().name}")["README.md"])
+
+
 def _keys(value: object) -> Iterator[str]:
     """The keys of a table and of those in it, but for those that are made of the names of files."""
     if isinstance(value, list):

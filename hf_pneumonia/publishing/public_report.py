@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from hf_pneumonia.data.rows import SPLITS
-from hf_pneumonia.evaluation.rates import METRICS
+from hf_pneumonia.evaluation.metrics import METRICS
 
 # Kinds of leaves.
 NUMBER, TEXT = "number", "text"  # a number may be a list of numbers, a boolean or null

@@ -151,7 +151,7 @@ def check_free_space(folder: Path, weights: int) -> None:
 def _left(folder: Path) -> list[Path]:
     """What a run leaves in its folder, the report first, as far as it is there."""
     names = ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors")
-    names += ("plots", "audit", "errors")
+    names += ("README.md", "plots", "audit", "errors")
     return [path for name in names if (path := folder / name).exists()] + [*folder.glob("predictions_*.csv")]
 
 

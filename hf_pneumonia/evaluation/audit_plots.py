@@ -1,0 +1,279 @@
+"""Pictures of a data set: samples, sizes, brightness, images per patient, pairs of copies, augmentations.
+
+Every figure is as wide as a phone.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE, plot_class_distribution
+from hf_pneumonia.modeling.augment import Augment, Strength
+
+# The classes, and the images of COVID-19 where they are kept apart.
+KINDS = (*LABELS, "COVID-19")
+
+_COLORS = (GREEN, ORANGE, "#7a4fa3")
+_WIDTH = 5.2  # inches
+_PIXELS = 1 << 22  # that are in memory at a time
+_FROM = (1, 2, 3, 4, 5, 6, 10, 20)  # bins of images per patient
+
+Pair = tuple[int, int, str]  # two rows of the store, and how alike they are
+
+
+@dataclass(frozen=True)
+class FilmFacts:
+    """Measurements of the k images that are used, in the order of the store.
+
+    Attributes:
+        row: (k,) int64, row of the store.
+        kind: (k,) int64, index into KINDS.
+        split, source, patient: (k,) str.
+        width, height: (k,) int, pixels of the original file.
+        brightness: (k,) float64, mean gray of the image, 0 (black) to 255 (white).
+        levels: (len(KINDS), 256) int64, pixels of each gray level in all images of a kind.
+    """
+
+    row: np.ndarray
+    kind: np.ndarray
+    split: np.ndarray
+    source: np.ndarray
+    patient: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    brightness: np.ndarray
+    levels: np.ndarray
+
+    @property
+    def kinds(self) -> list[int]:
+        """Indices into KINDS of which there are images."""
+        return np.unique(self.kind).tolist()
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits of which there are images, train first."""
+        order = ["train", "validation", "test", "covid"]
+        return sorted(set(self.split.tolist()), key=order.index)
+
+
+def measure_films(films: FilmSet) -> FilmFacts:
+    """Measure the images that are used. The store is read in chunks."""
+    facts = films.store.facts
+    row = np.flatnonzero((films.split != "") & (facts["width"] > 0))
+    kind = np.where(films.split[row] == "covid", len(LABELS), films.label[row])
+    brightness, levels = np.zeros(len(row)), np.zeros((len(KINDS), 256), dtype=np.int64)
+    step = max(1, _PIXELS // films.store.size**2)
+    for start in range(0, len(row), step):
+        chunk = slice(start, start + step)
+        pixels = films.store[row[chunk]]
+        brightness[chunk] = pixels.mean(axis=(1, 2))
+        for index in np.unique(kind[chunk]):
+            levels[index] += np.bincount(pixels[kind[chunk] == index].reshape(-1), minlength=256)
+    named = (films.split[row], films.source[row], films.patient[row])
+    return FilmFacts(row, kind, *named, facts["width"][row], facts["height"][row], brightness, levels)
+
+
+@matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9, "axes.axisbelow": True})
+def plot_films(
+    films: FilmSet, pairs: Mapping[str, Sequence[Pair]], augmentation: Mapping[str, Strength] | None
+) -> dict[str, Figure]:
+    """Draw all pictures, by name; those that the images do not allow are missing.
+
+    Args:
+        films: split.
+        pairs: by the name of their picture.
+        augmentation: arguments of `Augment`; None draws the pairs alone.
+    """
+    figures = {name: _pairs(films, some) for name, some in pairs.items() if some}
+    if augmentation is None or not np.any(films.split != ""):
+        return figures
+    facts = measure_films(films)
+    splits = films.counts()["splits"].items()
+    figures |= {
+        "class_distribution": plot_class_distribution({name: one for name, one in splits if one["films"]}),
+        "samples": _samples(films, facts),
+        "sizes": _sizes(facts),
+        "brightness": _brightness(facts),
+        "films_per_patient": _films_per_patient(facts),
+    }
+    shown = [choose_films(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
+    if all(shown):
+        figures["augmentations"] = _augmentations(
+            films.store[[facts.row[one] for (one,) in shown]], augmentation
+        )
+    return figures
+
+
+def choose_films(facts: FilmFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
+    """Choose up to `count` images of one kind, of every split and source in turn; the same ones each time.
+
+    Args:
+        among: (k,) bool, the images to choose from.
+
+    Returns:
+        Indices into `facts`.
+    """
+    rng = np.random.default_rng(0)
+    inside = rng.permutation(np.flatnonzero((facts.kind == kind) & among))
+    places: dict[tuple, list[int]] = {}
+    for index in inside:
+        places.setdefault((facts.splits.index(facts.split[index]), facts.source[index]), []).append(index)
+    turns = itertools.zip_longest(*(places[place] for place in sorted(places)))
+    dealt = (int(index) for turn in turns for index in turn if index is not None)
+    return list(itertools.islice(dealt, count))
+
+
+def patients_by_films(facts: FilmFacts, kind: int) -> np.ndarray:
+    """(8,) patients with 1, 2, 3, 4, 5, 6-9, 10-19, and 20 or more images of a kind."""
+    films = np.unique(facts.patient[facts.kind == kind].astype(str), return_counts=True)[1]
+    return np.histogram(films, [*_FROM, np.inf])[0]
+
+
+def vary(film: torch.Tensor, augmentation: Mapping[str, Strength], label: int, draws: int = 32):
+    """Show an augmentation near its limit: the draw that changes an image most, and a strong one unlike it.
+
+    Args:
+        film: (h, w) uint8.
+        label: of the image; a strength may differ by class.
+
+    Returns:
+        (2, h, w) float32 in [0, 1].
+    """
+    drawn = Augment(**augmentation)(film.expand(draws, -1, -1), torch.full((draws,), label))
+    change = (drawn - film.float() / 255).abs().mean(dim=(1, 2))
+    strongest = drawn[change.argsort(descending=True)[: draws // 4]]
+    return strongest[[0, int((strongest - strongest[0]).abs().mean(dim=(1, 2)).argmax())]]
+
+
+def _pairs(films: FilmSet, pairs: Sequence[Pair]) -> Figure:
+    """Two images side by side with what is known of each, pair below pair."""
+    figure = Figure(figsize=(_WIDTH, 3.1 * len(pairs)), layout="constrained")
+    grid = figure.subplots(len(pairs), 2, squeeze=False)
+    for panels, (*rows, word) in zip(grid, pairs, strict=True):
+        for panel, row in zip(panels, rows, strict=True):
+            fact, name = films.store.facts[row], f"{films.source[row]}: {Path(films.file[row]).name}"
+            panel.imshow(films.store[[row]][0], cmap="gray", vmin=0, vmax=255)
+            panel.axis("off")
+            known = f"{LABELS[films.label[row]]}, {films.given[row]}, {fact['width']} x {fact['height']}"
+            panel.set_title(f"{word}\n{known}\n{_short(name)}", fontsize=8, parse_math=False)
+    return figure
+
+
+def _samples(films: FilmSet, facts: FilmFacts, per_kind: int = 6, columns: int = 3) -> Figure:
+    chosen = [choose_films(facts, kind, per_kind) for kind in facts.kinds]
+    lines = [kind[start : start + columns] for kind in chosen for start in range(0, len(kind), columns)]
+    figure = Figure(figsize=(_WIDTH, 2.1 * len(lines)), layout="constrained")
+    for panel in figure.subplots(len(lines), columns, squeeze=False).flat:
+        panel.axis("off")
+    for line, place in zip(lines, range(0, len(figure.axes), columns), strict=True):
+        for panel, index in zip(figure.axes[place : place + columns], line, strict=False):
+            shape = (0, int(facts.width[index]), int(facts.height[index]), 0)
+            panel.imshow(films.store[[facts.row[index]]][0], cmap="gray", vmin=0, vmax=255, extent=shape)
+            caption = f"{KINDS[facts.kind[index]]}, {facts.split[index]}\n{_short(str(facts.source[index]))}"
+            panel.set_title(caption, fontsize=8, parse_math=False)  # a name may hold dollar signs
+    return figure
+
+
+def _short(name: str, length: int = 26) -> str:
+    """The name without line breaks and without its middle."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+
+
+def _sizes(facts: FilmFacts) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    # In random order: no class lies on top of the other.
+    order = np.random.default_rng(0).permutation(len(facts.row))
+    colors = np.array(_COLORS)[facts.kind[order]]
+    above.scatter(facts.width[order], facts.height[order], s=9, c=colors, alpha=0.6, linewidths=0)
+    above.set(xlabel="width in pixels", ylabel="height in pixels")
+    _histogram(below, facts, facts.width / facts.height)
+    below.set(xlabel="aspect ratio, width / height", ylabel="share of the class")
+    _legend(figure, facts)
+    return figure
+
+
+def _brightness(facts: FilmFacts) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 5.4), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    _histogram(above, facts, facts.brightness)
+    above.set(xlabel="mean gray of an image, 0 (black) to 255", ylabel="share of the class")
+    shares = {kind: facts.levels[kind] / facts.levels[kind].sum() for kind in facts.kinds}
+    for kind, share in shares.items():
+        name = f"{KINDS[kind]}: {share[0]:.1%} pure black, {share[-1]:.1%} pure white"
+        below.stairs(share, np.arange(257), color=_COLORS[kind], linewidth=1.2, label=name)
+    # Black borders and white letters make peaks at both ends, many times as high as all the rest.
+    inner = max(share[1:-1].max() for share in shares.values())
+    below.set(xlabel="gray of a pixel, all images together", ylabel="share of the pixels", xlim=(-2, 258))
+    below.set_ylim(0, 1.4 * inner if inner else None)
+    below.legend(loc="upper left", fontsize=8, frameon=False)
+    _legend(figure, facts)
+    return figure
+
+
+def _histogram(axes: Axes, facts: FilmFacts, values: np.ndarray) -> None:
+    """Shares of each class, so that a rare class is as high as a common one."""
+    edges = np.histogram_bin_edges(values, bins=int(np.clip(len(values) ** 0.5, 10, 40)))
+    for kind in facts.kinds:
+        count, _ = np.histogram(values[facts.kind == kind], edges)
+        axes.stairs(count / count.sum(), edges, color=_COLORS[kind], fill=True, alpha=0.25)
+        axes.stairs(count / count.sum(), edges, color=_COLORS[kind], linewidth=1.2)
+
+
+def _films_per_patient(facts: FilmFacts) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / len(facts.kinds)
+    for index, kind in enumerate(facts.kinds):
+        patients = patients_by_films(facts, kind)
+        left = np.arange(len(patients)) + width * (index - (len(facts.kinds) - 1) / 2)
+        bars = axes.bar(left, patients, width * 0.95, color=_COLORS[kind])
+        axes.bar_label(bars, labels=[f"{n}" if n else "" for n in patients], fontsize=7)
+    axes.set_xticks(range(len(_FROM)), ["1", "2", "3", "4", "5", "6–9", "10–19", "20+"])
+    axes.set(xlabel="images of one patient", ylabel="patients")
+    axes.margins(y=0.12)
+    axes.grid(False)
+    _legend(figure, facts)
+    return figure
+
+
+def _augmentations(films: np.ndarray, augmentation: Mapping[str, Strength]) -> Figure:
+    """An image of each class as it is; each step alone, near its limit; and all steps together.
+
+    Args:
+        films: (2, h, w) uint8, a NORMAL image and one with PNEUMONIA.
+    """
+    steps = {name: strength for name, strength in augmentation.items() if np.any(strength)}
+    lines = {"as it is": {}}
+    lines |= {f"{name}\n{strength}": {name: strength} for name, strength in steps.items()}
+    lines["all"] = steps
+    figure = Figure(figsize=(_WIDTH, 1.1 * len(lines) + 0.25), layout="constrained")
+    grid = figure.subplots(len(lines), 2 * len(LABELS), squeeze=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for panels, (name, some) in zip(grid, lines.items(), strict=True):
+            shown = [one for label, film in enumerate(films) for one in vary(torch.tensor(film), some, label)]
+            for axes, film in zip(panels, shown, strict=True):
+                axes.imshow(film.numpy(), cmap="gray", vmin=0, vmax=1)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            panels[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for column, label in enumerate(LABELS):
+        grid[0, 2 * column].set_title(label, loc="left")
+    return figure
+
+
+def _legend(figure: Figure, facts: FilmFacts) -> None:
+    handles = [Patch(color=_COLORS[kind], label=KINDS[kind]) for kind in facts.kinds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
