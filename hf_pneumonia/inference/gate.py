@@ -125,7 +125,8 @@ def load_gate(folder: Path) -> Gate | None:
         gate = Gate(layout, tuple(stages), tensors["limits"])
         if gate.tensors().keys() != tensors.keys():
             raise ValueError("it holds other things than a gate of this version")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder.name}: its {GATE} is damaged: {str(error).splitlines()[0]}") from error
     as_many = gate.limits.shape == (1 + count,) and layout.mean.shape == (LAYOUT**2,)
     if not as_many or not (gate.limits > 0).all():
