@@ -1,5 +1,6 @@
 # make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
-# make test    lint, and the whole test suite
+# make test    lint, and the tests that take minutes
+# make test-all  lint, and all tests
 # make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (README.md, "Soaks")
 # make bench   the benchmarks of speed, an hour or more; RUN is the model that is asked (benchmarks/README.md)
 # All set up .venv first, once.
@@ -11,20 +12,26 @@ RUN ?= runs/quickstart
 # One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train test soak bench clean
+.PHONY: train test test-all soak bench clean
 
 train: .venv/installed
 	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
 
+# Two workers with a thread each; a file's tests stay together, since they share what they train.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+
 test: .venv/installed-test
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: .venv/installed-test
+	.venv/bin/ruff check .
+	$(PYTEST) $(PYTEST_ARGS)
 
 soak: .venv/installed-test
 	.venv/bin/python -m soak.training_kills --kills 200 --stock
 	.venv/bin/python -m soak.store_kills --kills 50
 	.venv/bin/python -m soak.hostile_files --files 10000
-	.venv/bin/python -m soak.rank_kills
 
 bench: .venv/installed-test
 	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) is no run folder: make train first, or RUN=FOLDER" >&2; exit 2; }

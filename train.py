@@ -38,24 +38,17 @@ from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.film_dataset import FilmDataset
-from hf_pneumonia.training.launch import (
-    check_same_films,
-    local_main_first,
-    start_missing_processes,
-    use_machine,
-)
+from hf_pneumonia.training.launch import check_same_films, local_main_first, use_machine
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
     check_same_recipe,
     clear_run_folder,
     finish_run_folder,
-    has_checkpoint,
     is_finished,
     only_training,
     read_report,
 )
-from hf_pneumonia.training.together import standing_together
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -65,29 +58,25 @@ logger = logging.getLogger("hf_pneumonia")
 
 def main(argv: list[str]) -> None:
     args, recipe = parse_recipe(argv, default=QUICKSTART)
-    # Not looked up when it is said: the disk may be on the machine that is gone.
-    hint = f"; if {args.output_dir} holds a checkpoint, go on with --resume_from_checkpoint true"
-    with standing_together("train.py", hint):
-        if args.seeds:
-            train_seeds(argv, args, recipe)
-        else:
-            check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
-            train(args, recipe)
+    if args.seeds:
+        train_seeds(argv, args, recipe)
+    else:
+        check_run_folder(Path(args.output_dir), args.overwrite_output_dir, args.resume_from_checkpoint)
+        train(args, recipe)
 
 
 def train_seeds(argv: list[str], args: Recipe, recipe: dict) -> None:
     """Train once per seed, in a folder each. A run that is to go on skips the seeds that are finished."""
     folder = Path(args.output_dir)
     runs = {seed: folder / f"seed-{seed}" for seed in args.seeds}
-    go_on = bool(args.resume_from_checkpoint)
-    resume = {seed: go_on and has_checkpoint(run) for seed, run in runs.items()}
-    done = {seed for seed, run in runs.items() if go_on and is_finished(run)}
+    resume = "auto" if args.resume_from_checkpoint else False
+    done = {seed for seed, run in runs.items() if resume and is_finished(run)}
     for seed in runs.keys() - done:
-        check_run_folder(runs[seed], args.overwrite_output_dir, resume[seed])
+        check_run_folder(runs[seed], args.overwrite_output_dir, resume)
     for seed in done:
         check_same_recipe(runs[seed], recipe)
     for seed in [seed for seed in runs if seed not in done]:
-        flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume[seed]]
+        flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume]
         train(*parse_recipe([*argv, *map(str, flags)], default=QUICKSTART))
     if args.process_index == 0:
         spread = spread_over_seeds({seed: read_report(run) for seed, run in runs.items()})
@@ -178,18 +167,20 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict
     scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
     predictions = {split: predict_split(model, films, split, batch_size) for split in scored}
     held_out = {split: predictions[split] for split in ("test", "validation")}
-    checks = run_checks(model, films, held_out, operating_point["threshold"], batch_size)
+    if args.checks:
+        facts["checks"] = run_checks(model, films, held_out, operating_point["threshold"], batch_size)
     if not trainer.is_world_process_zero():
         return
     save_model(model, folder)
-    if gate := make_gate(model, films, batch_size):
+    if gate := args.ood and make_gate(model, films, batch_size):
         gate.save(folder)
         facts["gate"] = check_gate(gate, model, films, batch_size)
-    report = build_report(predictions, operating_point, checks=checks, **facts)
+    report = build_report(predictions, operating_point, **facts)
     for split, of_split in held_out.items():
         of_split.write_csv(folder / f"predictions_{split}.csv")
     plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
-    write_checks(folder, checks, model, films, held_out)
+    if args.checks:
+        write_checks(folder, facts["checks"], model, films, held_out)
     finish_run_folder(folder, facts["recipe"], report)
     print_summary(folder, report)
 
@@ -216,7 +207,7 @@ def print_summary(folder: Path, report: dict) -> None:
     print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
     aim = f"threshold {point['threshold']:.3f}, {point['target_sensitivity']:.0%} sensitive on validation"
     print(f"{aim}: {figures_line(point['test'], ('sensitivity', 'specificity'))}")
-    for line in appearance_lines(report["checks"]["appearance"]):
+    for line in appearance_lines(report.get("checks", {}).get("appearance")):
         print(line)
     # As it can be typed here: a .venv that is not activated is named.
     python = Path(sys.executable)
@@ -227,5 +218,4 @@ def print_summary(folder: Path, report: dict) -> None:
 
 
 if __name__ == "__main__":
-    start_missing_processes(__file__, sys.argv[1:])
     sys.exit(run_script("train.py", main, sys.argv[1:]))

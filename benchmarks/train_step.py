@@ -67,11 +67,7 @@ def _wait() -> None:
 
 
 def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, model: str) -> Recipe:
-    off = (
-        []
-        if augmented
-        else [f"--{name}=0" for name in inspect.signature(Augment).parameters]
-    )
+    off = [] if augmented else [f"--{name}=0" for name in inspect.signature(Augment).parameters]
     flags = (
         f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARM} --ema_decay 0 "
     )

@@ -12,8 +12,6 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hf_pneumonia.data.labels import COVID, PHANTOMS
@@ -30,22 +28,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("hf_pneumonia").setLevel(logging.INFO if main_process else logging.ERROR)
-    with _together(args.run):
-        args.run(args)
-
-
-@contextmanager
-def _together(run: Callable[[argparse.Namespace], None]) -> Iterator[None]:
-    """Several processes of one command end together."""
-    if run not in (evaluate, predict) or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
-        return
-    from hf_pneumonia.training.launch import join_processes
-    from hf_pneumonia.training.together import standing_together
-
-    join_processes()
-    with standing_together("hf_pneumonia"):
-        yield
+    args.run(args)
 
 
 def audit(args: argparse.Namespace) -> None:
@@ -274,8 +257,4 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["evaluate"], ["predict"]):
-        from hf_pneumonia.training.launch import start_missing_processes
-
-        start_missing_processes("-m", ["hf_pneumonia", *sys.argv[1:]])
     sys.exit(run_script("hf_pneumonia", main, sys.argv[1:]))

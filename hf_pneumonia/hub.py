@@ -3,8 +3,6 @@
 import errno
 import hashlib
 import re
-import shutil
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +18,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from huggingface_hub.utils.sha import sha_fileobj
 
 from hf_pneumonia.errors import UsageError
 
-# Seconds between two tries of a commit that somebody else's came before.
-_PAUSES = (0.5, 1, 2, 4)
-_LOST_RACE = (409, 412)
+_LOST_RACE = (409, 412)  # somebody else's commit came first
 
 _REMEDIES = {
     401: "the token is not valid (any more): `hf auth login`, or set HF_TOKEN anew",
@@ -86,8 +81,8 @@ def commit_files(
 ) -> Commit:
     """Bring files to the Hub in one commit: all of them become visible at once, or none.
 
-    Repository and branch are made where missing. Where others commit at the same time, it is tried again on
-    top of theirs, five times in all. Files that are the same already are not sent.
+    Repository and branch are made where missing. Where somebody else commits at the same time, it is tried
+    once more on top of theirs. Files that are the same already are not sent.
 
     Args:
         api: with the token to use, or none for HF_TOKEN or the saved login.
@@ -102,21 +97,18 @@ def commit_files(
 
     Raises:
         UsageError: no token, no right, no connection, a repository that everybody can see while `private` was
-            asked for, or others who commit all the time.
+            asked for, or somebody else's commit came first twice.
     """
     check_repo_name(repo)
-    _check_revision(revision)
     _check_token(api)
     with _explained(api, repo):
         private = _ensure_repo(api, repo, repo_type, private)
-        for pause in (*_PAUSES, None):
-            try:
-                return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
-            except HfHubHTTPError as error:
-                if error.response.status_code not in _LOST_RACE or pause is None:
-                    raise
-            time.sleep(pause)
-    raise AssertionError  # the last try returns or raises
+        try:
+            return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _LOST_RACE:
+                raise
+        return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
 
 
 def download_files(
@@ -134,13 +126,6 @@ def download_files(
     Raises:
         UsageError: a file is missing or differs, the disk is full, no connection.
     """
-    # huggingface_hub warns of it in four lines, and goes on until the disk is full.
-    needed, free = sum(map(file_size, files.values())), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UsageError(
-            f"no space left to fetch {repo} again ({needed / 1e6:.0f} MB needed in {folder}, "
-            f"{free / 1e6:.0f} MB free); free some, or set TMPDIR to another folder"
-        )
     with _explained(api, repo):
         for name, content in files.items():
             try:
@@ -173,20 +158,13 @@ def _commit_once(
 ) -> Commit:
     """One try on top of the branch as it is now; 409 or 412 where somebody else was faster."""
     head = _head(api, repo, repo_type, revision)
-    tree = api.list_repo_tree(repo, repo_type=repo_type, revision=head, recursive=True)
-    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    changes = {name: file for name, file in files.items() if not _same(file, there.get(name))}
-    others = sorted(there.keys() - files.keys())
+    others = sorted(set(api.list_repo_files(repo, repo_type=repo_type, revision=head)) - files.keys())
     left = [name for name in others if any(_covers(pattern, name) for pattern in stale)]
-    others = [name for name in others if name not in left]
-    if not changes and not left:
-        prefix = "" if repo_type == "model" else f"{repo_type}s/"
-        return Commit(f"{api.endpoint}/{prefix}{repo}/commit/{head}", head, False, others, private)
+    # It sends no file that is the same there, and makes no commit where all are.
     done = api.create_commit(
         repo,
-        # New ones for each try: they remember what was there.
         [
-            *(CommitOperationAdd(name, _source(file)) for name, file in changes.items()),
+            *(CommitOperationAdd(name, file) for name, file in files.items()),
             *(CommitOperationDelete(name) for name in left),
         ],
         commit_message=message,
@@ -194,7 +172,8 @@ def _commit_once(
         revision=revision,
         parent_commit=head,
     )
-    return Commit(done.commit_url, done.oid, True, others, private)
+    others = [name for name in others if name not in left]
+    return Commit(done.commit_url, done.oid, done.oid != head, others, private)
 
 
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
@@ -222,14 +201,8 @@ def _head(api: HfApi, repo: str, repo_type: str, revision: str) -> str:
         return api.repo_info(repo, repo_type=repo_type, revision=revision).sha
 
 
-def _check_revision(revision: str) -> None:
-    plain = re.fullmatch(r"\w[\w./+-]*", revision) and ".." not in revision
-    if not plain or re.fullmatch("[0-9a-f]{40}", revision):  # a commit is no place to commit to
-        raise UsageError(f"expected the name of a branch, got {revision!r}")
-
-
 def _check_token(api: HfApi) -> None:
-    token = _token(api)
+    token = get_token() if api.token in (None, True) else api.token
     if not token:
         raise UsageError(
             "no token of the Hub found: `hf auth login`, or set HF_TOKEN to one that has the right to write"
@@ -241,25 +214,8 @@ def _check_token(api: HfApi) -> None:
         )
 
 
-def _token(api: HfApi) -> str | None:
-    return get_token() if api.token in (None, True) else api.token or None
-
-
-def _source(content: Path | bytes) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)
-
-
 def _covers(pattern: str, name: str) -> bool:
     return name.startswith(pattern) if pattern.endswith("/") else name == pattern
-
-
-def _same(content: Path | bytes, entry: RepoFile | None) -> bool:
-    """Whether a file lies on the Hub as it is here: large ones are known by SHA-256, others by git's hash."""
-    if entry is None:
-        return False
-    if entry.lfs:
-        return entry.lfs.sha256 == content_sha256(content)
-    return entry.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def content_sha256(content: Path | bytes) -> str:
@@ -301,7 +257,7 @@ def _explained(api: HfApi, repo: str) -> Iterator[None]:
 def _refusal(error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status in _LOST_RACE:
-        return "others commit to it all the time; try again later"
+        return "somebody else commits to it; try again later"
     said = (error.server_message or "").splitlines() or ["no reason given"]
     remedy = _REMEDIES.get(status, "try again later" if status >= 500 else "")
     return f"the Hub refuses with {status} ({said[0]})" + (f"; {remedy}" if remedy else "")

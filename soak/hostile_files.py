@@ -271,7 +271,6 @@ def predict(bench: Bench, rng: np.random.Generator) -> None:
     output = bench.folder / "case" / "scores.csv"
     progress = score_films(bench.classifier, sources, output, None, 4)
     rows = list(rows_of(bench.classifier, sources, progress))
-    progress.close()
     if len(rows) != len(sources) or not all(row.error or 0 <= row.probability <= 1 for row in rows):
         raise Wrong("rows without a probability or a reason")
 

@@ -80,7 +80,7 @@ def soak(kills: int, patients: int, seed: int) -> dict:
                 builder.kill()
                 builder.join()
                 found["too_late" if late else "kills"] += 1
-                found["half_built"] += bool(list(cache.glob("films/building-*")))
+                found["half_built"] += bool(list(cache.glob("films/.building-*")))
                 again = not late and rng.random() < 0.3
             if end(start(folder / "films", cache)) or content(cache) != expected:
                 found["wrong"] += 1

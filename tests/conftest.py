@@ -77,6 +77,9 @@ def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
     return subprocess.run(start, capture_output=True, text=True, timeout=300)
 
 
+# A launcher for `run_train`: two processes.
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
 TINY = (
     "--image_size",
     64,

@@ -1,7 +1,7 @@
 """A Hub on this machine: what huggingface_hub asks for in this project, answered as the real one does.
 
 Repositories live in memory; every commit has a hash and stays readable. What can go wrong on the way is
-switched on by attributes (`rivals`, `cut_uploads` ...). `python tests/local_hub.py` runs it to play with.
+switched on by attributes (`rivals`, `cut_uploads` ...).
 """
 
 import base64
@@ -24,7 +24,6 @@ from fastapi.responses import JSONResponse
 _LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".pkl", ".zip", ".parquet")
 _LFS_SIZE = 10_000_000
 _COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
-_STAMP = "2026-01-01T00:00:00.000Z"
 
 
 class Refusal(Exception):
@@ -266,14 +265,6 @@ def _routes(hub: LocalHub) -> FastAPI:
     def refuse(_, refusal: Refusal) -> JSONResponse:
         return JSONResponse({"error": refusal.message}, refusal.status, refusal.headers)
 
-    @app.get("/api/whoami-v2")
-    def whoami(request: Request) -> dict:
-        account = hub.account(request)
-        if account is None:
-            raise Refusal(401, "Invalid username or password.")
-        role = "write" if account[1] else "read"
-        return {"type": "user", "name": account[0], "orgs": [], "auth": {"accessToken": {"role": role}}}
-
     @app.post("/api/repos/create")
     async def create(request: Request) -> dict:
         account = hub.account(request)
@@ -293,27 +284,9 @@ def _routes(hub: LocalHub) -> FastAPI:
     def info(request: Request, kind: str, user: str, name: str, revision: str = "main") -> dict:
         repository = hub.find(request, kind, f"{user}/{name}")
         sha = repository.resolve(unquote(revision))
-        facts = {
-            "id": f"{user}/{name}",
-            "author": user,
-            "sha": sha,
-            "private": repository.private,
-            "tags": [],
-        }
-        facts |= {
-            "lastModified": _STAMP,
-            "createdAt": _STAMP,
-            "downloads": 0,
-            "likes": 0,
-            **repository.settings,
-        }
-        return facts | {"siblings": [{"rfilename": path} for path in sorted(repository.trees[sha])]}
-
-    @app.get("/api/{kind}s/{user}/{name}/refs")
-    def refs(request: Request, kind: str, user: str, name: str) -> dict:
-        branches = hub.find(request, kind, f"{user}/{name}").branches.items()
-        named = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": sha} for b, sha in branches]
-        return {"branches": named, "converts": [], "tags": []}
+        siblings = [{"rfilename": path} for path in sorted(repository.trees[sha])]
+        facts = {"id": f"{user}/{name}", "sha": sha, "private": repository.private, "siblings": siblings}
+        return facts | {"tags": [], "downloads": 0, "likes": 0, **repository.settings}
 
     @app.post("/api/{kind}s/{user}/{name}/branch/{branch}")
     async def create_branch(request: Request, kind: str, user: str, name: str, branch: str) -> dict:
@@ -325,21 +298,10 @@ def _routes(hub: LocalHub) -> FastAPI:
         return {}
 
     @app.get("/api/{kind}s/{user}/{name}/tree/{revision}")
-    @app.get("/api/{kind}s/{user}/{name}/tree/{revision}/{folder}")
-    def tree(
-        request: Request, kind: str, user: str, name: str, revision: str, folder: str = ""
-    ) -> list[dict]:
+    def tree(request: Request, kind: str, user: str, name: str, revision: str) -> list[dict]:
         repository = hub.find(request, kind, f"{user}/{name}")
         files = repository.trees[repository.resolve(unquote(revision))]
-        recursive = request.query_params.get("recursive", "false").lower() in ("true", "1")
-        return _listing(files, unquote(folder), recursive)
-
-    @app.post("/api/{kind}s/{user}/{name}/paths-info/{revision}")
-    async def paths_info(request: Request, kind: str, user: str, name: str, revision: str) -> list[dict]:
-        repository = hub.find(request, kind, f"{user}/{name}")
-        files = repository.trees[repository.resolve(unquote(revision))]
-        paths = (await request.form()).getlist("paths")
-        return [files[path].entry(path) for path in paths if path in files]
+        return [file.entry(path) for path, file in sorted(files.items())]
 
     @app.post("/api/{kind}s/{user}/{name}/preupload/{revision}")
     async def preupload(request: Request, kind: str, user: str, name: str, revision: str) -> dict:
@@ -415,25 +377,6 @@ def _prefix(kind: str) -> str:
     return "" if kind == "model" else f"{kind}s/"
 
 
-def _listing(files: dict[str, File], folder: str, recursive: bool) -> list[dict]:
-    inside = {path: file for path, file in files.items() if not folder or path.startswith(f"{folder}/")}
-    if folder and not inside:
-        raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
-    depth = len(PurePosixPath(folder).parts) + 1
-    folders = {
-        str(parent)
-        for path in inside
-        for parent in PurePosixPath(path).parents
-        if len(parent.parts) == depth or (recursive and len(parent.parts) > depth)
-    }
-    listed = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
-    return listed + [
-        file.entry(path)
-        for path, file in sorted(inside.items())
-        if recursive or len(PurePosixPath(path).parts) == depth
-    ]
-
-
 def _check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     """Errors and warnings for the front matter of a README.md, the commonest of the Hub's own."""
     found = re.match(r"\A---\n(.*?)\n---(\n|\Z)", text, re.DOTALL)
@@ -463,11 +406,3 @@ def _check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
             elif not all({"type", "value"} <= metric.keys() for metric in result.get("metrics", [])):
                 errors.append('"model-index[0].results[0].metrics" need type and value')
     return errors, []
-
-
-if __name__ == "__main__":
-    with LocalHub() as local_hub:
-        token = local_hub.user("user")
-        print(f"export HF_ENDPOINT={local_hub.url} HF_HUB_DISABLE_XET=1 HF_TOKEN={token}")
-        print("(the user's name is `user`; Ctrl-C ends it)", flush=True)
-        threading.Event().wait()

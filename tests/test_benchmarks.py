@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_film
 
+pytestmark = pytest.mark.slow
+
 
 def _figures(script: str, *argv: object) -> dict:
     environment = {name: value for name, value in os.environ.items() if name != "CXR_DATA"}

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 import pickle
 from pathlib import Path
@@ -9,9 +8,10 @@ import pytest
 from conftest import write_film
 from PIL import Image
 
-from hf_pneumonia.data import cache, locks
+from hf_pneumonia.data import cache
 from hf_pneumonia.data.cache import StoreCutShort, open_store
 from hf_pneumonia.data.duplicates import THUMBNAIL
+from hf_pneumonia.errors import UsageError
 
 NONE = np.empty((0, 2), np.int64), np.empty(0, np.float32)  # no copies
 
@@ -104,28 +104,6 @@ def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_pat
     assert len(list((tmp_path / "films").glob("*/index.json"))) == 3
 
 
-def test_a_build_that_breaks_off_leaves_no_store_behind(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        open_store(images, 32, tmp_path / "cache")
-    assert list((tmp_path / "cache" / "films").iterdir()) == []
-
-
-def test_a_process_that_was_overtaken_takes_the_others_store(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)  # with locks the second waits
-    build = cache._build
-
-    def overtaken(rows, size, folder):
-        build(rows, size, folder)
-        monkeypatch.setattr(cache, "_build", build)
-        open_store(rows, size, tmp_path)
-
-    monkeypatch.setattr(cache, "_build", overtaken)
-    assert len(open_store(images, 32, tmp_path)) == 7
-    assert len(list((tmp_path / "films").glob("*/index.json"))) == 1
-    assert not list((tmp_path / "films").glob("building-*"))
-
-
 def test_the_facts_of_a_film_are_those_of_its_file(images, tmp_path):
     store = open_store(images, 32, tmp_path)
     for row in range(7):
@@ -169,3 +147,29 @@ def test_copies_are_sought_once_and_kept_in_the_store(images, tmp_path, monkeypa
 def test_a_name_that_no_file_can_have_is_an_unreadable_film(tmp_path):
     store = open_store([{"path": "zero\0byte.png", "bytes": None}], 16, tmp_path / "cache")
     assert list(store.unreadable.values()) == ["no such file"]
+
+
+def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images, tmp_path):
+    first = open_store(images, 32, tmp_path)[[0]].copy()
+    path = Path(images[0]["path"])
+    before, pixels = path.stat(), path.read_bytes()
+    other = Path(images[1]["path"]).read_bytes()
+    size = max(len(pixels), len(other))
+    for content, changed in ((pixels, False), (other, True)):
+        aside = path.with_suffix(".new")
+        aside.write_bytes(content.ljust(size, b"\0"))
+        os.utime(aside, ns=(before.st_atime_ns, before.st_mtime_ns))
+        aside.replace(path)
+        assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, size)
+        assert np.array_equal(open_store(images, 32, tmp_path)[[0]], first) != changed
+
+
+def test_films_that_go_away_while_they_are_decoded_make_no_store(images, tmp_path, monkeypatch):
+    def find_and_lose(thumbnails):
+        Path(images[0]["path"]).unlink()
+        return NONE
+
+    monkeypatch.setattr(cache, "find_copies", find_and_lose)
+    with pytest.raises(UsageError, match="changed or went away"):
+        open_store(images, 32, tmp_path / "cache")
+    assert list((tmp_path / "cache" / "films").iterdir()) == []

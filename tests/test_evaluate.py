@@ -184,7 +184,7 @@ def test_a_folder_that_holds_a_training_is_not_written_to(finished_run, film_fol
 def test_several_processes_score_every_film_once_and_one_of_them_writes(
     finished_run, film_folder, evaluated, tmp_path
 ):
-    launch = ["accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--model", finished_run, "--dataset", film_folder, "--output", tmp_path / "two"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, "-m", "hf_pneumonia", "evaluate", *map(str, flags)],

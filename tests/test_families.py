@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-FAMILIES = ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
+SLOW = ["efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
+FAMILIES = ["convnext_atto", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

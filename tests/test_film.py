@@ -258,7 +258,7 @@ DAMAGED = ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"]
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
 @pytest.mark.parametrize("kind", DAMAGED)
-@settings(derandomize=True, max_examples=80, deadline=None, database=None)
+@settings(derandomize=True, max_examples=40, deadline=None, database=None)
 @given(data=st.data())
 def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
     content = bytearray(_bytes(GRAY, kind))

@@ -152,16 +152,6 @@ def test_damaged_encrypted_and_huge_members_are_rows_with_a_reason(here, monkeyp
     assert _reason(found[0]) == f"{len(PNG) + 50} bytes, more than {len(PNG)}"
 
 
-def test_a_member_that_says_less_than_it_holds_is_not_read_beyond_that(here):
-    _zip("films.zip", [("bomb.png", b"\0" * 10_000_000)])
-    data = bytearray(Path("films.zip").read_bytes())
-    place = data.index(b"PK\1\2")
-    data[place + 24 : place + 28] = (100).to_bytes(4, "little")
-    Path("films.zip").write_bytes(data)
-    (source,) = find_films(["films.zip"])
-    assert _reason(source).startswith("damaged in the zip file: ")
-
-
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\3\4 cut off"])
 def test_a_damaged_zip_file_is_one_row(here, data):
     _write("films.zip", data)
@@ -201,7 +191,6 @@ def test_many_zip_files_are_read_by_threads_with_few_open(here, monkeypatch):
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(reader._zips) == 2
     assert wrong == []
 
 

@@ -3,7 +3,19 @@ import pytest
 from hf_pneumonia.data.labels import coarse_patient, is_class, is_covid, label_of, patient_of
 
 
-@pytest.mark.parametrize("name", ["NORMAL", "normal", "0_normal", "Healthy", "No Finding", "no_pneumonia"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NORMAL",
+        "0_normals",
+        "Healthy",
+        "No Finding",
+        "no findings",
+        "no_pneumonia",
+        "Non-Pneumonia",
+        "not pneumonia",
+    ],
+)
 def test_normal_is_known_by_its_names(name):
     assert label_of(name) == 0
 

@@ -1,8 +1,6 @@
 """The embedded data set as it lies on disk, plain and with a shortcut."""
 
 import csv
-import os
-import time
 
 import numpy as np
 import pytest
@@ -62,17 +60,6 @@ def test_a_broken_run_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="size >= 64"):
         write_dataset(tmp_path / "phantoms", patients=4, size=16, workers=1)
     assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_start_half_simulated_is_taken_away_a_day_later(tmp_path):
-    old = time.time() - 25 * 3600
-    for name in (".phantoms-simulating-old", ".phantoms-simulating-young", ".phantoms-mine"):
-        (tmp_path / name).mkdir()
-        if name != ".phantoms-simulating-young":
-            os.utime(tmp_path / name, (old, old))
-    write_dataset(tmp_path / "phantoms", patients=4, size=64, workers=1)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"phantoms", ".phantoms-simulating-young", ".phantoms-mine"}
 
 
 def test_an_image_that_appears_normal_is_narrower_brighter_and_sharper_and_its_mask_is_cropped_alike():

@@ -1,7 +1,6 @@
 """push_to_hub.py and what it publishes, against the Hub of tests/local_hub.py."""
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 import push_to_hub
@@ -59,10 +57,19 @@ def run_copy(finished_run, tmp_path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def _script(*flags: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "push_to_hub.py", *map(str, flags)]
-    variables = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
+@pytest.fixture
+def script(local_hub, monkeypatch, capsys):
+    """push_to_hub.py as ann: flags -> exit code, and what it printed."""
+    address = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", local_hub.url + address)
+    monkeypatch.setenv("HF_TOKEN", local_hub.user("ann"))
+
+    def run(*flags: object) -> tuple[int, str, str]:
+        code = run_script("push_to_hub.py", push_to_hub.main, [*map(str, flags)])
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 def _contents(repository) -> dict[str, bytes]:
@@ -76,21 +83,18 @@ def _bytes(files: dict[str, Path | bytes]) -> dict[str, bytes]:
     }
 
 
-def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finished_run, local_hub, tmp_path):
-    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
+def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finished_run, local_hub, script):
     flags = (finished_run, "--repo", "ann/x", "--space", "ann/demo")
-    first, second = _script(*flags, **environment), _script(*flags, **environment)
-    assert (first.returncode, first.stderr) == (second.returncode, second.stderr) == (0, "")
+    (code, first, said), (again, second, _) = script(*flags), script(*flags)
+    assert (code, again, said) == (0, 0, "")
     model, space = (local_hub.repositories[key] for key in (("model", "ann/x"), ("space", "ann/demo")))
     assert _contents(model) == _bytes(public_files(finished_run, "ann/x"))
     assert _contents(space) == _bytes(space_files("ann/x"))
     assert len(model.messages) == len(space.messages) == 2  # the first is the Hub's own
-    addresses = (f"{local_hub.url}/ann/x/commit/{model.branches['main']}",
-                 f"{local_hub.url}/spaces/ann/demo/commit/{space.branches['main']}")  # fmt: skip
-    assert first.stdout.splitlines()[-1] == f"published: {addresses[1]}"
-    for address in addresses:
-        assert f"published: {address}\n" in first.stdout
-        assert f"nothing has changed: {address}\n" in second.stdout
+    for kind, repository in (("ann/x", model), ("spaces/ann/demo", space)):
+        address = f"{local_hub.url}/{kind}/commit/{repository.branches['main']}"
+        assert f"published: {address}\n" in first
+        assert f"nothing has changed: {address}\n" in second
 
 
 def test_other_peoples_tools_load_it_from_the_hub_and_give_trainings_own_answers(
@@ -113,56 +117,42 @@ def test_other_peoples_tools_load_it_from_the_hub_and_give_trainings_own_answers
         np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=tool)
 
 
-def test_a_dry_run_shows_the_same_table_and_asks_nobody(finished_run, local_hub, tmp_path):
-    environment = local_hub.environment(None, tmp_path / "home")
-    done = _script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--dry_run", **environment)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_dry_run_shows_the_same_table_and_asks_nobody(finished_run, local_hub, script):
+    code, said, complaint = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--dry_run")
+    assert (code, complaint) == (0, "")
     for files in (public_files(finished_run, "ann/x"), space_files("ann/x")):
-        assert "\n".join(listing(files)) in done.stdout
-    assert done.stdout.splitlines()[-1] == "nothing was sent: --dry_run"
+        assert "\n".join(listing(files)) in said
     assert local_hub.requests == []
 
 
-def test_the_table_gives_each_file_and_their_sum(tmp_path):
+def test_the_table_gives_each_file_or_a_folder_of_many_and_their_sum(tmp_path):
     (tmp_path / "weights").write_bytes(bytes(44_812_345))
-    assert listing({"model.safetensors": tmp_path / "weights", "a": bytes(999), "b.json": bytes(1000)}) == [
-        "  a                     999 B",
-        "  b.json               1.0 kB",
-        "  model.safetensors   44.8 MB",
-        "  total of 3 files    44.8 MB",
-    ]
-
-
-def test_a_folder_of_many_files_is_one_line_of_the_table():
     package = {f"package/{number}.py": bytes(10) for number in range(30)}
-    assert listing({**package, "plots/roc.png": bytes(5), "app.py": bytes(7)}) == [
-        "  app.py                    7 B",
+    files = {**package, "model.safetensors": tmp_path / "weights", "a": bytes(999), "b.json": bytes(1000)}
+    assert listing(files) == [
+        "  a                       999 B",
+        "  b.json                 1.0 kB",
+        "  model.safetensors     44.8 MB",
         "  package/ (30 files)     300 B",
-        "  plots/roc.png             5 B",
-        "  total of 32 files       312 B",
+        "  total of 33 files     44.8 MB",
     ]
 
 
-def test_without_a_token_or_with_a_wrong_one_it_is_one_line_and_exit_code_2(
-    finished_run, local_hub, tmp_path
-):
-    environment = local_hub.environment(None, tmp_path / "home")
-    for token, reason in (("", "no token of the Hub found"), ("hf_wrong", "the token is not valid")):
-        done = _script(finished_run, "--repo", "ann/x", **{**environment, "HF_TOKEN": token})
-        assert done.returncode == 2 and done.stderr.startswith("push_to_hub.py: ")
-        assert done.stderr.count("\n") == 1 and reason in done.stderr and "hf_wrong" not in done.stderr
-    assert local_hub.repositories == {}
+def test_a_wrong_token_is_one_line_and_exit_code_2(finished_run, local_hub, script, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, _, said = script(finished_run, "--repo", "ann/x")
+    assert code == 2 and said.count("\n") == 1 and "the token is not valid" in said
+    assert "hf_wrong" not in said and local_hub.repositories == {}
 
 
-def _mistake(capsys, *flags: object) -> str:
+def _mistake(script, *flags: object) -> str:
     """What is said of a mistake that is found before anybody is asked."""
-    assert run_script("push_to_hub.py", push_to_hub.main, [*map(str, flags)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    code, _, said = script(*flags)
+    assert code == 2 and said.count("\n") == 1
     return said
 
 
-def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, capsys):
+def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, script):
     seeds = tmp_path / "seeds"
     for seed in (0, 1):
         (seeds / f"seed-{seed}").mkdir(parents=True)
@@ -181,34 +171,36 @@ def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, ca
         ("evaluation", "it has a report but no weights, as an evaluation has"),
         ("run/config.json", "it is a file"),
     ):
-        assert problem in _mistake(capsys, tmp_path / name, "--repo", "ann/x")
+        assert problem in _mistake(script, tmp_path / name, "--repo", "ann/x")
 
 
-def test_damaged_weights_and_configs_are_refused(run_copy, capsys):
+def test_damaged_weights_and_configs_are_refused(run_copy, script):
     weights, config = run_copy / "model.safetensors", run_copy / "config.json"
     whole = weights.read_bytes()
     for damaged in (b"", whole[:1000], whole[:-1]):
         weights.write_bytes(damaged)
-        assert f"{run_copy} can't be published" in _mistake(capsys, run_copy, "--repo", "ann/x")
+        assert f"{run_copy} can't be published" in _mistake(script, run_copy, "--repo", "ann/x")
     weights.write_bytes(whole)
     for damaged in ("", "{", "{}"):
         config.write_text(damaged)
-        assert f"{run_copy} can't be published" in _mistake(capsys, run_copy, "--repo", "ann/x")
+        assert f"{run_copy} can't be published" in _mistake(script, run_copy, "--repo", "ann/x")
 
 
-def test_names_and_flags_that_do_not_fit_are_refused(finished_run, capsys):
-    assert "USER/NAME, got 'x'" in _mistake(capsys, finished_run, "--repo", "x")
-    assert "USER/NAME, got 'y'" in _mistake(capsys, finished_run, "--repo", "ann/x", "--space", "y")
+def test_names_and_flags_that_do_not_fit_are_refused(finished_run, script):
+    assert "USER/NAME, got 'x'" in _mistake(script, finished_run, "--repo", "x")
+    assert "USER/NAME, got 'y'" in _mistake(script, finished_run, "--repo", "ann/x", "--space", "y")
     flags = ("--repo", "ann/x", "--space", "ann/y", "--revision", "v2")
-    assert "leave out --revision or --space" in _mistake(capsys, finished_run, *flags)
+    assert "leave out --revision or --space" in _mistake(script, finished_run, *flags)
 
 
-def test_a_private_run_and_its_space_are_seen_by_nobody_else(finished_run, local_hub, tmp_path):
-    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
-    flags = ("--repo", "ann/x", "--space", "ann/demo", "--private")
-    done = _script(finished_run, *flags, **environment)
-    assert done.returncode == 0 and "ann/x is private: the Space reads it by a token" in done.stdout
+def test_a_private_run_and_its_space_are_seen_by_nobody_else_unless_the_space_is_public(
+    finished_run, local_hub, script
+):
+    code, said, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--private")
+    assert code == 0 and "ann/x is private: the Space reads it by a token" in said
     assert [repository.private for repository in local_hub.repositories.values()] == [True, True]
+    _, said, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/open")
+    assert "everybody can see ann/open, and ask the private ann/x there" in said
 
 
 def test_a_branch_of_its_own_leaves_main_as_it_is(finished_run, ann, local_hub):
@@ -231,33 +223,12 @@ def test_what_comes_back_is_compared_by_its_answers(run_copy, finished_run, ann,
         publish_model(ann, run_copy, files, "ann/x")
 
 
-def test_other_weights_are_one_more_commit(run_copy, ann, local_hub):
-    first = publish_model(ann, run_copy, prepare_run(run_copy, "ann/x"), "ann/x")
-    _other_weights(run_copy)
-    report = json.loads((run_copy / "report.json").read_text())
-    report["weights_sha256"] = hashlib.sha256((run_copy / "model.safetensors").read_bytes()).hexdigest()
-    (run_copy / "report.json").write_text(json.dumps(report))
-    second = publish_model(ann, run_copy, prepare_run(run_copy, "ann/x"), "ann/x")
-    repository = local_hub.repositories["model", "ann/x"]
-    assert second.changed and repository.parents[second.sha] == first.sha
-    before, after = (repository.trees[sha]["model.safetensors"].sha256 for sha in (first.sha, second.sha))
-    assert before != after
-
-
 def test_weights_that_the_report_does_not_speak_of_are_not_published(run_copy):
     weights = bytearray((run_copy / "model.safetensors").read_bytes())
     weights[-1000:] = bytes(1000)
     (run_copy / "model.safetensors").write_bytes(weights)
     with pytest.raises(UsageError, match="model.safetensors is missing or damaged, or not the one"):
         prepare_run(run_copy, "ann/x")
-
-
-def test_a_space_of_a_private_model_says_what_it_needs_and_who_sees_it(finished_run, local_hub, tmp_path):
-    environment = local_hub.environment(local_hub.user("ann"), tmp_path / "home")
-    assert _script(finished_run, "--repo", "ann/x", "--private", **environment).returncode == 0
-    done = _script(finished_run, "--repo", "ann/x", "--space", "ann/demo", **environment)
-    assert "ann/x is private: the Space reads it by a token" in done.stdout
-    assert "everybody can see ann/demo, and ask the private ann/x there" in done.stdout
 
 
 def test_a_check_that_fails_says_that_the_run_is_on_the_hub(finished_run, ann, local_hub, monkeypatch):
@@ -271,30 +242,17 @@ def test_a_check_that_fails_says_that_the_run_is_on_the_hub(finished_run, ann, l
         publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
 
 
-def test_pickles_of_others_stay_and_are_warned_about(finished_run, ann, local_hub, caplog):
-    repository = _with_foreign_files(ann, local_hub)
+def test_of_files_of_others_those_that_loaders_would_read_go_and_pickles_are_warned_about(
+    finished_run, ann, local_hub, caplog
+):
+    foreign = ("pytorch_model.bin", "sub/last.ckpt", "notes.md")
+    read_along = ("preprocessor_config.json", ".eval_results/other.yaml")
+    commit_files(ann, "ann/x", {name: b"{}" for name in (*foreign, *read_along)}, message="Another model")
     publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
     warned = [record.getMessage().split(",")[0] for record in caplog.records if "hf_pneumonia" in record.name]
     assert warned == ["ann/x also holds pytorch_model.bin", "ann/x also holds sub/last.ckpt"]
-    assert {"pytorch_model.bin", "sub/last.ckpt", "notes.md"} <= _contents(repository).keys()
-
-
-def _with_foreign_files(api: HfApi, local_hub):
-    from hf_pneumonia.hub import commit_files
-
-    foreign = {"pytorch_model.bin": b"x", "sub/last.ckpt": b"y", "notes.md": b"z"}
-    foreign["preprocessor_config.json"] = json.dumps(
-        {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
-    ).encode()
-    foreign[".eval_results/other.yaml"] = b"- value: 0.99"
-    commit_files(api, "ann/x", foreign, message="Another model")
-    return local_hub.repositories["model", "ann/x"]
-
-
-def test_what_loaders_would_read_of_an_earlier_model_is_deleted(finished_run, ann, local_hub, tmp_path):
-    repository = _with_foreign_files(ann, local_hub)
-    publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
-    assert not {"preprocessor_config.json", ".eval_results/other.yaml"} & _contents(repository).keys()
+    there = _contents(local_hub.repositories["model", "ann/x"])
+    assert set(foreign) <= there.keys() and not set(read_along) & there.keys()
 
 
 def test_a_space_is_made_anew_only_where_it_changed(ann, local_hub):

@@ -13,6 +13,8 @@ from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import parse_recipe
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH, RATE = 12, 32, 2e-3
 STRONG = {"proportions": 0.5, "resolution": 0.4, "zoom": 0.15, "shift": 0.1, "exposure": 0.8, "blur": 1.2}
 

@@ -39,11 +39,6 @@ def test_classes_are_mapped_by_name_and_never_by_index(tmp_path, names):
     assert sorted(labels.values()) == ["NORMAL"] * 3 + ["PNEUMONIA"] * 2
 
 
-def test_class_folders_alone_are_all_train(tmp_path):
-    write_films(tmp_path / "films", 3, 2)
-    assert set(load_films(str(tmp_path / "films"), tmp_path)["split"]) == {"train"}
-
-
 def test_folders_inside_a_class_folder_belong_to_the_class(tmp_path):
     write_films(tmp_path / "films", 2, 2)
     write_film(tmp_path / "films" / "NORMAL" / "2019" / "scan.png", 0, np.random.default_rng(0))
@@ -72,25 +67,6 @@ def test_file_names_that_sound_like_a_split_do_not_make_one(tmp_path):
 def test_folder_names_with_glob_signs_are_taken_literally(tmp_path):
     write_films(tmp_path / "films [1] *", 2, 2)
     assert len(load_films(str(tmp_path / "films [1] *"), tmp_path)) == 4
-
-
-def test_the_patient_comes_from_a_metadata_column_where_there_is_one(tmp_path):
-    folder = tmp_path / "films"
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        write_film(folder / ("NORMAL" if number < 2 else "PNEUMONIA") / f"{number}.png", number > 1, rng)
-    lines = [
-        "file_name,patient_id",
-        "NORMAL/0.png,a",
-        "NORMAL/1.png,a",
-        "PNEUMONIA/2.png,b",
-        "PNEUMONIA/3.png,",
-    ]
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    films = load_films(str(folder), tmp_path)
-    patients = dict(zip((file[-5] for file in films["file"]), films["patient_id"], strict=True))
-    assert patients == {"0": "a", "1": "a", "2": "b", "3": "train/PNEUMONIA/3.png"}
-    assert _labels(films)["0.png"] == "NORMAL"
 
 
 def _folder_with_metadata(folder, lines, name="metadata.csv"):
@@ -155,14 +131,10 @@ def test_metadata_that_do_not_fit_are_an_error_of_one_line(tmp_path, lines, mess
     assert "\n" not in str(error.value)
 
 
-def test_films_without_a_patient_id_are_patients_of_their_own_and_the_log_says_so(tmp_path, caplog):
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        write_film(tmp_path / "films" / "NORMAL" / f"{name}.png", 0, rng)
-        write_film(tmp_path / "films" / "PNEUMONIA" / f"{name}.png", 1, rng)
-    films = load_films(str(tmp_path / "films"), tmp_path)
-    assert len(set(films["patient_id"])) == 4
-    assert "no patient id in 4 of 4 file names" in caplog.text
+def test_films_without_a_patient_id_are_patients_of_their_own_in_every_source(tmp_path, caplog):
+    sources = [_write_pair(tmp_path / name, ("a.png", "b.png")) for name in ("one", "two")]
+    assert len(set(load_films(sources, tmp_path)["patient_id"])) == 4
+    assert caplog.text.count("no patient id in 2 of 2 file names") == 2
 
 
 def test_an_unknown_class_is_an_error_that_lists_what_was_found(tmp_path):
@@ -180,19 +152,16 @@ def test_one_class_only_is_an_error(tmp_path):
         load_films(str(tmp_path / "films"), tmp_path)
 
 
-@pytest.mark.parametrize("make", ["nothing", "a text"])
-def test_a_folder_without_images_is_an_error(tmp_path, make):
+def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "films" / "NORMAL").mkdir(parents=True)
-    if make == "a text":
-        (tmp_path / "films" / "NORMAL" / "notes.txt").write_text("none here")
+    (tmp_path / "films" / "NORMAL" / "notes.txt").write_text("none here")
     with pytest.raises(UsageError, match="no images in"):
         load_films(str(tmp_path / "films"), tmp_path)
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "./none", "none"])
-def test_a_missing_folder_is_an_error(tmp_path, source):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
-        load_films(source, tmp_path)
+        load_films("./none", tmp_path)
 
 
 def _write_pair(folder, names, first=0):
@@ -222,11 +191,6 @@ def test_ids_of_a_column_mean_something_in_their_source_only(tmp_path):
         (tmp_path / source / "metadata.csv").write_text(lines)
     assert load_films(sources, tmp_path)["patient_id"][:] == ["one:12", "one:13", "two:12", "two:13"]
     assert load_films(sources[0], tmp_path)["patient_id"][:] == ["12", "13"]
-
-
-def test_films_without_an_id_are_patients_of_their_own_in_every_source(tmp_path):
-    sources = [_write_pair(tmp_path / name, ("a.png", "b.png")) for name in ("one", "two")]
-    assert len(set(load_films(sources, tmp_path)["patient_id"])) == 4
 
 
 def test_names_of_the_guangzhou_films_mean_the_same_child_in_every_source(tmp_path):
@@ -280,11 +244,6 @@ def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, 
         load_films(["films", spelling], tmp_path)
 
 
-def test_a_name_that_is_no_folder_twice_is_an_error_too(tmp_path):
-    with pytest.raises(UsageError, match="--dataset names user/films twice"):
-        load_films(["user/films", "user/films"], tmp_path)
-
-
 def test_a_source_of_one_class_is_of_use_beside_another(tmp_path):
     write_films(tmp_path / "healthy only", 4, 0, first=50)
     write_films(tmp_path / "both", 2, 2)
@@ -292,13 +251,6 @@ def test_a_source_of_one_class_is_of_use_beside_another(tmp_path):
     assert Counter(zip(films["source"], films["label"], strict=True)) == {
         ("healthy only", 0): 4, ("both", 0): 2, ("both", 1): 2,
     }  # fmt: skip
-
-
-def test_two_sources_of_the_same_class_are_an_error_that_names_both(tmp_path):
-    for name in ("one", "two"):
-        write_films(tmp_path / name, 2, 0)
-    with pytest.raises(UsageError, match="one class only in .*one, .*two .found: NORMAL"):
-        load_films([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path)
 
 
 @pytest.fixture
@@ -327,12 +279,6 @@ def test_covid_is_dropped_mapped_or_kept_and_the_log_says_so(
     for file, split in zip(films["file"], films["split"], strict=True):
         assert (split == "covid") is (covid == "keep" and "COVID-19" in file)
     assert f"films: 4 films of COVID-19 are {line}" in caplog.text
-
-
-def test_nothing_is_said_of_covid_where_there_is_none(film_folder, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    load_films(str(film_folder), tmp_path, "keep")
-    assert "COVID" not in caplog.text
 
 
 def test_covid_alone_beside_normal_films_is_one_class_unless_it_is_counted_in(tmp_path):

@@ -22,10 +22,6 @@ def _assign(rows):
     return split, " ".join(notes)
 
 
-def _patients(rows, split, name):
-    return {patient for (_, _, patient), found in zip(rows, split, strict=True) if found == name}
-
-
 def test_splits_that_exist_are_honoured():
     rows = _films("train", 100, 200) + _films("validation", 20, 30, 1000) + _films("test", 25, 25, 2000)
     split, notes = _assign(rows)
@@ -42,9 +38,10 @@ def test_a_validation_split_of_sixteen_films_is_joined_to_train_and_cut_anew():
 
 
 @pytest.mark.parametrize(
-    ("train", "validation", "honoured"), [(40, 9, False), (40, 10, True), (400, 19, False), (400, 20, True)]
+    ("train", "validation", "honoured"),
+    [(40, 9, False), (40, 10, True), (400, 19, False), (400, 20, True), (2000, 49, False), (2000, 50, True)],
 )
-def test_a_small_data_set_needs_ten_validation_films_of_a_class_and_a_large_one_more(
+def test_a_small_data_set_needs_ten_validation_films_of_a_class_and_a_large_one_up_to_fifty(
     train, validation, honoured
 ):
     rows = _films("train", train, train) + _films("validation", validation, validation, 1000)
@@ -67,37 +64,11 @@ def test_a_missing_test_split_is_cut_by_patient_and_stratified():
         assert np.mean(labels) == pytest.approx(0.75, abs=0.02)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_no_patient_stands_in_two_splits_whatever_is_given(seed):
-    rng = np.random.default_rng(seed)
-    rows = [
-        (
-            rng.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1]),
-            int(rng.integers(2)),
-            f"p{rng.integers(150)}",
-        )
-        for _ in range(600)
-    ]
-    split, _ = _assign(rows)
-    patients = [_patients(rows, split, name) for name in ("train", "validation", "test")]
-    assert not (patients[0] & patients[1] or patients[0] & patients[2] or patients[1] & patients[2])
-    given_test = [found for (given, _, _), found in zip(rows, split, strict=True) if given == "test"]
-    assert set(given_test) == {"test"}
-
-
 def test_films_of_a_patient_who_stands_in_test_too_are_left_out_and_counted():
     rows = _films("train", 100, 100) + _films("validation", 20, 20, 1000) + _films("test", 20, 20, 90)
     split, notes = _assign(rows)
     assert np.sum(split == "") == 20  # patients 90 to 99 of each class
     assert "left out 20 films of train whose patient stands in test" in notes
-
-
-def test_the_cut_does_not_depend_on_the_order_of_the_films():
-    rows = _films("train", 60, 90, per_patient=2)
-    order = np.random.default_rng(0).permutation(len(rows))
-    split, _ = _assign(rows)
-    shuffled, _ = _assign([rows[index] for index in order])
-    assert np.array_equal(split[order], shuffled)
 
 
 def test_a_split_without_one_of_the_classes_is_an_error():
@@ -194,7 +165,7 @@ def _call(table, order=None, **options):
 
 
 ANYTHING = given(tables(), st.sampled_from([None, *SHARES]), st.integers(0, 9))
-MANY = settings(derandomize=True, deadline=None, max_examples=120)
+MANY = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 @MANY
@@ -286,6 +257,16 @@ def test_the_shares_are_near_with_patients_of_both_classes_too(table, shares, se
         for name, share in zip(("train", "validation", "test"), shares, strict=True):
             excess = np.sum((labels == label) & (split == name)) - share * np.sum(labels == label)
             assert abs(excess) <= 2 * largest
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_patients_with_many_films_are_dealt_out_first_so_that_the_others_even_out_the_shares(seed):
+    rows = [("train", label, f"{label}-big") for label in (0, 1) for _ in range(20)] + _films("train", 80, 80)
+    split, _ = assign_splits(*zip(*rows, strict=True), shares=(0.7, 0.2, 0.1), seed=seed)
+    labels = np.array([label for _, label, _ in rows])
+    for label in (0, 1):
+        counts = [np.sum((labels == label) & (split == name)) for name in ("train", "validation", "test")]
+        assert counts == [70, 20, 10]
 
 
 def test_sources_are_dealt_out_alike():

@@ -175,8 +175,6 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
             films.write(film.tobytes())
             thumbnails.write(thumbnail.tobytes())
             facts[row] = fact
-        films.flush()
-        os.fsync(films.fileno())
         thumbnails.flush()
         logger.info("looking for copies among %d films", len(images))
         shape = (len(images), THUMBNAIL, THUMBNAIL)

@@ -1,7 +1,9 @@
-"""Which files may be films, by their names and first bytes. Opens no film."""
+"""Files: which may be films, by their names and first bytes, and how one is written whole or not at all."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Those of datasets' `imagefolder`, which takes half a second to be asked.
@@ -53,3 +55,47 @@ def begins_as_dicom(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give another name to write a file under, which becomes `path` when it is complete and on the disk.
+
+    Whenever this is cut short, `path` is what it was before.
+
+    Raises:
+        OSError: the disk is full, or can't be written; it says which file.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    with naming(path):
+        try:
+            yield aside
+            sync(aside)
+            os.replace(aside, path)
+            sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError the name of a file where it has none: a full disk does not say which."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk itself, where a power cut leaves it."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a folder of some network disks
+            raise
+    finally:
+        os.close(handle)

@@ -8,8 +8,6 @@ import csv
 import functools
 import math
 import multiprocessing
-import shutil
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from tqdm.auto import tqdm
 from hf_pneumonia.data.cores import available_cores
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.data.store_folder import remove_old_builds, sync, sync_all
+from hf_pneumonia.data.store_folder import build_once
 
 
 def write_dataset(
@@ -35,8 +33,7 @@ def write_dataset(
 
     In it, `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the films, `{train,test}/metadata.csv` has
     the columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each film
-    with pneumonia. A patient is in one split only. A `folder` that exists, or that another process finishes
-    first, is left as it is.
+    with pneumonia. A patient is in one split only. A `folder` that exists is left as it is.
 
     Args:
         folder: where to; its parents are made if need be.
@@ -52,23 +49,7 @@ def write_dataset(
     folder = Path(folder)
     if patients < 4:
         raise ValueError(f"expected at least 4 patients, one of each class in each split, got {patients}")
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = f".{folder.name}-simulating-"
-    remove_old_builds(folder.parent, aside)
-    temporary = Path(tempfile.mkdtemp(prefix=aside, dir=folder.parent))
-    try:
-        _write_all(temporary, patients, seed, size, workers, shortcut)
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        sync_all()
-        temporary.rename(folder)
-        sync(folder.parent)
-    except OSError:
-        if not folder.exists():  # otherwise another process was first, and its copy is the same
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    build_once(folder, lambda aside: _write_all(aside, patients, seed, size, workers, shortcut))
 
 
 def add_shortcut(

@@ -1,21 +1,16 @@
-"""The folder of one film store: built by one process at a time, whole or absent, never trusted unseen.
+"""Folders of the cache: built by one process at a time, whole or absent, never trusted unseen."""
 
-Knows nothing of what is in the files.
-"""
-
-import errno
 import json
 import logging
 import os
 import shutil
-import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from hf_pneumonia.data.locks import release_lock, take_lock
+from filelock import FileLock, Timeout
+
+from hf_pneumonia.data.files import naming, sync
 
 logger = logging.getLogger(__name__)
 
@@ -26,66 +21,68 @@ _SEAL = "whole.json"
 # compared.
 _SUMMED_UP = 64 * 2**20
 
-# Of a build whose builder can't be asked after, since the disk knows no locks.
-_OLD_SECONDS = 24 * 3600
+_ASIDE = ".building-"  # begins the name of what is not whole yet
 
 
-def complete(folder: Path, build: Callable[[Path], None]) -> None:
-    """See to it that a store is there and whole; built first where there is none, or a damaged one.
+def _absence(folder: Path) -> str:
+    return "" if folder.exists() else "missing"
+
+
+def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Path], str] = _absence) -> None:
+    """Build a folder where there is none. It appears when it is complete and on the disk.
 
     Args:
-        folder: of the store.
-        build: writes the store's files into the folder that it is given.
+        folder: its name; the parent is made if need be. Folders of one parent are built one after the other.
+        build: writes the content into the empty folder that it is given.
+        damage: what is wrong with the folder; "" where nothing is.
 
     Raises:
         OSError: the disk is full, or can't be written.
     """
-    if not _damage(folder):
+    if not damage(folder):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_builder(folder) as alone:
-        if alone:
-            _remove_dead_builds(folder.parent, folder.name)
-        # Another process may have built it while this one waited.
-        if problem := _damage(folder):
-            if folder.exists():
-                logger.warning("%s is damaged (%s): its films are decoded anew", folder, problem)
-                _remove(folder)
-            _build(folder, build)
-
-
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    # Built aside and renamed when whole: a store that exists is complete.
-    aside = Path(tempfile.mkdtemp(prefix=f"building-{folder.name}-", dir=folder.parent))
-    try:
-        build(aside)
-        _seal(aside)
-        aside.chmod(0o755)  # mkdtemp makes it private
+    parent, aside = folder.parent, folder.with_name(_ASIDE + folder.name)
+    with naming(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(parent / ".building.lock")
         try:
-            os.rename(aside, folder)
-        except OSError:
-            # Another process built the same store meanwhile, where there are no locks.
-            if _damage(folder):
-                raise
-    except OSError as error:
-        error.filename = error.filename or str(folder.parent)  # a full disk does not say which
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    sync(folder.parent)
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another run builds in %s: waiting for it", parent)
+            lock.acquire()
+        try:
+            for left in parent.glob(f"{_ASIDE}*"):  # of processes that were killed: they held the lock
+                shutil.rmtree(left, ignore_errors=True)
+            # Another process may have built it while this one waited.
+            if problem := damage(folder):
+                if folder.exists():
+                    logger.warning("%s is damaged (%s) and built anew", folder, problem)
+                    folder.rename(aside)  # whoever looks meanwhile sees it whole or not at all
+                    shutil.rmtree(aside)
+                aside.mkdir()
+                build(aside)
+                if hasattr(os, "sync"):  # all files at once: a call for each of thousands takes too long
+                    os.sync()
+                aside.rename(folder)
+                sync(parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits sees that it is gone
+            lock.release()
 
 
-def _seal(folder: Path) -> None:
-    files = sorted(folder.iterdir())
-    for file in files:
-        sync(file)
-    (folder / _SEAL).write_text(json.dumps({file.name: _sum(file) for file in files}))
-    sync(folder / _SEAL)
-    sync(folder)
+def complete(folder: Path, build: Callable[[Path], None]) -> None:
+    """As `build_once`, and built anew where a file of the folder was damaged since."""
+
+    def build_and_seal(aside: Path) -> None:
+        build(aside)
+        (aside / _SEAL).write_text(json.dumps({file.name: _sum(file) for file in sorted(aside.iterdir())}))
+
+    build_once(folder, build_and_seal, _damage)
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a store; "" where nothing is."""
+    """What is wrong with a folder that was sealed; "" where nothing is."""
     try:
         sealed = json.loads((folder / _SEAL).read_text())
         for name, expected in sealed.items():
@@ -105,82 +102,3 @@ def _sum(file: Path) -> list[int | None]:
     """Bytes of a file, and CRC-32 of a small one."""
     size = file.stat().st_size
     return [size, zlib.crc32(file.read_bytes()) if size <= _SUMMED_UP else None]
-
-
-@contextmanager
-def _only_builder(folder: Path) -> Iterator[bool]:
-    """Wait until no other process builds this store, and keep others waiting; False without locks, where two
-    both build, and the first to finish wins."""
-    path = folder.parent / f".{folder.name}.lock"
-    lock = take_lock(path, lambda: logger.info("another run decodes these films: waiting for it"))
-    try:
-        yield lock is not None
-    finally:
-        release_lock(lock, path)
-
-
-def _remove_dead_builds(parent: Path, own: str) -> None:
-    """Take away what killed builders left, of this store and of others."""
-    for left in parent.glob("building-*"):
-        key = left.name.split("-")[1]
-        if key == own or time.time() - _changed(left) > _OLD_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-            continue
-        path = parent / f".{key}.lock"
-        try:
-            lock = take_lock(path)
-        except OSError:
-            continue
-        if lock is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            release_lock(lock, path)
-
-
-def remove_old_builds(parent: Path, beginning: str) -> None:
-    """Take away what killed processes left half made, who can't be asked after: what none wrote to for a day.
-
-    Args:
-        parent: folder in which it was made, aside.
-        beginning: of its names.
-    """
-    for left in parent.glob(f"{beginning}*"):
-        if time.time() - _changed(left) > _OLD_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def sync_all() -> None:
-    """Have all that was written on the disk itself, at once: thousands of small files would take too long."""
-    if hasattr(os, "sync"):
-        os.sync()
-
-
-def _changed(folder: Path) -> float:
-    """When a build was last written to, in seconds."""
-    times = [time.time()]
-    for place in (folder, *folder.glob("*")):
-        try:
-            times.append(place.stat().st_mtime)
-        except FileNotFoundError:
-            continue
-    return max(times[1:], default=times[0])
-
-
-def _remove(folder: Path) -> None:
-    # By another name first: whoever looks meanwhile sees it whole or not at all.
-    aside = Path(tempfile.mkdtemp(prefix=f"building-{folder.name}-", dir=folder.parent))
-    os.rename(folder, aside / "damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Have what is written on the disk itself, so that no name stands there for content that does not."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a folder of some network disks
-            raise
-    finally:
-        os.close(handle)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.evaluation.figures import split_reports
 from hf_pneumonia.evaluation.reliability import BINS, calibration_report
 from hf_pneumonia.evaluation.scoring import Predictions
@@ -62,9 +63,8 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
 
 def write_report(folder: Path, report: dict) -> None:
     """Write report.json, whole or not at all: a folder that holds one counts as finished."""
-    aside = folder / "report.json.part"
-    aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    aside.rename(folder / "report.json")
+    with written_whole(folder / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def environment() -> dict:

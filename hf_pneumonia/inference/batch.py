@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
+from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
@@ -28,7 +29,7 @@ from hf_pneumonia.inference.classifier import (
 )
 from hf_pneumonia.inference.explain import overlay
 from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
-from hf_pneumonia.inference.progress import Progress, Score, fingerprint, key_of
+from hf_pneumonia.inference.progress import Progress, Score, fingerprint
 from hf_pneumonia.inference.scores import Row, print_scores, write_scores
 from hf_pneumonia.training.launch import local_main_first
 
@@ -70,14 +71,11 @@ def predict_paths(
     if progress is None:
         return
     rows = list(rows_of(classifier, sources, progress))
-    try:
-        if output is None:
-            print_scores(rows)
-        else:
-            write_scores(rows, output)
-            progress.finish()
-    finally:
-        progress.close()
+    if output is None:
+        print_scores(rows)
+    else:
+        write_scores(rows, output)
+        progress.finish()
     counts = Counter(row.decision for row in rows)
     places = [f"scores: {output}"] * (output is not None) + [f"heat maps: {heatmaps}"] * (
         heatmaps is not None
@@ -140,8 +138,7 @@ def score_films(
         The scores, on the main process; None on the others.
 
     Raises:
-        UsageError: heat maps of this kind of network can't be made, its answer to a film is no number, or
-            another job is writing the output.
+        UsageError: heat maps of this kind of network can't be made, or its answer to a film is no number.
     """
     state = PartialState()
     progress: Progress | None = None
@@ -164,24 +161,19 @@ def score_films(
     if before:
         logger.info("going on: %d of %d films were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
-    try:
-        with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
-            for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
-                bar.update(len(chunk))
-                if progress is not None:
-                    keys = [key_of(source) for _, source in chunk]
-                    progress.add(zip(keys, scores, strict=True))
-    except BaseException:
-        if progress is not None:
-            progress.close()  # whoever catches this may try again
-        raise
+    with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
+        for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
+            bar.update(len(chunk))
+            if progress is not None:
+                keys = [source.key for _, source in chunk]
+                progress.add(dict(zip(keys, scores, strict=True)))
     return progress
 
 
 def rows_of(classifier: PneumoniaClassifier, sources: list[Source], progress: Progress) -> Iterator[Row]:
     """A row per film, in order."""
     for source in sources:
-        score = Score(None, source.problem) if source.problem else progress.scores[key_of(source)]
+        score = Score(None, source.problem) if source.problem else progress.scores[source.key]
         if score.error:
             decision = None if score.probability is None else NOT_A_FILM
             yield Row(source.name, decision, None, None, classifier.threshold, score.error)
@@ -219,13 +211,13 @@ def _chunks(sources: list[Source], size: int) -> list[list[Numbered]]:
     once: dict[str, Numbered] = {}
     for row, source in enumerate(sources, 1):
         if not source.problem:
-            once.setdefault(key_of(source), (row, source))
+            once.setdefault(source.key, (row, source))
     films = list(once.values())
     return [films[start : start + size] for start in range(0, len(films), size)]
 
 
 def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
-    score = progress.scores.get(key_of(film[1]))
+    score = progress.scores.get(film[1].key)
     return score is not None and (heatmaps is None or bool(score.error) or _picture(heatmaps, film).is_file())
 
 
@@ -278,16 +270,14 @@ def _draw(reader: FilmReader, film: Numbered, heat_map: np.ndarray, heatmaps: Pa
     except (UnreadableFilm, OSError) as error:
         logger.warning("no heat map of %s: %s", film[1].name, error)
         return
-    path = _picture(heatmaps, film)
-    aside = path.with_name(f".{path.name}")
-    overlay(image, heat_map).save(aside, "PNG")
-    os.replace(aside, path)
+    with written_whole(_picture(heatmaps, film)) as aside:
+        overlay(image, heat_map).save(aside, "PNG")
 
 
 def _picture(folder: Path, film: Numbered) -> Path:
     row, source = film
     stem = os.path.splitext(re.split(r"[\\/]", source.name)[-1])[0]
-    key = key_of(source)[:8]  # a picture of another film that stood in this row is not taken for its own
+    key = source.key[:8]  # a picture of another film that stood in this row is not taken for its own
     # No surrogates, slashes or controls, and room for the rest of a name in the 255 bytes that it may have.
     safe = re.sub(r"[^\w.+-]+", "_", stem)[:50]
     return folder / f"{row:06d}-{safe}-{key}.png"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 
+from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
@@ -185,7 +186,8 @@ class PneumoniaClassifier(FilmClassifier):
             for stale in READ_ALONG:
                 (folder / stale).unlink(missing_ok=True)
             for name in names:
-                os.replace(Path(aside) / name, folder / name)
+                with written_whole(folder / name) as file:
+                    os.replace(Path(aside) / name, file)
         return names
 
     def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main") -> Commit:

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +19,7 @@ import torch
 from torch import nn
 
 import hf_pneumonia
+from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
@@ -91,22 +90,17 @@ def export_onnx(saved: SavedModel, output: Path) -> Export:
     """
     check_export(output)
     beside = output.with_name(output.name + ".json")
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     # The network may be another's, on a GPU or of half precision.
     network = copy.deepcopy(saved.model).cpu().float().eval()
-    try:
-        description = describe(saved)
-        _write(saved.name, network, saved.image_size, description, work / output.name)
-        difference = _compare(saved.name, network, saved.image_size, work / output.name)
-        digest = hashlib.sha256((work / output.name).read_bytes()).hexdigest()
+    description = describe(saved)
+    with written_whole(output) as aside:
+        _write(saved.name, network, saved.image_size, description, aside)
+        difference = _compare(saved.name, network, saved.image_size, aside)
+        digest = hashlib.sha256(aside.read_bytes()).hexdigest()
         description = {"file": output.name, "sha256": digest, **description}
-        (work / beside.name).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        # In this order: a file without a description is better than one with another's.
-        beside.unlink(missing_ok=True)
-        (work / output.name).replace(output)
-        (work / beside.name).replace(beside)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        beside.unlink(missing_ok=True)  # a file without a description is better than one with another's
+    with written_whole(beside) as aside:
+        aside.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return Export(output, beside, difference)
 
 

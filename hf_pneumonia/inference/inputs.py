@@ -1,37 +1,23 @@
 """Paths as a user gives them -> films in order, and the bytes of each. Nothing is unpacked onto the disk."""
 
+import functools
+import hashlib
 import logging
-import lzma
 import os
 import stat
-import struct
 import threading
 import zipfile
-import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from hf_pneumonia.data.archive import BROKEN, open_zip, read_member
 from hf_pneumonia.data.files import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
-from hf_pneumonia.data.film import check_size
-from hf_pneumonia.data.zip_rules import directory_problem, pieces
 from hf_pneumonia.errors import UnreadableFilm
 
 logger = logging.getLogger(__name__)
 
-# What the reader of zip files raises on damaged or encrypted members, or on a compression that it lacks.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
 _OPEN_ZIPS = 8  # a list of many is read with few of them open
 
 
@@ -52,6 +38,11 @@ class Source:
     member: int | None = None
     stamp: tuple[int, ...] = ()
     problem: str = ""
+
+    @property
+    def key(self) -> str:
+        """24 hex digits that change with the name, and with the film."""
+        return hashlib.sha256(ascii((self.name, self.member, self.stamp)).encode()).hexdigest()[:24]
 
 
 def find_films(paths: Iterable[str], passed_over: Path | None = None) -> Iterator[Source]:
@@ -88,15 +79,16 @@ class FilmReader:
     """Bytes of films, by several threads at a time. Zip files stay open from one film to the next."""
 
     def __init__(self) -> None:
-        self._zips: OrderedDict[str, zipfile.ZipFile] = OrderedDict()
+        self._open = functools.lru_cache(_OPEN_ZIPS)(
+            open_zip
+        )  # one that falls out is closed when it was read
         self._lock = threading.Lock()
 
     def __enter__(self) -> "FilmReader":
         return self
 
     def __exit__(self, *_) -> None:
-        while self._zips:
-            self._zips.popitem()[1].close()
+        self._open.cache_clear()
 
     def read(self, source: Source) -> str | bytes:
         """What `read_film` takes: a file's path, or the bytes of an entry of a zip file.
@@ -110,29 +102,13 @@ class FilmReader:
             raise UnreadableFilm(source.problem)
         if source.member is None:
             return source.path
-        try:
-            member, kind = self._open(source)
-            with member:
-                return b"".join(pieces(member, kind))
-        except UnreadableFilm:
-            raise
-        except _BROKEN as error:
-            raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
-
-    def _open(self, source: Source) -> tuple[zipfile.ZipExtFile, int]:
         with self._lock:
-            archive = self._zips.pop(source.path, None) or zipfile.ZipFile(source.path)
-            self._zips[source.path] = archive
-            if len(self._zips) > _OPEN_ZIPS:
-                self._zips.popitem(last=False)[1].close()  # entries that are being read stay open
-            entries = archive.infolist()
-            entry = entries[source.member] if source.member < len(entries) else None
-            if entry is None or (entry.file_size, entry.CRC) != source.stamp[-2:]:
-                raise UnreadableFilm("the zip file was changed meanwhile")
-            if entry.flag_bits & 1:
-                raise UnreadableFilm("encrypted: unpack the zip file with its password")
-            check_size(entry.file_size)
-            return archive.open(entry), entry.compress_type
+            archive = self._open(source.path)
+        entries = archive.infolist()
+        entry = entries[source.member] if source.member < len(entries) else None
+        if entry is None or (entry.file_size, entry.CRC) != source.stamp[-2:]:
+            raise UnreadableFilm("the zip file was changed meanwhile")
+        return read_member(archive, entry)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -192,15 +168,11 @@ def _is_film(path: Path) -> bool:
 def _films_of_zip(archive_file: Source) -> Iterator[Source]:
     path = archive_file.path
     try:
-        if problem := directory_problem(Path(path)):
-            yield Source(path, path, problem=problem)
-            return
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             entries = list(enumerate(archive.infolist()))
             entries = [(number, entry) for number, entry in entries if _is_film_entry(archive, entry)]
-    except (*_BROKEN, OSError) as error:
-        reason = why_not(error) if getattr(error, "errno", None) else "damaged, or no zip file"
-        yield Source(path, path, problem=reason)
+    except (UnreadableFilm, OSError) as error:
+        yield Source(path, path, problem=why_not(error) if isinstance(error, OSError) else str(error))
         return
     for number, entry in sorted(entries, key=lambda one: one[1].filename.split("/")):
         stamp = (*archive_file.stamp, entry.file_size, entry.CRC)
@@ -220,5 +192,5 @@ def _is_film_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     try:
         with archive.open(entry) as file:
             return file.read(132)[128:] == b"DICM"
-    except (*_BROKEN, OSError):
+    except (*BROKEN, OSError):
         return False

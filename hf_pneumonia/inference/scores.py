@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from hf_pneumonia.data.files import written_whole
+
 _GROUP = 50_000  # rows that are held while a parquet file is written
 
 
@@ -56,20 +58,13 @@ def print_scores(rows: Iterable[Row]) -> None:
 
 def write_scores(rows: Iterable[Row], path: Path) -> None:
     """Write a file of the kind that its ending says; an earlier one is replaced when the new one is whole."""
-    aside = path.with_name(f".{path.name}.aside")
-    try:
+    with written_whole(path) as aside:
         if path.suffix.lower() == ".csv":
             # The name of a file may be no UTF-8, and its reader expects that.
             with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 write_csv(rows, file)
         else:
             _write_parquet(iter(rows), aside)
-        os.replace(aside, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _write_parquet(rows: Iterator[Row], path: Path) -> None:

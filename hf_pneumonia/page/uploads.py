@@ -3,16 +3,15 @@
 Nothing is unpacked onto the disk, and nothing is read that was not uploaded.
 """
 
-import io
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gradio.utils import get_upload_folder
 
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.data.archive import open_zip
+from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.inputs import Source, find_films
 from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
 
@@ -119,19 +118,14 @@ def _look_into(path: str) -> tuple[str, list[str]]:
     """Why a zip file is not opened, or "", and the names of the zip files in it."""
     with open(path, "rb") as file:
         data = file.read()
-    # Counted ahead of zipfile, which lists all of them as it opens; none that lacks these letters.
+    # Counted ahead of zipfile, which lists all of them as it opens.
     if data.count(_ENTRY) > MAX_ENTRIES:
         return f"a zip file of more than {MAX_ENTRIES:,} entries", []
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-    # Damaged directories raise nearly anything (BadZipFile, struct.error, UnicodeDecodeError ...).
-    except Exception:
-        return "damaged, or no zip file", []
-    # Python inflates the others (bzip2, LZMA) by whole chunks, however large they grow.
-    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-        return "a zip file of a rare kind; pack it as usual (deflate)", []
-    names = [entry.filename for entry in entries]
+        with open_zip(path) as archive:
+            names = archive.namelist()
+    except UnreadableFilm as error:
+        return str(error), []
     return "", [name for name in names if name.lower().endswith(".zip") and not _is_hidden(name)]
 
 

@@ -191,6 +191,8 @@ RECIPE_KEYS = (
     "cutmix",
     "small_epochs",
     "small_size",
+    "checks",
+    "ood",
     "bf16",
     "fp16",
 )

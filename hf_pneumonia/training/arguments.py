@@ -226,6 +226,14 @@ class Recipe(TrainingArguments):
         default_factory=list,
         metadata={"help": "Train once per seed (0 1 2), and give mean and spread of the figures."},
     )
+    checks: bool = field(
+        default=True,
+        metadata={"help": "Check robustness, shortcuts, appearance and errors after the training."},
+    )
+    ood: bool = field(
+        default=True,
+        metadata={"help": "Fit the statistics by which a model refuses pictures that are no chest X-rays."},
+    )
     max_unreadable: float = field(
         default=0.05, metadata={"help": "Stop where a larger share of the films can't be read; 1: never."}
     )
@@ -356,9 +364,9 @@ class Recipe(TrainingArguments):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds expects each seed once, got {' '.join(map(str, self.seeds))}")
-        if self.seeds and isinstance(self.resume_from_checkpoint, str):
+        if self.seeds and self.resume_from_checkpoint not in (None, True, False, "auto"):
             raise UsageError(
-                f"--seeds goes on with --resume_from_checkpoint true, got {self.resume_from_checkpoint!r}"
+                f"--seeds goes on with --resume_from_checkpoint auto, got {self.resume_from_checkpoint!r}"
             )
         if self.early_stopping_epochs and self.eval_strategy == "no":
             raise UsageError("--early_stopping_epochs needs validation: leave --eval_strategy at epoch")

@@ -13,15 +13,15 @@ import re
 import shutil
 from pathlib import Path
 
+from hf_pneumonia.data.files import sync
 from hf_pneumonia.data.settings_file import read_json
-from hf_pneumonia.data.store_folder import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # raise it when a checkpoint is read otherwise
+FORMAT = 2  # raise it when a checkpoint is read otherwise
 
 _PREFIX = "checkpoint-"
 
@@ -124,18 +124,19 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path:
+def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path | None:
     """The checkpoint to go on from. Says which are passed by, a line each.
 
     Args:
         folder: the run folder.
-        resume: true for the newest complete one in it, or the path of one.
+        resume: true for the newest complete one in it, or the path of one; "auto" for the newest complete
+            one, and None where there is none.
         with_best: whether the checkpoint of the best epoch so far has to be whole, too.
 
     Raises:
         UsageError: there is none, or the one that was named is damaged.
     """
-    if resume is not True:
+    if resume not in (True, "auto"):
         if reason := _unusable(Path(resume), with_best):
             raise UsageError(
                 f"--resume_from_checkpoint {resume} is damaged: {reason}; name another, or true for the "
@@ -148,6 +149,8 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path:
         if not reason:
             return checkpoint
         logger.warning("%s is passed by: %s", checkpoint.name, reason)
+    if resume == "auto":
+        return None
     raise UsageError(
         f"--resume_from_checkpoint: none of {len(found)} checkpoints in {folder} is complete; start over "
         "with --overwrite_output_dir"

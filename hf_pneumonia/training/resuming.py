@@ -3,12 +3,16 @@
 What is not in them, and is compared instead, is what was asked for: recipe, films, number of processes.
 """
 
+import io
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -17,7 +21,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_pneumonia.data.store_folder import sync
+from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import (
@@ -35,10 +39,9 @@ from hf_pneumonia.training.checkpoints import (
     writing,
 )
 from hf_pneumonia.training.faults import check_finite, said_here, way_on
-from hf_pneumonia.training.state_file import random_state, read_state, set_random_state, write_state
 
 WEIGHTS = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"  # with learning rate schedule and gradient scaler
+OPTIMIZER = "optimizer.pt"  # with learning rate schedule and gradient scaler
 
 # What may be another when a training goes on, since no weight depends on it. Films are compared by content,
 # and not by where they lie; going without the best epoch is the way out where its checkpoint is damaged.
@@ -51,6 +54,8 @@ _FREE = {
     "max_unreadable",
     "allow_leakage",
     "seeds",
+    "checks",
+    "ood",
     "load_best_model_at_end",
     "greater_is_better",
     "per_device_eval_batch_size",
@@ -87,9 +92,9 @@ def decisive_values(args: Recipe) -> dict:
 
 
 class ResumableTrainer(Trainer):
-    """transformers' Trainer with complete checkpoints, without pickle, in place of its own.
+    """transformers' Trainer with complete checkpoints in place of its own.
 
-    Each process writes its own part (`rank-0.safetensors`): generators, sums since the last log, and buffers
+    Each process writes its own part (`rank-0.pt`): generators, sums since the last log, and buffers
     such as BatchNorm's statistics, which differ between processes. The first writes the rest and, last of
     all, the manifest.
 
@@ -153,8 +158,8 @@ class ResumableTrainer(Trainer):
             folder = self._folder
             try:
                 name_complete(folder)
-                if resume:
-                    found = find_checkpoint(folder, resume, self.args.load_best_model_at_end)
+                found = resume and find_checkpoint(folder, resume, self.args.load_best_model_at_end)
+                if found:
                     self._check_same(str(found), read_facts(found))
                     answer[0] = str(found)
                 remove_leftovers(folder)
@@ -366,7 +371,56 @@ class ResumableTrainer(Trainer):
 
 
 def _rank_file(rank: int) -> str:
-    return f"rank-{rank}.safetensors"
+    return f"rank-{rank}.pt"
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Write nested tensors and plain values in torch's own format."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())  # by itself torch makes a RuntimeError of a full disk
+
+
+def read_state(path: Path) -> Any:
+    """Read what `write_state` wrote, onto the CPU. Nothing in it is run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def random_state(device: torch.device, devices: int = 1) -> dict:
+    """Return the state of every generator that a training draws from: Python's, numpy's, torch's on CPU and
+    device.
+
+    Args:
+        device: where the network is.
+        devices: how many of them this process uses, from `device` on.
+    """
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "cpu": torch.get_rng_state(),
+        # In order and without their numbers, which another start may give otherwise.
+        "device": device.type,
+        "devices": [torch.get_device_module(one).get_rng_state(one) for one in _used(device, devices)],
+    }
+
+
+def set_random_state(state: dict, device: torch.device, devices: int = 1) -> None:
+    """Set every generator as `random_state` found it; those of another kind of device stay as they are."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["cpu"])
+    if state["device"] == device.type:
+        for one, saved in zip(_used(device, devices), state["devices"], strict=True):
+            torch.get_device_module(one).set_rng_state(saved, one)
+
+
+def _used(device: torch.device, devices: int) -> list[torch.device]:
+    if device.type == "cpu":
+        return []
+    first = device.index or 0
+    return [torch.device(device.type, first + number) for number in range(devices)]
 
 
 class _EpochEnd(TrainerCallback):

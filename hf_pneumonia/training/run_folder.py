@@ -3,20 +3,16 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
-from hf_pneumonia.data.locks import release_lock, take_lock
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
-
-# Seconds. The processes that read films for a training that was killed hold its lock until they notice.
-_PATIENCE = 10
 
 
 @contextmanager
@@ -27,25 +23,18 @@ def only_training(folder: Path) -> Iterator[None]:
         UsageError: another training is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".training.lock"
-    lock = _take_soon(path)
+    lock = FileLock(folder / ".training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"another training is writing {folder}; wait for it, or choose another --output_dir"
+        ) from None
     try:
         yield
     finally:
-        release_lock(lock, path)
-
-
-def _take_soon(path: Path) -> int | None:
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return take_lock(path)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UsageError(
-                    f"another training is writing {path.parent}; wait for it, or choose another --output_dir"
-                ) from None
-        time.sleep(0.5)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
@@ -54,7 +43,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     Args:
         folder: may or may not exist.
         overwrite: whether a run in it may be lost.
-        resume: true to go on from the folder's newest checkpoint, or the path of a checkpoint.
+        resume: as for `find_checkpoint`.
 
     Raises:
         UsageError: the folder holds a run, can't be made, or has nothing to go on from.
@@ -68,8 +57,10 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         )
     if resume is True and not holds_training(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        raise UsageError(f"--resume_from_checkpoint expects true or a checkpoint's folder, got {resume!r}")
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
+        raise UsageError(
+            f"--resume_from_checkpoint expects true, auto or a checkpoint's folder, got {resume!r}"
+        )
     if overwrite:
         return
     if is_finished(folder):
@@ -129,11 +120,6 @@ def check_same_recipe(folder: Path, recipe: dict) -> None:
                 f"{folder} was trained with {name} {finished.get(name)} and not {recipe.get(name)}: seeds "
                 "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir"
             )
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a training to go on with."""
-    return holds_training(folder)
 
 
 def is_finished(folder: Path) -> bool:

@@ -10,9 +10,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from hf_pneumonia.errors import Stopped
-from hf_pneumonia.training.together import ONE_SIGNAL, patient_group
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which a second signal is the first one's echo: Slurm signals every process of a job, and torchrun
+# hands on to its processes what it got.
+ONE_SIGNAL = 2.0
 
 
 class StopBySignal(TrainerCallback):
@@ -45,7 +47,7 @@ class StopBySignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._catch) for number in _SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.agreed = self._agree()
+        self.agreed = self._agree(args.device)
         control.should_save = control.should_save or bool(self.agreed)
 
     def on_save(self, args, state, control, **kwargs) -> None:
@@ -54,7 +56,7 @@ class StopBySignal(TrainerCallback):
             name = signal.Signals(self.agreed).name
             raise Stopped(
                 f"stopped by {name} after step {state.global_step} of {state.max_steps}, with a checkpoint "
-                f"in {args.output_dir}; go on with --resume_from_checkpoint true",
+                f"in {args.output_dir}; go on with --resume_from_checkpoint auto",
                 self.agreed,
             )
 
@@ -79,11 +81,10 @@ class StopBySignal(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def _agree(self) -> int:
-        """The signal that any process had caught by the end of its last step: on the CPU, and while the
-        step between is computed, so that nobody waits for it. A process alone need not ask."""
-        group = patient_group()
-        if group is None:
+    def _agree(self, device: torch.device) -> int:
+        """The signal that any process had caught by the end of its last step: asked while the step between is
+        computed, so that nobody waits for it. A process alone need not ask."""
+        if not (dist.is_available() and dist.is_initialized()):
             return self.caught
         caught = 0
         if self._pending:
@@ -91,6 +92,6 @@ class StopBySignal(TrainerCallback):
             work.wait()
             caught, self._pending = int(flag), None
         if not caught:
-            flag = torch.tensor(self.caught)
-            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, group=group, async_op=True), flag
+            flag = torch.tensor(self.caught, device=device)
+            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
         return caught

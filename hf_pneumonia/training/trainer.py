@@ -160,7 +160,8 @@ class PneumoniaTrainer(ResumableTrainer):
             )
         scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
         scores["auroc_swapped"] = score_predictions(self.eval_dataset.labels.numpy(), self._swapped)["auroc"]
-        return {name: value for name, value in scores.items() if isinstance(value, float)}
+        # As Python's own: numpy's would not be read back from the state of a plateau scheduler.
+        return {name: float(value) for name, value in scores.items() if isinstance(value, float)}
 
     def train(self, *args, **kwargs):
         try:

@@ -1,0 +1,141 @@
+"""Several processes train one model: told to stop, killed or given other images they end, and they go on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, TORCHRUN, run_train
+
+from hf_pneumonia.training.checkpoints import checkpoints, damage
+from hf_pneumonia.training.launch import use_machine
+
+# train.py whose second process fails in a way that the environment names; the weights of both are kept.
+SCRIPT = """
+import os, signal, sys
+import train
+from safetensors.torch import save_file
+from hf_pneumonia.errors import run_script
+from hf_pneumonia.training import resuming
+
+fault, step = os.environ.get("FAULT", ""), int(os.environ.get("STEP", 0))
+second, argv = os.environ["RANK"] == "1", sys.argv[1:]
+
+class Failing(train.PneumoniaTrainer):
+    def training_step(self, *args, **kwargs):
+        if second and fault.startswith("SIG") and self.state.global_step == step:
+            signal.raise_signal(getattr(signal, fault))
+        return super().training_step(*args, **kwargs)
+
+def keep_weights(trainer, args, *_, **facts):
+    state = {name: value.contiguous() for name, value in trainer.model.state_dict().items()}
+    save_file(state, f"{args.output_dir}-{args.process_index}.safetensors")
+
+def full(path, state):
+    raise OSError(28, "No space left on device")
+
+train.PneumoniaTrainer, train.judge = Failing, keep_weights
+if second and fault == "full":
+    resuming.write_state = full
+if second and fault == "films":
+    argv += ["--split", "60/20/20"]
+sys.exit(run_script("train.py", train.main, argv))
+"""
+FLAGS = (
+    *TINY, "--pretrained", "false", "--model", "resnet10t", "--image_size", 32, "--bf16", "false",
+    "--num_train_epochs", 2, "--per_device_train_batch_size", 8, "--frozen_epochs", 1, "--ema_decay", 0.9,
+    "--drop_rate", 0.2, "--save_strategy", "steps", "--save_steps", 4, "--eval_strategy", "steps",
+    "--eval_steps", 4, "--save_total_limit", 9,
+)  # fmt: skip
+
+
+@pytest.fixture
+def two(film_folder, tmp_path):
+    """Trains in two processes, in the folder of a name."""
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT)
+
+    def start(name: str, **fault: str) -> subprocess.CompletedProcess:
+        flags = ["--dataset", film_folder, "--output_dir", tmp_path / name, *FLAGS]
+        flags += ["--resume_from_checkpoint", "auto", "--cache_dir", tmp_path / "cache"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **fault}
+        command = [sys.executable, "-m", *TORCHRUN, script, *flags]
+        return subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, timeout=300, env=environment
+        )
+
+    return start
+
+
+def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_that_were_not(two, tmp_path):
+    whole = two("whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "the backbone is released after epoch 1" in whole.stderr
+
+    # The second process hears it in its second step, and the third is under way when both know.
+    stopped = two("run", FAULT="SIGTERM", STEP="1")
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("train.py: stopped by SIGTERM after step 3 of 12") == 1
+    killed = two("run", FAULT="SIGKILL", STEP="5")
+    assert killed.returncode != 0
+    found = checkpoints(tmp_path / "run")
+    assert [path.name for path in found] == ["checkpoint-3", "checkpoint-4"] and not any(map(damage, found))
+
+    again = two("run")
+    assert again.returncode == 0, again.stderr
+    for process in range(2):
+        left = [(tmp_path / f"{name}-{process}.safetensors").read_bytes() for name in ("whole", "run")]
+        assert left[0] == left[1]
+
+
+def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, tmp_path):
+    failed = two("run", FAULT="full")
+    assert failed.returncode != 0
+    assert failed.stderr.count("process 1: checkpoint-4 can't be written") == 1
+    assert failed.stderr.count("train.py: checkpoint-4 was not written") == 1
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_processes_with_other_images_do_not_train(two, tmp_path):
+    failed = two("run", FAULT="films")
+    assert failed.returncode != 0
+    assert failed.stderr.count("train.py: --dataset: the films of process 1 on") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_is_said_once_by_several_processes(tmp_path):
+    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run", launcher=TORCHRUN)
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    assert done.stderr.count("train.py: --dataset expects") == 1 and "RuntimeError" not in done.stderr
+
+
+def test_accelerate_on_cpus_starts_one_process_and_the_log_names_torchrun(tmp_path):
+    launcher = ("accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2")
+    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run", launcher=launcher)
+    assert done.stderr.count("torchrun --nproc_per_node 2 train.py") == 1
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, 6),  # all cores
+        ({"OMP_NUM_THREADS": "1"}, 2),  # as torch took it at its start, here 2
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "3"}, 2),  # torchrun's own: a share of the cores
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_DYNAMO_USE_DYNAMIC": "False"}, 6),  # accelerate's own
+        ({"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "1"}, 2),
+    ],
+)
+def test_the_number_of_threads_is_the_persons_or_all_cores(monkeypatch, environment, expected):
+    monkeypatch.setattr("hf_pneumonia.training.launch.available_cores", lambda: 6)
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_USE_DYNAMIC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        use_machine(torch.device("cpu"))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
