@@ -135,7 +135,9 @@ def test_damaged_weights_are_one_line(timm_folder, damage):
     assert "expected a run folder" in _refusal(timm_folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"a":' * 100_000, '{"model_args": 5}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a":' * 100_000, '{"model_args": 5}', '{"num_classes": 1' + 18 * "0" + "}"]
+)
 def test_a_damaged_config_is_one_line(timm_folder, text):
     (timm_folder / "config.json").write_text(text)
     assert "expected a run folder" in _refusal(timm_folder)

@@ -38,6 +38,8 @@ _MODEL_ARGS = set(
 )
 # Other values name a package, or a repository whose code transformers would run.
 _ATTENTION = (None, "eager", "sdpa")
+# A vocabulary has 250,000; numbers of classes and layers are counted up to before any tensor is made.
+_LARGEST_NUMBER = 1_000_000
 _INDEX = "model.safetensors.index.json"
 
 OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
@@ -141,7 +143,9 @@ def read_config(source: Path) -> dict:
         raise ValueError("its config.json is damaged: expected an object")
     more = [f"model_args: {name}" for name in config.get("model_args") or {} if name not in _MODEL_ARGS]
     more += [name for name in [str(config.get("architecture"))] if ":" in name]  # another repository
-    for key, value in _nested(config):
+    for key, value in _nested({name: value for name, value in config.items() if name != "pneumonia"}):
+        if type(value) is int and abs(value) > _LARGEST_NUMBER:
+            raise ValueError(f"its config.json has a number above {_LARGEST_NUMBER:,} ({key[:100]})")
         other = key.endswith("attn_implementation") and value not in _ATTENTION
         if other or (key == "transformers_weights" and value is not None):  # another file, a pickle too
             more.append(f"{key}: {value}")
