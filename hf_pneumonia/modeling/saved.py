@@ -39,7 +39,7 @@ _MODEL_ARGS = set(
 # Other values name a package, or a repository whose code transformers would run.
 _ATTENTION = (None, "eager", "sdpa")
 # A vocabulary has 250,000; numbers of classes and layers are counted up to before any tensor is made.
-_LARGEST_NUMBER = 1_000_000
+_LARGEST_NUMBER = 500_000
 _INDEX = "model.safetensors.index.json"
 
 OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
