@@ -245,36 +245,6 @@ def config(bench: Bench, rng: np.random.Generator) -> None:
     bench.answers(bench.model(config=data))
 
 
-# Arguments of timm's networks that say how large they are.
-_DEMANDS = {
-    "test_resnet": ("layers", "channels", "base_width", "cardinality", "stem_width"),
-    "resnet18": ("layers", "channels", "base_width", "cardinality", "stem_width"),
-    "test_vit": ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    "vit_tiny_patch16_224": ("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio"),
-    "vit_giant_patch14_224": ("img_size", "depth"),
-    "test_convnext": ("depths", "dims", "kernel_sizes"),
-    "convnext_xxlarge": ("depths", "dims"),
-    "swin_tiny_patch4_window7_224": ("img_size", "window_size", "embed_dim", "depths", "num_heads"),
-    "eva02_enormous_patch14_clip_224": ("img_size", "depth"),
-}
-_LARGE = (64, 10**3, 10**4, 10**5, 10**6, 10**9, -1, 0, 0.5)
-
-
-def demanding(bench: Bench, rng: np.random.Generator) -> None:
-    """A configuration that asks for another network than that of the weights, mostly a larger one."""
-    settings = json.loads((bench.whole / "config.json").read_text())
-    settings["architecture"] = list(_DEMANDS)[rng.integers(len(_DEMANDS))]
-    names = _DEMANDS[settings["architecture"]]
-    settings["model_args"] = {}
-    for _ in range(rng.integers(0, 3)):
-        name, number = names[rng.integers(len(names))], _LARGE[rng.integers(len(_LARGE))]
-        several = name in ("layers", "channels", "depths", "dims", "kernel_sizes")
-        settings["model_args"][name] = [number] * 4 if several else number
-    if rng.random() < 0.3:
-        settings["pretrained_cfg"]["input_size"] = [3, *[int(rng.choice([2048, 10**4, 10**6]))] * 2]
-    bench.answers(bench.model(config=json.dumps(settings).encode()))
-
-
 def weights(bench: Bench, rng: np.random.Generator) -> None:
     bench.answers(
         bench.model(model=mutate.safetensors((bench.whole / "model.safetensors").read_bytes(), rng))
@@ -361,7 +331,6 @@ KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
         (folder, 4),
         (recipe, 10),
         (config, 7),
-        (demanding, 4),
         (weights, 6),
         (checkpoint, 4),
         (gate, 4),

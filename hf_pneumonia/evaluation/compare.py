@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.manifest import MANIFEST
@@ -19,7 +20,6 @@ from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.paired import auroc_difference_interval, delong_test, holm, mcnemar
 from hf_pneumonia.evaluation.scoring import Predictions
-from hf_pneumonia.modeling.weights_header import read_weights_header
 
 _COLUMNS = ("file", "patient_id", "label", "probability")
 # Buffers of BatchNorm, which stand among the weights and are no parameters.
@@ -231,7 +231,8 @@ def _parameters(weights: Path) -> int | None:
     if not weights.is_file():
         return None
     try:
-        tensors = read_weights_header(weights)
-    except ValueError as error:
+        with safe_open(weights, "np") as tensors:
+            names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    except SafetensorError as error:
         raise UsageError(f"{weights} is damaged: {error}") from error
-    return sum(math.prod(shape) for name, (_, shape) in tensors.items() if not name.endswith(_BUFFERS))

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling.weights_header import read_weights_header
 
 GATE = "gate.safetensors"
 
@@ -116,9 +115,9 @@ def load_gate(folder: Path) -> Gate | None:
     if not (folder / GATE).is_file():
         return None
     try:
-        if not {kind for kind, _ in read_weights_header(folder / GATE).values()} <= {"F32", "F64"}:
-            raise ValueError("it holds other numbers than a gate does")
         tensors = load_file(folder / GATE)
+        if not {one.dtype.name for one in tensors.values()} <= {"float32", "float64"}:
+            raise ValueError("it holds other numbers than a gate does")
         count = sum(name.endswith(".mean") for name in tensors) - 1
         layout, *stages = (
             _spread(tensors, name) for name in ("layout", *(f"stage{n}" for n in range(count)))
@@ -126,7 +125,8 @@ def load_gate(folder: Path) -> Gate | None:
         gate = Gate(layout, tuple(stages), tensors["limits"])
         if gate.tensors().keys() != tensors.keys():
             raise ValueError("it holds other things than a gate of this version")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder.name}: its {GATE} is damaged: {str(error).splitlines()[0]}") from error
     as_many = gate.limits.shape == (1 + count,) and layout.mean.shape == (LAYOUT**2,)
     if not as_many or not (gate.limits > 0).all():

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling.weights_header import read_weights_header
 
 if TYPE_CHECKING:
     from transformers import TimmWrapperForImageClassification
@@ -231,8 +231,9 @@ def _weights_file(architecture: str, folder: Path) -> Path:
             f"--pretrained expects true, false, or a folder with model.safetensors, got {str(folder)!r}"
         )
     try:
-        found = set(read_weights_header(file))
-    except (OSError, ValueError) as error:
+        with safe_open(file, "pt") as weights:
+            found = set(weights.keys())
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"--pretrained {folder}: not a safetensors file ({error})") from error
     with torch.device("meta"):
         network = timm.create_model(architecture)

@@ -23,7 +23,6 @@ from hf_pneumonia.data.settings_file import read_json
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
-from hf_pneumonia.modeling.demands import check_network, check_weights, read_config
 from hf_pneumonia.modeling.fetch import model_folder
 
 if TYPE_CHECKING:
@@ -31,6 +30,17 @@ if TYPE_CHECKING:
 
 # Sides of the network's input, in pixels; a larger one takes gigabytes for a single film.
 SIDES = range(8, 2049)
+
+# Arguments of timm.create_model that a config.json may give; others read files (checkpoint_path ...).
+_MODEL_ARGS = set(
+    "act_layer class_token drop_path_rate drop_rate dynamic_img_size global_pool img_size in_chans "
+    "norm_layer num_classes patch_size reg_tokens window_size".split()
+)
+# Other values name a package, or a repository whose code transformers would run.
+_ATTENTION = (None, "eager", "sdpa")
+# A vocabulary has 250,000; numbers of classes and layers are counted up to before any tensor is made.
+_LARGEST_NUMBER = 500_000
+_INDEX = "model.safetensors.index.json"
 
 OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
 
@@ -77,7 +87,6 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     try:
         read_config(source)
         with _without_table():
-            check_network(source, check_weights(source))
             model, loaded = AutoModelForImageClassification.from_pretrained(
                 source,
                 output_loading_info=True,
@@ -89,9 +98,9 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         if getattr(model.config, "pretrained_cfg", None) is None:
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         size, mean, std, squashed = _preprocessing(model, processor)
-    # Another kind of model, one that timm does not know, tensors of other shapes, damaged files.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].replace(str(source), name)
+    # Another kind of model, damaged files; each architecture raises its own of settings of another type.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(source), name)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says"
         raise UsageError(f"expected a run folder or a Hub repository, got {name!r}: {reason}") from error
@@ -120,6 +129,44 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     if has_other_report(source):
         notes.append(OTHER_REPORT)
     return SavedModel(short_name(name), model, size, point, notes, processor, source)
+
+
+def read_config(source: Path) -> dict:
+    """Return config.json of a saved model, which may ask for nothing but the safetensors beside it.
+
+    Raises:
+        ValueError: it asks for other weights, an adapter or code, or it is damaged.
+        OSError: it can't be read.
+    """
+    config = read_json(source / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is damaged: expected an object")
+    more = [f"model_args: {name}" for name in config.get("model_args") or {} if name not in _MODEL_ARGS]
+    more += [name for name in [str(config.get("architecture"))] if ":" in name]  # another repository
+    for key, value in _nested({name: value for name, value in config.items() if name != "pneumonia"}):
+        if type(value) is int and abs(value) > _LARGEST_NUMBER:
+            raise ValueError(f"its config.json has a number above {_LARGEST_NUMBER:,} ({key[:100]})")
+        other = key.endswith("attn_implementation") and value not in _ATTENTION
+        if other or (key == "transformers_weights" and value is not None):  # another file, a pickle too
+            more.append(f"{key}: {value}")
+    if (source / "adapter_config.json").exists():
+        more.append("adapter_config.json")
+    if (source / _INDEX).is_file():
+        index, known = read_json(source / _INDEX), {file.name for file in source.glob("model*.safetensors")}
+        # A part of another name would be unpickled.
+        more += [f"{_INDEX}: {part}" for part in index["weight_map"].values() if part not in known]
+    if more:
+        raise ValueError(
+            f"its config.json asks for more than its own weights ({more[0][:100]}), which is never loaded"
+        )
+    return config
+
+
+def _nested(config: dict) -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _nested(value)
 
 
 def short_name(name: str) -> str:
