@@ -132,17 +132,16 @@ def test_what_the_band_and_the_gate_come_to_is_told_where_the_report_says_so():
         "test": {"share": share, "missed": {"value": 0.0}, "false_alarms": {"value": 0.25}}
     }
     report["gate"] = {
-        "films": {"test": {"films": 300, "refused": 4, "share": {}}},
-        "foreign": {
-            "cat | <b>photos</b>": {"pictures": 99, "refused": 98},
-            "damaged": {"pictures": "x"},
+        "films": {
+            "test": {"films": 300, "refused": 4, "share": {}},
+            "damaged": {"films": "x"},
             "third": 5,
         },
     }
     text = "\n".join(figures(report, config))
     assert "Of the test films 0.871 [0.861, 0.881] are left open" in text
     assert "of the pneumonias 0.000 [no interval] lie below" in text and "0.250 [no interval] above" in text
-    assert "| chest films, test | 300 | 4 |\n| cat _ _b_photos_/b_ | 99 | 98 |" in text
+    assert "| chest films, test | 300 | 4 |" in text
     assert "damaged" not in text and "third" not in text
 
 

@@ -188,12 +188,11 @@ def _decisions(report: dict, config: dict) -> str:
 
 def _gate(report: dict) -> str:
     rows = []
-    for part, unit, what in (("films", "films", "chest films, "), ("foreign", "pictures", "")):
-        kinds = _below(report, "gate", part)
-        for name, one in list(kinds.items())[:_KINDS] if isinstance(kinds, dict) else []:
-            counts = [_count(one, key) for key in (unit, "refused")]
-            if None not in counts:
-                rows.append((f"{what}{plain(name)}", *counts))
+    kinds = _below(report, "gate", "films")
+    for name, one in list(kinds.items())[:_KINDS] if isinstance(kinds, dict) else []:
+        counts = [_count(one, key) for key in ("films", "refused")]
+        if None not in counts:
+            rows.append((f"chest films, {plain(name)}", *counts))
     if not rows:
         return ""
     return _section("What is not a chest film", _table(("Pictures", "Number", "Refused"), rows))
