@@ -1,11 +1,7 @@
 """Fine-tune a network on chest X-rays, know how good it is, publish it, show it."""
 
-from hf_pneumonia.registration import register_networks
-
 __version__ = "0.1.0"
 __all__ = ["PneumoniaClassifier", "Prediction", "__version__"]
-
-register_networks()
 
 
 def __getattr__(name: str):

@@ -77,3 +77,9 @@ def test_scaling(tmp_path):
     figures = _figures("scaling.py", *flags.split())
     assert _are_times(figures["images_per_second"]) and len(figures["images_per_second"]) == 2
     assert figures["stores"][0]["films"] == 50 and figures["stores"][0]["bytes_a_film"] >= 224 * 224
+
+
+def test_ood(finished_run):
+    kinds = _figures("ood.py", finished_run)["kinds"]
+    assert kinds["test images as they are"]["refused"] <= 2
+    assert kinds["colour photographs"]["refused"] == kinds["blank"]["refused"] == 20

@@ -343,7 +343,7 @@ def test_the_snippet_of_a_network_of_our_own_runs_in_a_new_process(tmp_path):
     build_model("cnn_baseline", 64).save_pretrained(tmp_path)
     Image.new("L", (80, 70), 90).save(tmp_path / "film.png")
     snippets = snippets_of(write_card(own), str(tmp_path), str(tmp_path / "film.png"))
-    assert all(one.startswith("import hf_pneumonia ") for one in snippets[:3])
+    assert all(one.startswith("import hf_pneumonia.modeling.cnn ") for one in snippets[:3])
     done = subprocess.run(
         [sys.executable, "-c", snippets[2] + "print(0 < probability < 1)"],
         cwd=ROOT,

@@ -9,8 +9,7 @@ from scipy.stats import t as students
 from sklearn.datasets import load_sample_images
 
 from hf_pneumonia import PneumoniaClassifier
-from hf_pneumonia.data.film import gray_image, read_film, squash
-from hf_pneumonia.data.foreign import foreign_pictures
+from hf_pneumonia.data.film import gray_image, read_film
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.gate import Gate, Spread, distances, image_problem, layout_numbers, load_gate
 from hf_pneumonia.inference.gate_fit import fit_gate
@@ -81,6 +80,7 @@ def test_a_layout_has_neither_brightness_nor_contrast():
 
 
 def test_a_gate_that_was_saved_scores_the_same_and_has_the_rights_of_its_model(gate, tmp_path):
+    assert load_gate(tmp_path) is None
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "config.json").chmod(0o644)
     gate.save(tmp_path)
@@ -91,17 +91,15 @@ def test_a_gate_that_was_saved_scores_the_same_and_has_the_rights_of_its_model(g
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "gate.safetensors"]
 
 
-def test_without_the_file_there_is_no_gate(tmp_path):
-    assert load_gate(tmp_path) is None
-
-
-@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape", "variance"])
+@pytest.mark.parametrize("damage", ["cut", "no numbers", "half precision", "missing", "shape", "variance"])
 def test_a_damaged_gate_is_said_in_one_line(gate, tmp_path, damage):
     from safetensors.numpy import save_file
 
     file, tensors = tmp_path / "gate.safetensors", gate.tensors()
     if damage == "no numbers":
         tensors["limits"][0] = np.nan
+    if damage == "half precision":
+        tensors["limits"] = tensors["limits"].astype(np.float16)
     if damage == "missing":
         del tensors["stage0.scale"]
     if damage == "shape":
@@ -140,10 +138,7 @@ def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_
     refused = [one.decision == "not a chest film" for one in classifier([row.split(",")[0] for row in rows])]
     assert report["films"]["test"]["films"] == len(refused) == 30
     assert report["films"]["test"]["refused"] == sum(refused) <= 1
-    for kind, pictures in foreign_pictures(20).items():
-        found = sum(bool(one.reason) for one in classifier(pictures))
-        assert report["foreign"][kind]["pictures"] == 20 and report["foreign"][kind]["refused"] == found
-    assert report["foreign"]["colour photographs"]["refused"] == report["foreign"]["blank"]["refused"] == 20
+    assert set(report) == {"films"} and report["films"]["validation"]["films"] == 20
 
 
 def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_folder):
@@ -152,17 +147,6 @@ def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_fold
     said = [classifier(Image.fromarray(255 - np.asarray(film))) for film in films]
     assert {one.decision for one in said} == {"not a chest film"}
     assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
-
-
-def test_the_heat_map_and_the_probability_of_what_is_refused_are_those_of_the_network(finished_run):
-    classifier = PneumoniaClassifier.from_pretrained(finished_run)
-    picture = Image.fromarray(load_sample_images().images[0])
-    refused = classifier(picture, heat_map=True)
-    square = squash(gray_image(picture), classifier.image_size)
-    [plain] = classifier.predict_squares(square[None], heat_map=True)
-    assert refused.decision == "not a chest film" and refused.reason
-    assert refused.probability == pytest.approx(plain.probability, abs=1e-6)
-    np.testing.assert_allclose(refused.heat_map, plain.heat_map, atol=1e-5)
 
 
 @pytest.mark.parametrize("folder", ["wider", "vit_folder"])

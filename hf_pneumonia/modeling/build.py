@@ -14,6 +14,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
+import hf_pneumonia.modeling.cnn  # noqa: F401  registers its two networks with timm
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError

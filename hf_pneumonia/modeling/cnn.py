@@ -1,5 +1,7 @@
 """The two networks that notebooks on these films build by hand, registered with timm when this is imported.
 
+Whoever loads a published one by transformers or timm alone writes `import hf_pneumonia.modeling.cnn` first.
+
 Convolutions with max-pooling, then a flat dense layer. Knows nothing of films or of training.
 """
 

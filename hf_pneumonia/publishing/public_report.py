@@ -134,7 +134,6 @@ _REPORT = {
     "gate_sha256": TEXT,
     "gate": {
         "films": {ANY: {"films": NUMBER, "refused": NUMBER, "share": _FIGURE}},
-        "foreign": {ANY: {"pictures": NUMBER, "refused": NUMBER, "share": _FIGURE}},
     },
     "uncertain": {split: {name: _FIGURE for name in ("share", "missed", "false_alarms")} for split in SPLITS},
 }
