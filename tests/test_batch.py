@@ -266,6 +266,7 @@ def test_another_model_and_a_changed_film_are_scored_anew(finished_run, films, s
     assert asked[0] == 1 and 20 <= sum(asked) <= 24
 
 
+@pytest.mark.slow
 def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run, films, reference, stopped):
     kept = stopped.with_name(".scores.csv.progress")
     before = kept.read_bytes()

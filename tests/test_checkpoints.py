@@ -22,7 +22,7 @@ from hf_pneumonia.training.checkpoints import complete, damage, find_checkpoint,
 from hf_pneumonia.training.resuming import decisive_values, read_state, write_state
 from hf_pneumonia.training.run_folder import finish_run_folder
 
-slow = pytest.mark.skipif(not os.environ.get("HF_PNEUMONIA_SLOW"), reason="a minute; HF_PNEUMONIA_SLOW=1")
+slow = pytest.mark.slow
 FOUR = ("--num_train_epochs", "4", "--save_total_limit", "9")
 
 
@@ -139,7 +139,7 @@ def test_a_finished_run_is_on_the_disk_before_its_checkpoints_are_deleted(tmp_pa
     finish_run_folder(run, {"seed": 1}, {"splits": {}})
     assert {Path(name).name for name in left} | {"plots", "recipe.yaml"} <= set(synced)
     # The report comes after all that it speaks of, its name after it, and the checkpoint goes last.
-    at = synced.index("report.json.part")
+    at = synced.index(".report.json.part")
     assert synced[at + 1 :].count("run") == 2 and not {Path(name).name for name in left} & set(synced[at:])
     assert checkpoints.checkpoints(run) == []
 

@@ -183,6 +183,7 @@ def test_a_folder_that_holds_a_training_is_not_written_to(finished_run, film_fol
     assert (finished_run / "report.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_several_processes_score_every_film_once_and_one_of_them_writes(
     finished_run, film_folder, evaluated, tmp_path
 ):

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-SLOW = ["efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
-FAMILIES = ["convnext_atto", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+pytestmark = pytest.mark.slow
+
+FAMILIES = ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224", "deit_tiny_patch16_224"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

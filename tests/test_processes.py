@@ -68,6 +68,7 @@ def two(film_folder, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_that_were_not(two, tmp_path):
     whole = two("whole")
     assert whole.returncode == 0, whole.stderr
@@ -89,6 +90,7 @@ def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_tha
         assert left[0] == left[1]
 
 
+@pytest.mark.slow
 def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, tmp_path):
     failed = two("run", FAULT="full")
     assert failed.returncode != 0
