@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,6 +78,7 @@ class FilmStore:
         with np.load(folder / "copies.npz", allow_pickle=False) as found:
             self._copies = found["pairs"], found["correlation"]
         self._films, self._lock = open(folder / "films.uint8", "rb", buffering=0), threading.Lock()
+        weakref.finalize(self, self._films.close)
 
     def __len__(self) -> int:
         return len(self.facts)
