@@ -1,8 +1,8 @@
 """Appearance: statistics of a whole image, which show how it was taken, and how well they predict the label.
 
 A network that can read the label off them need not look at the lungs, and its AUROC does not hold where
-images are taken in another way. A large opacity changes some of them, too: simulated images without any
-shortcut give an AUROC of 0.80, Kermany's 0.99.
+images are taken differently. A large opacity changes some of them too: simulated images without any shortcut
+give an AUROC of 0.80, Kermany's 0.99.
 """
 
 from collections.abc import Sequence
@@ -128,9 +128,8 @@ def appearance_scores(
 
 
 def vertical_class(statistics: np.ndarray, label: np.ndarray) -> int:
-    """Tell which class a swap of the proportions stretches vertically: the one that is sharper from top to
-    bottom, against from left to right, in the median. Files that are taller in proportion come out like that
-    when they are squashed to a square.
+    """Tell which class a swap of the proportions stretches vertically: the one with the higher median ratio of
+    vertical to horizontal sharpness. Files that are taller in proportion get that when squashed to a square.
 
     Args:
         statistics: (n, len(STATISTICS)), of training images.

@@ -1,11 +1,10 @@
-"""Simulated chest films with known lesions: the embedded data set, for tests, demonstrations and benchmarks.
+"""Simulated chest X-rays with known lesions: the embedded data set, for tests, demonstrations and benchmarks.
 
 A patient is a set of path lengths (cm of soft tissue, lung, bone and gas along a parallel beam from front to
-back). Their attenuations add up to one picture, which is positioned, exposed and developed once per film.
-Disease puts fluid in place of some of the lung's air and changes nothing else: outside its lesion, a film is
-byte for byte the film of the same patient in health, so there is nothing but the lesion to learn from.
-
-This module knows nothing of networks, and its films teach nothing about real patients.
+back). Their attenuations add up to one picture, which is positioned, exposed and developed once per image.
+Disease replaces some of the lung's air by fluid and changes nothing else: outside its lesion, an image is
+byte for byte that of the same patient in health, so only the lesion can be learned. The images say nothing
+about real patients.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What every source gives: one row per image, before classes and patients are settled."""
+"""The rows that every source gives: one per image, before classes and patients are settled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
