@@ -128,8 +128,8 @@ def appearance_scores(
 
 
 def vertical_class(statistics: np.ndarray, label: np.ndarray) -> int:
-    """Tell which class a swap of the proportions stretches vertically: the one with the higher median ratio of
-    vertical to horizontal sharpness. Files that are taller in proportion get that when squashed to a square.
+    """Tell which class a swap of the proportions stretches vertically: the one with the higher median of its
+    vertical over horizontal sharpness. Files that are taller in proportion get that when they are squashed.
 
     Args:
         statistics: (n, len(STATISTICS)), of training images.

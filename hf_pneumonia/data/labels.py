@@ -2,8 +2,8 @@
 
 import re
 
-# Index 0 and 1 of the network's head. Class folders are mapped to it by name: an alphabetical index would swap
-# "healthy" and "bacterial".
+# Index 0 and 1 of the network's head. Class folders are mapped to it by name: an alphabetical index would
+# swap "healthy" and "bacterial".
 LABELS = ("NORMAL", "PNEUMONIA")
 
 # The simulated data sets, without and with a shortcut (`phantom_folder.add_shortcut`).

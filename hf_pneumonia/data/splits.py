@@ -181,7 +181,7 @@ def _cut(
     """(n,) split of each image, so that every split has its share of the images of each label and stratum.
 
     Whole clusters are dealt out, the largest first and equal ones in random order, each to the split that
-    lacks most, relative to its size, of what the cluster brings. The small ones come last and even things out.
+    lacks most, relative to its size, of what the cluster brings. Small ones come last and even things out.
     """
     names = list(shares)
     for index, label in enumerate(LABELS):
