@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_film
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -234,13 +233,21 @@ def _children_of_a_data_set(count, rng):
 TRIO = ("train", "validation", "test")
 
 
-def test_the_fingerprint_changes_with_a_label_and_not_with_the_folders_place():
+def test_names_and_folders_change_neither_a_cut_nor_the_fingerprint_and_a_label_does():
     table, store = _children_of_a_data_set(150, np.random.default_rng(0))
-    first = settle_films(table, store).fingerprint()
+    films = settle_films(table, store)
     moved = {**table, "file": [f"elsewhere/{name}" for name in table["file"]]}
-    assert settle_films(moved, store).fingerprint() == first
+    assert settle_films(moved, store).fingerprint() == films.fingerprint()
     moved["label"] = [1 - table["label"][0], *table["label"][1:]]
-    assert settle_films(moved, store).fingerprint() != first
+    assert settle_films(moved, store).fingerprint() != films.fingerprint()
+    # Each image is a patient of its own, called by its name.
+    names = table["file"]
+    for split in ("70/20/10", "shifted"):
+        cuts = [
+            settle_films({**table, "file": ids, "patient_id": ids}, store, split=split)
+            for ids in (names, names[::-1])
+        ]
+        assert np.array_equal(cuts[0].split, cuts[1].split)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -373,40 +380,6 @@ def test_a_split_of_ones_own_cuts_what_is_left_after_copies_whatever_the_order_o
             assert np.mean(column[rows]) == pytest.approx(np.mean(column[used]), abs=0.05)
 
 
-def test_films_of_covid_are_scored_apart_unless_training_shows_their_patient(copied, tmp_path):
-    shutil.copytree(copied / "one", tmp_path / "one")
-    rng = np.random.default_rng(9)
-    covid = tmp_path / "one" / "train" / "COVID19"
-    covid.mkdir()
-    for name in ("new.png", "IM-0500-0001.png", "IM-0500-0002.png"):
-        _picture(rng).save(covid / name)
-    _picture(rng).save(tmp_path / "one" / "train" / "NORMAL" / "IM-0500-0003.png")
-    Image.open(tmp_path / "one/train/PNEUMONIA/p3.png").resize((300, 250)).save(covid / "p3.png")
-    films = prepare_films(str(tmp_path / "one"), 32, tmp_path, covid="keep")
-    names = [Path(file).name if "COVID" in file else "" for file in films.file]
-    fates = {name: split for name, split in zip(names, films.split, strict=True) if name}
-    assert fates == {"new.png": "covid", "IM-0500-0001.png": "", "IM-0500-0002.png": "", "p3.png": ""}
-
-
-def test_the_cut_does_not_depend_on_what_films_and_folders_are_called(tmp_path):
-    """Films without patient ids, renamed one by one, in renamed class folders of a renamed source."""
-    rng = np.random.default_rng(0)
-    pictures = [_picture(rng) for _ in range(60)]
-    found = []
-    for folder, names, order in (
-        ("a", ("NORMAL", "PNEUMONIA"), range(60)),
-        ("b", ("healthy", "viral"), range(59, -1, -1)),
-    ):
-        for place, number in enumerate(order):
-            path = tmp_path / folder / names[number % 2] / f"{place:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures[number].save(path)
-        films = prepare_films(str(tmp_path / folder), 32, tmp_path / "cache", split="2/1/1")
-        hashes = films.store.facts["sha256"].tolist()
-        found.append(dict(zip(hashes, films.split.tolist(), strict=True)))
-    assert found[0] == found[1] and set(found[0].values()) == {"train", "validation", "test"}
-
-
 def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_together():
     """60 person numbers, each with an image of either series; 40 have their bacterial image in train and the
     viral one in test, the others the reverse."""
@@ -426,21 +399,16 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
     assert set(cut.split) == set(TRIO)
 
 
-def test_films_of_which_none_can_be_read_are_reported_and_not_trained_on(tmp_path):
-    for name in ("NORMAL/a.png", "NORMAL/b.png", "PNEUMONIA/c.png"):
-        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "films" / name).write_bytes(b"")
-    with pytest.raises(UsageError, match="none of the 3 training films is left"):
-        prepare_films(str(tmp_path / "films"), 32, tmp_path, 1.0)
-    films = prepare_films(str(tmp_path / "films"), 32, tmp_path, 1.0, must_split=False)
-    assert films.counts()["removed"]["unreadable"] == 3 and not films.split.any()
-
-
-def test_training_films_that_are_all_copies_of_test_films_are_said_to_be(tmp_path):
-    for number in range(6):
-        for split in ("train", "test"):
-            path = tmp_path / "films" / split / ("NORMAL", "PNEUMONIA")[number % 2] / f"{split}{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_film(path, number % 2, np.random.default_rng(number))
-    with pytest.raises(UsageError, match="none of the 6 training films is left: .* copies of test films"):
-        prepare_films(str(tmp_path / "films"), 32, tmp_path)
+@pytest.mark.parametrize("why", ["unreadable", "copies of test films"])
+def test_training_films_of_which_none_is_left_are_an_error_that_says_why(why):
+    if why == "unreadable":
+        splits, store = ["train"] * 6, _Store([""] * 6, 0, [], [], range(6))
+    else:
+        splits, store = ["train"] * 6 + ["test"] * 6, _Store([*"abcdef"] * 2, 9, [], [], [])
+    names = [f"f{row}" for row in range(len(splits))]
+    labels = [row % 2 for row in range(len(splits))]
+    table = {"file": names, "source": names, "patient_id": names, "split": splits, "label": labels}
+    with pytest.raises(UsageError, match=f"none of the 6 training films is left: .*{why}"):
+        settle_films(table, store)
+    films = settle_films(table, store, must_split=False)
+    assert not np.any(films.split == "train") and sum(films.counts()["removed"].values()) == 6

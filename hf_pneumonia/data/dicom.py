@@ -14,24 +14,12 @@ from hf_pneumonia.errors import UnreadableFilm
 
 # Of PS3.3, C.7.3.1.1.1: the modalities of pictures that may be taken for a radiograph.
 MODALITIES = {
-    "CR": "computed radiography",
-    "DX": "digital radiography",
-    "RG": "a radiograph",
-    "RF": "fluoroscopy",
-    "XA": "an angiogram",
-    "CT": "CT",
-    "MR": "magnetic resonance",
-    "US": "ultrasound",
-    "MG": "mammography",
-    "NM": "nuclear medicine",
-    "PT": "PET",
-    "IO": "a dental film",
-    "PX": "a dental panorama",
-    "XC": "a photograph",
-    "ES": "endoscopy",
-    "OP": "a photograph of the eye",
+    "CR": "computed radiography", "DX": "digital radiography", "RG": "a radiograph", "RF": "fluoroscopy",
+    "XA": "an angiogram", "CT": "CT", "MR": "magnetic resonance", "US": "ultrasound",
+    "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "IO": "a dental film",
+    "PX": "a dental panorama", "XC": "a photograph", "ES": "endoscopy", "OP": "a photograph of the eye",
     "SM": "microscopy",
-}
+}  # fmt: skip
 
 # Of PS3.3, C.8.7.1.1.1 and what is written in its place: from the front, from behind, and from a side.
 VIEWS = set("AP PA LL RL LLD RLD LLO RLO LATERAL".split())

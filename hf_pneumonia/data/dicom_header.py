@@ -16,26 +16,14 @@ import numpy as np
 from hf_pneumonia.errors import UnreadableFilm
 
 _READ = {
-    0x00080060: "Modality",
-    0x00180015: "BodyPartExamined",
-    0x00185101: "ViewPosition",
-    0x00280002: "SamplesPerPixel",
-    0x00280004: "PhotometricInterpretation",
-    0x00280006: "PlanarConfiguration",
-    0x00280008: "NumberOfFrames",
-    0x00280010: "Rows",
-    0x00280011: "Columns",
-    0x00280100: "BitsAllocated",
-    0x00280101: "BitsStored",
-    0x00280103: "PixelRepresentation",
-    0x00280120: "PixelPaddingValue",
-    0x00280121: "PixelPaddingRangeLimit",
-    0x00281050: "WindowCenter",
-    0x00281051: "WindowWidth",
-    0x00281052: "RescaleIntercept",
-    0x00281053: "RescaleSlope",
-    0x00281056: "VOILUTFunction",
-}
+    0x00080060: "Modality", 0x00180015: "BodyPartExamined", 0x00185101: "ViewPosition",
+    0x00280002: "SamplesPerPixel", 0x00280004: "PhotometricInterpretation",
+    0x00280006: "PlanarConfiguration", 0x00280008: "NumberOfFrames", 0x00280010: "Rows",
+    0x00280011: "Columns", 0x00280100: "BitsAllocated", 0x00280101: "BitsStored",
+    0x00280103: "PixelRepresentation", 0x00280120: "PixelPaddingValue",
+    0x00280121: "PixelPaddingRangeLimit", 0x00281050: "WindowCenter", 0x00281051: "WindowWidth",
+    0x00281052: "RescaleIntercept", 0x00281053: "RescaleSlope", 0x00281056: "VOILUTFunction",
+}  # fmt: skip
 _LUTS = {0x00283000: "ModalityLUTSequence", 0x00283010: "VOILUTSequence"}
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
 _TRANSFER_SYNTAX = 0x00020010

@@ -6,9 +6,9 @@ Each source gives rows (`rows.Row`); here classes become labels and every image 
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 
@@ -34,28 +34,17 @@ _COVID_DONE = {
 }
 
 
-class _Labelled(NamedTuple):
-    """One row of the table that `load_films` returns."""
-
-    image: object
-    file: str
-    source: str
-    label: int
-    patient_id: str
-    split: str
-
-
 class _Images(Sequence):
     """Undecoded images as {"path", "bytes"}. Those of the Hub are read when they are asked for."""
 
-    def __init__(self, images: Sequence) -> None:
-        self._images = images
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> dict:
-        image = self._images[row]
+        image = self._rows[row].image
         return {"path": image, "bytes": None} if isinstance(image, str) else image()
 
 
@@ -86,15 +75,15 @@ def load_films(
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
         raise UsageError(f"--dataset names {twice[0]} twice; name every source once")
-    films: list[_Labelled] = []
+    rows: list[Row] = []
     for name, short in zip(names, short_names(names), strict=True):
-        films += _label(_load(name, cache_dir), short, covid, prefix=f"{short}:" if len(names) > 1 else "")
-    found = {film.label for film in films}
+        rows += _label(_load(name, cache_dir), short, covid, prefix=f"{short}:" if len(names) > 1 else "")
+    found = {row.label for row in rows}
     if len(found) < 2 - one_class:
         present = LABELS[found.pop()] if found else "none"
         raise UsageError(f"one class only in {', '.join(names)} (found: {present}): both are needed")
-    columns = dict(zip(_Labelled._fields, map(list, zip(*films, strict=True)), strict=True))
-    return {**columns, "image": _Images(columns["image"])}
+    columns = ("file", "source", "label", "patient_id", "split")
+    return {"image": _Images(rows), **{name: [getattr(row, name) for row in rows] for name in columns}}
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -207,8 +196,8 @@ def _class_names(table: datasets.Dataset) -> list[str | None]:
     return [None] * len(table)
 
 
-def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[_Labelled]:
-    """Map classes to labels by name, and give every image a patient."""
+def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
+    """Map classes to labels by name, give every image a patient, and settle COVID-19."""
     labels = {name: 1 if is_covid(name) else label_of(name) for name in {row.class_name for row in rows}}
     if unknown := sorted(name for name, label in labels.items() if label is None):
         raise UsageError(
@@ -223,7 +212,7 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[_Label
             "%s: no patient id in %d of %d file names: each such film is its own patient",
             source, without, len(rows),
         )  # fmt: skip
-    films = []
+    labelled = []
     for row in rows:
         corona = is_covid(row.class_name)
         if corona and covid == "drop":
@@ -233,6 +222,6 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[_Label
         # "12" in another source, and so may the place of an image without an id.
         if row.patient_id is None or patient != patient_of(Path(row.place).name):
             patient = prefix + patient
-        split = "covid" if corona and covid == "keep" else row.split
-        films.append(_Labelled(row.image, row.file, source, labels[row.class_name], patient, split))
-    return films
+        split, label = "covid" if corona and covid == "keep" else row.split, labels[row.class_name]
+        labelled.append(replace(row, source=source, label=label, patient_id=patient, split=split))
+    return labelled
