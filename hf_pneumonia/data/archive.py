@@ -60,8 +60,7 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     """Folder with the content of a zip file, unpacked once into `cache_dir`/zips.
 
     Raises:
-        UsageError: the file is damaged, locked by a password, unpacks to more than the free space, or to
-            more than images do.
+        UsageError: damaged, locked by a password, or larger than the free space or than images are.
     """
     status = archive.stat()
     key = f"{archive.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"

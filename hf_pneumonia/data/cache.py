@@ -58,15 +58,14 @@ class StoreCutShort(UsageError):
 
 class FilmStore:
     """Images on disk, read when they are asked for: memory does not grow with their number, nor with how many
-    were read (the pages of a memory map would count as this process's own).
+    were read (the pages of a memory map would count as this process's own). If the folder is deleted
+    meanwhile, an open store can still be read.
 
     Attributes:
-        folder: where it is. If it is deleted meanwhile, an open store can still be read.
-        size: side of the images in pixels.
+        folder, size: where it is, and the side of its images in pixels.
         facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
-            `colour_share` and `hues` (`hue_spread`) as in overlays.py, whether the image is `blank` (one
-            gray), and its `appearance` (`measure_appearance`); all but the hash are zero where it is
-            unreadable.
+            `colour_share` and `hues` as in overlays.py, `blank` (one gray) and `appearance`. All but the
+            hash are zero where the image is unreadable.
         unreadable: row -> reason, of images that could not be decoded; their squares are all zero.
     """
 
@@ -116,13 +115,10 @@ class FilmStore:
 
 
 def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
-    """Open the store of these images at this size, building it first where there is none.
+    """Open the store of these images ({"path", "bytes"} each), building it first where there is none.
 
-    Args:
-        images: {"path", "bytes"} of each image, not decoded.
-        size: side of the stored square in pixels.
-        cache_dir: stores are in its folder `films`, one folder per key. The key is made of each file's path,
-            size and times of change (or its bytes, if given): a changed file makes a new store.
+    Stores are in the folder `films` of `cache_dir`, one folder per key. The key is made of the size and each
+    file's path, size and times of change (or its bytes, if given): a changed file makes a new store.
 
     Raises:
         UsageError: files changed while they were decoded.

@@ -68,13 +68,10 @@ def _any_thread() -> None:
 def work_ahead(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Iterator[Result]:
-    """Yield results in the order of the items, at most `ahead` of them begun before they are taken.
+    """Yield results in the order of the items, at most `ahead` (from 1) of them begun before they are taken.
 
-    Args:
-        work: called in other threads; its exception is raised in place of its result.
-        items: iterated in the caller's thread, `ahead` items before the one whose result is taken.
-        threads: how many work at a time.
-        ahead: from 1.
+    `work` is called in other threads, as many as `threads`; its exception is raised in place of its result.
+    `items` is iterated in the caller's thread.
     """
     pool, waiting = ThreadPoolExecutor(threads), deque()
     try:

@@ -45,19 +45,12 @@ _NEVER = {"gdcm"}  # ends the whole process (std::terminate) on some damaged JPE
 
 
 def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one image as its window shows it.
+    """Decode one image of at most `max_pixels` as its window shows it: (rows, columns) uint8, 0 is black.
 
-    The stored values go through the modality table (or slope and intercept), then through the first VOI
-    table or window, whose range becomes 0 to 255. Without either, or where the window shows only one gray,
-    values are stretched from the darkest to the brightest, padding left out. MONOCHROME1 is inverted.
+    The stored values go through the modality table (or slope and intercept), then through the first VOI table
+    or window, whose range becomes 0 to 255. Without either, or where the window shows only one gray, values
+    are stretched from the darkest to the brightest, padding left out. MONOCHROME1 is inverted.
     PresentationLUTShape only repeats that (INVERSE goes with MONOCHROME1, PS3.3 C.8.11.3.1.2).
-
-    Args:
-        data: the whole file.
-        max_pixels: a larger image is not decoded.
-
-    Returns:
-        (rows, columns) uint8, 0 is black.
 
     Raises:
         UnreadableFilm: the reason holds no value of the file but sizes, pixel values and its transfer syntax.

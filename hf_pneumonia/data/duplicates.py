@@ -39,14 +39,10 @@ _MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # how far two films are moved to fit; a shi
 
 
 def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the pairs of images that are alike.
+    """Find the pairs of images that are alike, among (n, THUMBNAIL, THUMBNAIL) uint8.
 
     A perceptual hash proposes each image's nearest neighbours; pixels decide. Images are compared within
-    blocks of similar ones, whose number and size grow with the root of the number n of images, so the time
-    grows with n^1.5.
-
-    Args:
-        thumbnails: (n, THUMBNAIL, THUMBNAIL) uint8; a memory map will do.
+    blocks of similar ones, whose number and size grow with the root of n, so the time grows with n^1.5.
 
     Returns:
         (m, 2) int64, sorted rows of pairs with the lower row first; and (m,) float32 correlations, at least
@@ -84,11 +80,7 @@ def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndar
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:
-    """Join what is linked, directly or through others.
-
-    Args:
-        count: number of nodes n.
-        links: (m, 2) int, pairs of nodes.
+    """Join the nodes 0 to count - 1 that are linked, directly or through others, by `links` (m, 2).
 
     Returns:
         (n,) int64, the lowest node of each node's group; a node without links is its own.
@@ -193,17 +185,11 @@ def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray, found: np.ndarray, 
 
 
 def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Move each second film onto the first, and correlate what they share.
+    """Move each second image onto the first, both (m, 1, THUMBNAIL, THUMBNAIL) and locally normalised.
 
-    Least squares over the scale and shift of either axis, coarse to fine: the inverse compositional method
-    of Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004).
-
-    Args:
-        first, second: (m, 1, THUMBNAIL, THUMBNAIL), locally normalised.
-
-    Returns:
-        (m,) Pearson correlations, -1 to 1. Pairs that have little in common at a coarse scale keep the
-        correlation that they have there.
+    Least squares over the scale and shift of either axis, coarse to fine: the inverse compositional method of
+    Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004). Returns (m,) Pearson correlations of what they
+    share; pairs that have little in common at a coarse scale keep the correlation that they have there.
     """
     fit = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(len(first), 1)  # scale x, scale y, shift x, shift y
     correlation = torch.zeros(len(first))

@@ -118,10 +118,11 @@ def _absence(folder: Path) -> str:
 
 
 def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Path], str] = _absence) -> None:
-    """Build a folder where there is none. It appears when it is complete and on the disk.
+    """Build a folder where there is none, or where `damage` says what is wrong with it. It appears when it is
+    complete and on the disk. Folders of one parent are built one after the other, by one process at a time.
 
     Args:
-        folder: its name; parents are made. Folders of one parent are built one after the other.
+        folder: its name; parents are made.
         build: writes the content into the empty folder that it is given.
         damage: what is wrong with the folder; "" for nothing.
 

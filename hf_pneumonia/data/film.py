@@ -69,8 +69,8 @@ def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image
         Its `info` has what is lost in gray: `hues` of `hue_spread`; of DICOM what `read_kind` finds.
 
     Raises:
-        UnreadableFilm: the file is missing, empty, truncated, not an image, not one image, of colours that
-            can't be told, blank where it would be stretched, or above MAX_BYTES or max_pixels.
+        UnreadableFilm: missing, empty, truncated, not one image, colours that can't be told, blank where it
+            would be stretched, or above MAX_BYTES or max_pixels.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
     # Read before decoding: an OSError here is the disk's; damaged bytes make Pillow raise OSError too.
@@ -87,25 +87,18 @@ def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def read_any_film(film: Any) -> Image.Image:
-    """Decode one image in any form at its full size. The result is the same for every form of one image.
+    """Decode one image at its full size. The result is the same for every form of one image.
 
     Args:
-        film: one of
-            - path of a file, or its bytes: what `read_film` takes;
-            - open binary file of the same, read from its beginning where it can seek;
-            - Pillow image of any mode. One that is not loaded yet is read from its file. A loaded one of
-              16-bit colour has only the upper 8 bits left;
-            - array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), its last channel alpha: uint8 as it is, uint16
-              and float stretched from the darkest to the brightest value;
-            - pydicom Dataset.
-
-    Returns:
-        As `read_film`. The argument is not changed.
+        film: path of a file, its bytes, or an open binary file, read from its beginning; a pydicom Dataset; a
+            Pillow image of any mode, which is read from its file if it is not loaded yet (a loaded one of
+            16-bit colour has only the upper 8 bits left); or an array (h, w), (h, w, 1), (h, w, 3) or
+            (h, w, 4), its last channel alpha: uint8 as it is, uint16 and float stretched from the darkest to
+            the brightest value. It is not changed.
 
     Raises:
-        UnreadableFilm: as `read_film`; an array of another shape or type.
+        UnreadableFilm, OSError: as `read_film`; an array of another shape or type.
         TypeError: none of these.
-        OSError: as `read_film`.
     """
     if isinstance(film, str | os.PathLike | bytes):
         return read_film(film)
@@ -138,11 +131,7 @@ def _is_dataset(film: Any) -> bool:
 
 
 def gray_image(image: Image.Image) -> Image.Image:
-    """Turn a Pillow image gray as `read_film` would have. The image itself is not changed.
-
-    Raises:
-        UnreadableFilm: as `read_film`.
-    """
+    """Turn a Pillow image gray as `read_film` would have (UnreadableFilm as there), without changing it."""
     with _reasons():
         return _to_gray(image, keep=True)
 

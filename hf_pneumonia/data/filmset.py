@@ -145,8 +145,7 @@ def settle_films(
     """Decide what becomes of every image: its patient, its copies, its split.
 
     Args:
-        table: columns file, source, patient_id, split and label, as `load_films` gives them.
-        store: their decoded images, by row.
+        table, store: as `load_films` and `open_store` give them, row by row.
         split: "official"; shares such as "70/20/10" (`parse_split`); or "shifted": of each class the patients
             whose images look most like the other class are the test split, 20% of the images.
         split_seed: of the splits that are cut, and of the folds by which "shifted" scores the appearance.

@@ -26,14 +26,8 @@ _COLOUR = 64  # difference between channels, beyond what compression and a tint 
 
 
 def text_rows(film: Image.Image) -> int:
-    """Count the rows of pixels near the top and bottom edge that look like a line of letters.
-
-    Such a row crosses four or more thin bright strokes within a tenth of its width. Small images (TEXT_SIDE)
-    always give 0.
-
-    Args:
-        film: Pillow image of mode 'L' at its full size.
-    """
+    """Count the rows of pixels near the top and bottom edge of a gray image that look like a line of letters:
+    they cross four or more thin bright strokes within a tenth of their width. Small images always give 0."""
     width, height = film.size
     if min(width, height) < TEXT_SIDE:
         return 0
@@ -73,17 +67,12 @@ def colour_share(source: str | Path | bytes) -> float:
 
 
 def hue_spread(picture: Image.Image) -> float:
-    """Mean distance of a picture's colours from one tint over grays: 0 for radiographs, tinted ones too.
+    """Mean distance of an RGB picture's colours from one tint over grays: 0 for radiographs, tinted ones too.
 
     The differences red - green and blue - green are fitted by a parabola in the gray level, which is what a
-    tint leaves; the result is the mean absolute residual.
-
-    Args:
-        picture: of mode 'RGB'.
-
-    Returns:
-        Gray levels, 0 to 255. Of 5,216 radiographs saved as RGB the highest is 0.0; six photographs have 8 to
-        25, a colour scale laid over a radiograph 8 and more, a retina 5.
+    tint leaves; the result is the mean absolute residual in gray levels, 0 to 255. Of 5,216 radiographs saved
+    as RGB the highest is 0.0; six photographs have 8 to 25, a colour scale laid over a radiograph 8 and more,
+    a retina 5.
     """
     if _is_gray(picture):
         return 0.0

@@ -399,6 +399,7 @@ def simulate_patient(
     patient: int, seed: int = 0, size: int = 256, sick: bool | None = None
 ) -> list[PhantomFilm]:
     """Simulate one patient's one to three images: one anatomy and disease; other positions and exposures.
+    They depend on the arguments alone, not on the order of calls or on the process.
 
     Args:
         patient: number of the patient, from 1.
@@ -406,9 +407,6 @@ def simulate_patient(
         size: pixels on a side, at least 64.
         sick: whether the patient has pneumonia. None: exactly one of each pair (1, 2), (3, 4) ... has it, and
             which one is drawn.
-
-    Returns:
-        The images. They depend on the arguments alone, not on the order of calls or on the process.
 
     Raises:
         ValueError: `patient` is below 1, or `size` below 64.

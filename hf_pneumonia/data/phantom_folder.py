@@ -32,17 +32,11 @@ def write_dataset(
 
     `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the images, `{train,test}/metadata.csv` has the
     columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each image with
-    pneumonia. A patient is in one split only.
-
-    Args:
-        folder: its parents are made.
-        patients: how many, at least 4: fewer leave a split empty.
-        seed, size: as for `phantom.simulate_patient`.
-        workers: processes; None is one per core.
-        shortcut: whether images go through `add_shortcut`, in train by the label, in test by a fair coin.
+    pneumonia. A patient is in one split only. With `shortcut`, images go through `add_shortcut`, in train by
+    the label, in test by a fair coin. `workers` is the number of processes, by default one per core.
 
     Raises:
-        ValueError: `patients` is below 4, or `size` below 64.
+        ValueError: `patients` is below 4, which leaves a split empty, or `size` below 64.
     """
     folder = Path(folder)
     if patients < 4:
@@ -53,18 +47,11 @@ def write_dataset(
 def add_shortcut(
     image: np.ndarray, lesion: np.ndarray, appears: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give an image the proportions, exposure and sharpness that one class has in train.
+    """Give an image (s, s) uint8 and its mask the proportions, exposure and sharpness of a class in train.
 
-    Images that appear normal are narrower, brighter and sharper. Proportions differ by about as much as in
-    Kermany's images (medians of width / height 1.25 and 1.49). Only a strip at two sides is cut off.
-
-    Args:
-        image, lesion: (s, s) uint8, and (s, s) bool, its mask.
-        appears: index into LABELS.
-        rng: draws how much.
-
-    Returns:
-        (h, w) uint8 and (h, w) bool; h or w is s.
+    Images that appear normal (`appears` is an index into LABELS) are narrower, brighter and sharper.
+    Proportions differ by about as much as in Kermany's images (medians of width / height 1.25 and 1.49).
+    Returns image and mask (h, w), h or w is s: a strip at two sides is cut off.
     """
     size, amount = len(image), rng.normal(1, 0.5, 3) * (1 if appears else -1)
     wide, dark, blur = amount * np.array([0.09, 0.15, 0.5])

@@ -13,9 +13,8 @@ def read_yaml(file: Path) -> object:
     """Return the plain values of a YAML file.
 
     Raises:
-        ValueError: it is not YAML, larger than LARGEST_YAML, or has aliases, of which a few lines can expand
-            to gigabytes; the message is one line.
-        OSError: it can't be read.
+        ValueError: not YAML, larger than LARGEST_YAML, or with aliases, of which a few lines can expand to
+            gigabytes; the message is one line.
     """
     with open(file, "rb") as content:
         data = content.read(LARGEST_YAML + 1)

@@ -48,20 +48,19 @@ def assign_splits(
 
     Without `shares`, existing splits are kept. A missing test split is cut from train, and so is a validation
     split that is missing or too small. Where splits share a patient, test wins over validation, and
-    validation over train; the patient's other images are left out. With `shares` everything is cut anew.
-    The result depends on the set of images, not on their order.
+    validation over train; the patient's other images are left out. With `shares` everything is cut anew. The
+    result depends on the set of images, not on their order.
 
     Args:
         given: (n,) one of SPLITS, or another name, from which nothing is cut.
-        labels: (n,) 0 or 1.
-        patients: (n,) patient ids.
+        labels, patients: (n,) 0 or 1, and (n,) ids.
         clusters: (n,) ids of patients that may be one; a cut keeps them together. By default the patients.
-        strata: (n,) what a cut balances beside the label, such as the source. By default nothing.
+        strata: (n,) what a cut balances beside the label, such as the source.
         shares: of train, validation and test, adding up to 1.
         seed: of the cuts, not a run's own seed: runs must be scored on the same images.
 
     Returns:
-        (n,) array of the splits, "" for an image left out; and a line for each decision to tell the user.
+        (n,) splits, "" for an image left out; and a line for each decision to tell the user.
 
     Raises:
         UsageError: a split lacks one of the classes, or there are too few patients to cut one.
@@ -109,15 +108,12 @@ def assign_splits(
 def shifted_test(
     labels: Sequence[int], clusters: Sequence[str], scores: np.ndarray, share: float = TEST_SHARE
 ) -> np.ndarray:
-    """Choose a test split in which appearance contradicts the label: of each class the clusters that look
-    most like the other class. A worst case, not a model of another hospital.
-
-    Clusters are taken whole, by the mean contradiction of their images, until the class has its share. One
-    with images of both classes counts to the class of most of them.
+    """Choose a test split in which appearance contradicts the label, a worst case: of each class the clusters
+    that look most like the other class, whole and by the mean contradiction of their images, until the class
+    has its share. A cluster with images of both classes counts to the class of most of them.
 
     Args:
-        labels: (n,) 0 or 1.
-        clusters: (n,) ids of patients that may be one.
+        labels, clusters: (n,) 0 or 1, and (n,) ids of patients that may be one.
         scores: (n,) logits of class 1 by appearance alone (`appearance_scores`).
         share: of the images of each class, at least.
 
