@@ -77,7 +77,6 @@ TWELVE = np.array([0, 1000, 2000, 4000], "u2")  # stretched: 0, 63.75, 127.5, 25
 
 FILMS = {
     "gray of 8 bits": (_png([0, 1, 200], 0), [[0, 1, 200]]),
-    "gray of 1 bit": (_bytes(Image.fromarray(np.array([[False, True]]))), [[0, 255]]),
     "gray of 16 bits": (_png([*TWELVE], 0, 16), [[0, 64, 128, 255]]),
     "gray of 16 bits, none dark": (_png([100, 200, 300], 0, 16), [[0, 128, 255]]),
     # 0.299 R + 0.587 G + 0.114 B
@@ -88,10 +87,7 @@ FILMS = {
     "RGBA": (_png([(10, 10, 10, 0), (200, 200, 200, 255)], 6), [[10, 200]]),
     "palette": (_png([0, 1, 2, 1], 3, more=PALETTE), [[0, 100, 255, 100]]),
     "transparent palette": (_png([0, 1, 2, 1], 3, more=CLEAR), [[0, 100, 255, 100]]),
-    "turned by 180 degrees": (_bytes(SQUARE, exif=_exif(3)), [[40, 30], [20, 10]]),
     "turned by 90 degrees": (_bytes(SQUARE, exif=_exif(6)), [[30, 10], [40, 20]]),
-    "mirrored": (_bytes(SQUARE, exif=_exif(2)), [[20, 10], [40, 30]]),
-    "TIFF turned by 90 degrees": (_bytes(SQUARE, "TIFF", exif=_exif(6)), [[30, 10], [40, 20]]),
     "TIFF": (_tiff(np.array([0, 10, 255], np.uint8)), [[0, 10, 255]]),
     "TIFF, white is zero": (_tiff(np.array([0, 10, 255], np.uint8), 0), [[255, 245, 0]]),
     "TIFF of 1 bit": (_tiff(np.array([0x0F], np.uint8), 1, 1), [[0] * 4 + [255] * 4]),
@@ -104,13 +100,8 @@ FILMS = {
     "TIFF of 16 bits with a sign": (_tiff(np.array([-1000, 0, 1000], "i2")), [[0, 128, 255]]),
     "TIFF of float": (_tiff(np.array([0, 0.25, 0.5, 1], "f4")), [[0, 64, 128, 255]]),
     "TIFF of float, white is zero": (_tiff(np.array([0, 0.25, 0.5, 1], "f4"), 0), [[255, 191, 128, 0]]),
-    "TIFF of RGB": (_bytes(SQUARE.convert("RGB"), "TIFF"), [[10, 20], [30, 40]]),
-    "TIFF, LZW": (_bytes(SQUARE, "TIFF", compression="tiff_lzw"), [[10, 20], [30, 40]]),
     "PGM of 12 bits": (b"P5 4 1 4095\n" + struct.pack(">4H", 0, 1365, 2730, 4095), [[0, 85, 170, 255]]),
     "GIF": (_bytes(SQUARE, "GIF"), [[10, 20], [30, 40]]),
-    "BMP": (_bytes(SQUARE, "BMP"), [[10, 20], [30, 40]]),
-    "WebP": (_bytes(SQUARE, "WEBP", lossless=True), [[10, 20], [30, 40]]),
-    "JPEG 2000": (_bytes(SQUARE, "JPEG2000"), [[10, 20], [30, 40]]),
     "JPEG 2000 of 16 bits": (_bytes(Image.fromarray(TWELVE[None]), "JPEG2000"), [[0, 64, 128, 255]]),
 }
 
@@ -119,8 +110,7 @@ FILMS = {
 def test_a_film_of_every_kind_has_the_pixels_that_were_written(name):
     content, pixels = FILMS[name]
     film = read_film(content)
-    assert film.mode == "L"
-    assert np.asarray(film).tolist() == pixels
+    assert film.mode == "L" and np.asarray(film).tolist() == pixels
 
 
 def _two(kind: str, **options) -> bytes:
@@ -142,26 +132,19 @@ def test_a_jpeg_has_nearly_the_pixels_that_were_written(name):
 UNREADABLE = {
     "empty": (b"", "^empty file$"),
     "text": (b"not an image", "^not an image$"),
-    "zeros": (bytes(1000), "^not an image$"),
     "HTML": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "HTML"),
-    "HTML without doctype": (b"\xef\xbb\xbf<html lang=en>", "HTML"),
     "JPEG cut in half": (_bytes(GRAY, "JPEG")[:400], "truncated"),
     "progressive JPEG cut short": (_bytes(GRAY, "JPEG", progressive=True)[:-30], "truncated"),
     "JPEG cut in its header": (_bytes(GRAY, "JPEG")[:20], "(?i)truncated|damaged header"),
-    "PNG cut in half": (_bytes(GRAY)[:60], "truncated"),
     "JPEG 2000 cut short": (_bytes(GRAY, "JPEG2000")[:-20], "broken"),
     "PNG with a damaged header": (_bytes(GRAY)[:20] + b"\7" + _bytes(GRAY)[21:], "PNG with a damaged header"),
     "PNG of 50,000 x 50,000": (_png([0], 0, size=(50_000, 50_000)), "more than 100,000,000 pixels"),
     "TIFF of 50,000 x 50,000": (_tiff(np.zeros(1, "u1"), size=(50_000, 50_000)), "more than 100,000,000"),
     "animated GIF": (_two("GIF"), "several frames"),
-    "animated PNG": (_two("PNG"), "several frames"),
-    "animated WebP": (_two("WEBP"), "several frames"),
     "TIFF of two pages": (_two("TIFF"), "several frames"),
     "CMYK JPEG": (_bytes(GRAY.convert("CMYK"), "JPEG"), "CMYK"),
-    "CMYK TIFF": (_bytes(GRAY.convert("CMYK"), "TIFF"), "CMYK"),
     "LAB": (_bytes(Image.merge("LAB", [GRAY] * 3), "TIFF"), "LAB"),
     "blank of 16 bits": (_png([700, 700], 0, 16), "^blank: every pixel is 700$"),
-    "blank of float": (_tiff(np.array([0.5, 0.5], "f4"), 0), "^blank: every pixel is 0.5$"),
     "blank of 16 bits and RGB": (_png([(9, 9, 9), (99, 99, 99)], 2, 16), "blank"),
     "12 bits in 16 bits of RGB": (_png([(0, 0, 0), (4095, 4095, 4095)], 2, 16), "16 grays"),
     "drawn in the alpha alone": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
@@ -190,27 +173,16 @@ def test_no_film_starts_a_program(monkeypatch):
 
 def test_squashing_keeps_the_whole_film_and_equals_pillow():
     film = film_array(_bytes(GRAY), 32)
-    reference = GRAY.resize((32, 32), Image.Resampling.BICUBIC)
-    assert film.shape == (32, 32) and film.dtype == np.uint8
-    assert np.array_equal(film, np.asarray(reference))
+    assert film.dtype == np.uint8
+    assert np.array_equal(film, np.asarray(GRAY.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
-@pytest.mark.parametrize("name", ["none.png", "zero\0byte.png"])
-def test_a_missing_file_is_unreadable(tmp_path, name):
-    with pytest.raises(UnreadableFilm, match="no such file"):
-        read_film(tmp_path / name)
-
-
-def test_a_failing_disk_and_a_folder_are_not_taken_for_a_damaged_film(monkeypatch, tmp_path):
+def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
+    for name in ("none.png", "zero\0byte.png"):
+        with pytest.raises(UnreadableFilm, match="no such file"):
+            read_film(tmp_path / name)
     with pytest.raises(IsADirectoryError):
         read_film(tmp_path)
-
-    def fail(*_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(module, "open", fail, raising=False)
-    with pytest.raises(OSError, match="Input/output error"):
-        read_film("film.png")
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -227,11 +199,8 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
             read_any_film(source)
 
 
-DAMAGED = ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"]
-
-
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
-@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "JPEG2000", "PPM"])
 @settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
 def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
