@@ -32,8 +32,9 @@ def films_of_splits(root: Path, layout: dict[str, Path]) -> list[Row]:
     """List the images in the folder of each split; metadata files anywhere below `root` count."""
     metadata, listed, rows = read_metadata(root), 0, []
     for split, folder in layout.items():
-        for path in _image_files(folder.resolve()):
-            inside, said = path.relative_to(folder.resolve()), metadata.get(path, {})
+        place = folder.resolve()
+        for path in _image_files(place):
+            inside, said = path.relative_to(place), metadata.get(path, {})
             listed += bool(said)
             rows.append(
                 Row(

@@ -46,25 +46,16 @@ def write_manifest(films: FilmSet, path: Path) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in range(len(films.file)):
+        for row, name in enumerate(films.file):
             reason = films.reason[row]
             if reason == UNREADABLE:
                 reason = f"{UNREADABLE}: {films.store.unreadable[row]}"
             elif reason == COPIES and row in kept_copy:
                 reason = f"{COPIES} of {films.file[kept_copy[row]]}"
-            writer.writerow(
-                [
-                    films.file[row],
-                    films.source[row],
-                    films.split[row] or films.given[row],
-                    LABELS[films.label[row]],
-                    films.patient[row],
-                    films.store.facts["sha256"][row].decode(),
-                    group[row],
-                    "true" if films.split[row] else "false",
-                    reason,
-                ]
-            )
+            split, kept = films.split[row] or films.given[row], "true" if films.split[row] else "false"
+            digest = films.store.facts["sha256"][row].decode()
+            said = (LABELS[films.label[row]], films.patient[row], digest, group[row], kept, reason)
+            writer.writerow([name, films.source[row], split, *said])
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
