@@ -16,12 +16,12 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def available_cores() -> int:
+def available_cores(quota: Path = _QUOTA) -> int:
     """Count the cores that this process may use: fewer than the machine has in a container or under Slurm."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:  # set by `docker --cpus` and Kubernetes: microseconds of all cores together, per period
-        quota, period = _QUOTA.read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
+        share, period = quota.read_text().split()
+        return max(1, min(cores, round(int(share) / int(period))))
     except (OSError, ValueError):  # no such file, or "max"
         return cores
 
