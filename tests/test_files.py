@@ -11,15 +11,7 @@ import pytest
 from conftest import ROOT
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_pneumonia.data.files import (
-    DICOM,
-    IMAGE,
-    PERHAPS_DICOM,
-    build_once,
-    complete,
-    kind_by_name,
-    written_whole,
-)  # fmt: skip
+from hf_pneumonia.data.files import DICOM, IMAGE, PERHAPS_DICOM, build_once, kind_by_name, written_whole
 
 
 def test_a_file_is_known_by_its_ending_in_any_case_and_a_film_of_an_archive_by_having_none():
@@ -69,14 +61,14 @@ def test_a_folder_is_built_once_nothing_lies_beside_it_and_a_build_that_fails_le
 )
 def test_what_was_damaged_on_the_disk_is_built_anew_which_one_line_says(tmp_path, caplog, name, content):
     folder = tmp_path / "key"
-    complete(folder, _build)
+    build_once(folder, _build, sealed=True)
     whole = _content(tmp_path)
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
-    complete(folder, _build)
+    build_once(folder, _build, sealed=True)
     assert _content(tmp_path) == whole
     (record,) = caplog.records
     assert name in record.message and "\n" not in record.message
-    complete(folder, lambda _: pytest.fail("built again"))
+    build_once(folder, lambda _: pytest.fail("built again"), sealed=True)
 
 
 # Asked to build a folder, it does something in the middle of that.

@@ -237,16 +237,6 @@ def test_the_shares_are_kept_within_the_largest_patient_of_each_class_and_source
             assert -2 * largest <= excess <= largest
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_patients_with_many_films_are_dealt_out_first_so_that_the_others_even_out_the_shares(seed):
-    rows = [("train", label, f"{label}-big") for label in (0, 1) for _ in range(20)] + _films("train", 80, 80)
-    split, _ = assign_splits(*zip(*rows, strict=True), shares=(0.7, 0.2, 0.1), seed=seed)
-    labels = np.array([label for _, label, _ in rows])
-    for label in (0, 1):
-        counts = [np.sum((labels == label) & (split == name)) for name in TRIO]
-        assert counts == [70, 20, 10]
-
-
 def test_films_of_another_split_are_left_alone_but_never_share_a_patient_with_one_that_is_used():
     rows = _films("train", 60, 60) + _films("covid", 0, 30, 50)  # 10 of them of training patients
     split, notes = _assign(rows)

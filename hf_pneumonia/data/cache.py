@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
-from hf_pneumonia.data.files import complete
+from hf_pneumonia.data.files import build_once
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_file, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
 from hf_pneumonia.errors import UsageError
@@ -132,7 +132,7 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
         if _key(images, size) != key:
             raise UsageError("films changed or went away while they were decoded: start again when they rest")
 
-    complete(folder, build)
+    build_once(folder, build, sealed=True)
     return FilmStore(folder)
 
 

@@ -113,23 +113,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _absence(folder: Path) -> str:
-    return "" if folder.exists() else "missing"
-
-
-def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Path], str] = _absence) -> None:
-    """Build a folder where there is none, or where `damage` says what is wrong with it. It appears when it is
-    complete and on the disk. Folders of one parent are built one after the other, by one process at a time.
+def build_once(folder: Path, build: Callable[[Path], None], sealed: bool = False) -> None:
+    """Build a folder where there is none. It appears when it is complete and on the disk. Folders of one
+    parent are built one after the other, by one process at a time.
 
     Args:
         folder: its name; parents are made.
         build: writes the content into the empty folder that it is given.
-        damage: what is wrong with the folder; "" for nothing.
+        sealed: whether sizes and checksums are kept with the folder, and a damaged one is built anew.
 
     Raises:
         OSError: the disk is full, or can't be written.
     """
-    if not damage(folder):
+    if not _damage(folder, sealed):
         return
     parent, aside = folder.parent, folder.with_name(_ASIDE + folder.name)
     with naming(parent):
@@ -143,13 +139,16 @@ def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Pa
         try:
             for left in parent.glob(f"{_ASIDE}*"):  # of processes that were killed: they held the lock
                 shutil.rmtree(left, ignore_errors=True)
-            if problem := damage(folder):  # unless another process built it while this one waited
+            if problem := _damage(folder, sealed):  # unless another process built it while this one waited
                 if folder.exists():
                     logger.warning("%s is damaged (%s) and built anew", folder, problem)
                     folder.rename(aside)  # other processes see it whole or not at all
                     shutil.rmtree(aside)
                 aside.mkdir()
                 build(aside)
+                if sealed:
+                    sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
+                    (aside / _SEAL).write_text(json.dumps(sums))
                 if hasattr(os, "sync"):  # all files at once: a call for each of thousands takes too long
                     os.sync()
                 aside.rename(folder)
@@ -160,21 +159,13 @@ def build_once(folder: Path, build: Callable[[Path], None], damage: Callable[[Pa
             lock.release()
 
 
-def complete(folder: Path, build: Callable[[Path], None]) -> None:
-    """As `build_once`, and build anew where a file of the folder was damaged since."""
-
-    def build_and_seal(aside: Path) -> None:
-        build(aside)
-        (aside / _SEAL).write_text(json.dumps({file.name: _sum(file) for file in sorted(aside.iterdir())}))
-
-    build_once(folder, build_and_seal, _damage)
-
-
-def _damage(folder: Path) -> str:
-    """What is wrong with a folder that was sealed; "" for nothing."""
+def _damage(folder: Path, sealed: bool) -> str:
+    """What is wrong with a folder; "" for nothing."""
+    if not sealed:
+        return "" if folder.exists() else "missing"
     try:
-        sealed = json.loads((folder / _SEAL).read_text())
-        for name, expected in sealed.items():
+        sums = json.loads((folder / _SEAL).read_text())
+        for name, expected in sums.items():
             found = _sum(folder / name)
             if found[0] != expected[0]:
                 return f"{name} has {found[0]:,} bytes, and had {expected[0]:,}"
@@ -184,7 +175,7 @@ def _damage(folder: Path) -> str:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return f"{_SEAL} says nothing"
-    return "" if sealed else f"{_SEAL} is empty"
+    return "" if sums else f"{_SEAL} is empty"
 
 
 def _sum(file: Path) -> list[int | None]:
