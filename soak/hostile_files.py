@@ -190,7 +190,7 @@ def _all_of(source: Path, bench: Bench) -> None:
         # No file is called by a zero byte: the store says that there is none.
         if "\0" not in path and not Path(path).resolve().is_relative_to(bench.folder / "case"):
             raise Wrong(f"a film outside of the source: {path}")
-    if len(open_store(films["image"], 16, cache)) != len(films):
+    if len(open_store(films["image"], 16, cache)) != len(films["file"]):
         raise Wrong("a store with other rows than its table")
 
 

@@ -29,14 +29,24 @@ def images(tmp_path):
     return rows
 
 
-def test_a_row_of_the_store_is_the_film_as_pillow_reads_it(images, tmp_path):
+def _resized(path, size=32) -> np.ndarray:
+    return np.asarray(Image.open(path).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def test_a_row_of_the_store_is_the_film_as_pillow_reads_it_with_the_facts_of_its_file(images, tmp_path):
+    Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
     store = open_store(images, 32, tmp_path)
-    for row in (0, 6):
-        film = Image.open(images[row]["path"]).resize((32, 32), Image.Resampling.BICUBIC)
-        assert np.array_equal(store[[row]][0], np.asarray(film))
-    film = Image.open(tmp_path / "films" / "5.png").resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(store[[5]][0], np.asarray(film))
     assert (len(store), store.size) == (7, 32)
+    for row in range(7):
+        path = tmp_path / "films" / f"{row}.png"
+        content = path.read_bytes()
+        assert store.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
+        if row != 3:
+            assert np.array_equal(store[[row]][0], _resized(path))
+    assert store.unreadable == {3: "not an image"} and not store[[3]].any()
+    assert store.facts["width"].tolist() == [90, 90, 90, 0, 90, 90, 90]
+    assert store.facts["height"].tolist() == [70, 70, 70, 0, 70, 70, 70]
+    assert store.facts["blank"].tolist() == [False, False, True, *4 * [False]]
 
 
 def test_rows_are_asked_for_as_those_of_an_array(images, tmp_path):
@@ -57,14 +67,16 @@ def test_films_that_were_read_do_not_stay_in_memory(tmp_path):
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc to see the memory")
-    write_film(tmp_path / "film.png", 1, np.random.default_rng(0))
-    images = [{"path": str(tmp_path / "film.png"), "bytes": None}] * 400  # 40 MB
-    store = open_store(images, 320, tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "film.png")
+    images = [{"path": str(tmp_path / "film.png"), "bytes": None}] * 24
+    store = open_store(images, 1000, tmp_path)  # 24 MB
     store[[0]]
     before = resident()
-    for row in range(400):
+    for row in range(24):
         store[[row]]
     assert resident() - before < 10e6
+    stored = sum(path.stat().st_size for path in (tmp_path / "films").rglob("*") if path.is_file())
+    assert stored < 24.1e6  # the pixels, and little more
 
 
 def test_a_store_that_was_cut_short_is_an_error_and_no_film(images, tmp_path):
@@ -75,23 +87,16 @@ def test_a_store_that_was_cut_short_is_an_error_and_no_film(images, tmp_path):
         store[[6]]
 
 
-def test_a_film_takes_its_pixels_and_little_more_on_the_disk(tmp_path):
-    write_film(tmp_path / "film.png", 1, np.random.default_rng(0))
-    open_store([{"path": str(tmp_path / "film.png"), "bytes": None}] * 200, 224, tmp_path)
-    stored = sum(path.stat().st_size for path in (tmp_path / "films").rglob("*") if path.is_file())
-    assert stored / 200 < 51_000
-
-
-def test_an_unreadable_film_is_listed_by_row_with_its_reason(images, tmp_path):
-    store = open_store(images, 32, tmp_path)
-    assert store.unreadable == {3: "not an image"}
-    assert not store[[3]].any()
-
-
-def test_a_second_run_decodes_nothing(images, tmp_path, monkeypatch):
+def test_a_second_run_reads_the_first_ones_store_and_its_copies(images, tmp_path):
+    (tmp_path / "films" / "1.png").write_bytes((tmp_path / "films" / "6.png").read_bytes())
     first = open_store(images, 32, tmp_path)
-    monkeypatch.setattr(cache, "read_film", lambda *_: pytest.fail("decoded again"))
-    assert np.array_equal(open_store(images, 32, tmp_path)[range(7)], first[range(7)])
+    built = (first.folder / "films.uint8").stat().st_ino
+    pairs, correlation = first.copies()
+    assert [1, 6] in pairs.tolist() and correlation[pairs.tolist().index([1, 6])] == pytest.approx(1)
+    again = open_store(images, 32, tmp_path)
+    assert (again.folder / "films.uint8").stat().st_ino == built
+    assert np.array_equal(again[range(7)], first[range(7)])
+    assert all(np.array_equal(one, other) for one, other in zip(again.copies(), first.copies(), strict=True))
 
 
 def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_path):
@@ -99,22 +104,13 @@ def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_pat
     assert open_store(images, 48, tmp_path).size == 48
     write_film(tmp_path / "films" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
     store = open_store(images, 32, tmp_path)
-    film = Image.open(images[0]["path"]).resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(store[[0]][0], np.asarray(film))
+    assert np.array_equal(store[[0]][0], _resized(images[0]["path"]))
     assert len(list((tmp_path / "films").glob("*/index.json"))) == 3
 
 
-def test_the_facts_of_a_film_are_those_of_its_file(images, tmp_path):
-    store = open_store(images, 32, tmp_path)
-    for row in range(7):
-        content = (tmp_path / "films" / f"{row}.png").read_bytes()
-        assert store.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
-    assert store.facts["width"].tolist() == [90, 90, 90, 0, 90, 90, 90]
-    assert store.facts["height"].tolist() == [70, 70, 70, 0, 70, 70, 70]
-
-
-def test_a_file_that_is_not_there_has_no_hash_and_is_unreadable(tmp_path):
-    store = open_store([{"path": str(tmp_path / "lost.png"), "bytes": None}], 32, tmp_path)
+@pytest.mark.parametrize("name", ["lost.png", "zero\0byte.png"])
+def test_a_file_that_is_not_there_has_no_hash_and_is_unreadable(tmp_path, name):
+    store = open_store([{"path": name, "bytes": None}], 16, tmp_path)
     assert store.unreadable == {0: "no such file"} and store.facts["sha256"][0] == b""
 
 
@@ -124,29 +120,9 @@ def test_copies_are_sought_among_thumbnails_of_the_films(images, tmp_path, monke
     seen = []
     monkeypatch.setattr(cache, "find_copies", lambda thumbnails: (seen.append(np.array(thumbnails)), NONE)[1])
     open_store(images, size, tmp_path)
-    film = Image.open(images[0]["path"]).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    film = _resized(images[0]["path"], THUMBNAIL)
     assert seen[0].shape == (7, THUMBNAIL, THUMBNAIL) and not seen[0][3].any()
-    assert np.abs(seen[0][0].astype(int) - np.asarray(film)).mean() <= 2
-
-
-def test_a_film_of_one_gray_is_blank(images, tmp_path):
-    Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
-    assert open_store(images, 32, tmp_path).facts["blank"].tolist() == [False, False, True, *4 * [False]]
-
-
-def test_copies_are_sought_once_and_kept_in_the_store(images, tmp_path, monkeypatch):
-    (tmp_path / "films" / "1.png").write_bytes((tmp_path / "films" / "6.png").read_bytes())
-    pairs, correlation = open_store(images, 32, tmp_path).copies()
-    assert [1, 6] in pairs.tolist() and correlation[pairs.tolist().index([1, 6])] == pytest.approx(1)
-    monkeypatch.setattr(cache, "find_copies", lambda _: pytest.fail("sought again"))
-    again, same = open_store(images, 32, tmp_path).copies()
-    assert np.array_equal(again, pairs) and np.array_equal(same, correlation)
-    assert not list((tmp_path / "films").glob("*/.*"))
-
-
-def test_a_name_that_no_file_can_have_is_an_unreadable_film(tmp_path):
-    store = open_store([{"path": "zero\0byte.png", "bytes": None}], 16, tmp_path / "cache")
-    assert list(store.unreadable.values()) == ["no such file"]
+    assert np.abs(seen[0][0].astype(int) - film).mean() <= 2
 
 
 def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images, tmp_path):

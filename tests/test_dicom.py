@@ -1,5 +1,6 @@
 import io
 import logging
+import re
 import struct
 import subprocess
 import sys
@@ -76,99 +77,73 @@ def _window(centre, width, function=None) -> dict:
 
 FOUR = np.array([[0, 1, 2, 3]], np.uint16)
 COLOURS = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]], np.uint8)
-UNDIVIDED = {"PlanarConfiguration": None}
+M1 = {"PhotometricInterpretation": "MONOCHROME1"}
+TABLE = [0, 10, 20, 255]
 
 FILMS = {
     "without a window": (_dicom(TWELVE), [0, 64, 128, 255]),
-    "MONOCHROME1": (_dicom(TWELVE, PhotometricInterpretation="MONOCHROME1"), [255, 191, 128, 0]),
+    "MONOCHROME1": (_dicom(TWELVE, **M1), [255, 191, 128, 0]),
     "MONOCHROME1 that says INVERSE too": (
-        _dicom(TWELVE, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE"),
-        [255, 191, 128, 0],
-    ),
+        _dicom(TWELVE, PresentationLUTShape="INVERSE", **M1), [255, 191, 128, 0]),
     "8 bits": (_dicom(np.array([[10, 20, 30]], np.uint8)), [0, 128, 255]),
     "32 bits": (_dicom(np.array([[0, 10**6, 2 * 10**6]], np.uint32)), [0, 128, 255]),
     "with a sign": (_dicom(np.array([[-1000, 0, 1000]], np.int16)), [0, 128, 255]),
     "12 bits with rubbish above": (
         _dicom(TWELVE | np.array([[0xF000, 0, 0x8000, 0]], np.uint16), BitsStored=12, HighBit=11),
-        [0, 64, 128, 255],
-    ),
+        [0, 64, 128, 255]),
     # From 999.5 to 2999.5: (2000 - 1999.5) / 2000 + 0.5 = 0.50025
     "window": (_dicom(TWELVE, **_window(2000, 2001)), [0, 0, 128, 255]),
     # 255 minus the same; 127.44 is shown as 127.
-    "window and MONOCHROME1": (
-        _dicom(TWELVE, PhotometricInterpretation="MONOCHROME1", **_window(2000, 2001)),
-        [255, 255, 127, 0],
-    ),
+    "window and MONOCHROME1": (_dicom(TWELVE, **M1, **_window(2000, 2001)), [255, 255, 127, 0]),
     "window of one value": (_dicom(TWELVE, **_window(2000, 1)), [0, 0, 255, 255]),
-    # From -2000 to 6000: 0.25, 0.375, 0.5 and 0.75 of 255, though the film has nothing at either end.
+    # From -2000 to 6000: 0.25, 0.375, 0.5 and 0.75 of 255, though the image has nothing at either end.
     "exact window": (_dicom(TWELVE, **_window(2000, 8000, "LINEAR_EXACT")), [64, 96, 128, 191]),
     # 1 / (1 + exp(-4 (x - 2000) / 1000)) = 0.0003, 0.018, 0.5, 0.9997
     "sigmoid window": (_dicom(TWELVE, **_window(2000, 1000, "SIGMOID")), [0, 5, 128, 255]),
     "two windows": (_dicom(TWELVE, **_window([2000, 10], [2001, 10])), [0, 0, 128, 255]),
-    "window beside the film": (_dicom(TWELVE, **_window(30000, 10)), [0, 64, 128, 255]),
+    "window beside the image": (_dicom(TWELVE, **_window(30000, 10)), [0, 64, 128, 255]),
     "window of no width": (_dicom(TWELVE, **_window(2000, 0)), [0, 64, 128, 255]),
     # -1000, 1000, 3000 and 7000 in a window from -1000 to 7000
     "slope and window": (
         _dicom(TWELVE, RescaleSlope=2, RescaleIntercept=-1000, **_window(3000, 8000, "LINEAR_EXACT")),
-        [0, 64, 128, 255],
-    ),
+        [0, 64, 128, 255]),
     "negative slope": (_dicom(TWELVE, RescaleSlope=-1, RescaleIntercept=4000), [255, 191, 128, 0]),
-    "table": (_dicom(FOUR, VOILUTSequence=_lut(0, [0, 10, 20, 255], 8)), [0, 10, 20, 255]),
-    "table of open length": (
-        _dicom(FOUR, VOILUTSequence=_lut(0, [0, 10, 20, 255], 8, open_length=True)),
-        [0, 10, 20, 255],
-    ),
-    "table that begins at 1": (_dicom(FOUR, VOILUTSequence=_lut(1, [0, 10, 20, 255], 8)), [0, 0, 10, 20]),
+    "table": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8)), TABLE),
+    "table of open length": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8, open_length=True)), TABLE),
+    "table that begins at 1": (_dicom(FOUR, VOILUTSequence=_lut(1, TABLE, 8)), [0, 0, 10, 20]),
     "table of 12 bits that claims 16": (
-        _dicom(FOUR, VOILUTSequence=_lut(0, [0, 1365, 2730, 4095])),
-        [0, 85, 170, 255],
-    ),
-    "table and window": (
-        _dicom(FOUR, VOILUTSequence=_lut(0, [0, 10, 20, 255], 8), **_window(2, 1)),
-        [0, 10, 20, 255],
-    ),
+        _dicom(FOUR, VOILUTSequence=_lut(0, [0, 1365, 2730, 4095])), [0, 85, 170, 255]),
+    "table and window": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8), **_window(2, 1)), TABLE),
     "table for values with a sign": (
-        _dicom(FOUR.astype(np.int16) - 1, VOILUTSequence=_lut(0xFFFF, [0, 10, 20, 255], 8)),
-        [0, 10, 20, 255],
-    ),
+        _dicom(FOUR.astype(np.int16) - 1, VOILUTSequence=_lut(0xFFFF, TABLE, 8)), TABLE),
     "modality table": (_dicom(FOUR, ModalityLUTSequence=_lut(0, [3000, 2000, 1000, 0])), [255, 170, 85, 0]),
     "padding": (
-        _dicom(np.array([[0, 1000, 2000, 65535]], np.uint16), PixelPaddingValue=65535),
-        [0, 128, 255, 255],
-    ),
+        _dicom(np.array([[0, 1000, 2000, 65535]], np.uint16), PixelPaddingValue=65535), [0, 128, 255, 255]),
     "range of padding": (
         _dicom(np.array([[100, 200, 300, 9, 3]], np.uint16), PixelPaddingValue=0, PixelPaddingRangeLimit=10),
-        [0, 128, 255, 0, 0],
-    ),
+        [0, 128, 255, 0, 0]),
     "implicit": (_dicom(TWELVE, uid.ImplicitVRLittleEndian), [0, 64, 128, 255]),
     "big-endian": (_dicom(TWELVE.astype(">u2"), uid.ExplicitVRBigEndian), [0, 64, 128, 255]),
     # 0.299 R + 0.587 G + 0.114 B
     "RGB": (_dicom(COLOURS), [76, 150, 29, 9]),
     "RGB, plane by plane": (
         _dicom(COLOURS, PixelData=COLOURS.transpose(2, 0, 1).tobytes(), PlanarConfiguration=1),
-        [76, 150, 29, 9],
-    ),
+        [76, 150, 29, 9]),
     "YBR_FULL": (
         _dicom(np.array([[(100, 128, 128), (200, 128, 128)]], "u1"), PhotometricInterpretation="YBR_FULL"),
-        [100, 200],
-    ),
+        [100, 200]),
     "YBR_FULL_422": (
-        _dicom(
-            np.zeros((1, 2, 3), np.uint8),
-            PixelData=bytes([100, 200, 128, 128]),
-            PhotometricInterpretation="YBR_FULL_422",
-        ),
-        [100, 200],
-    ),
-}
+        _dicom(np.zeros((1, 2, 3), np.uint8), PixelData=bytes([100, 200, 128, 128]),
+               PhotometricInterpretation="YBR_FULL_422"),
+        [100, 200]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILMS)
 def test_a_film_of_every_kind_shows_what_the_standard_says(name):
     content, pixels = FILMS[name]
     film = read_film(content)
-    assert film.mode == "L"
-    assert np.asarray(film).tolist() == [pixels]
+    assert film.mode == "L" and np.asarray(film).tolist() == [pixels]
 
 
 def test_a_window_shows_what_pydicom_makes_of_it():
@@ -228,16 +203,9 @@ def _lossless_jpeg(pixels: np.ndarray) -> bytes:
             bits += f"{size:05b}" + (f"{value:0{size}b}" if 0 < size < 16 else "")
     bits += "1" * (-len(bits) % 8)
     scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    return (
-        b"\xff\xd8\xff\xc3"
-        + struct.pack(">HBHHB3B", 11, 16, rows, columns, 1, 1, 0x11, 0)
-        + b"\xff\xc4"
-        + struct.pack(">HB16B17B", 36, 0, *(0, 0, 0, 0, 17), *[0] * 11, *range(17))
-        + b"\xff\xda"
-        + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0)
-        + scan
-        + b"\xff\xd9"
-    )
+    frame = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHB3B", 11, 16, rows, columns, 1, 1, 0x11, 0)
+    codes = b"\xff\xc4" + struct.pack(">HB16B17B", 36, 0, *(0, 0, 0, 0, 17), *[0] * 11, *range(17))
+    return frame + codes + b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0) + scan + b"\xff\xd9"
 
 
 def _run_length(pixels: np.ndarray) -> bytes:
@@ -250,62 +218,58 @@ def _run_length(pixels: np.ndarray) -> bytes:
 
 SIXTEEN = GRADIENT.astype(np.uint16) * 16
 RGB = np.stack([GRADIENT] * 3, -1)
+JPEG = _stream(GRADIENT, "JPEG")
 
 
-def _compressed(name: str) -> bytes:
-    jpeg_2000 = {"no_jp2": True}
-    return {
-        "JPEG": lambda: _dicom(GRADIENT, uid.JPEGBaseline8Bit, _stream(GRADIENT, "JPEG", quality=100)),
-        "JPEG 2000": lambda: _dicom(
-            GRADIENT, uid.JPEG2000Lossless, _stream(GRADIENT, "JPEG2000", **jpeg_2000)
-        ),
-        "JPEG 2000 of 16 bits": lambda: _dicom(
-            SIXTEEN, uid.JPEG2000Lossless, _stream(SIXTEEN, "JPEG2000", **jpeg_2000)
-        ),
-        "RLE": lambda: _run_length(SIXTEEN),
-        "JPEG Lossless": lambda: _dicom(SIXTEEN, uid.JPEGLosslessSV1, _lossless_jpeg(SIXTEEN)),
-    }[name]()
+def _jpeg_2000(pixels: np.ndarray) -> bytes:
+    return _dicom(pixels, uid.JPEG2000Lossless, _stream(pixels, "JPEG2000", no_jp2=True))
 
 
+COMPRESSED = {
+    "JPEG": _dicom(GRADIENT, uid.JPEGBaseline8Bit, _stream(GRADIENT, "JPEG", quality=100)),
+    "JPEG 2000": _jpeg_2000(GRADIENT),
+    "JPEG 2000 of 16 bits": _jpeg_2000(SIXTEEN),
+    "RLE": _run_length(SIXTEEN),
+    "JPEG Lossless": _dicom(SIXTEEN, uid.JPEGLosslessSV1, _lossless_jpeg(SIXTEEN)),
+}
 needs_libjpeg = pytest.mark.skipif(not find_spec("libjpeg"), reason="pip install -e '.[dicom]'")
-COMPRESSED = ["JPEG", "JPEG 2000", "JPEG 2000 of 16 bits", "RLE"]
+NAMES = [*list(COMPRESSED)[:4], pytest.param("JPEG Lossless", marks=needs_libjpeg)]
 
 
-@pytest.mark.parametrize("name", [*COMPRESSED, pytest.param("JPEG Lossless", marks=needs_libjpeg)])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_compressed_film_has_the_pixels_that_were_written(name):
     allowed = 2 if name == "JPEG" else 0
-    assert np.abs(np.asarray(read_film(_compressed(name))) - STRETCHED).max() <= allowed
+    assert np.abs(np.asarray(read_film(COMPRESSED[name])) - STRETCHED).max() <= allowed
 
 
-@pytest.mark.parametrize("name", ["YBR_FULL_422", "YBR_RCT"])
-def test_a_compressed_film_in_colour_turns_gray(name):
-    if name == "YBR_RCT":
-        syntax, stream = uid.JPEG2000Lossless, _stream(RGB, "JPEG2000", no_jp2=True, mct=1)
-    else:
-        syntax, stream = uid.JPEGBaseline8Bit, _stream(RGB, "JPEG", quality=100)
-    film = np.asarray(read_film(_dicom(RGB, syntax, stream, PhotometricInterpretation=name)))
-    assert np.abs(film.astype(int) - GRADIENT).max() <= 2
+def test_a_compressed_film_in_colour_turns_gray():
+    for name, syntax, stream in (
+        ("YBR_RCT", uid.JPEG2000Lossless, _stream(RGB, "JPEG2000", no_jp2=True, mct=1)),
+        ("YBR_FULL_422", uid.JPEGBaseline8Bit, _stream(RGB, "JPEG", quality=100)),
+    ):
+        film = np.asarray(read_film(_dicom(RGB, syntax, stream, PhotometricInterpretation=name)))
+        assert np.abs(film.astype(int) - GRADIENT).max() <= 2
 
 
-@pytest.mark.parametrize("name", [*COMPRESSED, pytest.param("JPEG Lossless", marks=needs_libjpeg)])
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.9])
-def test_a_compressed_film_that_is_cut_off_is_not_filled_up(name, share):
-    content = _compressed(name)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compressed_film_that_is_cut_off_is_not_filled_up(name):
+    content = COMPRESSED[name]
     start = content.index(b"\xe0\x7f\x10\0")
-    with pytest.raises(UnreadableFilm, match="DICOM"):
-        read_film(content[: start + int(share * (len(content) - start))])
+    for share in (0.5, 0.9):
+        with pytest.raises(UnreadableFilm, match="DICOM"):
+            read_film(content[: start + int(share * (len(content) - start))])
 
 
 def test_a_stream_that_is_cut_off_within_a_whole_file_is_not_filled_up():
-    stream = _stream(GRADIENT, "JPEG")
     with pytest.raises(UnreadableFilm, match="cut off"):
-        read_film(_dicom(GRADIENT, uid.JPEGBaseline8Bit, stream[: len(stream) * 3 // 4]))
+        read_film(_dicom(GRADIENT, uid.JPEGBaseline8Bit, JPEG[: len(JPEG) * 3 // 4]))
 
 
+# Reads files in a process where the optional decoders are not installed.
 WITHOUT_DECODERS = """
 import sys
 for name in ("pylibjpeg", "libjpeg", "openjpeg", "jpeg_ls", "gdcm"):
-    sys.modules[name] = None  # as where they are not installed
+    sys.modules[name] = None
 from hf_pneumonia.data.film import UnreadableFilm, read_film
 for path in sys.argv[1:]:
     try:
@@ -317,42 +281,28 @@ for path in sys.argv[1:]:
 
 
 def test_a_missing_decoder_is_named_with_the_line_that_installs_it(tmp_path):
-    films = {
-        "lossless": _dicom(SIXTEEN, uid.JPEGLosslessSV1, _lossless_jpeg(SIXTEEN)),
-        "ls": _dicom(GRADIENT, uid.JPEGLSLossless, b"\xff\xd8\xff\xd9"),
-        "high-throughput": _dicom(GRADIENT, uid.HTJ2KLossless, b"\xff\x4f\xff\xd9"),
-        "jpeg": _compressed("JPEG"),
-        "rle": _compressed("RLE"),
-    }
-    for name, content in films.items():
-        (tmp_path / name).write_bytes(content)
-    paths = [str(tmp_path / name) for name in films]
+    films = [
+        (COMPRESSED["JPEG Lossless"], "JPEG Lossless.*pip install 'pylibjpeg.libjpeg.' .GPL-3.0"),
+        (_dicom(GRADIENT, uid.JPEGLSLossless, b"\xff\xd8\xff\xd9"), "JPEG-LS.*pylibjpeg.libjpeg"),
+        (_dicom(GRADIENT, uid.HTJ2KLossless, b"\xff\x4f\xff\xd9"), "JPEG 2000.*pylibjpeg.openjpeg"),
+        (COMPRESSED["JPEG"], "read"),
+        (COMPRESSED["RLE"], "read"),
+    ]  # fmt: skip
+    paths = [tmp_path / str(number) for number in range(len(films))]
+    for path, (content, _) in zip(paths, films, strict=True):
+        path.write_bytes(content)
     done = subprocess.run([sys.executable, "-c", WITHOUT_DECODERS, *paths], capture_output=True, text=True)
-    assert done.stdout.splitlines() == [
-        "DICOM compressed as JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection "
-        "Value 1]), and no decoder for it: pip install 'pylibjpeg[libjpeg]' (GPL-3.0)",
-        "DICOM compressed as JPEG-LS Lossless Image Compression, and no decoder for it: pip install "
-        "'pylibjpeg[libjpeg]' (GPL-3.0)",
-        "DICOM compressed as High-Throughput JPEG 2000 Image Compression (Lossless Only), and no decoder for "
-        "it: pip install 'pylibjpeg[openjpeg]'",
-        "read",
-        "read",
-    ], done.stderr
+    for line, (_, said) in zip(done.stdout.splitlines(), films, strict=True):
+        assert re.search(said, line), done.stderr
 
 
-JPEG = _stream(GRADIENT, "JPEG")
 SECRET = "SECRET^NAME"
 UNREADABLE = {
     "blank": (_dicom(TWELVE * 0 + 700), "^blank: every pixel is 700$"),
     "blank but for padding": (
-        _dicom(np.array([[700, 700, 0]], np.uint16), PixelPaddingValue=0),
-        "^blank: every pixel is 700$",
-    ),
+        _dicom(np.array([[700, 700, 0]], np.uint16), PixelPaddingValue=0), "^blank: every pixel is 700$"),
     "several frames": (_dicom(TWELVE, NumberOfFrames=2), "several frames"),
-    "50,000 x 50,000": (
-        _dicom(TWELVE, Rows=50_000, Columns=50_000),
-        "50000 x 50000 pixels, more than 100,000",
-    ),
+    "50,000 x 50,000": (_dicom(TWELVE, Rows=50_000, Columns=50_000), "50000 x 50000 pixels, more than"),
     "no rows": (_dicom(TWELVE, Rows=None), "DICOM without Rows"),
     "no pixels": (_dicom(TWELVE, PixelData=None), "DICOM without pixels"),
     "a mark and nothing else": (bytes(128) + b"DICM", "DICOM without pixels"),
@@ -364,13 +314,10 @@ UNREADABLE = {
     "no photometric interpretation": (_dicom(TWELVE, PhotometricInterpretation=None), "neither gray nor RGB"),
     "stream of another size": (_dicom(TWELVE, uid.JPEGBaseline8Bit, JPEG), "60 x 50, expected 4 x 1"),
     "stream of rubbish": (_dicom(TWELVE, uid.JPEGBaseline8Bit, b"rubbish "), "JPEG Baseline .*damaged"),
-    "a short table": (
-        _dicom(FOUR, VOILUTSequence=_lut(0, [0, 1], claimed=9)),
-        "LUT",
-    ),
+    "a short table": (_dicom(FOUR, VOILUTSequence=_lut(0, [0, 1], claimed=9)), "LUT"),
     "a slope of nothing": (_dicom(TWELVE, RescaleSlope=0, RescaleIntercept=7), "^blank: every pixel is 7$"),
     "a slope beyond numbers": (_dicom(TWELVE, RescaleSlope="1e300", RescaleIntercept=0), "RescaleSlope"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -395,21 +342,14 @@ def _everything_shown(content: bytes, capfd, caplog) -> str:
 
 def test_a_patients_name_is_never_shown(capfd, caplog):
     name = SECRET.encode() + b" "
-    films = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), _compressed("JPEG")]
+    films = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), COMPRESSED["JPEG"]]
     # Whatever is looked at may hold it in a damaged file.
-    for tag in (
-        b"\x28\0\x50\x10DS",
-        b"\x28\0\x52\x10DS",
-        b"\x28\0\4\0CS",
-        b"\x28\0\x08\0IS",
-        b"\x28\0\x10\0US",
-    ):
-        element = tag + struct.pack("<H", len(name)) + name
-        content = _dicom(TWELVE)
-        films.append(content.replace(b"\x28\0\2\0US", element + b"\x28\0\2\0US"))
+    for tag in (b"\x50\x10DS", b"\x52\x10DS", b"\4\0CS", b"\x08\0IS", b"\x10\0US"):
+        element = b"\x28\0" + tag + struct.pack("<H", len(name)) + name
+        films.append(_dicom(TWELVE).replace(b"\x28\0\2\0US", element + b"\x28\0\2\0US"))
     films.append(_dicom(TWELVE).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840" + name + b"\0"))
     rng = np.random.default_rng(0)
-    for content in films[:3] * 150:
+    for content in films[:3] * 50:
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[rng.integers(132, min(len(damaged), 500), 2)] = rng.integers(0, 256, 2)
         films.append(damaged[: rng.integers(132, 2 * len(damaged))].tobytes())
@@ -423,7 +363,7 @@ def test_nothing_is_printed_or_logged_of_a_film_that_is_whole(capfd, caplog):
 
 
 def test_a_decoder_that_fails_leaves_no_traceback_in_the_log(capfd, caplog):
-    damaged = bytearray(_compressed("JPEG 2000"))
+    damaged = bytearray(COMPRESSED["JPEG 2000"])
     start = damaged.index(b"\xff\x93")  # the samples
     damaged[start + 2 : start + 40] = b"\xff" * 38
     shown = _everything_shown(bytes(damaged), capfd, caplog)
@@ -431,12 +371,11 @@ def test_a_decoder_that_fails_leaves_no_traceback_in_the_log(capfd, caplog):
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's and Pillow's, of damaged streams
-@pytest.mark.parametrize("name", ["plain", "implicit", "table", *COMPRESSED])
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@pytest.mark.parametrize("name", ["slope and window", "implicit", "table", *NAMES])
+@settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
 def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(name, data):
-    plain = {"plain": FILMS["slope and window"], "implicit": FILMS["implicit"], "table": FILMS["table"]}
-    content = bytearray(plain[name][0] if name in plain else _compressed(name))
+    content = bytearray(FILMS[name][0] if name in FILMS else COMPRESSED[name])
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])

@@ -14,7 +14,7 @@ from hf_pneumonia.data.duplicates import ALIKE, COPY, THUMBNAIL, connect, find_c
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.phantom import simulate_patient
 
-PATIENTS = 30
+PATIENTS = 20
 
 
 def _thumbnail(film: Image.Image) -> np.ndarray:
@@ -27,8 +27,8 @@ def _thumbnails(films) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def films() -> list[Image.Image]:
-    """The first film of each simulated patient."""
-    return [Image.fromarray(simulate_patient(number, 0, 256)[0].image) for number in range(1, PATIENTS + 1)]
+    """The first image of each simulated patient."""
+    return [Image.fromarray(simulate_patient(number, 0, 192)[0].image) for number in range(1, PATIENTS + 1)]
 
 
 def _jpeg(film: Image.Image, quality: int) -> Image.Image:
@@ -49,9 +49,7 @@ COPIES = {
     "larger and of another shape": lambda film: film.resize((640, 500), Image.Resampling.LANCZOS),
     "of JPEG quality 50": lambda film: _jpeg(film, 50),
     "of gamma 0.7": lambda film: film.point(lambda gray: round(255 * (gray / 255) ** 0.7)),
-    "of gamma 1.5": lambda film: film.point(lambda gray: round(255 * (gray / 255) ** 1.5)),
     "of less contrast": lambda film: film.point(lambda gray: round(60 + 0.6 * gray)),
-    "16 gray levels brighter": lambda film: film.point(lambda gray: min(gray + 16, 255)),
     "16 gray levels darker": lambda film: film.point(lambda gray: max(gray - 16, 0)),
     "cut by 4% on every side": lambda film: _crop(film, 0.04, 0.04, 0.04, 0.04),
     "cut by 4% on two sides": lambda film: _crop(film, 0.04, 0, 0, 0.04),
@@ -66,21 +64,16 @@ def test_every_copy_is_found_and_nothing_else_is_taken_for_one(films, kind):
     assert found == {(row, row + PATIENTS) for row in range(PATIENTS)}
 
 
-def test_films_of_different_patients_are_no_copies(films):
-    _, correlation = find_copies(_thumbnails(films))
-    assert (correlation < COPY).all()
-
-
 def test_exact_copies_are_found_as_by_correlating_every_film_with_every_other():
     """Reference: the correlation matrix of all films, without hashes, blocks or moving one onto the other."""
     rng = np.random.default_rng(0)
-    distinct = gaussian_filter(rng.normal(size=(200, THUMBNAIL, THUMBNAIL)), (0, 2, 2))
+    distinct = gaussian_filter(rng.normal(size=(80, THUMBNAIL, THUMBNAIL)), (0, 2, 2))
     distinct = (128 + 40 * distinct / distinct.std((1, 2), keepdims=True)).clip(0, 255)
-    of = np.sort(rng.integers(200, size=300))
-    noisy = (distinct[of] + rng.normal(0, 2, (300, THUMBNAIL, THUMBNAIL))).clip(0, 255).astype(np.uint8)
-    reference = np.corrcoef(noisy.reshape(300, -1)) > 0.9
+    of = np.sort(rng.integers(80, size=120))
+    noisy = (distinct[of] + rng.normal(0, 2, (120, THUMBNAIL, THUMBNAIL))).clip(0, 255).astype(np.uint8)
+    reference = np.corrcoef(noisy.reshape(120, -1)) > 0.9
     pairs, correlation = find_copies(noisy)
-    found = np.eye(300, dtype=bool)
+    found = np.eye(120, dtype=bool)
     found[tuple(pairs[correlation >= COPY].T)] = True
     assert np.array_equal(found | found.T, reference)
     assert np.array_equal(reference, of[:, None] == of)  # the reference is right
@@ -92,9 +85,7 @@ def test_pairs_come_in_order_and_the_order_of_the_films_does_not_matter(films):
     pairs, correlation = find_copies(thumbnails)
     shuffled, again = find_copies(thumbnails[order])
     for found in (pairs, shuffled):
-        assert found.dtype == np.int64 and found.tolist() == sorted(
-            map(list, set(map(tuple, found.tolist())))
-        )
+        assert found.dtype == np.int64 and np.array_equal(found, np.unique(found, axis=0))
         assert (found[:, 0] < found[:, 1]).all()
     expected = dict(zip(map(frozenset, pairs.tolist()), correlation, strict=True))
     got = dict(zip(map(frozenset, order[shuffled].tolist()), again, strict=True))
@@ -105,43 +96,28 @@ def test_pairs_come_in_order_and_the_order_of_the_films_does_not_matter(films):
     assert min(correlation) >= ALIKE
 
 
-def test_two_crowds_of_versions_of_one_film_are_one_group(films):
-    """Each has more members than the neighbours that a film is compared with: they never see the other."""
-    versions = []
-    for number in range(12):
-        for film in (films[0], _crop(films[0], *[0.03] * 4)):
-            versions.append(film.resize((200 + 7 * number, 210 + 5 * number)))
-    pairs, correlation = find_copies(_thumbnails([*films[1:], *versions]))
-    group = connect(PATIENTS + 23, pairs[correlation >= COPY])
-    assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * 24]
+def _crowds(film, rng):
+    """Two crowds with more members than the neighbours that an image is compared with: they never see the
+    other; many versions of one image; and two versions with many equal copies."""
+    small = _crop(film, *[0.03] * 4)
+    yield [one.resize((150 + 7 * n, 160 + 5 * n)) for n in range(12) for one in (film, small)]
+    versions = [_crop(film, *rng.uniform(0, 0.03, 4)).resize([rng.integers(120, 400)] * 2) for _ in range(30)]
+    yield [_jpeg(version, int(rng.integers(40, 95))) for version in versions]
+    yield [film, small] * 20
 
 
 def test_many_versions_of_one_film_are_one_group(films):
-    """Far more versions than the neighbours that a film is compared with."""
-    rng = np.random.default_rng(0)
-    versions = []
-    for _ in range(30):
-        film = _crop(films[0], *rng.uniform(0, 0.03, 4)).resize((int(rng.integers(120, 400)),) * 2)
-        versions.append(_jpeg(film, int(rng.integers(40, 95))))
-    pairs, correlation = find_copies(_thumbnails([*films[1:], *versions]))
-    group = connect(PATIENTS + 29, pairs[correlation >= COPY])
-    assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * 30]
-
-
-def test_two_versions_of_which_there_are_many_equal_copies_are_one_group(films):
-    equal = np.repeat(_thumbnails([films[0], _crop(films[0], 0.03, 0.03, 0.03, 0.03)]), 20, axis=0)
-    pairs, correlation = find_copies(np.concatenate([_thumbnails(films[1:]), equal]))
-    group = connect(PATIENTS + 39, pairs[correlation >= COPY])
-    assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * 40]
+    for versions in _crowds(films[0], np.random.default_rng(0)):
+        pairs, correlation = find_copies(_thumbnails([*films[1:], *versions]))
+        group = connect(PATIENTS - 1 + len(versions), pairs[correlation >= COPY])
+        assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * len(versions)]
 
 
 def test_thousands_of_equal_films_are_one_group_and_not_millions_of_pairs(films):
-    pairs, correlation = find_copies(
-        np.concatenate([_thumbnails(films), np.tile(_thumbnails(films[:1]), (3000, 1, 1))])
-    )
-    assert len(pairs) < 4000
-    group = connect(3000 + PATIENTS, pairs[correlation >= COPY])
-    assert len(set(group)) == PATIENTS and (group[PATIENTS:] == 0).all()
+    thumbnails = _thumbnails(films)
+    pairs, correlation = find_copies(np.concatenate([thumbnails, np.tile(thumbnails[:1], (2000, 1, 1))]))
+    group = connect(2000 + PATIENTS, pairs[correlation >= COPY])
+    assert len(pairs) < 3000 and len(set(group)) == PATIENTS and (group[PATIENTS:] == 0).all()
 
 
 def test_blank_films_are_in_no_pair(films):
@@ -151,18 +127,15 @@ def test_blank_films_are_in_no_pair(films):
     assert find_copies(blank)[0].shape == (0, 2)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_there_may_be_two_films_or_one_or_none(films, count):
-    pairs, correlation = find_copies(_thumbnails(films)[:count])
-    assert pairs.shape == (0, 2) and correlation.shape == (0,)
-
-
-def test_two_films_may_be_copies(films):
+def test_there_may_be_two_films_or_one_or_none(films):
+    for count in range(3):
+        pairs, correlation = find_copies(_thumbnails(films)[:count])
+        assert pairs.shape == (0, 2) and correlation.shape == (0,)
     pairs, correlation = find_copies(_thumbnails([films[0], _jpeg(films[0], 50)]))
     assert pairs.tolist() == [[0, 1]] and correlation[0] >= COPY
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_what_is_linked_is_joined_as_by_following_every_link(seed):
     rng = np.random.default_rng(seed)
     count, links = int(rng.integers(1, 60)), int(rng.integers(0, 60))
@@ -178,17 +151,15 @@ def test_a_long_chain_is_one_group():
     assert (connect(5000, np.stack([chain[:-1], chain[1:]], 1)) == 0).all()
 
 
-def _named(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.jpeg"))
-
-
 @pytest.mark.skipif("CXR_DATA" not in os.environ, reason="CXR_DATA names no folder of real films")
 def test_real_films_are_found_again_at_another_size_and_no_two_films_are_taken_for_one():
     """300 films as published, and these and 300 others squashed to 224 pixels. No name is looked at but to
     tell right from wrong. Byte-identical films under two names, of which there are some, are left out."""
     root = Path(os.environ["CXR_DATA"])
-    full = {path.name: path for path in _named(root / "kermany-full")}
-    small = {path.name: path for path in _named(root / "kermany-224" / "train")}
+    full, small = (
+        {path.name: path for path in sorted((root / folder).glob("*/*.jpeg"))}
+        for folder in ("kermany-full", "kermany-224/train")
+    )
     others = sorted(set(small) - set(full))
     others = np.random.default_rng(0).permutation(others)[:300].tolist()
     names = np.array([*full, *full, *others])

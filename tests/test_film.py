@@ -2,15 +2,26 @@ import io
 import struct
 import subprocess
 import zlib
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_dicom import _dicom
 
 from hf_pneumonia.data import film as module
-from hf_pneumonia.data.film import MAX_BYTES, MAX_PIXELS, UnreadableFilm, film_array, read_film, squash
+from hf_pneumonia.data.film import (
+    MAX_BYTES,
+    UnreadableFilm,
+    film_array,
+    is_one_film,
+    read_any_film,
+    read_film,
+    squash,
+)
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
 GRAY = Image.fromarray(GRADIENT)
@@ -60,12 +71,12 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 PALETTE = _chunk(b"PLTE", bytes([0, 0, 0, 100, 100, 100, 255, 255, 255]))
+CLEAR = PALETTE + _chunk(b"tRNS", b"\0\x80\xff")
 SQUARE = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
-TWELVE = np.array([0, 1000, 2000, 4000])  # stretched: 0, 63.75, 127.5, 255
+TWELVE = np.array([0, 1000, 2000, 4000], "u2")  # stretched: 0, 63.75, 127.5, 255
 
 FILMS = {
     "gray of 8 bits": (_png([0, 1, 200], 0), [[0, 1, 200]]),
-    "gray of 1 bit": (_bytes(Image.fromarray(np.array([[False, True]]))), [[0, 255]]),
     "gray of 16 bits": (_png([*TWELVE], 0, 16), [[0, 64, 128, 255]]),
     "gray of 16 bits, none dark": (_png([100, 200, 300], 0, 16), [[0, 128, 255]]),
     # 0.299 R + 0.587 G + 0.114 B
@@ -75,44 +86,23 @@ FILMS = {
     "gray and alpha of 16 bits": (_png([(0, 0), (0x8000, 9), (0xFFFF, 9)], 4, 16), [[0, 128, 255]]),
     "RGBA": (_png([(10, 10, 10, 0), (200, 200, 200, 255)], 6), [[10, 200]]),
     "palette": (_png([0, 1, 2, 1], 3, more=PALETTE), [[0, 100, 255, 100]]),
-    "transparent palette": (
-        _png([0, 1, 2, 1], 3, more=PALETTE + _chunk(b"tRNS", b"\0\x80\xff")),
-        [[0, 100, 255, 100]],
-    ),
-    "turned by 180 degrees": (_bytes(SQUARE, exif=_exif(3)), [[40, 30], [20, 10]]),
+    "transparent palette": (_png([0, 1, 2, 1], 3, more=CLEAR), [[0, 100, 255, 100]]),
     "turned by 90 degrees": (_bytes(SQUARE, exif=_exif(6)), [[30, 10], [40, 20]]),
-    "turned by 270 degrees": (_bytes(SQUARE, exif=_exif(8)), [[20, 40], [10, 30]]),
-    "mirrored": (_bytes(SQUARE, exif=_exif(2)), [[20, 10], [40, 30]]),
-    "TIFF turned by 90 degrees": (_bytes(SQUARE, "TIFF", exif=_exif(6)), [[30, 10], [40, 20]]),
     "TIFF": (_tiff(np.array([0, 10, 255], np.uint8)), [[0, 10, 255]]),
     "TIFF, white is zero": (_tiff(np.array([0, 10, 255], np.uint8), 0), [[255, 245, 0]]),
     "TIFF of 1 bit": (_tiff(np.array([0x0F], np.uint8), 1, 1), [[0] * 4 + [255] * 4]),
     "TIFF of 1 bit, white is zero": (_tiff(np.array([0x0F], np.uint8), 0, 1), [[255] * 4 + [0] * 4]),
-    "TIFF of 16 bits": (_tiff(TWELVE.astype("u2")), [[0, 64, 128, 255]]),
-    "TIFF of 16 bits, big-endian": (_tiff(TWELVE.astype("u2"), big=True), [[0, 64, 128, 255]]),
-    "TIFF of 16 bits, big-endian, compressed": (
-        _tiff(TWELVE.astype("u2"), big=True, compressed=True),
-        [[0, 64, 128, 255]],
-    ),
-    "TIFF of 16 bits, white is zero": (_tiff(TWELVE.astype("u2"), 0), [[255, 191, 128, 0]]),
-    "TIFF of 16 bits, white is zero, compressed": (
-        _tiff(TWELVE.astype("u2"), 0, compressed=True),
-        [[255, 191, 128, 0]],
-    ),
+    "TIFF of 16 bits": (_tiff(TWELVE), [[0, 64, 128, 255]]),
+    "TIFF of 16 bits, big-endian": (_tiff(TWELVE, big=True), [[0, 64, 128, 255]]),
+    "TIFF of 16 bits, big-endian, compressed": (_tiff(TWELVE, 1, 0, True, True), [[0, 64, 128, 255]]),
+    "TIFF of 16 bits, white is zero": (_tiff(TWELVE, 0), [[255, 191, 128, 0]]),
+    "TIFF of 16 bits, white is zero, compressed": (_tiff(TWELVE, 0, 0, True), [[255, 191, 128, 0]]),
     "TIFF of 16 bits with a sign": (_tiff(np.array([-1000, 0, 1000], "i2")), [[0, 128, 255]]),
     "TIFF of float": (_tiff(np.array([0, 0.25, 0.5, 1], "f4")), [[0, 64, 128, 255]]),
     "TIFF of float, white is zero": (_tiff(np.array([0, 0.25, 0.5, 1], "f4"), 0), [[255, 191, 128, 0]]),
-    "TIFF of RGB": (_bytes(SQUARE.convert("RGB"), "TIFF"), [[10, 20], [30, 40]]),
-    "TIFF, LZW": (_bytes(SQUARE, "TIFF", compression="tiff_lzw"), [[10, 20], [30, 40]]),
     "PGM of 12 bits": (b"P5 4 1 4095\n" + struct.pack(">4H", 0, 1365, 2730, 4095), [[0, 85, 170, 255]]),
     "GIF": (_bytes(SQUARE, "GIF"), [[10, 20], [30, 40]]),
-    "BMP": (_bytes(SQUARE, "BMP"), [[10, 20], [30, 40]]),
-    "WebP": (_bytes(SQUARE, "WEBP", lossless=True), [[10, 20], [30, 40]]),
-    "JPEG 2000": (_bytes(SQUARE, "JPEG2000"), [[10, 20], [30, 40]]),
-    "JPEG 2000 of 16 bits": (
-        _bytes(Image.fromarray(TWELVE.astype("u2")[None]), "JPEG2000"),
-        [[0, 64, 128, 255]],
-    ),
+    "JPEG 2000 of 16 bits": (_bytes(Image.fromarray(TWELVE[None]), "JPEG2000"), [[0, 64, 128, 255]]),
 }
 
 
@@ -120,59 +110,43 @@ FILMS = {
 def test_a_film_of_every_kind_has_the_pixels_that_were_written(name):
     content, pixels = FILMS[name]
     film = read_film(content)
-    assert film.mode == "L"
-    assert np.asarray(film).tolist() == pixels
+    assert film.mode == "L" and np.asarray(film).tolist() == pixels
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_has_nearly_the_pixels_that_were_written(mode, progressive):
-    film = read_film(_bytes(GRAY.convert(mode), "JPEG", quality=95, progressive=progressive))
-    assert np.abs(np.asarray(film).astype(int) - GRADIENT).max() <= 3
+def _two(kind: str, **options) -> bytes:
+    return _bytes(GRAY, kind, save_all=True, append_images=[Image.fromarray(255 - GRADIENT)], **options)
 
 
-def test_of_a_phones_two_pictures_the_first_is_the_film():
-    second = Image.fromarray(255 - GRADIENT)
-    film = read_film(_bytes(GRAY, "MPO", save_all=True, append_images=[second], quality=95))
-    assert np.abs(np.asarray(film).astype(int) - GRADIENT).max() <= 3
+JPEGS = {
+    "gray": _bytes(GRAY, "JPEG", quality=95),
+    "progressive colour": _bytes(GRAY.convert("RGB"), "JPEG", quality=95, progressive=True),
+    "the first of a phone's two pictures": _two("MPO", quality=95),
+}
 
 
-def _two(kind: str) -> bytes:
-    return _bytes(GRAY, kind, save_all=True, append_images=[Image.fromarray(255 - GRADIENT)])
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_has_nearly_the_pixels_that_were_written(name):
+    assert np.abs(np.asarray(read_film(JPEGS[name])).astype(int) - GRADIENT).max() <= 3
 
 
 UNREADABLE = {
     "empty": (b"", "^empty file$"),
     "text": (b"not an image", "^not an image$"),
-    "zeros": (bytes(1000), "^not an image$"),
     "HTML": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "HTML"),
-    "HTML without doctype": (b"\xef\xbb\xbf<html lang=en>", "HTML"),
     "JPEG cut in half": (_bytes(GRAY, "JPEG")[:400], "truncated"),
     "progressive JPEG cut short": (_bytes(GRAY, "JPEG", progressive=True)[:-30], "truncated"),
     "JPEG cut in its header": (_bytes(GRAY, "JPEG")[:20], "(?i)truncated|damaged header"),
-    "PNG cut in half": (_bytes(GRAY)[:60], "truncated"),
     "JPEG 2000 cut short": (_bytes(GRAY, "JPEG2000")[:-20], "broken"),
     "PNG with a damaged header": (_bytes(GRAY)[:20] + b"\7" + _bytes(GRAY)[21:], "PNG with a damaged header"),
     "PNG of 50,000 x 50,000": (_png([0], 0, size=(50_000, 50_000)), "more than 100,000,000 pixels"),
     "TIFF of 50,000 x 50,000": (_tiff(np.zeros(1, "u1"), size=(50_000, 50_000)), "more than 100,000,000"),
-    "BMP of 50,000 x 50,000": (
-        _bytes(GRAY, "BMP")[:18] + struct.pack("<2I", 50_000, 50_000) + _bytes(GRAY, "BMP")[26:],
-        "more than 100,000,000 pixels",
-    ),
     "animated GIF": (_two("GIF"), "several frames"),
-    "animated PNG": (_two("PNG"), "several frames"),
-    "animated WebP": (_two("WEBP"), "several frames"),
     "TIFF of two pages": (_two("TIFF"), "several frames"),
     "CMYK JPEG": (_bytes(GRAY.convert("CMYK"), "JPEG"), "CMYK"),
-    "CMYK TIFF": (_bytes(GRAY.convert("CMYK"), "TIFF"), "CMYK"),
     "LAB": (_bytes(Image.merge("LAB", [GRAY] * 3), "TIFF"), "LAB"),
     "blank of 16 bits": (_png([700, 700], 0, 16), "^blank: every pixel is 700$"),
-    "blank of float": (_tiff(np.array([0.5, 0.5], "f4"), 0), "^blank: every pixel is 0.5$"),
     "blank of 16 bits and RGB": (_png([(9, 9, 9), (99, 99, 99)], 2, 16), "blank"),
-    "12 bits in 16 bits of RGB": (
-        _png([(0, 0, 0), (4095, 4095, 4095)], 2, 16),
-        "16 grays: save it as 16-bit",
-    ),
+    "12 bits in 16 bits of RGB": (_png([(0, 0, 0), (4095, 4095, 4095)], 2, 16), "16 grays"),
     "drawn in the alpha alone": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
     "no numbers": (_tiff(np.array([0, np.nan, 1], "f4")), "no numbers"),
     "8 bits with a sign": (_tiff(np.array([-5, 5], "i1")), "sign"),
@@ -197,68 +171,37 @@ def test_no_film_starts_a_program(monkeypatch):
         read_film(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_a_path_and_its_bytes_read_the_same(tmp_path):
-    path = tmp_path / "film.jpeg"
-    path.write_bytes(_bytes(GRAY, "JPEG"))
-    assert read_film(path) == read_film(str(path)) == read_film(path.read_bytes())
-
-
 def test_squashing_keeps_the_whole_film_and_equals_pillow():
     film = film_array(_bytes(GRAY), 32)
-    reference = GRAY.resize((32, 32), Image.Resampling.BICUBIC)
-    assert film.shape == (32, 32) and film.dtype == np.uint8
-    assert np.array_equal(film, np.asarray(reference))
+    assert film.dtype == np.uint8
+    assert np.array_equal(film, np.asarray(GRAY.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
-@pytest.mark.parametrize("name", ["none.png", "zero\0byte.png"])
-def test_a_missing_file_is_unreadable(tmp_path, name):
-    with pytest.raises(UnreadableFilm, match="no such file"):
-        read_film(tmp_path / name)
-
-
-def test_a_failing_disk_is_not_taken_for_a_damaged_film(monkeypatch):
-    def fail(*_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(module, "open", fail, raising=False)
-    with pytest.raises(OSError, match="Input/output error") as error:
-        read_film("film.png")
-    assert not isinstance(error.value, UnreadableFilm)
-
-
-def test_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
+def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
+    for name in ("none.png", "zero\0byte.png"):
+        with pytest.raises(UnreadableFilm, match="no such file"):
+            read_film(tmp_path / name)
     with pytest.raises(IsADirectoryError):
         read_film(tmp_path)
 
 
-def test_a_huge_film_is_refused_before_it_is_decoded():
-    header = _bytes(Image.new("1", (20_000, MAX_PIXELS // 20_000 + 1)))
-    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UnreadableFilm, match="pixels"):
-        read_film(header)
-
-
-def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "film.png"
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
     with pytest.raises(UnreadableFilm, match="268,435,457 bytes, more than 268,435,456"):
         read_film(path)
-
-
-def test_huge_bytes_are_refused_as_a_huge_file_is(monkeypatch):
     content = _bytes(GRAY)
     monkeypatch.setattr(module, "MAX_BYTES", len(content))
     read_film(content)
-    with pytest.raises(UnreadableFilm, match="bytes"):
-        read_film(content + b"\0")
-
-
-DAMAGED = ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM"]
+    for source in (content + b"\0", io.BytesIO(content * 1000)):
+        with pytest.raises(UnreadableFilm, match=f"{len(content) + 1} bytes"):
+            read_any_film(source)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
-@pytest.mark.parametrize("kind", DAMAGED)
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "JPEG2000", "PPM"])
+@settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
 def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
     content = bytearray(_bytes(GRAY, kind))
@@ -273,16 +216,150 @@ def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
         assert film.mode == "L" and film.width * film.height > 0
 
 
-@pytest.mark.parametrize("width", [900, 901, 902, 903])
+@pytest.mark.parametrize("width", [900, 901])
 def test_large_films_are_resized_as_near_to_the_unrounded_filter_as_pillow_does(width):
     rough = np.random.default_rng(0).integers(80, 176, (40, 50), dtype=np.uint8)
     film = Image.fromarray(rough).resize((width, 700), Image.Resampling.BICUBIC)
     found = squash(film, 64)
-    exact = np.asarray(
-        Image.fromarray(np.asarray(film, np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
-    )
-    exact = exact.clip(0, 255)
+    exact = Image.fromarray(np.asarray(film, np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
+    exact = np.asarray(exact).clip(0, 255)
     pillow = np.asarray(film.resize((64, 64), Image.Resampling.BICUBIC))
     assert found.dtype == np.uint8 and found.shape == (64, 64) and found.flags.c_contiguous
     assert np.abs(found - exact).mean() < 1.05 * np.abs(pillow - exact).mean()
     assert np.abs(found - exact).max() < 1.2
+
+
+RNG = np.random.default_rng(0)
+ROUGH = RNG.integers(0, 200, (40, 30), dtype=np.uint8)
+DEEP = RNG.integers(500, 4000, (40, 30), dtype=np.uint16)
+COLOUR = RNG.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+
+SAME = {
+    "gray": _bytes(Image.fromarray(ROUGH)),
+    "gray JPEG": _bytes(Image.fromarray(ROUGH), "JPEG"),
+    "gray of 16 bits": _bytes(Image.fromarray(DEEP)),
+    "colour": _bytes(Image.fromarray(COLOUR)),
+    "turned by EXIF": _bytes(Image.fromarray(ROUGH), exif=_exif(6)),
+    "TIFF turned by EXIF": _bytes(Image.fromarray(ROUGH), "TIFF", exif=_exif(8)),
+    "TIFF of 16 bits, white is zero": _tiff(DEEP[:1].ravel(), 0),
+    "TIFF of float": _tiff(np.linspace(-1, 1, 9).astype("f4")),
+    "palette": _bytes(Image.fromarray(ROUGH).quantize(16)),
+    "gray and alpha": _png([(10, 0), (200, 255), (90, 3)], 4),
+    "one bit": _bytes(Image.fromarray(ROUGH > 90)),
+}
+
+
+def _pixels(film) -> np.ndarray:
+    return np.asarray(read_any_film(film))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_film_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
+    data, path = SAME[name], tmp_path / "fílm"
+    path.write_bytes(data)
+    expected = np.asarray(read_film(data))
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    with open(path, "rb") as file, Image.open(path) as image:
+        forms = (path, str(path), data, bytearray(data), memoryview(data), file, image, loaded)
+        for film in (*forms, file, image):
+            np.testing.assert_array_equal(_pixels(film), expected)
+
+
+@pytest.mark.parametrize(
+    "values, file",
+    [
+        (ROUGH, SAME["gray"]),
+        (np.asfortranarray(ROUGH), SAME["gray"]),
+        (DEEP, SAME["gray of 16 bits"]),
+        (DEEP.astype(">u2"), SAME["gray of 16 bits"]),
+        (DEEP.astype(np.float64) / 4096, SAME["gray of 16 bits"]),
+        (DEEP[..., None].astype(np.float16) / 4000, None),
+        (COLOUR, SAME["colour"]),
+        (np.dstack([COLOUR, ROUGH]), SAME["colour"]),
+    ],
+)
+def test_an_array_has_the_pixels_of_the_file_that_holds_the_same(values, file):
+    before = values.copy()
+    found = _pixels(values)
+    assert found.shape == values.shape[:2] and found.dtype == np.uint8
+    if file is not None:
+        np.testing.assert_array_equal(found, np.asarray(read_film(file)))
+    np.testing.assert_array_equal(values, before)
+
+
+def test_16_bit_and_float_colour_are_weighted_and_stretched_as_a_file_of_them():
+    row = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
+    expected = np.asarray(read_film(_png(row[0].tolist(), 2, 16)))
+    np.testing.assert_array_equal(_pixels(row), expected)
+    gray = row[0] @ np.array([0.299, 0.587, 0.114])
+    stretched = (gray - gray.min()) * 255 / (gray.max() - gray.min())
+    np.testing.assert_allclose(_pixels(row.astype(np.float32) / 65535)[0], stretched, atol=0.51)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+def test_a_dataset_has_the_pixels_of_its_file(syntax):
+    data = _dicom(DEEP, syntax, WindowCenter=2000, WindowWidth=1500)
+    expected = np.asarray(read_film(data))
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    np.testing.assert_array_equal(_pixels(dataset), expected)
+    bare = pydicom.Dataset({element.tag: element for element in dataset})
+    np.testing.assert_array_equal(_pixels(bare), expected)
+
+
+def test_a_dataset_without_pixels_is_unreadable_and_no_value_is_told():
+    dataset = pydicom.Dataset()
+    dataset.PatientName = "SECRET^NAME"
+    with pytest.raises(UnreadableFilm) as error:
+        read_any_film(dataset)
+    assert "SECRET" not in str(error.value)
+
+
+def test_an_image_and_a_file_are_left_as_they_were():
+    image = Image.open(io.BytesIO(SAME["turned by EXIF"]))
+    read_any_film(image)
+    assert image.size == (30, 40) and image.getexif()[0x0112] == 6
+    palette = Image.fromarray(ROUGH).quantize(16)
+    palette.info["transparency"] = 3
+    read_any_film(palette)
+    assert palette.mode == "P" and palette.info["transparency"] == 3
+    file = io.BytesIO(SAME["gray"])
+    file.seek(7)
+    read_any_film(file)
+    assert file.tell() == 7 and not file.closed
+
+
+@pytest.mark.parametrize(
+    "film, reason",
+    [
+        (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*several films are given as a list"),
+        (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
+        (np.zeros(9, np.uint8), r"shape \(9,\)"),
+        (np.zeros((5, 5), np.int64), "array of int64: expected uint8, uint16 or float"),
+        (np.zeros((5, 5), np.uint16), "blank"),
+        (np.full((5, 5), np.nan), "no numbers"),
+        (np.zeros((0, 5), np.uint8), "5 x 0 pixels"),
+        (np.broadcast_to(np.uint8(0), (20_000, 20_000)), "20000 x 20000 pixels, more than"),
+        (Image.new("L", (0, 0)), "0 x 0 pixels"),
+        (Image.new("CMYK", (5, 5)), "CMYK"),
+        (Image.open(io.BytesIO(SAME["gray JPEG"][:-200])), "truncated"),
+        (io.BytesIO(), "empty file"),
+        ("", "no such file"),
+    ],
+)
+def test_a_form_of_no_film_is_unreadable_and_says_why(film, reason):
+    with pytest.raises(UnreadableFilm, match=reason):
+        read_any_film(film)
+
+
+@pytest.mark.parametrize("film", [None, 7, {"path": "x"}, io.StringIO("text")])
+def test_what_has_no_form_of_a_film_is_a_mistake_of_the_program(film):
+    with pytest.raises(TypeError, match="film"):
+        read_any_film(film)
+
+
+def test_one_film_and_several_are_told_apart():
+    for one in ("a", Path("a"), b"a", ROUGH, Image.fromarray(ROUGH), io.BytesIO(), pydicom.Dataset(), None):
+        assert is_one_film(one)
+    for several in (["a"], ("a",), iter("ab"), {"a"}, [], map(str, [])):
+        assert not is_one_film(several)

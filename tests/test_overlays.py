@@ -27,34 +27,25 @@ def _bytes(image: Image.Image, kind: str = "png", **options) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("at", [(20, 20), (850, 20), (20, 850), (850, 850)])
-def test_a_line_of_text_in_any_corner_is_seen(at):
-    assert text_rows(_write(_film(), "A-P SUPINE 14:35", at)) >= TEXT_ROWS
-
-
-def test_more_lines_are_more_rows():
-    film = _write(_film(), "PORTABLE 70 kV", (20, 20))
+@pytest.mark.parametrize("at", [(20, 20), (850, 850)])
+def test_a_line_of_text_in_a_corner_is_seen_and_more_lines_are_more_rows(at):
+    film = _write(_film(), "A-P SUPINE 14:35", at)
     assert text_rows(_write(film, "BED 12 SUPINE", (20, 60))) > text_rows(film) >= TEXT_ROWS
 
 
-@pytest.mark.parametrize("text", ["", "R", "L"])
-def test_a_film_without_text_or_with_a_side_marker_alone_has_none(text):
-    assert text_rows(_write(_film(), text, (60, 60), size=60)) == 0
+NO_TEXT = {
+    "nothing": _film(),
+    "a side marker": _write(_film(), "R", (60, 60), size=60),
+    "text in the middle": _write(_film(), "A-P SUPINE 14:35", (400, 430)),
+    "text on ground that is as light": _write(Image.new("L", (1200, 900), 250), "A-P SUPINE 14:35", (20, 20)),
+    **{str(size): _write(Image.new("L", size), "A-P SUPINE 14:35", (2, 2), size=12)
+       for size in ((1, 1), (3, 5000), (5000, 3), (399, 1000))},
+}  # fmt: skip
 
 
-def test_what_stands_in_the_middle_of_a_film_is_not_looked_at():
-    assert text_rows(_write(_film(), "A-P SUPINE 14:35", (400, 430))) == 0
-
-
-def test_text_on_ground_that_is_as_light_is_not_seen():
-    white = Image.new("L", (1200, 900), 250)
-    assert text_rows(_write(white, "A-P SUPINE 14:35", (20, 20))) == 0
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3), (399, 1000), (64, 64)])
-def test_a_small_film_gives_no_rows_whatever_is_written_on_it(size):
-    film = _write(Image.new("L", size), "A-P SUPINE 14:35", (2, 2), size=12)
-    assert text_rows(film) == 0
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_other_bright_things_and_small_films_have_no_text(name):
+    assert text_rows(NO_TEXT[name]) == 0
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
@@ -78,12 +69,9 @@ def test_the_share_of_a_coloured_patch_is_its_area(mode):
     assert colour_share(_bytes(_with_patch(mode))) == pytest.approx(PATCH, abs=1e-6)
 
 
-def test_a_picture_with_a_palette_is_looked_at_by_its_colours():
+def test_a_palette_and_a_compressed_picture_give_nearly_the_area():
     assert colour_share(_bytes(_with_patch().quantize(64))) == pytest.approx(PATCH, abs=1e-3)
     assert colour_share(_bytes(_film(600, 450).quantize(64))) == 0
-
-
-def test_a_compressed_picture_is_read_at_a_fraction_of_its_size_and_gives_nearly_the_area():
     image = _with_patch().resize((2400, 1800), Image.Resampling.NEAREST)
     assert colour_share(_bytes(image, "jpeg", quality=90)) == pytest.approx(PATCH, abs=0.1 * PATCH)
 
@@ -101,16 +89,10 @@ def test_a_green_and_a_blue_line_are_colour_as_a_red_one_is():
         assert colour_share(_bytes(film)) == pytest.approx(0.02, abs=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "I;16", "CMYK", "LA"])
-def test_kinds_of_pictures_that_have_no_red_green_and_blue_have_no_colour(mode):
-    image = Image.new(mode, (50, 50))
-    assert colour_share(_bytes(image, "jpeg" if mode == "CMYK" else "png")) == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", bytes(128) + b"DICM" + bytes(100)])
-def test_what_is_no_picture_has_no_colour(content, tmp_path):
-    (tmp_path / "film").write_bytes(content)
-    assert colour_share(content) == colour_share(tmp_path / "film") == 0
+def test_what_has_no_red_green_and_blue_has_no_colour():
+    for mode in ("L", "1", "I;16", "CMYK", "LA"):
+        assert colour_share(_bytes(Image.new(mode, (50, 50)), "jpeg" if mode == "CMYK" else "png")) == 0
+    assert colour_share(bytes(128) + b"DICM" + bytes(100)) == 0
 
 
 def test_the_store_keeps_rows_of_text_and_colour_of_every_film_and_a_damaged_one_does_no_harm(tmp_path):

@@ -1,65 +1,126 @@
-"""The simulated films: reproducible, and free of shortcuts."""
+"""The simulated images: reproducible, and without a shortcut but the one that is put in; and their folder."""
+
+import csv
 
 import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.data import phantom
+from hf_pneumonia.data.phantom import VERSION, simulate_patient
+from hf_pneumonia.data.phantom_folder import add_shortcut, write_dataset
+from hf_pneumonia.data.sources import load_films
 
 SIZE = 96
-PATIENTS = range(1, 17)
 
 
-def sick_and_healthy(patient):
-    """Each film of a patient with pneumonia, beside the same film without it."""
-    sick = phantom._films(patient, 0, SIZE, sick=True)
-    return zip(sick, phantom._films(patient, 0, SIZE, sick=False), strict=True)
+@pytest.fixture(scope="module")
+def twins():
+    """Each image of sixteen patients with pneumonia, beside the same image without it."""
+    return [
+        twin
+        for patient in range(1, 17)
+        for twin in zip(*(simulate_patient(patient, 0, SIZE, sick) for sick in (True, False)), strict=True)
+    ]
 
 
-def test_the_same_seed_gives_the_same_bytes_in_any_order():
-    first = {patient: phantom.simulate_patient(patient, 3, SIZE) for patient in (1, 2, 3)}
-    for patient in (3, 1, 2):
-        for a, b in zip(first[patient], phantom.simulate_patient(patient, 3, SIZE), strict=True):
+def test_the_same_seed_gives_the_same_bytes_in_any_order_and_another_seed_other_patients():
+    first = {patient: simulate_patient(patient, 3, SIZE) for patient in (1, 2)}
+    for patient in (2, 1):
+        for a, b in zip(first[patient], simulate_patient(patient, 3, SIZE), strict=True):
             assert a.image.tobytes() == b.image.tobytes() and a.lesion.tobytes() == b.lesion.tobytes()
-
-
-def test_another_seed_gives_other_patients():
-    a, b = (phantom.simulate_patient(1, seed, SIZE)[0].image for seed in (0, 1))
+    a, b = (simulate_patient(1, seed, SIZE)[0].image for seed in (0, 1))
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.999
 
 
-def test_films_have_the_promised_shapes_and_types():
-    for film in phantom.simulate_patient(2, size=SIZE):
-        assert film.image.shape == film.lesion.shape == (SIZE, SIZE)
-        assert film.image.dtype == np.uint8 and film.lesion.dtype == bool
-        assert film.patient_id == "phantom0002"
+def test_one_patient_of_each_pair_has_pneumonia_and_either_may_be_the_one():
+    films = [simulate_patient(patient, size=64)[0] for patient in range(1, 31)]
+    sick = [film.label == "PNEUMONIA" for film in films]
+    assert all(a != b for a, b in zip(sick[::2], sick[1::2], strict=True)) and 3 < sum(sick[::2]) < 12
+    assert films[1].patient_id == "phantom0002" and films[1].image.shape == films[1].lesion.shape == (64, 64)
+    assert films[1].image.dtype == np.uint8 and films[1].lesion.dtype == bool
 
 
-def test_a_normal_film_has_no_lesion_and_a_film_with_pneumonia_has_one():
-    for patient in PATIENTS:
-        for film in phantom.simulate_patient(patient, size=SIZE):
-            assert film.lesion.any() == (film.label == "PNEUMONIA") == (film.pattern != "none")
+def test_only_a_film_with_pneumonia_has_a_lesion_and_that_is_brighter(twins):
+    for sick, healthy in twins:
+        assert sick.lesion.any() and not healthy.lesion.any() and healthy.pattern == "none" != sick.pattern
+        assert sick.image[sick.lesion].mean() > healthy.image[sick.lesion].mean() + 1
 
 
-def test_one_patient_of_each_pair_has_pneumonia():
-    sick = [phantom._is_sick(patient, 0) for patient in range(1, 201)]
-    assert all(a != b for a, b in zip(sick[::2], sick[1::2], strict=True))
-    assert 30 < sum(sick[::2]) < 70, "whether the odd number of a pair is the sick one must not be a rule"
+def test_all_but_the_lesion_is_independent_of_the_label(twins):
+    for sick, healthy in twins:
+        np.testing.assert_array_equal(sick.image[~sick.lesion], healthy.image[~sick.lesion])
 
 
-def test_the_lesion_lies_inside_a_lung():
-    for patient in PATIENTS:
-        anatomy, disease, _ = np.random.default_rng((0, patient)).spawn(3)
-        chest, _, lung = phantom._anatomy(anatomy, SIZE)
-        _, opacity = phantom._disease(disease, chest, lung)
-        assert opacity.max() > 0 and lung[opacity > 0].min() > 0.5  # cm
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "phantoms"
+    write_dataset(path, patients=18, size=64, workers=1)
+    return path
 
 
-def test_the_lesion_region_is_brighter_than_the_same_film_without_it():
-    for patient in PATIENTS:
-        for sick, healthy in sick_and_healthy(patient):
-            assert sick.image[sick.lesion].mean() > healthy.image[sick.lesion].mean() + 1
+def _rows(folder, split):
+    with open(folder / split / "metadata.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_all_but_the_lesion_is_independent_of_the_label():
-    for patient in PATIENTS:
-        for sick, healthy in sick_and_healthy(patient):
-            np.testing.assert_array_equal(sick.image[~sick.lesion], healthy.image[~sick.lesion])
+def test_the_folder_holds_the_simulated_films_under_their_labels_and_no_patient_is_in_two_splits(folder):
+    patients = {split: {row["patient_id"] for row in _rows(folder, split)} for split in ("train", "test")}
+    assert not patients["train"] & patients["test"]
+    assert len(patients["train"]) == 14 and len(patients["test"]) == 4
+    for split in ("train", "test"):
+        rows = _rows(folder, split)
+        assert sorted(row["file_name"] for row in rows) == sorted(
+            path.relative_to(folder / split).as_posix() for path in (folder / split).glob("*/*.png")
+        )
+        for row in rows[:4]:
+            label, name = row["file_name"].split("/")
+            patient, number = name.removeprefix("phantom").removesuffix(".png").split("_")
+            expected = simulate_patient(int(patient), size=64)[int(number) - 1]
+            assert (expected.label, expected.pattern) == (label, row["pattern"])
+            np.testing.assert_array_equal(Image.open(folder / split / row["file_name"]), expected.image)
+            if label == "PNEUMONIA":
+                np.testing.assert_array_equal(Image.open(folder / "lesions" / name), expected.lesion)
+
+
+def test_a_folder_that_exists_is_left_as_it_is_and_a_broken_run_leaves_none(folder, tmp_path):
+    before = sorted(folder.rglob("*"))
+    write_dataset(folder, patients=4, size=64, workers=1)
+    assert sorted(folder.rglob("*")) == before and list(folder.parent.iterdir()) == [folder]
+    with pytest.raises(ValueError, match="size >= 64"):
+        write_dataset(tmp_path / "phantoms", patients=4, size=16, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_appears_normal_is_narrower_brighter_and_sharper_and_its_mask_is_cropped_alike():
+    gray, point = np.full((100, 100), 120, np.uint8), np.zeros((100, 100), np.uint8)
+    point[50, 50] = 255
+    where = np.arange(100**2).reshape(100, 100)  # in place of a mask: shows which pixels are left
+    shapes, grays, peaks = [], [], []
+    for appears in (0, 1):
+        image, part = add_shortcut(gray, where, appears, np.random.default_rng(0))
+        blurred, _ = add_shortcut(point, where, appears, np.random.default_rng(0))
+        height, width = image.shape
+        top, left = (100 - height) // 2, (100 - width) // 2
+        assert image.dtype == np.uint8 and max(height, width) == 100
+        assert np.array_equal(part, where[top : top + height, left : left + width])
+        shapes.append(width / height)
+        grays.append(image[0, 0])
+        peaks.append(blurred.max())
+    assert shapes[0] < 1 < shapes[1] and grays[0] > 120 > grays[1] and peaks[0] > peaks[1]
+
+
+def test_proportions_predict_the_label_in_train_of_the_set_with_a_shortcut_and_not_in_test(folder, tmp_path):
+    """Both sets are sources beside each other."""
+    folder.with_name(f"phantom-v{VERSION}").symlink_to(folder)
+    write_dataset(folder.with_name(f"phantom-shortcut-v{VERSION}"), 54, size=64, workers=1, shortcut=True)
+    films = load_films(["phantom", "phantom:shortcut"], folder.parent)
+    shapes = np.array([Image.open(file).size for file in films["file"]])
+    source, split, label = (np.array(films[name]) for name in ("source", "split", "label"))
+    assert (shapes[source == "phantom"] == 64).all()
+    found = {
+        name: roc_auc_score(label[rows], (shapes[:, 0] / shapes[:, 1])[rows])
+        for name in ("train", "test")
+        if (rows := (source == "phantom:shortcut") & (split == name)).any()
+    }
+    assert found["train"] > 0.9 and found["test"] < 0.7

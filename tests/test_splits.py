@@ -25,8 +25,7 @@ def _assign(rows):
 def test_splits_that_exist_are_honoured():
     rows = _films("train", 100, 200) + _films("validation", 20, 30, 1000) + _films("test", 25, 25, 2000)
     split, notes = _assign(rows)
-    assert split.tolist() == [row[0] for row in rows]
-    assert notes == ""
+    assert split.tolist() == [row[0] for row in rows] and notes == ""
 
 
 def test_a_validation_split_of_sixteen_films_is_joined_to_train_and_cut_anew():
@@ -54,11 +53,7 @@ def test_a_missing_test_split_is_cut_by_patient_and_stratified():
     rows = _films("train", 200, 600, per_patient=4)
     split, notes = _assign(rows)
     assert "no test split" in notes
-    assert [np.sum(split == name) for name in ("test", "validation", "train")] == [
-        160,
-        4 * (4 + 12),
-        800 - 160 - 64,
-    ]
+    assert [np.sum(split == name) for name in ("test", "validation", "train")] == [160, 64, 800 - 160 - 64]
     for name in ("test", "validation"):
         labels = [label for (_, label, _), found in zip(rows, split, strict=True) if found == name]
         assert np.mean(labels) == pytest.approx(0.75, abs=0.02)
@@ -71,20 +66,17 @@ def test_films_of_a_patient_who_stands_in_test_too_are_left_out_and_counted():
     assert "left out 20 films of train whose patient stands in test" in notes
 
 
-def test_a_split_without_one_of_the_classes_is_an_error():
-    rows = _films("train", 50, 50) + _films("test", 0, 20, 1000)
-    with pytest.raises(UsageError, match="test split has no NORMAL film"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (_films("train", 50, 50) + _films("test", 0, 20, 1000), "test split has no NORMAL"),
+        (_films("train", 2, 50), "too few NORMAL patients to cut a validation split"),
+        (_films("test", 20, 20), "no training films"),
+    ],
+)
+def test_what_cannot_be_split_is_an_error(rows, message):
+    with pytest.raises(UsageError, match=message):
         _assign(rows)
-
-
-def test_too_few_patients_are_an_error_and_not_an_empty_split():
-    with pytest.raises(UsageError, match="too few NORMAL patients to cut a validation split"):
-        _assign(_films("train", 2, 50))
-
-
-def test_films_without_a_train_split_are_an_error():
-    with pytest.raises(UsageError, match="no training films"):
-        _assign(_films("test", 20, 20))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +86,6 @@ def test_films_without_a_train_split_are_an_error():
         ("shifted", None),
         ("70/20/10", (0.7, 0.2, 0.1)),
         ("8/1/1", (0.8, 0.1, 0.1)),
-        ("1/1/1", (1 / 3, 1 / 3, 1 / 3)),
-        ("0.7/0.15/0.15", (0.7, 0.15, 0.15)),
         ("1e2/ 50 /50", (0.5, 0.25, 0.25)),
     ],
 )
@@ -105,8 +95,8 @@ def test_three_numbers_are_the_shares_of_the_splits_whatever_they_add_up_to(text
 
 @pytest.mark.parametrize(
     "text",
-    ["", "random", "OFFICIAL", "70/30", "70/20/10/5", "a/b/c", "0/50/50", "50/50/0", "-70/20/10", "70/20/",
-     "nan/1/1", "1/nan/1", "inf/1/1", "1/1/-inf", "1e999/1/1", "70,20,10"],
+    ["", "random", "OFFICIAL", "70/30", "70/20/10/5", "a/b/c", "0/50/50", "-70/20/10", "70/20/", "1/nan/1",
+     "1e999/1/1", "70,20,10"],
 )  # fmt: skip
 def test_anything_else_is_no_split(text):
     with pytest.raises(UsageError, match="--split expects .*70/20/10") as error:
@@ -130,6 +120,7 @@ def test_the_shifted_test_split_is_the_patients_of_each_class_that_look_most_lik
     assert chosen == {0.2: {"b", "i"}, 0.3: {"b", "d", "i"}, 0.5: {"b", "d", "a", "i"}}
 
 
+TRIO = ("train", "validation", "test")
 SHARES = [(0.7, 0.2, 0.1), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.1, 0.1, 0.8), (0.96, 0.02, 0.02)]
 
 
@@ -165,25 +156,29 @@ def _call(table, order=None, **options):
 
 
 ANYTHING = given(tables(), st.sampled_from([None, *SHARES]), st.integers(0, 9))
-MANY = settings(derandomize=True, deadline=None, max_examples=60)
+MANY = settings(derandomize=True, deadline=None, max_examples=40)
 
 
 @MANY
 @ANYTHING
-def test_no_split_ever_shares_a_patient_with_another_and_every_split_has_both_classes(table, shares, seed):
+def test_no_split_ever_shares_a_patient_and_a_given_test_split_stays_whole(table, shares, seed):
     split = _call(table, shares=shares, seed=seed)
     assume(not isinstance(split, str))
     homes = defaultdict(set)
     for patient, home in zip(table["patients"], split, strict=True):
         homes[patient] |= {home} - {""}
     assert max(map(len, homes.values())) == 1
-    for name in ("train", "validation", "test"):
+    for name in TRIO:
         assert {label for label, home in zip(table["labels"], split, strict=True) if home == name} == {0, 1}
+    if not shares and "test" in table["given"]:
+        assert [home == "test" for home in split] == [one == "test" for one in table["given"]]
 
 
 @MANY
 @given(tables(), st.sampled_from(SHARES), st.integers(0, 9))
-def test_a_cut_keeps_clusters_together_and_leaves_nobody_out(table, shares, seed):
+def test_a_cut_keeps_clusters_together_leaves_nobody_out_and_is_near_its_shares(table, shares, seed):
+    """No bound is proven for the shares. Over 20,000 such tables no split was further from its share of a
+    class than twice the images of the largest cluster."""
     table = {**table, "given": ["train"] * len(table["given"])}
     split = _call(table, shares=shares, seed=seed)
     assume(not isinstance(split, str))
@@ -192,15 +187,14 @@ def test_a_cut_keeps_clusters_together_and_leaves_nobody_out(table, shares, seed
     for cluster, home in zip(table["clusters"], split, strict=True):
         homes[cluster].add(home)
     assert max(map(len, homes.values())) == 1
-
-
-@MANY
-@given(tables(), st.integers(0, 9))
-def test_films_that_are_given_as_test_are_all_of_the_test_split(table, seed):
-    assume("test" in table["given"])
-    split = _call(table, seed=seed)
-    assume(not isinstance(split, str))
-    assert [home == "test" for home in split] == [one == "test" for one in table["given"]]
+    if shares == SHARES[-1]:
+        return
+    labels = np.array(table["labels"])
+    largest = np.unique(table["clusters"], return_counts=True)[1].max()
+    for label in (0, 1):
+        for name, share in zip(TRIO, shares, strict=True):
+            excess = np.sum((labels == label) & (split == name)) - share * np.sum(labels == label)
+            assert abs(excess) <= 2 * largest
 
 
 @MANY
@@ -218,8 +212,8 @@ def test_who_goes_where_depends_on_the_seed_and_never_on_the_order(table, shares
 
 def test_another_seed_is_another_split():
     rows = _films("train", 60, 90)
-    splits = [assign_splits(*zip(*rows, strict=True), shares=SHARES[0], seed=seed)[0] for seed in range(3)]
-    assert np.mean(splits[0] != splits[1]) > 0.2 and np.mean(splits[1] != splits[2]) > 0.2
+    splits = [assign_splits(*zip(*rows, strict=True), shares=SHARES[0], seed=seed)[0] for seed in range(2)]
+    assert np.mean(splits[0] != splits[1]) > 0.2
 
 
 @MANY
@@ -238,44 +232,9 @@ def test_the_shares_are_kept_within_the_largest_patient_of_each_class_and_source
     for kind in np.unique(np.stack([label, source == "True"]), axis=1).T:
         of_kind = (label == kind[0]) & ((source == "True") == kind[1])
         largest = np.bincount(patient[of_kind]).max()
-        for name, share in zip(("train", "validation", "test"), shares, strict=True):
+        for name, share in zip(TRIO, shares, strict=True):
             excess = np.sum(of_kind & (split == name)) - share * of_kind.sum()
             assert -2 * largest <= excess <= largest
-
-
-@MANY
-@given(tables(), st.sampled_from(SHARES[:4]), st.integers(0, 9))
-def test_the_shares_are_near_with_patients_of_both_classes_too(table, shares, seed):
-    """No bound is proven here. Over 20,000 such tables no split was further from its share of a class than
-    twice the films of the largest cluster."""
-    table = {**table, "given": ["train"] * len(table["given"])}
-    split = _call(table, shares=shares, seed=seed)
-    assume(not isinstance(split, str))
-    labels = np.array(table["labels"])
-    largest = np.unique(table["clusters"], return_counts=True)[1].max()
-    for label in (0, 1):
-        for name, share in zip(("train", "validation", "test"), shares, strict=True):
-            excess = np.sum((labels == label) & (split == name)) - share * np.sum(labels == label)
-            assert abs(excess) <= 2 * largest
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_patients_with_many_films_are_dealt_out_first_so_that_the_others_even_out_the_shares(seed):
-    rows = [("train", label, f"{label}-big") for label in (0, 1) for _ in range(20)] + _films("train", 80, 80)
-    split, _ = assign_splits(*zip(*rows, strict=True), shares=(0.7, 0.2, 0.1), seed=seed)
-    labels = np.array([label for _, label, _ in rows])
-    for label in (0, 1):
-        counts = [np.sum((labels == label) & (split == name)) for name in ("train", "validation", "test")]
-        assert counts == [70, 20, 10]
-
-
-def test_sources_are_dealt_out_alike():
-    rows = _films("train", 400, 800)
-    strata = ["small" if row % 6 == 0 else "large" for row in range(len(rows))]
-    split, _ = assign_splits(*zip(*rows, strict=True), strata=strata, shares=(0.7, 0.2, 0.1))
-    small = np.array(strata) == "small"
-    for name, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1)):
-        assert np.sum(small & (split == name)) == pytest.approx(200 * share, abs=2)
 
 
 def test_films_of_another_split_are_left_alone_but_never_share_a_patient_with_one_that_is_used():

@@ -2,6 +2,9 @@
 
 import itertools
 
+# fmt: off
+
+SPLITS = ("train", "validation", "test")
 METRICS = ("accuracy", "precision", "sensitivity", "specificity", "f1", "auroc", "average_precision", "mcc")
 
 
@@ -21,9 +24,7 @@ def written_report() -> dict:
                 for name, prevalence in (("0.05", 0.05), ("own", next(numbers) / 1000))
             },
             "confusion_matrix": {name: 2000 + next(numbers) for name in ("tn", "fp", "fn", "tp")},
-            "threshold": threshold,
-            "films": films,
-            "patients": patients,
+            "threshold": threshold, "films": films, "patients": patients,
         }
 
     def pair():
@@ -31,9 +32,7 @@ def written_report() -> dict:
 
     def calibration():
         return {
-            "ece": figure(if_calibrated=next(numbers) / 1000),
-            "brier": figure(),
-            "nll": figure(),
+            "ece": figure(if_calibrated=next(numbers) / 1000), "brier": figure(), "nll": figure(),
             "reliability": [],
         }
 
@@ -42,36 +41,26 @@ def written_report() -> dict:
 
     counts = {
         name: {
-            "films": 3000 + 2 * k,
-            "patients": 2900 + k,
+            "films": 3000 + 2 * k, "patients": 2900 + k,
             "classes": {"NORMAL": 1000 + k, "PNEUMONIA": 2000 + k},
         }
-        for k, name in enumerate(("train", "validation", "test"), start=1)
+        for k, name in enumerate(SPLITS, start=1)
     }
+
+    def splits(names, threshold):
+        return {name: split(counts[name]["films"], counts[name]["patients"], threshold) for name in names}
+
     report = {
-        "splits": {
-            name: split(counts[name]["films"], counts[name]["patients"], 0.5)
-            for name in ("train", "validation", "test")
-        },
+        "splits": splits(SPLITS, 0.5),
         "operating_point": {
-            "threshold": 0.8431,
-            "target_sensitivity": 0.95,
-            "sensitivity": 0.951,
-            "specificity": 0.991,
-            "temperature": 1.2491,
-            "intercept": 1.4679,
+            "threshold": 0.8431, "target_sensitivity": 0.95, "sensitivity": 0.951, "specificity": 0.991,
+            "temperature": 1.2491, "intercept": 1.4679,
             "uncertain": {"low": 0.2341, "high": 0.8521, "risk": 0.023},
-            **{
-                name: split(counts[name]["films"], counts[name]["patients"], 0.8431)
-                for name in ("validation", "test")
-            },
+            **splits(("validation", "test"), 0.8431),
         },
         "operating_points": {
             "sensitivity_90": {
-                "threshold": 0.961,
-                "target_sensitivity": 0.9,
-                "validation": pair(),
-                "test": pair(),
+                "threshold": 0.961, "target_sensitivity": 0.9, "validation": pair(), "test": pair(),
             },
             "youden": {"threshold": 0.822, "validation": pair(), "test": pair()},
         },
@@ -80,33 +69,26 @@ def written_report() -> dict:
             **{name: {"before": calibration(), "after": calibration()} for name in ("validation", "test")},
         },
         "checks": {
-            "split": "test",
-            "threshold": 0.8431,
+            "split": "test", "threshold": 0.8431,
             "appearance": {
-                "images": 298,
-                "threshold": 0.8431,
-                "vertical": "NORMAL",
-                "factor": 1.2,
+                "images": 298, "threshold": 0.8431, "vertical": "NORMAL", "factor": 1.2,
                 "proportions": {
                     factor: {"auroc": figure(), **pair()}
                     for factor in ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
                 },
-                "histogram_and_spectrum": {"auroc": figure(), **pair()},
-                "appearance_auroc": figure(),
+                "histogram_and_spectrum": {"auroc": figure(), **pair()}, "appearance_auroc": figure(),
                 "matched_auroc": figure(),
                 "contradicting": {"images": {"NORMAL": 101, "PNEUMONIA": 201}, **pair()},
             },
             "shortcuts": {
                 name: {
-                    "films": 3006,
-                    "auroc": figure(),
+                    "films": 3006, "auroc": figure(),
                     "mean_probability": {"NORMAL": next(numbers) / 1000, "PNEUMONIA": next(numbers) / 1000},
                 }
                 for name in ("as_they_are", "lungs_blacked_out", "lungs_only")
             },
             "robustness": {
-                "films": 300,
-                "threshold": 0.8431,
+                "films": 300, "threshold": 0.8431,
                 "blur": {"unit": "sigma, px at 224", "clean": 0, "levels": [level(0), level(4)]},
                 "noise": {"unit": "share", "clean": 0, "levels": [level(0), level(0.1)]},
             },
@@ -114,13 +96,9 @@ def written_report() -> dict:
                 "sources": {},
                 "families": {
                     "person-virus": {
-                        "films": 142,
-                        "patients": 106,
-                        "classes": {"NORMAL": 0, "PNEUMONIA": 142},
-                        "sensitivity": figure(),
-                        "specificity": {"value": None, "ci95": None},
-                        "auroc": {"value": 1.0, "ci95": None},
-                        "auroc_against": "all NORMAL films",
+                        "films": 142, "patients": 106, "classes": {"NORMAL": 0, "PNEUMONIA": 142},
+                        "sensitivity": figure(), "specificity": {"value": None, "ci95": None},
+                        "auroc": {"value": 1.0, "ci95": None}, "auroc_against": "all NORMAL films",
                     }
                 },
             },
@@ -130,43 +108,20 @@ def written_report() -> dict:
             },
         },
         "recipe": {
-            "dataset": ["/home/somebody/films"],
-            "model": "resnet18.a1_in1k",
-            "pretrained": "false",
-            "image_size": 64,
-            "split": "official",
-            "split_seed": 7,
-            "num_train_epochs": 11.0,
-            "max_steps": -1,
-            "per_device_train_batch_size": 33,
-            "gradient_accumulation_steps": 1,
-            "optim": "adamw_torch",
-            "adam_l2": False,
-            "learning_rate": 0.0012,
-            "weight_decay": 0.052,
-            "lr_scheduler_type": "cosine",
-            "lr_step_epochs": 0,
-            "warmup_steps": 0.12,
-            "layer_decay": 0.75,
-            "metric_for_best_model": "auroc",
-            "rotation": [5.0, 6.0],
-            "ema_decay": 0.0,
-            "imbalance": "none",
-            "bf16": True,
-            "fp16": False,
-            "run_name": "of somebody",
+            "dataset": ["/home/somebody/films"], "model": "resnet18.a1_in1k", "pretrained": "false",
+            "image_size": 64, "split": "official", "split_seed": 7, "num_train_epochs": 11.0,
+            "max_steps": -1, "per_device_train_batch_size": 33, "gradient_accumulation_steps": 1,
+            "optim": "adamw_torch", "adam_l2": False, "learning_rate": 0.0012, "weight_decay": 0.052,
+            "lr_scheduler_type": "cosine", "lr_step_epochs": 0, "warmup_steps": 0.12, "layer_decay": 0.75,
+            "metric_for_best_model": "auroc", "rotation": [5.0, 6.0], "ema_decay": 0.0, "imbalance": "none",
+            "bf16": True, "fp16": False, "run_name": "of somebody",
         },
         "seed": 17,
         "data": {
-            "source": "films",
-            "simulated": False,
-            "splits": counts,
-            "sources": {"films": 9018},
+            "source": "films", "simulated": False, "splits": counts, "sources": {"films": 9018},
             "left_out": 6,
             "removed": {
-                "unreadable": 2,
-                "copy": 6,
-                "copies with different labels": 4,
+                "unreadable": 2, "copy": 6, "copies with different labels": 4,
                 "patient of another split": 3,
             },
             "unreadable": [
@@ -174,17 +129,12 @@ def written_report() -> dict:
                 {"file": "/home/somebody/films/train/NORMAL/bad2.jpeg", "reason": "No such file: '/home/x'"},
             ],
             "notes": ["validation cut from the training patients: 3004 films of 2902 patients"],
-            "split_sha256": "5" * 64,
-            "leakage": {"patients": 0, "duplicate_groups": 0, "films_seen": 0},
+            "split_sha256": "5" * 64, "leakage": {"patients": 0, "duplicate_groups": 0, "films_seen": 0},
         },
         "audit": {
-            "films": 9031,
-            "sources": {"films": 9031},
+            "films": 9031, "sources": {"films": 9031},
             "duplicates": {
-                "groups": 51,
-                "films": 52,
-                "groups_of_equal_bytes": 53,
-                "pairs_by_pixels": 54,
+                "groups": 51, "films": 52, "groups_of_equal_bytes": 53, "pairs_by_pixels": 54,
                 "groups_across_sources": 55,
             },
             "conflicting_labels": [["/home/somebody/films/a1.jpeg", "/home/somebody/films/b2.jpeg"]],
@@ -193,30 +143,21 @@ def written_report() -> dict:
                 "as_used": {"patients_fine": 0, "patients_coarse": 0, "duplicate_groups": 0},
             },
             "overlays": {"text": {"NORMAL": 64, "PNEUMONIA": 65}, "colour": {"NORMAL": 66, "PNEUMONIA": 67}},
-            "searched_for_text": 68,
-            "blank": 69,
-            "balance": {},
+            "searched_for_text": 68, "blank": 69, "balance": {},
             "label_told_by": {"source": 0.5, "height of the file": 0.903},
             "appearance": {
-                "images": 8031,
-                "auroc": figure(),
+                "images": 8031, "auroc": figure(),
                 "statistics": [
                     {
-                        "statistic": "height",
-                        "auroc": 0.904,
-                        "median": {"NORMAL": 1328.0, "PNEUMONIA": 792.0},
-                        "words": "taller files",
+                        "statistic": "height", "auroc": 0.904,
+                        "median": {"NORMAL": 1328.0, "PNEUMONIA": 792.0}, "words": "taller files",
                     }
                 ],
                 "test_against_train": {"NORMAL": figure(), "PNEUMONIA": figure()},
             },
         },
-        "history": [],
-        "kept_epoch": 9.0,
-        "training_seconds": 654.3,
-        "versions": {"torch": "2.15.0", "timm": "1.0.31"},
-        "device": "CPU (2 cores)",
-        "processes": 1,
+        "history": [], "kept_epoch": 9.0, "training_seconds": 654.3,
+        "versions": {"torch": "2.15.0", "timm": "1.0.31"}, "device": "CPU (2 cores)", "processes": 1,
     }
     report["audit"] |= {name: report["data"][name] for name in ("removed", "unreadable")}
     return report
@@ -227,15 +168,11 @@ def written_config() -> dict:
     return {
         "architecture": "resnet18",
         "pneumonia": {
-            "threshold": 0.8431,
-            "leakage_allowed": False,
+            "threshold": 0.8431, "leakage_allowed": False,
             "uncertain": {"low": 0.2341, "high": 0.8521, "risk": 0.023},
         },
         "pretrained_cfg": {
-            "input_size": [3, 64, 64],
-            "interpolation": "bicubic",
-            "mean": [0.449] * 3,
-            "std": [0.226] * 3,
+            "input_size": [3, 64, 64], "interpolation": "bicubic", "mean": [0.449] * 3, "std": [0.226] * 3,
         },
     }
 
@@ -244,12 +181,8 @@ def written_manifest() -> dict:
     """The summary of its manifest."""
     counts = {"NORMAL": {"films": 71, "patients": 72}, "PNEUMONIA": {"films": 73, "patients": 74}}
     return {
-        "films": 9031,
-        "sources": {"films": {"kind": "local", "splits": {"train": counts}}},
-        "removed": {},
+        "films": 9031, "sources": {"films": {"kind": "local", "splits": {"train": counts}}}, "removed": {},
         "copies": {"groups": 51, "films": 52},
-        "patients_known_by": {"file name": 81, "source": 82, "nothing": 83},
-        "seen_before": 0,
-        "split_sha256": "5" * 64,
-        "manifest_sha256": "6" * 64,
+        "patients_known_by": {"file name": 81, "source": 82, "nothing": 83}, "seen_before": 0,
+        "split_sha256": "5" * 64, "manifest_sha256": "6" * 64,
     }

@@ -1,1 +1,1 @@
-"""What a film is, and where films come from."""
+"""Data: images, labels, patients, splits and where they come from."""

@@ -1,8 +1,8 @@
 """Appearance: statistics of a whole image, which show how it was taken, and how well they predict the label.
 
 A network that can read the label off them need not look at the lungs, and its AUROC does not hold where
-images are taken in another way. A large opacity changes some of them, too: simulated images without any
-shortcut give an AUROC of 0.80, Kermany's 0.99.
+images are taken differently. A large opacity changes some of them too: simulated images without any shortcut
+give an AUROC of 0.80, Kermany's 0.99.
 """
 
 from collections.abc import Sequence
@@ -42,16 +42,17 @@ STATISTICS = tuple(_WORDS)
 def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarray:
     """Measure the statistics of one image.
 
+    A quantile is the lowest gray that at least so many pixels do not exceed; sharpness the mean absolute
+    difference between neighbours in that direction; noise the standard deviation by Immerkaer: Fast Noise
+    Variance Estimation, CVIU 1996; a border the mean of the outer 5%. Rows and columns of the 6 x 6 grid
+    count from 1 at the top left.
+
     Args:
         square: (s, s) uint8, the image squashed to a square.
         width, height: of the file, in pixels.
 
     Returns:
-        (len(STATISTICS),) float64, gray values from 0 to 1. A quantile is the lowest gray that at least so
-        many pixels do not exceed; sharpness the mean absolute difference between neighbours in that
-        direction; noise the standard deviation by Immerkaer: Fast Noise Variance Estimation, CVIU 1996; a
-        border the mean of the outer 5%; a cell of the 6 x 6 grid its mean, row and column counted from 1 at
-        the top left.
+        (len(STATISTICS),) float64, gray values from 0 to 1.
     """
     size = len(square)
     gray = square.astype(np.int16)
@@ -85,12 +86,7 @@ def describe(statistic: str, more: bool) -> str:
 
 
 def fit_appearance(statistics: np.ndarray, label: np.ndarray) -> Pipeline:
-    """Fit a logistic regression of the label on the statistics, both classes weighing the same.
-
-    Args:
-        statistics: (n, k) float.
-        label: (n,) 0 or 1, both present.
-    """
+    """Fit a logistic regression of label (n,), 0 or 1, on statistics (n, k). Both classes weigh the same."""
     regression = LogisticRegression(class_weight="balanced", max_iter=2000)
     return make_pipeline(StandardScaler(), regression).fit(statistics, label)
 
@@ -98,17 +94,16 @@ def fit_appearance(statistics: np.ndarray, label: np.ndarray) -> Pipeline:
 def appearance_scores(
     statistics: np.ndarray, label: np.ndarray, patient: Sequence[str], seed: int = 0
 ) -> np.ndarray | None:
-    """Score each image by its appearance alone, cross-fitted: by a regression that has not seen its patient.
+    """Score each image by its appearance alone, by a regression that has not seen its patient (five folds).
 
     Args:
         statistics: (n, k) float.
         label: (n,) 0 or 1.
-        patient: (n,) of each image. A patient with images of both classes counts to that of most of them.
+        patient: (n,) of each image. One with images of both classes counts to the class of most of them.
         seed: of the folds.
 
     Returns:
-        (n,) float64 logits of label 1; above 0 the appearance is that of class 1. None where a class has
-        fewer than 10 patients.
+        (n,) float64 logits of label 1. None where a class has fewer than 10 patients.
     """
     label = np.asarray(label)
     ids, place = np.unique(np.asarray(patient).astype(str), return_inverse=True)
@@ -128,14 +123,8 @@ def appearance_scores(
 
 
 def vertical_class(statistics: np.ndarray, label: np.ndarray) -> int:
-    """Tell which class a swap of the proportions stretches vertically: the one that is sharper from top to
-    bottom, against from left to right, in the median. Files that are taller in proportion come out like that
-    when they are squashed to a square.
-
-    Args:
-        statistics: (n, len(STATISTICS)), of training images.
-        label: (n,) 0 or 1, both present.
-    """
+    """Tell which class a swap of the proportions stretches vertically: the one with the higher median ratio
+    of vertical to horizontal sharpness. Squashing gives that to files that are taller in proportion."""
     down, across = (statistics[:, STATISTICS.index(f"{way} sharpness")] for way in ("vertical", "horizontal"))
     ratio = down / np.maximum(across, 1e-6)
     return int(np.median(ratio[label == 1]) > np.median(ratio[label == 0]))

@@ -1,22 +1,32 @@
-"""Zip files: opened, and their members read, whatever is wrong with them."""
+"""Zip files, read member by member or unpacked once, and Kaggle data sets."""
 
+import hashlib
+import logging
+import shutil
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 
+from hf_pneumonia.data.files import build_once
 from hf_pneumonia.data.film import check_size
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+
+logger = logging.getLogger(__name__)
 
 # What zipfile raises on damaged, encrypted or strangely compressed files.
 BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
+# A zip file may unpack to so many times its own size: deflate reaches 1,000 on zeros, images with blank ones
+# among them 10. Small files are exempt.
+_MOST_FOLD, _EXEMPT = 200, 64 * 2**20
+
 
 def open_zip(path: str | Path) -> zipfile.ZipFile:
-    """Open a zip file. Of bzip2 and LZMA none, which zipfile inflates at once, however large they grow.
+    """Open a zip file. Refuse bzip2 and LZMA, which zipfile inflates at once, however large they grow.
 
     Raises:
-        UnreadableFilm: it is damaged, no zip file, or compressed otherwise than by deflate.
+        UnreadableFilm: it is damaged, not a zip file, or compressed otherwise than by deflate.
         OSError: it can't be read.
     """
     try:
@@ -30,7 +40,7 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Bytes of one member, as many as the directory says at most.
+    """Read one member, at most as many bytes as the directory says.
 
     Raises:
         UnreadableFilm: it is damaged, encrypted, or by the directory larger than MAX_BYTES.
@@ -44,3 +54,58 @@ def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
             return member.read(entry.file_size + 1)
     except BROKEN as error:
         raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
+
+
+def unpack(archive: Path, cache_dir: Path) -> Path:
+    """Folder with the content of a zip file, unpacked once into `cache_dir`/zips.
+
+    Raises:
+        UsageError: damaged, locked by a password, or larger than the free space or than images are.
+    """
+    status = archive.stat()
+    key = f"{archive.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    folder = cache_dir / "zips" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def extract(aside: Path) -> None:
+        with open_zip(archive) as content:
+            needed = sum(entry.file_size for entry in content.infolist())
+            if needed > max(_MOST_FOLD * status.st_size, _EXEMPT):
+                raise UnreadableFilm(f"{status.st_size:,} bytes that unfold to {needed:,}: no images do")
+            free = shutil.disk_usage(aside).free
+            if needed > free:
+                raise UnreadableFilm(f"it holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+            logger.info("unpacking %s, once", archive)
+            # Names lose their roots and "..", links become files, and a member ends at its stated size.
+            content.extractall(aside)
+
+    try:
+        build_once(folder, extract)
+    except (*BROKEN, OSError) as error:
+        raise UsageError(
+            f"{archive} can't be unpacked in {folder.parent}: {error}; fetch it again, give a folder, or "
+            "choose another --cache_dir"
+        ) from error
+    return folder
+
+
+def fetch_kaggle(name: str) -> Path:
+    """Folder of the Kaggle data set `owner/name`, downloaded by kagglehub into its own cache.
+
+    Raises:
+        UsageError: kagglehub is not installed, or the data set can't be had.
+    """
+    try:
+        import kagglehub
+    except ImportError:
+        raise UsageError(
+            f"--dataset kaggle:{name} needs kagglehub, which is optional: pip install 'kagglehub~=1.0'"
+        ) from None
+    logger.info("fetching %s from Kaggle", name)
+    try:
+        return Path(kagglehub.dataset_download(name))
+    except Exception as error:  # no such name, no login, no network, a broken archive: without a common base
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"--dataset kaggle:{name} can't be had ({reason[:300]}); check the name and the connection, "
+            "log in (kaggle.json from kaggle.com/settings in ~/.kaggle), or give the unpacked folder"
+        ) from error

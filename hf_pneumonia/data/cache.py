@@ -1,7 +1,7 @@
-"""The film store: every film decoded once to a square of uint8, and kept on disk.
+"""The image cache: every image decoded once to a square of uint8, and kept on disk.
 
-Beside the squares lies what can be told of a film only at its full size, and which films are alike. Knows
-nothing about labels or splits: row i of the store is row i of the table it was built from.
+Beside the squares it keeps what only the full size tells of an image, and which images are alike. Row i of
+the store is row i of the table it was built from; labels and splits are not in it.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from tqdm.auto import tqdm
 from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
+from hf_pneumonia.data.files import build_once
 from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_file, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
-from hf_pneumonia.data.store_folder import complete
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Part of every key; raise it when the same file decodes to other pixels, so that no stale store is read.
+# Part of every key; raise it when the same file decodes to other pixels.
 _FORMAT = 9
 
-APPEARANCE_SIDE = 224  # of the square that the appearance is measured on, in pixels
+_APPEARANCE_SIDE = 224  # of the square that the appearance is measured on, in pixels
 
 _FACTS = np.dtype(
     [
@@ -48,26 +48,25 @@ _FACTS = np.dtype(
 
 
 def default_cache() -> Path:
-    """Folder of the decoded, unpacked and simulated films where none is named."""
+    """Default folder of decoded, unpacked and simulated images."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
 
 
 class StoreCutShort(UsageError):
-    """The films of an open store are not all there any more."""
+    """The file of an open store is shorter than it was."""
 
 
 class FilmStore:
-    """Films on disk, read when they are asked for: memory does not grow with their number, nor with how many
-    were read (the pages of a memory map would count as this process's own).
+    """Images on disk, read when they are asked for: memory does not grow with their number, nor with how many
+    were read (the pages of a memory map would count as this process's own). If the folder is deleted
+    meanwhile, an open store can still be read.
 
     Attributes:
-        folder: where it lies, unless it was deleted meanwhile: it can be read all the same.
-        size: side of the films in pixels.
+        folder, size: where it is, and the side of its images in pixels.
         facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
-            `colour_share` and `hues` (`hue_spread`) as in overlays.py, and whether a film is `blank`, of one
-            gray, and its `appearance` (`measure_appearance`); zero but for the hash where a film is
-            unreadable.
-        unreadable: row -> reason, of the films that could not be decoded; their squares are all zero.
+            `colour_share` and `hues` as in overlays.py, `blank` (one gray) and `appearance`. All but the
+            hash are zero where the image is unreadable.
+        unreadable: row -> reason, of images that could not be decoded; their squares are all zero.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,10 +83,10 @@ class FilmStore:
         return len(self.facts)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(k, size, size) uint8, the films of the given rows.
+        """Read the images of the given rows: (k, size, size) uint8.
 
         Raises:
-            StoreCutShort: it was, on the disk.
+            StoreCutShort: the file was cut short on the disk.
         """
         rows = np.asarray(rows if len(rows) else np.empty(0, np.int64))
         rows = np.arange(len(self))[rows]  # as an array is indexed: from the end, by masks ...
@@ -103,7 +102,7 @@ class FilmStore:
         return FilmStore, (self.folder,)  # an open file can't be sent to another process
 
     def _read(self, start: int, count: int) -> bytes:
-        """By any number of threads and forked processes at a time."""
+        """Safe for any number of threads and forked processes."""
         if hasattr(os, "pread"):
             return os.pread(self._films.fileno(), count, start)
         with self._lock:  # Windows, which forks nothing
@@ -111,21 +110,18 @@ class FilmStore:
             return self._films.read(count)
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of films that are alike, as `find_copies` gives them."""
+        """Pairs of images that are alike, as `find_copies` gives them."""
         return self._copies
 
 
 def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
-    """Open the store of these images at this size, building it first where there is none.
+    """Open the store of these images ({"path", "bytes"} each), building it first where there is none.
 
-    Args:
-        images: the undecoded `image` column: {"path", "bytes"} of each film.
-        size: side of the stored square in pixels.
-        cache_dir: stores lie in its folder `films`, one folder per key. The key is made of each film's path,
-            size and times of change (of its bytes, where it has no path): a changed file makes a new store.
+    Stores are in the folder `films` of `cache_dir`, one folder per key. The key is made of the size and each
+    file's path, size and times of change (or its bytes, if given): a changed file makes a new store.
 
     Raises:
-        UsageError: films changed while they were decoded.
+        UsageError: files changed while they were decoded.
         OSError: the cache can't be written, or the disk is full.
     """
     key = _key(images, size)
@@ -136,7 +132,7 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
         if _key(images, size) != key:
             raise UsageError("films changed or went away while they were decoded: start again when they rest")
 
-    complete(folder, build)
+    build_once(folder, build, sealed=True)
     return FilmStore(folder)
 
 
@@ -148,10 +144,10 @@ def _key(images: Sequence[dict], size: int) -> str:
             continue
         try:
             status = os.stat(image["path"])
-            # ctime too: what replaces a file may have its size (DICOM films do) and its mtime (rsync, unzip).
+            # ctime too: a new file may have the old one's size (DICOM) and mtime (rsync, unzip).
             stamp = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
             digest.update(f"{image['path']}\0{stamp}\n".encode())
-        except (OSError, ValueError):  # ValueError: a zero byte in the name, of a table say
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
             digest.update(f"{image['path']}\0missing\n".encode())
     return digest.hexdigest()[:24]
 
@@ -164,8 +160,8 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
     unreadable: dict[int, str] = {}
     facts = np.zeros(len(images), _FACTS)
     threads = available_cores()
-    # Threads, since Pillow decodes and resizes without holding Python's lock. Written to the files and not
-    # through a map: a full disk is then an OSError, and not a killed process. Thumbnails are wanted once.
+    # Pillow decodes and resizes without holding Python's lock. Written to files and not through a memory map:
+    # a full disk is then an OSError, and not a killed process.
     with open(folder / "films.uint8", "wb") as films, tempfile.TemporaryFile(dir=folder) as thumbnails:
         decoded = work_ahead(decode, range(len(images)), threads, 8 * threads)
         for row, (film, thumbnail, fact) in enumerate(
@@ -188,33 +184,27 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
 
 
 def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarray | None, tuple]:
-    """Square, thumbnail and facts of one film; the reason in the square's place where it is unreadable."""
+    """Square, thumbnail and facts of one image; the reason in place of the square where it is unreadable."""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         film = read_film(data)
     except UnreadableFilm as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(film, size)
-    thumbnail = _thumbnail(film, square)
+    # Of the square where that is fine enough: a tenth of the time.
+    thumbnail = squash(Image.fromarray(square) if size >= 2 * THUMBNAIL else film, THUMBNAIL)
     hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
-    # At one size whatever is trained at: a shifted split, which goes by it, must not depend on that.
-    seen = square if size == APPEARANCE_SIDE else squash(film, APPEARANCE_SIDE)
+    # At one size for every training size: a shifted split goes by it.
+    seen = square if size == _APPEARANCE_SIDE else squash(film, _APPEARANCE_SIDE)
     told = (text_rows(film), colour_share(data), hues, blank, measure_appearance(seen, *film.size))
-    return square, thumbnail, (_sha256(data), *film.size, *told)
-
-
-def _thumbnail(film: Image.Image, square: np.ndarray) -> np.ndarray:
-    """(THUMBNAIL, THUMBNAIL) uint8, of the square where that is fine enough: a tenth of the time."""
-    fine = len(square) >= 2 * THUMBNAIL
-    return squash(Image.fromarray(square) if fine else film, THUMBNAIL)
+    return square, thumbnail, (hashlib.sha256(data).hexdigest(), *film.size, *told)
 
 
 def _sha256(source: str | bytes) -> str:
-    """Of a file's bytes; "" where they can't be had, which `read_film` says better."""
-    digest = hashlib.sha256()
+    """SHA-256 of an unreadable file, which may be too large to be read at once; "" where there is none."""
     if isinstance(source, bytes):
-        digest.update(source)
-        return digest.hexdigest()
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
     try:
         with open(source, "rb") as file:
             while chunk := file.read(1 << 20):

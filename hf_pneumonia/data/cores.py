@@ -1,4 +1,4 @@
-"""Work spread over the cores of the machine, ahead of whoever takes the results."""
+"""Work in threads over the cores of the machine."""
 
 import os
 import threading
@@ -16,36 +16,36 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def available_cores() -> int:
-    """Cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
+def available_cores(quota: Path = _QUOTA) -> int:
+    """Count the cores that this process may use: fewer than the machine has in a container or under Slurm."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # what `docker --cpus` and Kubernetes set: microseconds of all cores together, in so many
-        quota, period = _QUOTA.read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
+    try:  # set by `docker --cpus` and Kubernetes: microseconds of all cores together, per period
+        share, period = quota.read_text().split()
+        return max(1, min(cores, round(int(share) / int(period))))
     except (OSError, ValueError):  # no such file, or "max"
         return cores
 
 
 class _Shared:
-    """How many threads have `one_core_each` open, of a server say, and what the first of them found."""
+    """How many threads have `one_core_each` open, and the settings that the first of them found."""
 
     lock, users, threads, blas = threading.Lock(), 0, 0, None
 
 
 @contextmanager
 def one_core_each() -> Iterator[None]:
-    """While it is open, torch and NumPy compute on the core of the thread that asks them.
+    """While it is open, torch and NumPy compute on the calling thread's core only.
 
-    For work that many threads do at a time: a thread for each piece is quicker than all threads in each, and
-    far quicker where other threads, or processes, want the same cores. Threads are to be started inside.
+    For work in many threads: one thread per piece is quicker than all threads in each piece, and far quicker
+    where other threads or processes want the same cores. Start the threads inside.
     """
-    import torch  # a second, and who only counts cores needs none of it
+    import torch  # takes a second, which counting cores does not need
 
     with _Shared.lock:
         if not _Shared.users:
             _Shared.threads = torch.get_num_threads()
             _any_thread()
-            _Shared.blas = threadpool_limits(1, user_api="blas")  # of NumPy's products
+            _Shared.blas = threadpool_limits(1, user_api="blas")  # NumPy's products
         _Shared.users += 1
         torch.set_num_threads(1)
     try:
@@ -60,7 +60,7 @@ def one_core_each() -> Iterator[None]:
 
 
 def _any_thread() -> None:
-    """threadpoolctl from 3.8 on does nothing, silently, for another thread than the first that set one."""
+    """From 3.8 on threadpoolctl silently ignores every thread but the first that set a limit."""
     if clear := getattr(OpenBLASController, "clear_controlling_thread", None):
         clear(force=True)
 
@@ -68,13 +68,10 @@ def _any_thread() -> None:
 def work_ahead(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Iterator[Result]:
-    """Results in the order of the items, at most `ahead` of them computed or begun before they are taken.
+    """Yield results in the order of the items, at most `ahead` (from 1) of them begun before they are taken.
 
-    Args:
-        work: called in other threads; what it raises is raised where its result would have come.
-        items: walked through in the caller's thread, `ahead` items before the one whose result is taken.
-        threads: how many work at a time.
-        ahead: from 1.
+    `work` is called in other threads, as many as `threads`; its exception is raised in place of its result.
+    `items` is iterated in the caller's thread.
     """
     pool, waiting = ThreadPoolExecutor(threads), deque()
     try:

@@ -1,105 +1,71 @@
-"""Bytes of a DICOM file -> one grayscale film. Knows what stored values mean, and nothing about patients."""
+"""Bytes of a DICOM file -> one grayscale image.
+
+`dicom_header` finds the values that describe the pixels; pydicom decodes them and never sees the file.
+"""
+
+import logging
+import threading
 
 import numpy as np
 from PIL import Image
 
 from hf_pneumonia.data.dicom_header import DicomHeader, read_header
-from hf_pneumonia.data.dicom_pixels import decode_pixels
 from hf_pneumonia.errors import UnreadableFilm
 
-# Of PS3.3, C.7.3.1.1.1, those that a picture may have which is taken for a film.
+# Of PS3.3, C.7.3.1.1.1: the modalities of pictures that may be taken for a radiograph.
 MODALITIES = {
-    "CR": "computed radiography",
-    "DX": "digital radiography",
-    "RG": "a radiograph",
-    "RF": "fluoroscopy",
-    "XA": "an angiogram",
-    "CT": "CT",
-    "MR": "magnetic resonance",
-    "US": "ultrasound",
-    "MG": "mammography",
-    "NM": "nuclear medicine",
-    "PT": "PET",
-    "IO": "a dental film",
-    "PX": "a dental panorama",
-    "XC": "a photograph",
-    "ES": "endoscopy",
-    "OP": "a photograph of the eye",
+    "CR": "computed radiography", "DX": "digital radiography", "RG": "a radiograph", "RF": "fluoroscopy",
+    "XA": "an angiogram", "CT": "CT", "MR": "magnetic resonance", "US": "ultrasound",
+    "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "IO": "a dental film",
+    "PX": "a dental panorama", "XC": "a photograph", "ES": "endoscopy", "OP": "a photograph of the eye",
     "SM": "microscopy",
-}
+}  # fmt: skip
 
 # Of PS3.3, C.8.7.1.1.1 and what is written in its place: from the front, from behind, and from a side.
-VIEWS = {"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL"}
+VIEWS = set("AP PA LL RL LLD RLD LLO RLO LATERAL".split())
 
 # Of PS3.16, annex L, the common ones.
-BODY_PARTS = {
-    *("CHEST", "THORAX", "LUNG", "RIB", "HEART", "CSPINE", "TSPINE", "LSPINE", "SPINE", "ABDOMEN", "PELVIS"),
-    *(
-        "HIP",
-        "LEG",
-        "FEMUR",
-        "KNEE",
-        "ANKLE",
-        "FOOT",
-        "TOE",
-        "SHOULDER",
-        "ARM",
-        "HUMERUS",
-        "ELBOW",
-        "FOREARM",
-    ),
-    *(
-        "WRIST",
-        "HAND",
-        "FINGER",
-        "SKULL",
-        "HEAD",
-        "NECK",
-        "JAW",
-        "BREAST",
-        "EXTREMITY",
-        "SSPINE",
-        "CALCANEUS",
-    ),
-}
+BODY_PARTS = set(
+    (
+        "CHEST THORAX LUNG RIB HEART CSPINE TSPINE LSPINE SSPINE SPINE ABDOMEN PELVIS HIP LEG FEMUR KNEE "
+        "ANKLE CALCANEUS FOOT TOE SHOULDER ARM HUMERUS ELBOW FOREARM WRIST HAND FINGER EXTREMITY SKULL HEAD "
+        "NECK JAW BREAST"
+    ).split()
+)
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
+# Optional decoders of what neither pydicom nor Pillow decodes. The first, for JPEG Lossless and JPEG-LS, is
+# under the GPL-3.0 and so not a dependency of this project.
+_LIBJPEG = "pip install 'pylibjpeg[libjpeg]' (GPL-3.0)"
+_OPENJPEG = "pip install 'pylibjpeg[openjpeg]'"
+
+_NEVER = {"gdcm"}  # ends the whole process (std::terminate) on some damaged JPEG streams
+
 
 def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one film as its window shows it.
+    """Decode one image of at most `max_pixels` as its window shows it: (rows, columns) uint8, 0 is black.
 
-    The stored values go through the modality table (or slope and intercept), then through the first VOI
-    table or window, whose range becomes 0 to 255. A film without either, or whose window shows one gray only,
-    is stretched from its darkest to its brightest value, padding left out. MONOCHROME1 is inverted.
-    PresentationLUTShape is not asked: it says the same once more (INVERSE goes with MONOCHROME1, PS3.3
-    C.8.11.3.1.2).
-
-    Args:
-        data: the whole file.
-        max_pixels: a larger film is not decoded.
-
-    Returns:
-        (rows, columns) uint8, 0 is black.
+    The stored values go through the modality table (or slope and intercept), then through the first VOI table
+    or window, whose range becomes 0 to 255. Without either, or where the window shows only one gray, values
+    are stretched from the darkest to the brightest, padding left out. MONOCHROME1 is inverted.
+    PresentationLUTShape only repeats that (INVERSE goes with MONOCHROME1, PS3.3 C.8.11.3.1.2).
 
     Raises:
-        UnreadableFilm: with a reason that holds no value of the file but sizes, pixel values and the name of
-            its transfer syntax.
+        UnreadableFilm: the reason holds no value of the file but sizes, pixel values and its transfer syntax.
     """
     header = read_header(data)
     _refuse_what_is_no_film(header, max_pixels)
-    stored = decode_pixels(header, data)
+    stored = _decode_pixels(header, data)
     if header.text("PhotometricInterpretation") in _COLOUR:
         return np.asarray(Image.fromarray(stored).convert("L"))
     return _show(stored, header)
 
 
 def read_kind(data: bytes) -> dict[str, str]:
-    """What a DICOM file says it shows, in the terms that are known here; others may be anything.
-
-    Returns:
-        `modality` (one of MODALITIES), `body_part` (of BODY_PARTS) and `view` (of VIEWS), those that it says.
+    """Read what a DICOM file says it shows: `modality` (one of MODALITIES), `body_part` (of BODY_PARTS) and
+    `view` (of VIEWS). Other values are left out: in a damaged file they may be anything.
 
     Raises:
         UnreadableFilm: as `read_dicom`.
@@ -134,10 +100,8 @@ def _refuse_what_is_no_film(header: DicomHeader, max_pixels: int) -> None:
 
 
 def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
-    """Stored values of a gray film -> (rows, columns) uint8, 0 is black."""
-    with np.errstate(
-        all="ignore"
-    ):  # a damaged slope may overflow, which is looked for here and not warned of
+    """Stored values of a gray image -> (rows, columns) uint8, 0 is black."""
+    with np.errstate(all="ignore"):  # a damaged slope may overflow, which is checked here
         values = _modality(stored, header)
         if not np.isfinite(values).all():
             raise UnreadableFilm("damaged DICOM: RescaleSlope or RescaleIntercept")
@@ -154,7 +118,7 @@ def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
 
 
 def _is_film(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
-    """False where there is padding: one far value would squeeze the film into few grays."""
+    """False where there is padding: one far value would squeeze the image into few grays."""
     if "PixelPaddingValue" not in header:
         return np.ones(stored.shape, dtype=bool)
     signed = header.integer("PixelRepresentation", default=0) == 1
@@ -177,7 +141,7 @@ def _voi(values: np.ndarray, header: DicomHeader) -> np.ndarray | None:
     """Values -> what is shown of them, 0 to 1; None where the file gives neither table nor window."""
     if lut := header.lut("VOILUTSequence"):
         shown = _look_up(values, *lut)
-        # By what the table holds, not by the bits that it claims: 12 bits that claim to be 16 would go black.
+        # By the table's values, not its declared bits: 12 bits that claim to be 16 would go black.
         low, high = float(lut[1].min()), float(lut[1].max())
         return (shown - low) / max(high - low, 1)
     centre, width = header.decimal("WindowCenter"), header.decimal("WindowWidth")
@@ -201,3 +165,133 @@ def _look_up(values: np.ndarray, first: int, table: np.ndarray) -> np.ndarray:
         first -= 2**16
     index = (np.rint(values) - first).clip(0, len(table) - 1).astype(np.intp)
     return table[index].astype(np.float32)
+
+
+_silence = threading.local()
+
+
+class _Silence(logging.Filter):
+    """Drop what pydicom logs in this thread while it is entered: a traceback per decoder that fails."""
+
+    def __enter__(self) -> None:
+        for name in ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils"):
+            logging.getLogger(name).addFilter(_SILENCE)
+        _silence.wanted = True
+
+    def __exit__(self, *_) -> None:
+        _silence.wanted = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(_silence, "wanted", False)
+
+
+_SILENCE = _Silence()
+
+
+def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
+    """Decode the one frame of a file: (rows, columns) integers as stored, or (rows, columns, 3) uint8 RGB."""
+    # Here, because only DICOM files need the import.
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        decoder = get_decoder(UID(header.syntax))
+    except NotImplementedError:
+        raise UnreadableFilm("DICOM in a transfer syntax that pydicom does not know") from None
+    bits = header.integer("BitsAllocated")
+    options = {
+        "rows": header.integer("Rows"),
+        "columns": header.integer("Columns"),
+        "number_of_frames": 1,
+        "allow_excess_frames": False,
+        "samples_per_pixel": header.integer("SamplesPerPixel", default=1),
+        "photometric_interpretation": header.text("PhotometricInterpretation"),
+        "planar_configuration": header.integer("PlanarConfiguration", default=0),
+        "bits_allocated": bits,
+        "bits_stored": header.integer("BitsStored", default=bits),
+        "pixel_representation": header.integer("PixelRepresentation", default=0),
+        "pixel_keyword": "PixelData",
+        "pixel_vr": header.pixels_vr or "OW",
+    }
+    start, stop = header.pixels
+    if decoder.UID.is_encapsulated:
+        return _decompress(decoder, data[start:stop], options)
+    try:
+        pixels = _exactly(data[start:stop], options)
+        with _SILENCE:
+            return decoder.as_array(pixels, index=0, **options)[0]
+    except UnreadableFilm:
+        raise
+    except Exception as error:  # of many kinds, where the header contradicts itself
+        raise UnreadableFilm(f"damaged DICOM: its pixels ({type(error).__name__})") from None
+
+
+def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
+    kind = decoder.UID.name
+    install = _OPENJPEG if kind.startswith("High-Throughput") else _LIBJPEG
+    plugins = [name for name in decoder.available_plugins if name not in _NEVER]
+    if not plugins:
+        raise UnreadableFilm(f"DICOM compressed as {kind}, and no decoder for it: {install}")
+    _check_stream(pixels, options)
+    for plugin in plugins:
+        try:
+            with _SILENCE:
+                array, _ = decoder.as_array(pixels, index=0, decoding_plugin=plugin, **options)
+        # Decoders raise nearly anything on damaged bytes, or on a kind that only the next one knows.
+        except Exception:
+            continue
+        if array.shape[:2] == (options["rows"], options["columns"]):
+            return array
+    hint = "" if {"pylibjpeg", "pydicom"} & set(plugins) else f"; for rarer kinds: {install}"
+    raise UnreadableFilm(f"DICOM compressed as {kind}: damaged, or of a kind that is not decoded{hint}")
+
+
+def _exactly(pixels: bytes, options: dict) -> bytes:
+    """Uncompressed pixels without what follows them, of which pydicom would warn."""
+    samples = 2 if options["photometric_interpretation"] == "YBR_FULL_422" else options["samples_per_pixel"]
+    expected = -(-options["rows"] * options["columns"] * samples * options["bits_allocated"] // 8)
+    if len(pixels) < expected:
+        raise UnreadableFilm(f"DICOM that is cut off: {len(pixels):,} of {expected:,} bytes of pixels")
+    return pixels[: expected + expected % 2]
+
+
+def _check_stream(pixels: bytes, options: dict) -> None:
+    """Refuse compressed pixels of another size than the header's (a few bytes may expand to gigabytes), and
+    those that are cut off, which libjpeg fills up."""
+    from pydicom.encaps import get_frame
+
+    try:
+        with _SILENCE:
+            stream = get_frame(pixels, 0, number_of_frames=1)
+            size = _stream_size(stream)
+    except Exception as error:
+        raise UnreadableFilm(f"damaged DICOM: its compressed pixels ({type(error).__name__})") from None
+    if size is None:
+        return
+    if size != (options["columns"], options["rows"]):
+        expected = f"{options['columns']} x {options['rows']}"
+        raise UnreadableFilm(
+            f"damaged DICOM: compressed pixels of {size[0]} x {size[1]}, expected {expected}"
+        )
+    if b"\xff\xd9" not in stream[-10:]:  # the end, in JPEG, JPEG-LS and JPEG 2000 alike; padding may follow
+        raise UnreadableFilm("DICOM that is cut off: its compressed pixels have no end")
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    """(columns, rows) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None for RLE, which has none."""
+    siz = stream[:1024].find(b"\xff\x4f\xff\x51")
+    if siz >= 0:
+        right, lower, left, upper = np.frombuffer(stream, ">u4", 4, siz + 8).tolist()
+        return right - left, lower - upper
+    if stream[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 9 <= len(stream):
+        marker = stream[position + 1]
+        # Start of frame: SOF0 to SOF15 without the three that are something else, and JPEG-LS.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            rows, columns = np.frombuffer(stream, ">u2", 2, position + 5).tolist()
+            return columns, rows
+        fill = marker == 0xFF
+        position += 1 if fill else 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
+    raise ValueError("no frame in the stream")

@@ -1,8 +1,8 @@
-"""Bytes of a DICOM file -> the values that describe its picture, and where the pixels lie.
+"""Bytes of a DICOM file -> the values that describe its picture, and where the pixels are.
 
-Knows nothing about patients: the elements in `_READ` and `_LUTS` are looked at, every other one is stepped
-over by its length. The reader of pydicom is not used for this: asked for a few tags, it still parses
-sequences of others, and its warnings quote values, which in a damaged file may be a patient's.
+No patient data is read: the elements in `_READ` and `_LUTS` are looked at, every other one is stepped over by
+its length. pydicom's reader is not used: asked for a few tags, it still parses sequences of others, and its
+warnings quote values, which in a damaged file may be a patient's.
 """
 
 import math
@@ -16,26 +16,14 @@ import numpy as np
 from hf_pneumonia.errors import UnreadableFilm
 
 _READ = {
-    0x00080060: "Modality",
-    0x00180015: "BodyPartExamined",
-    0x00185101: "ViewPosition",
-    0x00280002: "SamplesPerPixel",
-    0x00280004: "PhotometricInterpretation",
-    0x00280006: "PlanarConfiguration",
-    0x00280008: "NumberOfFrames",
-    0x00280010: "Rows",
-    0x00280011: "Columns",
-    0x00280100: "BitsAllocated",
-    0x00280101: "BitsStored",
-    0x00280103: "PixelRepresentation",
-    0x00280120: "PixelPaddingValue",
-    0x00280121: "PixelPaddingRangeLimit",
-    0x00281050: "WindowCenter",
-    0x00281051: "WindowWidth",
-    0x00281052: "RescaleIntercept",
-    0x00281053: "RescaleSlope",
-    0x00281056: "VOILUTFunction",
-}
+    0x00080060: "Modality", 0x00180015: "BodyPartExamined", 0x00185101: "ViewPosition",
+    0x00280002: "SamplesPerPixel", 0x00280004: "PhotometricInterpretation",
+    0x00280006: "PlanarConfiguration", 0x00280008: "NumberOfFrames", 0x00280010: "Rows",
+    0x00280011: "Columns", 0x00280100: "BitsAllocated", 0x00280101: "BitsStored",
+    0x00280103: "PixelRepresentation", 0x00280120: "PixelPaddingValue",
+    0x00280121: "PixelPaddingRangeLimit", 0x00281050: "WindowCenter", 0x00281051: "WindowWidth",
+    0x00281052: "RescaleIntercept", 0x00281053: "RescaleSlope", 0x00281056: "VOILUTFunction",
+}  # fmt: skip
 _LUTS = {0x00283000: "ModalityLUTSequence", 0x00283010: "VOILUTSequence"}
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
 _TRANSFER_SYNTAX = 0x00020010
@@ -72,7 +60,7 @@ class DicomHeader:
         return len(self._values.get(name, b"")) >= 2
 
     def integer(self, name: str, default: int | None = None, signed: bool = False) -> int:
-        """A number of 16 bits.
+        """Read a number of 16 bits.
 
         Raises:
             UnreadableFilm: it is missing and has no default, or is damaged.
@@ -85,31 +73,29 @@ class DicomHeader:
         return struct.unpack_from(self.order + ("h" if signed else "H"), value)[0]
 
     def decimal(self, name: str) -> float | None:
-        """The first of the numbers that are written as text; None where there is none.
+        """Read the first of the numbers that are written as text; None where there is none.
 
         Raises:
-            UnreadableFilm: it is no number.
+            UnreadableFilm: it is not a finite number.
         """
         text = self.text(name).split("\\")[0].strip()
         if not text:
             return None
         # Not what Python takes for a number ("1_0", "nan"), but what DICOM does.
-        if not re.fullmatch(r"[-+0-9.eE]{1,64}", text):
-            raise UnreadableFilm(f"damaged DICOM: {name}")
         try:
-            number = float(text)
+            number = float(text) if re.fullmatch(r"[-+0-9.eE]{1,64}", text) else math.inf
         except ValueError:
-            raise UnreadableFilm(f"damaged DICOM: {name}") from None
+            number = math.inf
         if not math.isfinite(number):
             raise UnreadableFilm(f"damaged DICOM: {name}")
         return number
 
     def text(self, name: str) -> str:
-        """A text without its padding. It may hold anything in a damaged file: compare it, never show it."""
+        """Read a text without its padding. It may be anything in a damaged file: never show it."""
         return self._values.get(name, b"").decode("latin-1").strip(" \0")
 
     def lut(self, name: str) -> tuple[int, np.ndarray] | None:
-        """A look-up table: (first value that it maps, as 16 bits without sign; (entries,) integers), or None.
+        """Read a look-up table: (first value that it maps, unsigned 16 bits; (entries,) integers), or None.
 
         Raises:
             UnreadableFilm: it is damaged.
@@ -129,17 +115,13 @@ class DicomHeader:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether this is a DICOM file: by its mark, or, from before there was one, by the group it begins with.
-
-    No image format that `film` reads begins so. The name of the file is not asked: films also come as bytes.
-    """
+    """Whether this is a DICOM file: by its mark or, in files from before the mark, by their first group. No
+    image format that `film` reads begins so."""
     return data[128:132] == b"DICM" or (data[:1] in (b"\x02", b"\x08") and data[1:4] in _FIRST_ELEMENTS)
 
 
 # The rest of the first tag of a file without mark, such as (0002,0000) or (0008,0005).
-_FIRST_ELEMENTS = {
-    bytes((0, element, 0)) for element in (0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18)
-}
+_FIRST_ELEMENTS = {bytes((0, one, 0)) for one in (0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18)}
 
 
 def read_header(data: bytes) -> DicomHeader:
@@ -224,23 +206,13 @@ def _element(data: bytes, position: int, layout: tuple[bool, str]) -> tuple[int,
     explicit, order = layout
     try:
         group, element = struct.unpack_from(order + "HH", data, position)
-        vr = data[position + 4 : position + 6]
-        # Items have no kind; nor have elements that a writer took over as they were from an implicit file.
+        tag, vr = group << 16 | element, data[position + 4 : position + 6]
+        # Items have no kind; nor have elements that a writer copied unchanged from an implicit file.
         if not explicit or group == 0xFFFE or not _is_vr(vr):
-            return (
-                group << 16 | element,
-                b"",
-                struct.unpack_from(order + "I", data, position + 4)[0],
-                position + 8,
-            )
+            return tag, b"", struct.unpack_from(order + "I", data, position + 4)[0], position + 8
         if vr in _LONG:
-            return (
-                group << 16 | element,
-                vr,
-                struct.unpack_from(order + "I", data, position + 8)[0],
-                position + 12,
-            )
-        return group << 16 | element, vr, struct.unpack_from(order + "H", data, position + 6)[0], position + 8
+            return tag, vr, struct.unpack_from(order + "I", data, position + 8)[0], position + 12
+        return tag, vr, struct.unpack_from(order + "H", data, position + 6)[0], position + 8
     except struct.error:
         raise UnreadableFilm("DICOM that is cut off") from None
 

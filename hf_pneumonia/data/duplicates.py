@@ -1,10 +1,10 @@
-"""Thumbnails of films -> the pairs that show one and the same film. Knows pixels only: no names, no labels.
+"""Thumbnails of images -> the pairs that show the same image.
 
-Copies of a film differ in size, compression, brightness and a few percent of their edge. Two films are
-taken for copies where they correlate after both were normalised locally (bones, markers and noise count,
-exposure does not) and laid over each other. Measured on 5,216 films of children (README, "The audit"):
-copies at another size reach 0.986 and more, with up to 5% cut off every side 0.92; two films of one child
-reach at most 0.86, and of two children 0.83.
+Copies differ in size, compression, brightness and a few percent of their edge. Two images are taken for
+copies if they correlate after both were normalised locally (bones, markers and noise count, exposure does
+not) and laid over each other. Measured on 5,216 images of children (README, "The audit"): copies at another
+size reach 0.986 and more, with up to 5% cut off every side 0.92; two images of one child reach at most 0.86,
+of two children 0.83.
 """
 
 import hashlib
@@ -22,8 +22,7 @@ from hf_pneumonia.data.cores import one_core_each
 # Side of a thumbnail in pixels: ribs and vessels are still to be seen, and 50,000 of them are 205 MB.
 THUMBNAIL = 64
 
-# Least correlation of two copies; see the module's docstring. Between ALIKE and COPY are films of one child,
-# as far as a person can see, under two ids at times.
+# Least correlation of two copies. Between ALIKE and COPY are images of one child, sometimes under two ids.
 COPY = 0.9
 ALIKE = 0.8
 
@@ -40,20 +39,15 @@ _MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # how far two films are moved to fit; a shi
 
 
 def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of films that are alike, and how much.
+    """Find the pairs of images that are alike, among (n, THUMBNAIL, THUMBNAIL) uint8.
 
-    A perceptual hash proposes each film's nearest neighbours; pixels decide. Films are compared within
-    blocks of similar ones, whose number and size grow with the root of the number of films, so that the
-    whole grows with its power 1.5 and not 2.
-
-    Args:
-        thumbnails: (n, THUMBNAIL, THUMBNAIL) uint8; a memory map will do.
+    A perceptual hash proposes each image's nearest neighbours; pixels decide. Images are compared within
+    blocks of similar ones, whose number and size grow with the root of n, so the time grows with n^1.5.
 
     Returns:
-        (m, 2) int64, rows of pairs with the lower row first, in order; and (m,) float32 correlations, all
-        of them at least ALIKE. Of films with equal thumbnails the first stands for all: they are paired with
-        it, and it alone with others. But for that, which pairs are found does not depend on the order of the
-        films. Films without any structure (blank ones) are in no pair.
+        (m, 2) int64, sorted rows of pairs with the lower row first; and (m,) float32 correlations, at least
+        ALIKE. Equal thumbnails are paired with the first of them, and only that one with others; otherwise
+        the order of the images does not matter. Blank images are in no pair.
     """
     threads = torch.get_num_threads()
     with one_core_each(), ThreadPoolExecutor(threads) as pool:
@@ -61,8 +55,8 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndarray]:
-    """A film with many copies has no room for other neighbours, and two crowds of copies would never meet. So
-    one film stands for its equals, and in each further round one for each crowd, until nothing new is found.
+    """Search in rounds: an image with many copies has no room for other neighbours. So one image represents
+    its equals, and in each further round one represents each crowd of copies, until nothing new is found.
     """
     first = _first_equals(thumbnails)
     again = np.flatnonzero(first < np.arange(len(first)))
@@ -86,11 +80,7 @@ def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndar
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:
-    """Join what is linked, directly or through others.
-
-    Args:
-        count: number of nodes n.
-        links: (m, 2) int, pairs of nodes.
+    """Join the nodes 0 to count - 1 that are linked, directly or through others, by `links` (m, 2).
 
     Returns:
         (n,) int64, the lowest node of each node's group; a node without links is its own.
@@ -114,8 +104,8 @@ def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
 
 def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.ndarray:
     """(m, 2) int64 pairs of the chosen rows worth a closer look, lower row first, without repetition."""
-    # Threads write to arrays that are there already: small results among large intermediate ones would keep
-    # their memory from being used again (100,000 films: 4.4 GB in place of 2.1).
+    # Threads write to arrays that exist already: small results between large temporary ones would keep their
+    # memory from being reused (100,000 images: 4.4 GB instead of 2.1).
     views = torch.empty(2, len(chosen), _FREQUENCIES**2 - 1)
     structured = torch.empty(len(chosen), dtype=torch.bool)
 
@@ -127,7 +117,7 @@ def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.n
     hashes, rows = views[:, structured].flatten(0, 1), torch.from_numpy(chosen)[structured].repeat(2)
     if not len(hashes):
         return np.empty((0, 2), dtype=np.int64)
-    # Landmarks spread over the films in an order that is the films' own, whatever order they come in.
+    # Landmarks spread over the images, whatever order those come in.
     landmarks = hashes[hashes[:, 0].argsort()[:: max(1, int(len(hashes) ** 0.5))]]
     blocks = min(_BLOCKS, len(landmarks))
     nearest = torch.cat([(part @ landmarks.T).topk(blocks).indices for part in hashes.split(_CHUNK)])
@@ -172,12 +162,11 @@ def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int
 
 
 def _hashes(thumbnails: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perceptual hashes of (n, THUMBNAIL, THUMBNAIL): (2, n, d) float32 of length one; and (n,) whether a
-    film has any structure: of a blank one the hash means nothing.
+    """Perceptual hashes of (n, THUMBNAIL, THUMBNAIL): (2, n, d) float32 of length one; and (n,) whether an
+    image has any structure: the hash of a blank one means nothing.
 
-    The lowest cosine frequencies of the film after coarse local normalisation, as in the common "pHash", but
-    with their size where that keeps only the sign. Each film has two: as a whole, and without its edge, so
-    that a film and its crop have hashes alike.
+    The lowest cosine frequencies after coarse local normalisation, as in "pHash", but with their size. Each
+    image has two, with and without its edge, so that an image and its crop have similar hashes.
     """
     side = torch.arange(THUMBNAIL)
     cosine = torch.cos(torch.pi / THUMBNAIL * (side + 0.5) * torch.arange(_FREQUENCIES)[:, None])
@@ -196,17 +185,11 @@ def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray, found: np.ndarray, 
 
 
 def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Move each second film onto the first, and correlate what they share.
+    """Move each second image onto the first, both (m, 1, THUMBNAIL, THUMBNAIL) and locally normalised.
 
-    Least squares over the scale and shift of either axis, coarse to fine: the inverse compositional method
-    of Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004).
-
-    Args:
-        first, second: (m, 1, THUMBNAIL, THUMBNAIL), locally normalised.
-
-    Returns:
-        (m,) Pearson correlations, -1 to 1. Pairs that have little in common at a coarse scale are given up
-        there, with the correlation that they have.
+    Least squares over the scale and shift of either axis, coarse to fine: the inverse compositional method of
+    Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004). Returns (m,) Pearson correlations of what they
+    share; pairs that have little in common at a coarse scale keep the correlation that they have there.
     """
     fit = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(len(first), 1)  # scale x, scale y, shift x, shift y
     correlation = torch.zeros(len(first))

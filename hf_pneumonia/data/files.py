@@ -1,10 +1,18 @@
-"""Files: which may be films, by their names and first bytes, and how one is written whole or not at all."""
+"""Files and folders: which may be images, and how they are written whole or not at all."""
 
 import errno
+import json
+import logging
 import os
+import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
 
 # Those of datasets' `imagefolder`, which takes half a second to be asked.
 IMAGE_ENDINGS = frozenset(
@@ -19,9 +27,13 @@ DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
 IMAGE, DICOM, PERHAPS_DICOM = "image", "dicom", "perhaps dicom"
 
+_SEAL = "whole.json"  # size and checksum of each file of a folder; written last
+_SUMMED_UP = 64 * 2**20  # bytes up to which a file's checksum is compared, at 1 GB/s; larger: its size only
+_ASIDE = ".building-"  # begins the name of a folder that is not whole yet
+
 
 def kind_by_name(name: str) -> str | None:
-    """What a file is by its name: IMAGE, DICOM, PERHAPS_DICOM where its beginning must tell, or None."""
+    """Tell a file by its name: IMAGE, DICOM, PERHAPS_DICOM where its first bytes must tell, or None."""
     ending = os.path.splitext(name)[1].lower()
     if ending in IMAGE_ENDINGS:
         return IMAGE
@@ -32,16 +44,16 @@ def kind_by_name(name: str) -> str | None:
 
 
 def walk(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root`, itself first, with the names of its files; hidden ones are passed over.
+    """Yield every folder below `root`, itself first, with the names of its files. Hidden ones are skipped.
 
     Args:
         root: the folder.
-        on_error: told of each folder that can't be listed, which is passed over as well.
+        on_error: called for each folder that can't be listed, which is skipped too.
     """
     seen = set()
     for parent, children, names in os.walk(root, onerror=on_error, followlinks=True):
         place = os.path.realpath(parent)
-        if place in seen:  # a link back to a folder around it, which would never end
+        if place in seen:  # a link back to a folder around it would never end
             children.clear()
             continue
         seen.add(place)
@@ -50,7 +62,7 @@ def walk(root: Path, on_error: Callable[[OSError], None] | None = None) -> Itera
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file without an ending, as an archive of a hospital exports them, says that it is DICOM."""
+    """Whether a file without an ending, as hospital archives export them, says that it is DICOM."""
     if not path.is_file():  # a broken link, or a pipe that never ends
         return False
     with open(path, "rb") as file:
@@ -61,7 +73,7 @@ def begins_as_dicom(path: Path) -> bool:
 def written_whole(path: Path) -> Iterator[Path]:
     """Give another name to write a file under, which becomes `path` when it is complete and on the disk.
 
-    Whenever this is cut short, `path` is what it was before.
+    If this is cut short, `path` stays as it was.
 
     Raises:
         OSError: the disk is full, or can't be written; it says which file.
@@ -88,7 +100,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk itself, where a power cut leaves it."""
+    """Flush a file, or a folder's list of names, to the disk, so that it survives a power cut."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -99,3 +111,74 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def build_once(folder: Path, build: Callable[[Path], None], sealed: bool = False) -> None:
+    """Build a folder where there is none. It appears when it is complete and on the disk. Folders of one
+    parent are built one after the other, by one process at a time.
+
+    Args:
+        folder: its name; parents are made.
+        build: writes the content into the empty folder that it is given.
+        sealed: whether sizes and checksums are kept with the folder, and a damaged one is built anew.
+
+    Raises:
+        OSError: the disk is full, or can't be written.
+    """
+    if not _damage(folder, sealed):
+        return
+    parent, aside = folder.parent, folder.with_name(_ASIDE + folder.name)
+    with naming(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(parent / ".building.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another run builds in %s: waiting for it", parent)
+            lock.acquire()
+        try:
+            for left in parent.glob(f"{_ASIDE}*"):  # of processes that were killed: they held the lock
+                shutil.rmtree(left, ignore_errors=True)
+            if problem := _damage(folder, sealed):  # unless another process built it while this one waited
+                if folder.exists():
+                    logger.warning("%s is damaged (%s) and built anew", folder, problem)
+                    folder.rename(aside)  # other processes see it whole or not at all
+                    shutil.rmtree(aside)
+                aside.mkdir()
+                build(aside)
+                if sealed:
+                    sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
+                    (aside / _SEAL).write_text(json.dumps(sums))
+                if hasattr(os, "sync"):  # all files at once: a call for each of thousands takes too long
+                    os.sync()
+                aside.rename(folder)
+                sync(parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits sees that it is gone
+            lock.release()
+
+
+def _damage(folder: Path, sealed: bool) -> str:
+    """What is wrong with a folder; "" for nothing."""
+    if not sealed:
+        return "" if folder.exists() else "missing"
+    try:
+        sums = json.loads((folder / _SEAL).read_text())
+        for name, expected in sums.items():
+            found = _sum(folder / name)
+            if found[0] != expected[0]:
+                return f"{name} has {found[0]:,} bytes, and had {expected[0]:,}"
+            if found != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return f"{_SEAL} says nothing"
+    return "" if sums else f"{_SEAL} is empty"
+
+
+def _sum(file: Path) -> list[int | None]:
+    """Bytes of a file, and CRC-32 of a small one."""
+    size = file.stat().st_size
+    return [size, zlib.crc32(file.read_bytes()) if size <= _SUMMED_UP else None]

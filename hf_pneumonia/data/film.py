@@ -1,13 +1,15 @@
-"""Bytes of an image file, or an open image -> one grayscale film. Knows nothing of labels or networks.
+"""An image in any form -> one grayscale image: path, bytes, open file, Pillow image, array, DICOM.
 
-The same function serves training and prediction: a film that is read in two ways is two films to a network.
+Training and prediction read through the same functions: a difference would reach the network.
 """
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,26 +19,26 @@ from hf_pneumonia.data.dicom_header import is_dicom
 from hf_pneumonia.data.overlays import hue_spread
 from hf_pneumonia.errors import UnreadableFilm
 
-# One resampling filter for the store, the saved processor and serving. Pillow's resize is antialiased, which
-# is also what timm's evaluation transform does with this name.
+# One resampling filter for the cache, the saved processor and prediction. Pillow's resize is antialiased, as
+# timm's evaluation transform is with this name.
 INTERPOLATION = "bicubic"
 
-# A full-size digital chest film has 4 to 20 megapixels. Checked on the header, before anything is decoded;
-# Pillow by itself only warns at 89 megapixels.
+# A full-size digital chest X-ray has 4 to 20 megapixels. Checked before anything is decoded; Pillow by itself
+# only warns at 89 megapixels.
 MAX_PIXELS = 100_000_000
 
-# Room for MAX_PIXELS of 16 bits, uncompressed, and for what stands around them.
+# Room for MAX_PIXELS of 16 bits, uncompressed, and the file around them.
 MAX_BYTES = 256 * 2**20
 
-# From so many times the pixels that are wanted a film is resized by torch, in a fifth of Pillow's time and by
-# the same filter: first down and then across, where Pillow goes across first. Both round in between: they
-# differ by 0.12 gray levels in the mean, and lie 0.25 from the unrounded result, each (docs/LOG.md).
+# With so many times the pixels that are wanted an image is resized by torch, in a fifth of Pillow's time and
+# by the same filter: first down and then across, where Pillow goes across first. They differ by 0.12 gray
+# levels in the mean, and each is 0.25 from the unrounded result (docs/LOG.md).
 _LARGE = 16
 
-# What Pillow may open. The rest of its formats are no films, and some start a program (EPS: Ghostscript).
+# What Pillow may open. Some of its other formats start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-# What `info` of a film may have.
-_SAID = ("hues", "modality", "body_part", "view")
+
+_SAID = ("hues", "modality", "body_part", "view")  # keys that `info` of an image may have
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
@@ -50,28 +52,28 @@ _BEGINNINGS = {
     b"\xff\x4f\xff\x51": "JPEG 2000",
 }
 
+_FORMS = "a path, bytes, an open binary file, a Pillow image, an array or a pydicom Dataset"
+
 
 def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one film at its full size.
+    """Decode one image at its full size.
 
     Args:
-        source: path of a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file, or its bytes. Its
-            content says which, not its name.
-        max_pixels: a larger film is not decoded.
+        source: path of a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file, or its bytes. The
+            content decides which, not the name.
+        max_pixels: a larger image is not decoded.
 
     Returns:
-        Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. A DICOM film is what its window
-        shows; other films of more than 8 bits are stretched from their darkest to their brightest value. Its
-        `info` has what is lost on the way to gray: `hues` of `hue_spread`; of a DICOM film what `read_kind`
-        finds.
+        Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. DICOM is shown through its
+        window; other images of more than 8 bits are stretched from their darkest to their brightest value.
+        Its `info` has what is lost in gray: `hues` of `hue_spread`; of DICOM what `read_kind` finds.
 
     Raises:
-        UnreadableFilm: the file is missing, empty, truncated, not an image, not one film, of colours that
-            can't be told, blank where it would be stretched, or above MAX_BYTES or max_pixels.
+        UnreadableFilm: missing, empty, truncated, not one image, colours that can't be told, blank where it
+            would be stretched, or above MAX_BYTES or max_pixels.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
-    # Read whole, ahead of decoding: an OSError of here is the disk's and not the film's, though damaged bytes
-    # make Pillow seek to places that a file refuses with a number too.
+    # Read before decoding: an OSError here is the disk's; damaged bytes make Pillow raise OSError too.
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise UnreadableFilm("empty file")
@@ -84,48 +86,58 @@ def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image
         return _to_gray(image, max_pixels=max_pixels)
 
 
-def gray_image(image: Image.Image) -> Image.Image:
-    """A film that is a Pillow image already, as `read_film` would have read it. The image is left as it is.
+def read_any_film(film: Any) -> Image.Image:
+    """Decode one image at its full size. The result is the same for every form of one image.
+
+    Args:
+        film: path of a file, its bytes, or an open binary file, read from its beginning; a pydicom Dataset; a
+            Pillow image of any mode, which is read from its file if it is not loaded yet (a loaded one of
+            16-bit colour has only the upper 8 bits left); or an array (h, w), (h, w, 1), (h, w, 3) or
+            (h, w, 4), its last channel alpha: uint8 as it is, uint16 and float stretched from the darkest to
+            the brightest value. It is not changed.
 
     Raises:
-        UnreadableFilm: as `read_film`.
+        UnreadableFilm, OSError: as `read_film`; an array of another shape or type.
+        TypeError: none of these.
     """
+    if isinstance(film, str | os.PathLike | bytes):
+        return read_film(film)
+    if isinstance(film, bytearray | memoryview):
+        return read_film(bytes(film))
+    if isinstance(film, Image.Image):
+        unread = _unread_file(film)
+        return gray_image(film) if unread is None else read_film(_read_open(unread))
+    if isinstance(film, np.ndarray):
+        return _gray_array(film)
+    if _is_dataset(film):
+        return read_film(_dataset_bytes(film))
+    if hasattr(film, "read"):
+        return read_film(_read_open(film))
+    raise TypeError(f"a film is {_FORMS}, got {type(film).__name__}")
+
+
+def is_one_film(film: Any) -> bool:
+    """Whether this is one image and not several: most forms of one are iterable too."""
+    one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
+    return (
+        isinstance(film, one) or _is_dataset(film) or hasattr(film, "read") or not hasattr(film, "__iter__")
+    )
+
+
+def _is_dataset(film: Any) -> bool:
+    # If pydicom was never imported, this is not a Dataset: no need to import it.
+    pydicom = sys.modules.get("pydicom")
+    return pydicom is not None and isinstance(film, pydicom.Dataset)
+
+
+def gray_image(image: Image.Image) -> Image.Image:
+    """Turn a Pillow image gray as `read_film` would have (UnreadableFilm as there), without changing it."""
     with _reasons():
         return _to_gray(image, keep=True)
 
 
-def stretch(values: np.ndarray) -> Image.Image:
-    """(h, w) numbers of more than 8 bits -> a film, the lowest black and the highest white.
-
-    Raises:
-        UnreadableFilm: they are all the same, or not all finite.
-    """
-    # Pillow's own conversion clips 16-bit films at 255, which turns them white.
-    values = np.asarray(values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise UnreadableFilm("pixels that are no numbers")
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
-    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
-
-
-def stretch_upper_bits(gray: Image.Image) -> Image.Image:
-    """What is left of 16-bit colour, the upper 8 bits, of which a film of 12 bits fills four -> a film.
-
-    Raises:
-        UnreadableFilm: too few grays are left.
-    """
-    low, high = gray.getextrema()
-    if low < high < low + 63:
-        raise UnreadableFilm(
-            f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
-        )
-    return stretch(np.asarray(gray))
-
-
 def read_file(path: str | Path) -> bytes:
-    """A film's file, whole.
+    """Read a file whole.
 
     Raises:
         UnreadableFilm: it is missing, or above MAX_BYTES.
@@ -142,21 +154,12 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_size(size: int) -> None:
-    """Refuse a file of so many bytes, before it is read.
-
-    Raises:
-        UnreadableFilm: more than MAX_BYTES.
-    """
+    """Raise UnreadableFilm for a file of more than MAX_BYTES, before it is read."""
     if size > MAX_BYTES:
         raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
 
 
-def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse a film of such a size, before it is decoded.
-
-    Raises:
-        UnreadableFilm: no pixel, or more than max_pixels.
-    """
+def _check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if width * height > max_pixels:
         raise UnreadableFilm(f"{width} x {height} pixels, more than {max_pixels:,}")
     if not width * height:
@@ -164,22 +167,15 @@ def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def film_array(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one film and squash it to the network's input: `squash(read_film(source), size)`."""
+    """Decode one image and squash it to the network's input: `squash(read_film(source), size)`."""
     return squash(read_film(source), size)
 
 
 def squash(film: Image.Image, size: int) -> np.ndarray:
-    """Bring a film to the network's input.
+    """Resize an image of mode 'L' to the network's input, (size, size) uint8.
 
-    The whole film is kept and its aspect ratio given up (timm's `crop_mode: squash`, `crop_pct: 1.0`): a
-    centre crop would cut 30% of the width of a 1300 x 950 film, and lung with it.
-
-    Args:
-        film: of mode 'L'.
-        size: side of the square in pixels.
-
-    Returns:
-        (size, size) uint8.
+    The whole image is kept and its aspect ratio given up (timm's `crop_mode: squash`, `crop_pct: 1.0`): a
+    centre crop would cut 30% of the width of 1300 x 950 pixels, and lung with it.
     """
     if film.size == (size, size):
         return np.asarray(film)
@@ -190,7 +186,7 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
 
 def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     """(h, w) -> (size, w) uint8, each column by itself."""
-    import torch  # a second, and who only decodes needs none of it
+    import torch  # takes a second, which decoding alone does not need
 
     height, width = pixels.shape
     # Four columns as the four colours of one pixel, which torch's routine takes at a time.
@@ -215,7 +211,7 @@ def _why_no_image(data: bytes) -> str:
 
 @contextmanager
 def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Whatever goes wrong with an image becomes UnreadableFilm."""
+    """Turn every error of an image into UnreadableFilm."""
     try:
         yield
     except UnreadableFilm:
@@ -230,9 +226,9 @@ def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 
 def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    check_pixels(image.width, image.height, max_pixels)
+    _check_pixels(image.width, image.height, max_pixels)
     _refuse_what_pillow_misreads(image)
-    # Asked before it is decoded, which forgets both.
+    # Read before decoding, which forgets both.
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
     cut_to_8_bits = ";16" in _layout(image)
     if keep:
@@ -241,18 +237,14 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow turns WhiteIsZero over for up to 8 bits only.
-        return stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
+        return _stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
     # Alpha is dropped, not blended: so do `pipeline` and every loader that calls `.convert("RGB")`.
-    transparent = image.info.pop("transparency", None) is not None or image.mode in (
-        "LA",
-        "PA",
-        "RGBA",
-        "RGBa",
-    )
+    transparent = image.info.pop("transparency", None) is not None
+    transparent = transparent or image.mode in ("LA", "PA", "RGBA", "RGBa")
     gray = image.convert("L")
     if cut_to_8_bits:
-        gray = stretch_upper_bits(gray)
-    # Nothing else of what a file says: comments, a camera's name, a place.
+        gray = _stretch_upper_bits(gray)
+    # Nothing else of the file's tags: comments, a camera's name, a place.
     gray.info = {name: image.info[name] for name in _SAID if keep and name in image.info}
     if image.mode != "L":
         gray.info["hues"] = hue_spread(image.convert("RGB"))
@@ -264,10 +256,9 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
 def _refuse_what_pillow_misreads(image: Image.Image) -> None:
     # The second picture of a phone's JPEG (MPO) is a preview or another view; the first is the picture.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        # Not counted: that means to walk through the whole file.
         raise UnreadableFilm("several frames (an animation or several pages), expected one film")
     if image.mode == "CMYK":
-        # Adobe writes them inverted, and some writers do not: a film of the wrong sign looks like a film.
+        # Adobe writes them inverted, other writers do not: an inverted radiograph looks like one too.
         raise UnreadableFilm("CMYK colours (made for print): save it as gray or RGB")
     if image.mode == "LAB":
         raise UnreadableFilm("LAB colours: save it as gray or RGB")
@@ -285,3 +276,79 @@ def _layout(image: Image.Image) -> str:
     """Pillow's name of the pixels' layout in the file ("RGB;16B"); "" where it keeps none."""
     options = image.tile[0][3] if getattr(image, "tile", None) else ""
     return str(options[0] if isinstance(options, tuple) and options else options)
+
+
+def _stretch(values: np.ndarray) -> Image.Image:
+    """(h, w) numbers of more than 8 bits -> an image, the lowest black and the highest white."""
+    # Pillow's own conversion clips 16-bit images at 255, which turns them white.
+    values = np.asarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise UnreadableFilm("pixels that are no numbers")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
+    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
+
+
+def _stretch_upper_bits(gray: Image.Image) -> Image.Image:
+    """Stretch the upper 8 bits, which Pillow keeps of 16-bit colour. Of 12 bits only four are left there."""
+    low, high = gray.getextrema()
+    if low < high < low + 63:
+        raise UnreadableFilm(
+            f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
+        )
+    return _stretch(np.asarray(gray))
+
+
+def _unread_file(image: Image.Image) -> Any:
+    """The open file of an image that Pillow has not decoded yet, else None."""
+    return getattr(image, "fp", None) if getattr(image, "tile", None) else None
+
+
+def _read_open(file: Any) -> bytes:
+    """An open file's bytes; one more than allowed where there are more, which `read_film` then refuses."""
+    place = file.tell() if (back := hasattr(file, "seekable") and file.seekable()) else 0
+    if back:
+        file.seek(0)
+    data = file.read(MAX_BYTES + 1)
+    if back:
+        file.seek(place)
+    if not isinstance(data, bytes):
+        raise TypeError("a film's file is opened for reading bytes: open(name, 'rb')")
+    return data
+
+
+def _gray_array(values: np.ndarray) -> Image.Image:
+    colours = values.shape[2] if values.ndim == 3 else 1
+    if values.ndim not in (2, 3) or colours not in (1, 3, 4):
+        raise UnreadableFilm(
+            f"an array of shape {values.shape}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); "
+            "several films are given as a list"
+        )
+    kind = values.dtype.kind + str(values.dtype.itemsize)
+    if values.dtype.kind != "f" and kind not in ("u1", "u2"):
+        raise UnreadableFilm(f"an array of {values.dtype}: expected uint8, uint16 or float")
+    _check_pixels(values.shape[1], values.shape[0])
+    if colours == 1:
+        values = values.reshape(values.shape[:2])
+        return Image.fromarray(np.array(values)) if kind == "u1" else _stretch(values)
+    if kind == "u1":
+        return gray_image(Image.fromarray(np.ascontiguousarray(values)))
+    if kind == "u2":  # as Pillow reads a file of them
+        return _stretch_upper_bits(Image.fromarray((values[..., :3] >> 8).astype(np.uint8)).convert("L"))
+    # Pillow's weights (ITU-R BT.601).
+    return _stretch(values[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
+
+
+def _dataset_bytes(dataset: Any) -> bytes:
+    """The file that a Dataset would be written to."""
+    buffer = io.BytesIO()
+    declared = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    encoding = {} if declared else {"implicit_vr": True, "little_endian": True}
+    try:
+        dataset.save_as(buffer, **encoding)
+    # pydicom may raise anything here, and its message may quote a value.
+    except Exception as error:
+        raise UnreadableFilm(f"a DICOM Dataset that pydicom can't write ({type(error).__name__})") from error
+    check_size(buffer.tell())
+    return buffer.getvalue()

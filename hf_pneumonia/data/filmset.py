@@ -1,14 +1,14 @@
-"""Sources made ready for a network: their table, store, copies and splits, joined. Here the rules stand.
+"""The cohort: sources -> decoded images with their patients, copies and splits.
 
-The test split wins over validation, and validation over train; films of one patient, and copies of one film,
-never stand in two splits; a film counts once however many copies of it there are; copies that contradict each
-other about the label teach nothing and are left out.
+The rules: the test split wins over validation, and validation over train. Images of one patient, and copies
+of one image, are never in two splits. An image counts once, however many copies there are. Copies with
+different labels are left out of training.
 """
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores, vertic
 from hf_pneumonia.data.cache import FilmStore, open_store
 from hf_pneumonia.data.duplicates import COPY, connect
 from hf_pneumonia.data.labels import LABELS, coarse_patient
-from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
+from hf_pneumonia.data.manifest import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
@@ -30,18 +30,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FilmSet:
-    """The films of one or several sources, and what becomes of each.
+    """The images of one or several sources, and what becomes of each.
 
     Attributes:
-        store: decoded films, by row.
-        file, source, patient_id: (n,) str, by row of the store, as the source has them.
-        patient: (n,) str, the patient after joining those who share a film.
+        store: decoded images, by row.
+        file, source, patient_id: (n,) str, as the source has them.
+        patient: (n,) str, the patient after joining those who share an image.
         label: (n,) int64, index into LABELS.
-        given: (n,) the split that the source has the film in.
-        split: (n,) "train", "validation", "test", "covid" (scored only), or "" for a film that is not used.
-        duplicate_group: (n,) int64, lowest row of the films that are copies of one; its own row for a film
-            without copies.
-        reason: (n,) why a film is not used: one of those in `data.reasons`, or "".
+        given: (n,) the split in the source.
+        split: (n,) "train", "validation", "test", "covid" (scored only), or "" for an image that is not used.
+        duplicate_group: (n,) int64, lowest row of the copies of one image; its own row without copies.
+        reason: (n,) why an image is not used (UNREADABLE, COPIES, CONFLICT, PATIENT of manifest.py), or "".
         notes: what was decided about the splits, a line each.
     """
 
@@ -58,23 +57,21 @@ class FilmSet:
     notes: list[str]
 
     def rows(self, split: str) -> np.ndarray:
-        """(k,) rows of one split, in the order of the source."""
+        """Rows of one split, (k,), in the order of the source."""
         return np.flatnonzero(self.split == split)
 
     def vertical_class(self) -> int:
-        """Class that a swap of the proportions stretches vertically (`appearance.vertical_class`), by the
-        training images."""
+        """Class that a swap of the proportions stretches vertically, by the training images."""
         train = self.rows("train")
         return vertical_class(self.store.facts["appearance"][train], self.label[train])
 
     def copy_groups(self) -> list[np.ndarray]:
         """Rows of each group of two or more copies, in order."""
-        order = np.argsort(self.duplicate_group, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(self.duplicate_group[order])) + 1)
+        groups = _rows_of_groups(self.duplicate_group, np.arange(len(self.file)))
         return [rows for rows in groups if len(rows) > 1]
 
     def counts(self) -> dict:
-        """Films, patients and films per class of each split, and what was left out and why."""
+        """Count the images, patients and classes of each split, and what was left out and why."""
         splits = {}
         for name in [*SPLITS, *sorted(set(self.split) - {*SPLITS, ""})]:
             rows = self.rows(name)
@@ -95,8 +92,8 @@ class FilmSet:
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 over split, label, patient and name of every film: equal where runs saw equal splits."""
-        lines: Iterable[str] = (
+        """SHA-256 over split, label, patient and name of every image: equal for equal splits."""
+        lines = (
             f"{split}\0{label}\0{patient}\0{Path(file).name}\n"
             for split, label, patient, file in zip(
                 self.split, self.label, self.patient_id, self.file, strict=True
@@ -118,44 +115,62 @@ def prepare_films(
     must_split: bool = True,
     one_class: bool = False,
 ) -> FilmSet:
-    """Load sources, decode their films once, find copies, and split them by patient.
+    """Load sources, decode their images once, find copies, and split by patient.
 
     Args:
-        sources: as for `load_films`.
-        size: side of the decoded films in pixels.
-        cache_dir: for decoded, unpacked and simulated films.
-        max_unreadable: largest share of unreadable films to put up with, 0 to 1.
+        sources, covid, one_class: as for `load_films`.
+        size: side of the decoded images in pixels.
+        cache_dir: for decoded, unpacked and simulated images.
+        max_unreadable: largest share of unreadable images that is accepted, 0 to 1.
+        split, split_seed, must_split: as for `settle_films`.
+
+    Raises:
+        UsageError: a source can't be used, too many images can't be read, or there are too few to split.
+    """
+    parse_split(split)  # an error before anything is decoded
+    table = load_films(sources, cache_dir, covid, one_class)
+    store = open_store(table["image"], size, cache_dir)
+    _check_readable(store, table["file"], max_unreadable)
+    return settle_films(table, store, split=split, split_seed=split_seed, must_split=must_split)
+
+
+def settle_films(
+    table: Mapping[str, Sequence],
+    store: FilmStore,
+    *,
+    split: str = "official",
+    split_seed: int = 0,
+    must_split: bool = True,
+) -> FilmSet:
+    """Decide what becomes of every image: its patient, its copies, its split.
+
+    Args:
+        table, store: as `load_films` and `open_store` give them, row by row.
         split: "official"; shares such as "70/20/10" (`parse_split`); or "shifted": of each class the patients
             whose images look most like the other class are the test split, 20% of the images.
         split_seed: of the splits that are cut, and of the folds by which "shifted" scores the appearance.
-        covid: as for `load_films`.
-        must_split: whether films that can't be split are an error; else they stay as their source has them.
-        one_class: as for `load_films`.
+        must_split: whether images that can't be split are an error; else they keep the source's split.
 
     Raises:
-        UsageError: a source can't be used, too many films can't be read, or there are too few to split.
+        UsageError: there are too few images to split.
     """
     shares = parse_split(split)
-    table = load_films(sources, cache_dir, covid, one_class)
-    store = open_store(table["image"], size, cache_dir)
     file, source, patient_id, given = (
-        np.array(table[column][:], dtype=object) for column in ("file", "source", "patient_id", "split")
+        np.array(table[column], dtype=object) for column in ("file", "source", "patient_id", "split")
     )
-    label = np.array(table["label"][:])
-    _check_readable(store, file, max_unreadable)
-
+    label = np.array(table["label"])
     group = _duplicate_groups(store)
     honoured = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
     reason = _settle_copies(store, group, label, honoured, source, file)
     used = reason == ""
-    patient, perhaps = _patients(patient_id, group, store.copies()[0])
-    assigned = np.full(len(file), "", dtype="<U10")
     if must_split and "train" in honoured and not np.any(honoured[used] == "train"):
         raise UsageError(
             f"none of the {np.sum(honoured == 'train')} training films is left: they are unreadable, copies "
             "of test films, or contradict each other; `python -m hf_pneumonia audit` shows them"
         )
-    cluster, cut = _by_content(perhaps, store), []
+    patient = _one_patient(patient_id, group)
+    cluster, cut = _clusters(patient_id, group, store), []
+    assigned = np.full(len(file), "", dtype="<U10")
     try:
         if split == "shifted":
             cut = _cut_shifted(store, honoured, used, label, cluster, split_seed)
@@ -183,11 +198,7 @@ def prepare_films(
 def _cut_shifted(
     store: FilmStore, split: np.ndarray, used: np.ndarray, label: np.ndarray, cluster: np.ndarray, seed: int
 ) -> list[str]:
-    """Set the split of the images that contradict their label most to "test", in place; a line about it.
-
-    Raises:
-        UsageError: there are too few patients of a class.
-    """
+    """Set the split of the images that contradict their label most to "test", in place; return a note."""
     rows = np.flatnonzero(used & (split == "train"))
     # By content: sums of floats, and so the last bits of a score, depend on the order.
     rows = rows[np.argsort(store.facts["sha256"][rows])]
@@ -206,20 +217,15 @@ def _cut_shifted(
     ]
 
 
-def _patients(patient_id: np.ndarray, group: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) patients, and (n,) the same after joining those who might be one.
+def _clusters(patient_id: np.ndarray, group: np.ndarray, store: FilmStore) -> np.ndarray:
+    """(n,) patients that may be one, by a coarse reading of the ids or by images that are alike: a cut keeps
+    them together. Given splits, which would lose images by that, go by the patients themselves.
 
-    A cut loses nothing by keeping together whoever might be one child, by a coarse reading of the ids or by
-    films that are alike; splits as they are given would lose films by it.
+    Named by the least hash of their files: a cut then depends on the images, and not on names or folders.
     """
-    links = np.concatenate([alike, np.stack([np.arange(len(group)), group], axis=1)])
+    links = np.concatenate([store.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
     coarse = [coarse_patient(one) for one in patient_id]
-    return _one_patient(patient_id, group), _one_patient(coarse, connect(len(group), links))
-
-
-def _by_content(cluster: np.ndarray, store: FilmStore) -> np.ndarray:
-    """(n,) clusters named by the least of their films' hashes: a cut then depends on the films, and not on
-    what they or their folders are called."""
+    cluster = _one_patient(coarse, connect(len(group), links))
     ids, which = np.unique(cluster.astype(str), return_inverse=True)
     least = np.full(len(ids), b"~", dtype="S64")  # after every hexadecimal digit
     hashes = store.facts["sha256"]
@@ -228,7 +234,7 @@ def _by_content(cluster: np.ndarray, store: FilmStore) -> np.ndarray:
     return least[which].astype(str)
 
 
-def _check_readable(store: FilmStore, file: np.ndarray, max_unreadable: float) -> None:
+def _check_readable(store: FilmStore, file: Sequence[str], max_unreadable: float) -> None:
     if not store.unreadable:
         return
     row, reason = next(iter(store.unreadable.items()))
@@ -239,19 +245,19 @@ def _check_readable(store: FilmStore, file: np.ndarray, max_unreadable: float) -
 
 
 def _duplicate_groups(store: FilmStore) -> np.ndarray:
-    """(n,) lowest row of the films that are copies of one, by their bytes or by their pixels."""
+    """(n,) lowest row of the copies of one image, by their bytes or by their pixels."""
     pairs, correlation = store.copies()
     hashes = store.facts["sha256"]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)
-    # Two films of which nothing can be read (empty files, say) show nothing that is alike.
+    # Equal bytes of unreadable files (empty ones, say) join nobody.
     same_bytes = np.delete(same_bytes, list(store.unreadable), axis=0)
     return connect(len(hashes), np.concatenate([pairs[correlation >= COPY], same_bytes]))
 
 
 def _one_patient(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
-    """(n,) patient ids after joining those who share a film: one child can have an id in each source, and a
-    renamed copy has none. The shortest id stands for all: the place of a film without an id is longer."""
+    """(n,) patient ids after joining those who share an image: one child can have an id in each source, and
+    a renamed copy has none. The shortest id is kept: the place of an image without an id is longer."""
     ids = np.array(sorted(set(patients), key=lambda one: (len(one), one)), dtype=object)
     rank = {one: index for index, one in enumerate(ids)}
     patient = np.array([rank[one] for one in patients], dtype=np.int64)
@@ -267,25 +273,25 @@ def _settle_copies(
     source: np.ndarray,
     file: np.ndarray,
 ) -> np.ndarray:
-    """(n,) reason for every film that is not used because it is unreadable or because of its copies."""
-    reason = np.full(len(group), "", dtype=object)
-    name = [Path(path).name for path in file]
+    """(n,) reason for every image that is not used because it is unreadable or because of its copies."""
+    facts, reason = store.facts, np.full(len(group), "", dtype=object)
     reason[list(store.unreadable)] = UNREADABLE
-    readable = np.flatnonzero(reason == "")
-    order = readable[np.argsort(group[readable], kind="stable")]
-    for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+
+    def preference(row: int) -> tuple:
+        """Of the best split the largest image, then by content: never by the place in the list."""
+        pixels = int(facts["width"][row]) * int(facts["height"][row])
+        return _RANK[split[row]], -pixels, facts["sha256"][row], source[row], Path(file[row]).name
+
+    for rows in _rows_of_groups(group, np.flatnonzero(reason == "")):
         if len(rows) < 2:
             continue
         in_test = rows[split[rows] == "test"]
-        # Nothing about who comes first in the list: of the best split the largest film, then by content.
-        best = min(
-            rows, key=lambda row: (_RANK[split[row]], *_preference(store, row), source[row], name[row])
-        )
+        best = min(rows, key=preference)
         reason[rows] = COPIES
         if len(set(label[rows])) > 1:
             reason[rows] = CONFLICT
         if len(in_test):
-            # A test split is judged on as it was published: whole, copies inside one source included.
+            # A test split stays as it was published: whole, copies inside one source included.
             keep = in_test[source[in_test] == source[best]]
             reason[keep] = ""
         elif len(set(label[rows])) == 1:
@@ -293,13 +299,14 @@ def _settle_copies(
     return reason
 
 
-# Which of several copies is kept: the one that judges before the one that teaches.
+# Which of several copies is kept.
 _RANK = {"test": 0, "validation": 1, "train": 2, "covid": 3}
 
 
-def _preference(store: FilmStore, row: int) -> tuple[int, bytes]:
-    fact = store.facts[row]
-    return -int(fact["width"]) * int(fact["height"]), bytes(fact["sha256"])
+def _rows_of_groups(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """The given rows, split by their group."""
+    order = rows[np.argsort(group[rows], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _notes_on_copies(films: FilmSet) -> list[str]:

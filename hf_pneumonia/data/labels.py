@@ -1,29 +1,20 @@
-"""Class names and file names -> label and patient. The only place that knows how data sets name things."""
+"""Class names and file names of public data sets -> label and patient."""
 
 import re
 
-# Index 0 and 1 of the network's head. The order is fixed here and class folders are mapped to it by name:
-# an alphabetical index would swap the classes of a data set whose folders are called "healthy" and
-# "bacterial".
+# Index 0 and 1 of the network's head. Class folders are mapped to it by name: an alphabetical index would
+# swap "healthy" and "bacterial".
 LABELS = ("NORMAL", "PNEUMONIA")
 
-# The simulated data sets: the plain one, and the one with a shortcut (`phantom_folder.add_shortcut`).
+# The simulated data sets, without and with a shortcut (`phantom_folder.add_shortcut`).
 PHANTOMS = ("phantom", "phantom:shortcut")
 
-# What may be done with films of COVID-19, which some data sets hold as a class of its own.
+# What to do with images of COVID-19, a class of its own in some data sets.
 COVID = ("drop", "pneumonia", "keep")
 
 # Compared after lower-casing and dropping everything but letters: "0_normal" and "No Finding" are found here.
-_NORMAL = {
-    "normal",
-    "normals",
-    "healthy",
-    "nofinding",
-    "nofindings",
-    "nopneumonia",
-    "nonpneumonia",
-    "notpneumonia",
-}
+_NORMAL = {"normal", "normals", "healthy", "nofinding", "nofindings"}
+_NORMAL |= {"nopneumonia", "nonpneumonia", "notpneumonia"}
 _KINDS = ("bacteria", "bacterial", "virus", "viral")
 _PNEUMONIA = (
     {"pneumonia", "pneumonias", *_KINDS}
@@ -33,11 +24,11 @@ _PNEUMONIA = (
 )
 _COVID = {"covid", "covidpneumonia", "coronavirus", "coronavirusdisease"}
 
-# The two series of pneumonias, each with its own count of patients.
+# The two series of pneumonias, which number their patients separately.
 SERIES = ("bacteria", "virus")
 _SERIES = re.compile(r"^(?:NORMAL\d*-(?=IM-)|(person\d+)_(?:bacteria|virus)$)", re.IGNORECASE)
 
-# File names of the Guangzhou films (Kermany et al. 2018) as Kaggle and Mendeley Data publish them.
+# File names of the Guangzhou images (Kermany et al. 2018) as Kaggle and Mendeley Data publish them.
 _PATIENT_PATTERNS = (
     re.compile(r"(person\d+_(?:bacteria|virus))_\d+"),
     re.compile(r"((?:NORMAL\d*-)?IM-\d+)-\d+", re.IGNORECASE),
@@ -46,7 +37,7 @@ _PATIENT_PATTERNS = (
 
 
 def label_of(class_name: str) -> int | None:
-    """Index into LABELS of a class folder's or class label's name, None where the name is not known."""
+    """Index into LABELS of a class name, None where the name is not known."""
     letters = _letters(class_name)
     if letters in _NORMAL:
         return 0
@@ -54,7 +45,7 @@ def label_of(class_name: str) -> int | None:
 
 
 def is_class(name: str) -> bool:
-    """Whether a folder of this name holds films of one class."""
+    """Whether a folder of this name holds images of one class."""
     return label_of(name) is not None or is_covid(name)
 
 
@@ -64,10 +55,10 @@ def is_covid(class_name: str) -> bool:
 
 
 def patient_of(file_name: str) -> str | None:
-    """Patient id in a film's file name, None where the name carries none.
+    """Patient id in a file name, None where there is none.
 
     `person1000_bacteria_2931.jpeg` is "person1000_bacteria", `NORMAL2-IM-0383-0001.jpeg` is
-    "NORMAL2-IM-0383". Every series counts its own patients: the authors split the data set by patient, and
+    "NORMAL2-IM-0383". Every series numbers its own patients: the authors split the data set by patient, and
     many numbers have one series in train and another in test.
     """
     for pattern in _PATIENT_PATTERNS:
@@ -88,10 +79,9 @@ def is_global_id(patient_id: str) -> bool:
 def coarse_patient(patient_id: str) -> str:
     """The number in an id, without its series: NORMAL2-IM-0383 is IM-0383, person1000_virus is person1000.
 
-    `patient_id` is the fine reading: IM-0383 and NORMAL2-IM-0383 are two patients. Which reading is right is
-    not documented. Measured on the 5,216 training films, pairs that only the coarse reading joins are no more
-    alike than pairs drawn at random (README, "The audit"). Splits that are given go by the fine reading; a
-    cut of our own loses no image by the coarse one.
+    Whether those are one patient is not documented. In the 5,216 training images, pairs that only this coarse
+    reading joins are no more alike than random pairs (README, "The audit"). Given splits go by the id as it
+    is; a cut of our own goes by the coarse reading, which costs no image.
     """
     return _SERIES.sub(r"\1", patient_id)
 

@@ -1,4 +1,4 @@
-"""The manifest: a line per film, where it stands and why; and what weights have seen, from such lines."""
+"""The manifest: one line per image, its split and why; and which images weights were trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.reasons import COPIES, UNREADABLE
 from hf_pneumonia.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,25 +21,22 @@ MANIFEST = "audit/manifest.csv"  # in a run folder
 SEEN = "seen_before.csv"  # beside it: what the weights that a run started from had seen
 TEACHING = ("train", "validation")  # validation chose the epoch and the temperature
 
-COLUMNS = (
-    "path",
-    "source",
-    "split",
-    "label",
-    "patient_id",
-    "content_hash",
-    "duplicate_group",
-    "kept",
-    "reason",
-)
+# Why an image is not used.
+UNREADABLE = "unreadable"
+COPIES = "copy"
+CONFLICT = "copies with different labels"
+PATIENT = "patient of another split"
+
+COLUMNS = ("path", "source", "split", "label", "patient_id", "content_hash", "duplicate_group", "kept")
+COLUMNS += ("reason",)
 
 
 def write_manifest(films: FilmSet, path: Path) -> None:
-    """One line per film: where it stands, and why it is not used where it isn't.
+    """Write one line per image.
 
-    `split` is the one that it is used in, for films that are left out the one that the source has it in;
-    `patient_id` is the patient after joining those who share a film; `duplicate_group` is empty for films
-    without copies; `content_hash` is the SHA-256 of the file's bytes.
+    `split` is the one that it is used in, or the source's where it is left out; `patient_id` is the patient
+    after joining those who share an image; `duplicate_group` is empty for images without copies;
+    `content_hash` is the SHA-256 of the file's bytes.
     """
     group = np.full(len(films.file), "", dtype=object)
     kept_copy = {}
@@ -50,32 +46,23 @@ def write_manifest(films: FilmSet, path: Path) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in range(len(films.file)):
+        for row, name in enumerate(films.file):
             reason = films.reason[row]
             if reason == UNREADABLE:
                 reason = f"{UNREADABLE}: {films.store.unreadable[row]}"
             elif reason == COPIES and row in kept_copy:
                 reason = f"{COPIES} of {films.file[kept_copy[row]]}"
-            writer.writerow(
-                [
-                    films.file[row],
-                    films.source[row],
-                    films.split[row] or films.given[row],
-                    LABELS[films.label[row]],
-                    films.patient[row],
-                    films.store.facts["sha256"][row].decode(),
-                    group[row],
-                    "true" if films.split[row] else "false",
-                    reason,
-                ]
-            )
+            split, kept = films.split[row] or films.given[row], "true" if films.split[row] else "false"
+            digest = films.store.facts["sha256"][row].decode()
+            said = (LABELS[films.label[row]], films.patient[row], digest, group[row], kept, reason)
+            writer.writerow([name, films.source[row], split, *said])
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Lines of a manifest, or of a run's `seen_before.csv`.
+    """Read the lines of a manifest, or of a run's `seen_before.csv`.
 
     Raises:
-        UsageError: it is none, or missing.
+        UsageError: the file is not a manifest, or missing.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -94,13 +81,11 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 
 def read_seen(weights: Path) -> list[dict[str, str]]:
-    """Lines of the films that weights were trained or chosen by, from the run folder's own manifest, and from
-    what that run kept of the runs before it (`SEEN`).
-
-    A folder without a manifest may hold anything; that is said, and nothing can be checked.
+    """Read the lines of the images that weights were trained on or chosen by, from the run folder's manifest
+    and from what that run kept of the runs before it (`SEEN`). A folder without a manifest gets a warning.
 
     Raises:
-        UsageError: the manifest is none.
+        UsageError: the file is not a manifest.
     """
     # A checkpoint lies inside its run folder.
     audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
@@ -116,7 +101,7 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
 
 
 def write_seen(seen: list[dict[str, str]], path: Path) -> None:
-    """Keep `read_seen` of the starting weights, so that the runs that start from this one know it too."""
+    """Keep `read_seen` of the starting weights for the runs that start from this one."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

@@ -1,6 +1,6 @@
-"""What was drawn onto a film after it was taken: burned-in text and colour. Cheap signs, not a reading.
+"""Burned-in text and colour: cheap signs of what was drawn onto an image after it was taken.
 
-A network may read "A-P" or an exposure time off a film where only sick children have one.
+A network may read "A-P" or an exposure time where only images of sick children have one.
 """
 
 import io
@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-# From so many rows on, a film is listed as carrying text. Looked at on 300 full-size films: a side marker
-# alone has 0, electrodes and cables up to 5, "A-P" 10 and more, lines of text 20 and more.
+# Rows from which on an image is listed as carrying text. In 300 full-size images a side marker alone has 0,
+# electrodes and cables up to 5, "A-P" 10 and more, lines of text 20 and more.
 TEXT_ROWS = 8
 
-# Films with a shorter side than this, in pixels, are not searched for text: letters are blurred away there,
-# for a network too.
+# Images with a shorter side (pixels) are not searched for text: letters are blurred, for a network too.
 TEXT_SIDE = 400
 
-# From this share of coloured pixels on, a film is listed as carrying colour.
+# Share of coloured pixels from which on an image is listed as carrying colour.
 COLOUR_SHARE = 0.001
 
 _HUE_SIDE = 128  # pixels a side to which a picture is reduced before its hues are measured
@@ -27,14 +26,8 @@ _COLOUR = 64  # difference between channels, beyond what compression and a tint 
 
 
 def text_rows(film: Image.Image) -> int:
-    """Rows of pixels near the top and bottom edge that look like a line of letters.
-
-    Such a row crosses four or more thin bright strokes within a tenth of its width. Small films (TEXT_SIDE)
-    always give 0.
-
-    Args:
-        film: Pillow image of mode 'L' at its full size.
-    """
+    """Count the rows of pixels near the top and bottom edge of a gray image that look like a line of letters:
+    they cross four or more thin bright strokes within a tenth of their width. Small images always give 0."""
     width, height = film.size
     if min(width, height) < TEXT_SIDE:
         return 0
@@ -56,7 +49,7 @@ def text_rows(film: Image.Image) -> int:
 
 
 def colour_share(source: str | Path | bytes) -> float:
-    """Share of clearly coloured pixels, 0 to 1, of an image that `read_film` can read; 0 for other kinds."""
+    """Share of clearly coloured pixels, 0 to 1, of an image that `read_film` can read; 0 for DICOM."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode not in ("RGB", "RGBA", "P", "PA"):
@@ -64,7 +57,7 @@ def colour_share(source: str | Path | bytes) -> float:
             image.draft("RGB", (256, 256))  # a JPEG is decoded at a fraction of its size
             picture = image.convert("RGB")
     except Image.UnidentifiedImageError:
-        return 0.0  # DICOM, which is no colour picture here
+        return 0.0  # DICOM
     if _is_gray(picture):
         return 0.0
     red, green, blue = picture.split()
@@ -74,17 +67,12 @@ def colour_share(source: str | Path | bytes) -> float:
 
 
 def hue_spread(picture: Image.Image) -> float:
-    """How far a picture's colours lie, in the mean, from one tint over grays: 0 for films, tinted ones too.
+    """Mean distance of an RGB picture's colours from one tint over grays: 0 for radiographs, tinted ones too.
 
     The differences red - green and blue - green are fitted by a parabola in the gray level, which is what a
-    tint leaves; the mean size of what is left over is the answer.
-
-    Args:
-        picture: of mode 'RGB'.
-
-    Returns:
-        Gray levels, 0 to 255. Of 5,216 films saved as RGB the highest is 0.0; six photographs have 8 to 25, a
-        colour scale laid over a film 8 and more, a retina 5.
+    tint leaves; the result is the mean absolute residual in gray levels, 0 to 255. Of 5,216 radiographs saved
+    as RGB the highest is 0.0; six photographs have 8 to 25, a colour scale laid over a radiograph 8 and more,
+    a retina 5.
     """
     if _is_gray(picture):
         return 0.0

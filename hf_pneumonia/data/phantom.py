@@ -1,11 +1,10 @@
-"""Simulated chest films with known lesions: the embedded data set, for tests, demonstrations and benchmarks.
+"""Simulated chest X-rays with known lesions: the embedded data set, for tests, demonstrations and benchmarks.
 
 A patient is a set of path lengths (cm of soft tissue, lung, bone and gas along a parallel beam from front to
-back). Their attenuations add up to one picture, which is positioned, exposed and developed once per film.
-Disease puts fluid in place of some of the lung's air and changes nothing else: outside its lesion, a film is
-byte for byte the film of the same patient in health, so there is nothing but the lesion to learn from.
-
-This module knows nothing of networks, and its films teach nothing about real patients.
+back). Their attenuations add up to one picture, which is positioned, exposed and developed once per image.
+Disease replaces some of the lung's air by fluid and changes nothing else: outside its lesion, an image is
+byte for byte that of the same patient in health, so only the lesion can be learned. The images say nothing
+about real patients.
 """
 
 import functools
@@ -396,13 +395,28 @@ def _finish(rng: Generator, bright: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _is_sick(patient: int, seed: int) -> bool:
-    """Of each pair of patients (1, 2), (3, 4) ... one has pneumonia; which one is drawn."""
-    return bool(np.random.default_rng((seed, (patient - 1) // 2, 1)).random() < 0.5) ^ bool(patient % 2)
+def simulate_patient(
+    patient: int, seed: int = 0, size: int = 256, sick: bool | None = None
+) -> list[PhantomFilm]:
+    """Simulate one patient's one to three images: one anatomy and disease; other positions and exposures.
+    They depend on the arguments alone, not on the order of calls or on the process.
 
+    Args:
+        patient: number of the patient, from 1.
+        seed: another seed is another hospital, with other patients under the same numbers.
+        size: pixels on a side, at least 64.
+        sick: whether the patient has pneumonia. None: exactly one of each pair (1, 2), (3, 4) ... has it, and
+            which one is drawn.
 
-def _films(patient: int, seed: int, size: int, sick: bool) -> list[PhantomFilm]:
-    # Three streams, so that neither the anatomy nor the films depend on how much the disease drew.
+    Raises:
+        ValueError: `patient` is below 1, or `size` below 64.
+    """
+    if patient < 1 or size < 64:
+        raise ValueError(f"expected patient >= 1 and size >= 64, got patient={patient} and size={size}")
+    if sick is None:
+        first = np.random.default_rng((seed, (patient - 1) // 2, 1)).random() < 0.5
+        sick = bool(first) ^ bool(patient % 2)
+    # Three streams, so that neither the anatomy nor the images depend on how much the disease drew.
     anatomy, disease, films = np.random.default_rng((seed, patient)).spawn(3)
     chest, healthy, lung = _anatomy(anatomy, size)
     pattern, opacity = _disease(disease, chest, lung) if sick else ("none", np.zeros_like(lung))
@@ -413,22 +427,3 @@ def _films(patient: int, seed: int, size: int, sick: bool) -> list[PhantomFilm]:
         label = "PNEUMONIA" if sick else "NORMAL"
         out.append(PhantomFilm(image, lesion > 0, f"phantom{patient:04d}", label, pattern))
     return out
-
-
-def simulate_patient(patient: int, seed: int = 0, size: int = 256) -> list[PhantomFilm]:
-    """One patient's one to three films: one anatomy and disease; other positions, exposures and markers.
-
-    Args:
-        patient: number of the patient, from 1. Of each pair (1, 2), (3, 4) ... exactly one has pneumonia.
-        seed: another seed is another hospital, with other patients under the same numbers.
-        size: pixels on a side, at least 64.
-
-    Returns:
-        the films. They depend on the arguments alone: not on the order of calls or on the process.
-
-    Raises:
-        ValueError: `patient` is below 1, or `size` below 64.
-    """
-    if patient < 1 or size < 64:
-        raise ValueError(f"expected patient >= 1 and size >= 64, got patient={patient} and size={size}")
-    return _films(patient, seed, size, _is_sick(patient, seed))

@@ -1,7 +1,6 @@
-"""Simulated patients -> an `imagefolder` on disk, and the masks of their lesions.
+"""Simulated patients -> class folders on disk, and the masks of their lesions.
 
-A variant has a shortcut, to test what finds and breaks one: appearance predicts the label in train, not in
-test.
+A variant has a shortcut, for tests: appearance predicts the label in train, not in test.
 """
 
 import csv
@@ -16,9 +15,9 @@ from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
 from hf_pneumonia.data.cores import available_cores
+from hf_pneumonia.data.files import build_once
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.data.store_folder import build_once
 
 
 def write_dataset(
@@ -29,22 +28,15 @@ def write_dataset(
     workers: int | None = None,
     shortcut: bool = False,
 ) -> None:
-    """Write an `imagefolder` of simulated patients, in one piece: `folder` appears when it is complete.
+    """Write class folders of simulated patients. `folder` appears when it is complete; one that exists stays.
 
-    In it, `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the films, `{train,test}/metadata.csv` has
-    the columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each film
-    with pneumonia. A patient is in one split only. A `folder` that exists is left as it is.
-
-    Args:
-        folder: where to; its parents are made if need be.
-        patients: how many, at least 4: fewer leave a split without films.
-        seed, size: as for `phantom.simulate_patient`.
-        workers: processes; None is one per core.
-        shortcut: whether each image and its mask go through `add_shortcut`, in train by the label, in test by
-            a fair coin.
+    `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the images, `{train,test}/metadata.csv` has the
+    columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each image with
+    pneumonia. A patient is in one split only. With `shortcut`, images go through `add_shortcut`, in train by
+    the label, in test by a fair coin. `workers` is the number of processes, by default one per core.
 
     Raises:
-        ValueError: `patients` is below 4, or `size` below 64.
+        ValueError: `patients` is below 4, which leaves a split empty, or `size` below 64.
     """
     folder = Path(folder)
     if patients < 4:
@@ -55,19 +47,11 @@ def write_dataset(
 def add_shortcut(
     image: np.ndarray, lesion: np.ndarray, appears: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give an image the proportions, exposure and sharpness that one class has in train.
+    """Give an image (s, s) uint8 and its mask the proportions, exposure and sharpness of a class in train.
 
-    Images that appear normal are narrower, brighter and sharper. Proportions differ by about as much as in
-    Kermany's images (medians of width / height 1.25 and 1.49). Only a strip at two sides is cut off.
-
-    Args:
-        image: (s, s) uint8.
-        lesion: (s, s) bool, its mask.
-        appears: index into LABELS.
-        rng: draws how much.
-
-    Returns:
-        (h, w) uint8 and (h, w) bool; h or w is s.
+    Images that appear normal (`appears` is an index into LABELS) are narrower, brighter and sharper.
+    Proportions differ by about as much as in Kermany's images (medians of width / height 1.25 and 1.49).
+    Returns image and mask (h, w), h or w is s: a strip at two sides is cut off.
     """
     size, amount = len(image), rng.normal(1, 0.5, 3) * (1 if appears else -1)
     wide, dark, blur = amount * np.array([0.09, 0.15, 0.5])
@@ -82,12 +66,6 @@ def add_shortcut(
 def _split(patient: int) -> str:
     """Two pairs of patients in nine (22%) are for testing; a pair has one patient of each class."""
     return "test" if (patient - 1) // 2 % 9 in (0, 5) else "train"
-
-
-def _keep_memory() -> None:
-    # glibc gives freed arrays back to the kernel until it has once freed a block of almost 32 MB (mallopt(3),
-    # on the dynamic mmap threshold). Page faults took half of the time of a film.
-    np.ones(30 * 2**20, np.uint8)
 
 
 def _write_patient(folder: Path, seed: int, size: int, shortcut: bool, patient: int) -> list[dict[str, str]]:
@@ -113,7 +91,7 @@ def _write_all(
         (folder / part).mkdir(parents=True)
     numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size, shortcut)
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
-    with ProcessPoolExecutor(workers or available_cores(), context, initializer=_keep_memory) as pool:
+    with ProcessPoolExecutor(workers or available_cores(), context) as pool:
         rows = pool.map(job, numbers, chunksize=4)
         done = list(tqdm(rows, "simulating films", patients, unit=" patients", disable=None))
     for split in ("train", "test"):

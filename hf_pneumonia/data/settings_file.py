@@ -1,4 +1,4 @@
-"""Plain values of a small JSON or YAML file, or an error of one line."""
+"""Read a small JSON or YAML file of plain values."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,8 @@ def read_yaml(file: Path) -> object:
     """Return the plain values of a YAML file.
 
     Raises:
-        ValueError: it is no YAML, larger than LARGEST_YAML, or has aliases, of which a few lines can stand
-            for gigabytes; the message is one line.
-        OSError: it can't be read.
+        ValueError: not YAML, larger than LARGEST_YAML, or with aliases, of which a few lines can expand to
+            gigabytes; the message is one line.
     """
     with open(file, "rb") as content:
         data = content.read(LARGEST_YAML + 1)
@@ -31,7 +30,7 @@ def read_json(file: Path) -> object:
     """Return the plain values of a JSON file.
 
     Raises:
-        ValueError: it is no JSON; the message is one line.
+        ValueError: it is not JSON; the message is one line.
         OSError: it can't be read.
     """
     try:

@@ -1,68 +1,94 @@
-"""Any source names -> one table of labelled films. Knows nothing about pixels: films are not decoded here."""
+"""Names of sources -> one table of labelled images. Nothing is decoded here.
+
+Each source gives rows (`rows.Row`); here classes become labels and every image gets a patient.
+"""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 
-from hf_pneumonia.data.download import fetch_kaggle, unpack
+from hf_pneumonia.data.archive import fetch_kaggle, unpack
 from hf_pneumonia.data.folder import films_of_folder, films_of_splits
-from hf_pneumonia.data.hub_dataset import fetch_hub_dataset
 from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
 from hf_pneumonia.data.listing import films_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
-from hf_pneumonia.data.rows import SPLIT_NAMES
+from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, Row
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+# Columns of a Hub data set; the first that it has is taken.
+_IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
+_LABEL_COLUMNS = ("label", "labels", "class")
+
+_COVID_DONE = {
+    "drop": "left out (--covid pneumonia counts them in, --covid keep scores them apart)",
+    "pneumonia": "counted as PNEUMONIA",
+    "keep": "kept apart: not trained on, scored after training",
+}
+
+
+class _Images(Sequence):
+    """Undecoded images as {"path", "bytes"}. Those of the Hub are read when they are asked for."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict:
+        image = self._rows[row].image
+        return {"path": image, "bytes": None} if isinstance(image, str) else image()
+
 
 def load_films(
     sources: str | Sequence[str], cache_dir: Path, covid: str = "drop", one_class: bool = False
-) -> datasets.Dataset:
-    """Load one or several sources as one table, a row per film, in a stable order.
+) -> dict[str, Sequence]:
+    """Load one or several sources as one table, a row per image, in a stable order.
 
     Args:
         sources: each `phantom`, `phantom:shortcut`, a folder, a zip file, a CSV file of paths and labels,
             `kaggle:owner/name`, or the id of a Hub data set.
-        cache_dir: where the phantoms are kept once simulated, and zip files once unpacked.
-        covid: "drop" leaves films of COVID-19 out, "pneumonia" counts them as pneumonia, and "keep" keeps
-            them apart: in the split "covid", which is neither trained on nor chosen by, only scored.
-        one_class: whether films of one class alone will do.
+        cache_dir: where simulated images and unpacked zip files are kept.
+        covid: "drop" leaves images of COVID-19 out, "pneumonia" counts them as pneumonia, "keep" puts them
+            into the split "covid", which is only scored.
+        one_class: whether images of one class alone are allowed.
 
     Returns:
-        Columns `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source` (name of the source,
-        as short as tells it from the others), `label` (ClassLabel over LABELS), `patient_id`, and `split` (as
-        the source has it: train, validation or test; a source without splits is all train). Ids that only
-        mean something inside their source carry its name where there are several.
+        Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`
+        (short name of the source), `label` (index into LABELS), `patient_id`, and `split` (train, validation
+        or test as in the source, train without splits; or covid). With several sources, ids that only mean
+        something inside their source are prefixed by its name.
 
     Raises:
-        UsageError: there is no such source, no film in it, a class of unknown name, or one class only where
+        UsageError: there is no such source, no image in it, a class of unknown name, or only one class where
             both are needed.
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
         raise UsageError(f"--dataset names {twice[0]} twice; name every source once")
-    tables = [
-        _settle(_load(name, cache_dir), short if len(names) > 1 else "", short, covid)
-        for name, short in zip(names, short_names(names), strict=True)
-    ]
-    films = datasets.concatenate_datasets(tables)
-    found = set(films["label"])
+    rows: list[Row] = []
+    for name, short in zip(names, short_names(names), strict=True):
+        rows += _label(_load(name, cache_dir), short, covid, prefix=f"{short}:" if len(names) > 1 else "")
+    found = {row.label for row in rows}
     if len(found) < 2 - one_class:
         present = LABELS[found.pop()] if found else "none"
         raise UsageError(f"one class only in {', '.join(names)} (found: {present}): both are needed")
-    return films
+    columns = ("file", "source", "label", "patient_id", "split")
+    return {"image": _Images(rows), **{name: [getattr(row, name) for row in rows] for name in columns}}
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What the sources are called in tables and reports: a local one by its last folder, and by as few more
-    as tell it from the others; never by the way to it. The name of a split alone tells nothing, and what is
-    above it comes too."""
+    """Name each source for tables and reports: a local one by its last folder, with as many folders above it
+    as tell it from the others, and always with one above where it is called like a split."""
     parts = [_parts(name) if _is_local(name) else (name,) for name in names]
     short = []
     for index, part in enumerate(parts):
@@ -75,7 +101,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Folders on the way to a local source, from below the home folder on: that one's name is a person's."""
+    """Folders of a local source's path. The home folder is left out: its name is a person's."""
     path, home = Path(name).expanduser().resolve(), Path.home().resolve()
     inside = path.is_relative_to(home) and path != home and home != home.parent
     return path.relative_to(home).parts if inside else path.parts
@@ -85,8 +111,8 @@ def _is_local(name: str) -> bool:
     return name not in PHANTOMS and Path(name).expanduser().exists()
 
 
-def _load(name: str, cache_dir: Path) -> datasets.Dataset:
-    """Rows of one source, as `film_rows` has them."""
+def _load(name: str, cache_dir: Path) -> list[Row]:
+    """Rows of one source."""
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
         write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
@@ -110,69 +136,92 @@ def _load(name: str, cache_dir: Path) -> datasets.Dataset:
             f"--dataset expects `phantom`, a folder, a .zip or .csv file, kaggle:owner/name or a Hub id "
             f"(user/name), got {name!r}: {problem}"
         )
-    return fetch_hub_dataset(name)
+    return _fetch_hub(name)
 
 
-def _settle(rows: datasets.Dataset, prefix: str, source: str, covid: str) -> datasets.Dataset:
-    """Map classes by name, give every film a patient, and name the source."""
-    names = rows["class_name"][:]
-    labels = {name: 1 if is_covid(name) else label_of(name) for name in set(names)}
+def _fetch_hub(name: str) -> list[Row]:
+    logger.info("fetching %s from the Hub", name)
+    try:
+        loaded = datasets.load_dataset(name)
+    # Not found, gated, offline, no such host, a broken repository.
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"--dataset {name}: no such folder, and the Hub data set can't be had ({reason}); "
+            "check the name and the connection, or download it and give the folder"
+        ) from error
+    return films_of_hub(loaded, name)
+
+
+def films_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
+    """List the images of a Hub data set that is loaded.
+
+    Raises:
+        UsageError: it has no image column, no named label, or a split of an unknown name.
+    """
+    rows = []
+    for given, table in loaded.items():
+        split = SPLIT_NAMES.get(given.lower())
+        if split is None:
+            raise UsageError(f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
+        column = next((one for one in _IMAGE_COLUMNS if one in table.column_names), None)
+        classes = _class_names(table)
+        if column is None or not all(classes):
+            raise UsageError(
+                f"{name} has columns {table.column_names}: expected `image`, and `label` with class names"
+            )
+        images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        patients = table["patient_id"] if "patient_id" in table.column_names else [None] * len(table)
+        for row, (image, class_name, patient) in enumerate(zip(images, classes, patients, strict=True)):
+            file = Path(image[column]["path"] or "").name
+            # The row number keeps images apart whose repository calls them all alike.
+            place = f"{split}/{row:06d}/{file}".rstrip("/")
+            patient = patient_of(file) if patient in (None, "") else str(patient)
+            rows.append(Row(partial(_image, images, row, column), place, class_name, patient, place, split))
+    return rows
+
+
+def _image(images: datasets.Dataset, row: int, column: str) -> dict:
+    return images[row][column]
+
+
+def _class_names(table: datasets.Dataset) -> list[str | None]:
+    """Class names in the first column that has any. Numbers without names are not class names."""
+    for column in _LABEL_COLUMNS:
+        feature = table.features.get(column)
+        if isinstance(feature, datasets.ClassLabel):
+            return [feature.int2str(value) for value in table[column]]
+        if getattr(feature, "dtype", "") in ("string", "large_string"):
+            return list(table[column])
+    return [None] * len(table)
+
+
+def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
+    """Map classes to labels by name, give every image a patient, and settle COVID-19."""
+    labels = {name: 1 if is_covid(name) else label_of(name) for name in {row.class_name for row in rows}}
     if unknown := sorted(name for name, label in labels.items() if label is None):
         raise UsageError(
             f"unknown class {', '.join(map(repr, unknown))} in {source} "
             f"(found: {', '.join(sorted(labels))}); name the class folders NORMAL and PNEUMONIA "
             "(healthy, bacterial, viral are known too), or take it out"
         )
-    split = rows["split"][:]
-    if corona := [row for row, name in enumerate(names) if is_covid(name)]:
-        done = {
-            "drop": "left out (--covid pneumonia counts them in, --covid keep scores them apart)",
-            "pneumonia": "counted as PNEUMONIA",
-            "keep": "kept apart: not trained on, scored after training",
-        }
-        logger.info("%s: %d films of COVID-19 are %s", source, len(corona), done[covid])
-        if covid == "keep":
-            for row in corona:
-                split[row] = "covid"
-    patients = [
-        _patient(patient, place, prefix)
-        for patient, place in zip(rows["patient_id"], rows["place"], strict=True)
-    ]
-    if nameless := rows["patient_id"][:].count(None):
+    if count := sum(is_covid(row.class_name) for row in rows):
+        logger.info("%s: %d films of COVID-19 are %s", source, count, _COVID_DONE[covid])
+    if without := sum(row.patient_id is None for row in rows):
         logger.warning(
             "%s: no patient id in %d of %d file names: each such film is its own patient",
-            source,
-            nameless,
-            len(rows),
-        )
-    columns = {
-        "source": [source] * len(rows),
-        "label": [labels[name] for name in names],
-        "patient_id": patients,
-        "split": split,
-    }
-    features = datasets.Features(
-        source=datasets.Value("string"),
-        label=datasets.ClassLabel(names=list(LABELS)),
-        patient_id=datasets.Value("string"),
-        split=datasets.Value("string"),
-    )
-    settled = datasets.concatenate_datasets(
-        [
-            rows.select_columns(["image", "file"]),
-            datasets.Dataset.from_dict(columns, features=features),
-        ],
-        axis=1,
-    )
-    if covid == "drop" and corona:
-        settled = settled.select(sorted(set(range(len(names))) - set(corona)))
-    return settled
-
-
-def _patient(patient: str | None, place: str, prefix: str) -> str:
-    """An id that a film's name tells means the same child in every copy of the data set. One of a column may
-    be anybody's "12" in another source, and so may the place of a film that has no id."""
-    if patient is not None and patient == patient_of(Path(place).name):
-        return patient
-    own = patient or place
-    return f"{prefix}:{own}" if prefix else own
+            source, without, len(rows),
+        )  # fmt: skip
+    labelled = []
+    for row in rows:
+        corona = is_covid(row.class_name)
+        if corona and covid == "drop":
+            continue
+        patient = row.patient_id or row.place
+        # An id in a file name of a public data set means the same child everywhere. Others may be anybody's
+        # "12" in another source, and so may the place of an image without an id.
+        if row.patient_id is None or patient != patient_of(Path(row.place).name):
+            patient = prefix + patient
+        split, label = "covid" if corona and covid == "keep" else row.split, labels[row.class_name]
+        labelled.append(replace(row, source=source, label=label, patient_id=patient, split=split))
+    return labelled

@@ -1,4 +1,4 @@
-"""Who trains and who judges: patient-grouped, stratified splits. Knows nothing about files or pixels."""
+"""Train, validation and test splits: grouped by patient, stratified by label and source."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 
-VALIDATION_SHARE = 0.10  # of the training films
-TEST_SHARE = 0.20  # of all films, where a source has no test split
+VALIDATION_SHARE = 0.10  # of the training images
+TEST_SHARE = 0.20  # of all images, where a source has no test split
 
 
 def parse_split(split: str) -> tuple[float, float, float] | None:
-    """Shares of train, validation and test that "70/20/10" asks for (any three numbers: they add up to the
-    whole). None for "official", the splits that the sources have, and for "shifted" (`shifted_test`).
+    """Shares of train, validation and test in "70/20/10" (three numbers of any sum). None for "official", the
+    splits of the sources, and for "shifted" (`shifted_test`).
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: anything else.
     """
     if split in ("official", "shifted"):
         return None
@@ -44,27 +44,23 @@ def assign_splits(
     shares: tuple[float, float, float] | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
-    """Decide the split of every film so that no patient stands in two.
+    """Decide the split of every image so that no patient is in two.
 
-    Without `shares`, splits that exist are honoured. A missing test split is cut from the rest; a validation
-    split that is missing, or too small to choose anything, is cut anew from train. Where a given split shares
-    patients with another, the test split wins, then validation, then train, and the films of these patients
-    in the other split are left out. With `shares` everything is cut anew.
-
-    The result depends on the set of films, not on their order.
+    Without `shares`, existing splits are kept. A missing test split is cut from train, and so is a validation
+    split that is missing or too small. Where splits share a patient, test wins over validation, and
+    validation over train; the patient's other images are left out. With `shares` everything is cut anew. The
+    result depends on the set of images, not on their order.
 
     Args:
-        given: (n,) one of SPLITS, or another name, whose films nothing is cut from.
-        labels: (n,) 0 or 1.
-        patients: (n,) patient ids.
+        given: (n,) one of SPLITS, or another name, from which nothing is cut.
+        labels, patients: (n,) 0 or 1, and (n,) ids.
         clusters: (n,) ids of patients that may be one; a cut keeps them together. By default the patients.
-        strata: (n,) what a cut balances beside the label, such as the source. By default nothing.
+        strata: (n,) what a cut balances beside the label, such as the source.
         shares: of train, validation and test, adding up to 1.
-        seed: of the cuts. No part of a run's own seed: runs must be scored on the same films.
+        seed: of the cuts, not a run's own seed: runs must be scored on the same images.
 
     Returns:
-        (n,) array of the splits, "" for a film left out; and one line for each decision that a person should
-        know of.
+        (n,) splits, "" for an image left out; and a line for each decision to tell the user.
 
     Raises:
         UsageError: a split lacks one of the classes, or there are too few patients to cut one.
@@ -103,7 +99,7 @@ def assign_splits(
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
         if _too_small(split, labels):
             notes.append("validation is small: which epoch and which threshold are best is left to luck")
-    # What is only scored must be as new to the network as the test split is.
+    # Images that are only scored must be as new to the network as the test split.
     notes += _leave_out(split, patients, SPLITS, tuple(set(split) - {*SPLITS, ""}))
     _check_classes(split, labels)
     return split, notes
@@ -112,15 +108,12 @@ def assign_splits(
 def shifted_test(
     labels: Sequence[int], clusters: Sequence[str], scores: np.ndarray, share: float = TEST_SHARE
 ) -> np.ndarray:
-    """Choose a test split in which appearance contradicts the label: of each class the clusters that look
-    most like the other class. A worst case, not a model of another hospital.
-
-    Clusters of patients are taken whole, by the mean of their images' contradictions, until the class has
-    its share. One with images of both classes counts to that of most of them.
+    """Choose a test split in which appearance contradicts the label, a worst case: of each class the clusters
+    that look most like the other class, whole and by the mean contradiction of their images, until the class
+    has its share. A cluster with images of both classes counts to the class of most of them.
 
     Args:
-        labels: (n,) 0 or 1.
-        clusters: (n,) ids of patients that may be one.
+        labels, clusters: (n,) 0 or 1, and (n,) ids of patients that may be one.
         scores: (n,) logits of class 1 by appearance alone (`appearance_scores`).
         share: of the images of each class, at least.
 
@@ -143,7 +136,7 @@ def shifted_test(
 def _leave_out(
     split: np.ndarray, patients: np.ndarray, winners: Sequence[str], losers: Sequence[str]
 ) -> list[str]:
-    """Take films of the losing splits out, in place, whose patient stands in a winning one; a line if so."""
+    """Leave out, in place, images of the losing splits whose patient is in a winning one; return a note."""
     winning = np.isin(split, winners)
     shared = np.isin(split, losers) & np.isin(patients, np.unique(patients[winning]))
     if not shared.any():
@@ -166,10 +159,10 @@ def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether validation holds too few films of a class to choose an epoch or a threshold by.
+    """Whether validation has too few images of a class to choose an epoch or a threshold reliably.
 
-    AUROC moves in steps of 1 / (films of one class): with fewer than 10 luck chooses. A large data set can
-    afford more, 5% of its training films, and 50 are enough.
+    AUROC moves in steps of 1 / (images of a class), so at least 10 are needed; of a large data set 5% of the
+    training images, up to 50.
     """
     for label in range(len(LABELS)):
         needed = np.clip(0.05 * np.sum((split == "train") & (labels == label)), 10, 50)
@@ -181,11 +174,10 @@ def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
 def _cut(
     labels: np.ndarray, clusters: np.ndarray, strata: np.ndarray, shares: dict[str, float], seed: int
 ) -> np.ndarray:
-    """(n,) split of each film, so that every split has its share of the films of each label and stratum.
+    """(n,) split of each image, so that every split has its share of the images of each label and stratum.
 
-    Whole clusters are dealt out, the largest first and in random order where they are equally large, each to
-    the split that lacks most, as a share of its own size, of what the cluster brings: so patients with many
-    films are spread like all others. The small ones come last and even things out.
+    Whole clusters are dealt out, the largest first and equal ones in random order, each to the split that
+    lacks most, relative to its size, of what the cluster brings. Small ones come last and even things out.
     """
     names = list(shares)
     for index, label in enumerate(LABELS):
@@ -199,12 +191,12 @@ def _cut(
     films = np.zeros((len(ids), kinds.shape[1]))
     np.add.at(films, (cluster, kind.reshape(-1)), 1)
 
-    # By share of its own kind: ten films of a rare kind weigh as much as a thousand of a common one.
+    # As shares of each kind: ten images of a rare kind weigh as much as a thousand of a common one.
     weight = films / films.sum(0)
     size = np.array(list(shares.values()))
     missing = np.repeat(size[:, None], kinds.shape[1], axis=1)
     order = np.lexsort((np.random.default_rng(seed).permutation(len(ids)), -films.sum(1)))
-    # A split without a film of a class is of no use: the smallest are served one cluster of each class first.
+    # Every split needs an image of each class: the smallest split gets one cluster of each first.
     home = np.full(len(ids), -1)
     for index in range(len(LABELS)):
         has = films[:, kinds[0] == str(index)].sum(1) > 0
@@ -215,7 +207,7 @@ def _cut(
                 missing[name] -= weight[chosen]
     for one in order:
         if home[one] < 0:
-            # Rounded: a tie must not be broken by the order in which the kinds were added up.
+            # Rounded: the order of summation must not break ties.
             home[one] = np.argmax(np.round(missing @ weight[one] / size, 9))
             missing[home[one]] -= weight[one]
     return np.array(names, dtype="<U10")[home[cluster]]

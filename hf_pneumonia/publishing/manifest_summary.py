@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hf_pneumonia.data.labels import PHANTOMS, is_global_id
-from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
-from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
+from hf_pneumonia.data.manifest import CONFLICT, COPIES, MANIFEST, PATIENT, SEEN, UNREADABLE, read_manifest
 from hf_pneumonia.errors import UsageError
 
 # How a film of a Hub data set is named in a manifest; a file of this machine is named by the way to it.
