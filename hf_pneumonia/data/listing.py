@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from hf_pneumonia.data.labels import patient_of
-from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, Row
+from hf_pneumonia.data.rows import SPLITS, Row, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def films_of_listing(file: Path) -> list[Row]:
             raise UsageError(
                 f"{file}, line {number}: no {label if name else film}; complete it, or take it out"
             )
-        if told[2].lower() not in SPLIT_NAMES:
+        if split_of(told[2]) is None:
             raise UsageError(f"{file}, line {number}: split {told[2]!r}, expected {', '.join(SPLITS)}")
         if said.setdefault(name, told) != told:
             raise UsageError(f"{file}, line {number}: {name} is listed twice, and differently; keep one")
@@ -75,7 +75,7 @@ def films_of_listing(file: Path) -> list[Row]:
             class_name=classes[label],
             patient_id=patient or patient_of(path.name),
             place=name,
-            split=SPLIT_NAMES[split.lower()],
+            split=split_of(split),
         )
         for path, (name, (label, patient, split)) in zip(_locate(file, list(said)), said.items(), strict=True)
     ]

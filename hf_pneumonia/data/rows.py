@@ -1,18 +1,35 @@
 """The rows that every source gives: one per image, before classes and patients are settled."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {
+_SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "test": "test",
     "testing": "test",
 }
+# Words beside it in names of folders and columns: train_images, "test set", stage_2_train_images.
+_BESIDE = frozenset(
+    "image images img imgs data dataset set split folder stage png jpg xray xrays cxr".split()
+)
+
+
+def split_of(name: str) -> str | None:
+    """Split that the name of a folder, or a value of a table, stands for; None for any other name."""
+    said = [word for word in words(name) if word not in _BESIDE]
+    return _SPLIT_WORDS.get(said[0]) if len(said) == 1 else None
+
+
+def words(name: str) -> list[str]:
+    """Words of a name in lower case, without digits: "TrainImages_2" -> ["train", "images"]."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import datasets
 
 from hf_pneumonia.data.archive import fetch_kaggle, unpack
-from hf_pneumonia.data.folder import films_of_folder, films_of_splits
+from hf_pneumonia.data.folder import films_of_folder
 from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
 from hf_pneumonia.data.listing import films_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
-from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, Row
+from hf_pneumonia.data.rows import SPLITS, Row, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     short = []
     for index, part in enumerate(parts):
         others = ["/" + "/".join(other) for row, other in enumerate(parts) if row != index]
-        length = 2 if part[-1].lower() in SPLIT_NAMES else 1
+        length = 2 if split_of(part[-1]) else 1
         while length < len(part) and any(name.endswith("/" + "/".join(part[-length:])) for name in others):
             length += 1
         short.append("/".join(part[-length:]))
@@ -127,7 +127,7 @@ def _load(name: str, cache_dir: Path) -> list[Row]:
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
         write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
-        return films_of_splits(folder, {split: folder / split for split in ("train", "test")})
+        return films_of_folder(folder)
     if name.startswith("kaggle:"):
         return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")))
     path = Path(name).expanduser()
@@ -172,7 +172,7 @@ def films_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
     """
     rows = []
     for given, table in loaded.items():
-        split = SPLIT_NAMES.get(given.lower())
+        split = split_of(given)
         if split is None:
             raise UsageError(f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
         column = next((one for one in _IMAGE_COLUMNS if one in table.column_names), None)
