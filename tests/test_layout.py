@@ -1,5 +1,7 @@
 """Miniatures of folders as people have them: which images, classes, patients and splits are read."""
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -8,6 +10,7 @@ import pytest
 from conftest import write_film, write_films
 
 from hf_pneumonia.data.folder import films_of_folder
+from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.errors import UsageError
 
 DICOM = bytes(128) + b"DICM" + bytes(64)  # told by its first bytes; nothing is decoded here
@@ -175,3 +178,79 @@ def test_an_image_without_an_ending_is_an_image(tmp_path):
     (tmp_path / "NORMAL" / "README").write_text("text")
     put(tmp_path, "PNEUMONIA/b.dcm")
     assert set(read(tmp_path)) == {"NORMAL/IM1", "PNEUMONIA/b.dcm"}
+
+
+def sources(*names: object, tmp_path: Path) -> dict[str, str]:
+    """Name of each image of several sources -> split."""
+    table = load_films([str(name) for name in names], tmp_path / "cache")
+    return {Path(file).stem: split for file, split in zip(table["file"], table["split"], strict=True)}
+
+
+def two_sources(tmp_path: Path, first: str, second: str) -> tuple[Path, Path]:
+    put(tmp_path / first, "NORMAL/a.dcm", "PNEUMONIA/b.dcm")
+    put(tmp_path / second, "NORMAL/c.dcm", "PNEUMONIA/d.dcm")
+    return tmp_path / first, tmp_path / second
+
+
+def test_of_several_sources_one_that_is_named_after_a_split_is_that_split(tmp_path):
+    for first, second in (("a/train", "a/test"), ("b/kermany", "b/test_images")):
+        found = sources(*two_sources(tmp_path, first, second), tmp_path=tmp_path)
+        assert found == {"a": "train", "b": "train", "c": "test", "d": "test"}
+
+
+def test_a_source_may_be_named_as_a_split(tmp_path):
+    first, second = two_sources(tmp_path, "one", "two")
+    found = sources(f"train={first}", f"val={second}", tmp_path=tmp_path)
+    assert found == {"a": "train", "b": "train", "c": "validation", "d": "validation"}
+
+
+def test_a_source_with_splits_is_not_one_split(tmp_path):
+    put(tmp_path, "set/train/NORMAL/a.dcm", "set/test/PNEUMONIA/b.dcm")
+    with pytest.raises(UsageError, match="test=.*set.*test, train"):
+        sources(f"test={tmp_path / 'set'}", tmp_path=tmp_path)
+
+
+def test_a_lone_folder_that_is_called_train_is_all_train(tmp_path):
+    first, _ = two_sources(tmp_path, "train", "other")
+    assert set(sources(first, tmp_path=tmp_path).values()) == {"train"}
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_a_tar_file_is_read_as_the_folder_in_it(tmp_path, ending):
+    first, _ = two_sources(tmp_path, "one", "two")
+    with tarfile.open(tmp_path / f"packed{ending}", "w:gz" if ending.endswith("gz") else "w") as archive:
+        archive.add(first, "one")
+    assert set(sources(tmp_path / f"packed{ending}", tmp_path=tmp_path)) == {"a", "b"}
+
+
+def test_a_tar_file_that_leads_out_of_its_folder_is_refused(tmp_path):
+    entry = tarfile.TarInfo("../outside.dcm")
+    with tarfile.open(tmp_path / "packed.tar", "w") as archive:
+        archive.addfile(entry)
+    with pytest.raises(UsageError, match="packed.tar"):
+        sources(tmp_path / "packed.tar", tmp_path=tmp_path)
+    assert not list(tmp_path.rglob("outside.dcm"))
+
+
+def test_names_in_a_zip_file_may_be_written_as_windows_writes_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for name in (r"set\train\NORMAL\a.dcm", r"set\test\PNEUMONIA\b.dcm"):
+            entry = zipfile.ZipInfo("x")
+            entry.filename = name  # the constructor would replace what separates folders here
+            archive.writestr(entry, DICOM)
+    assert sources(tmp_path / "packed.zip", tmp_path=tmp_path) == {"a": "train", "b": "test"}
+
+
+@pytest.mark.parametrize("form", ["save_to_disk", "one split", "parquet"])
+def test_a_data_set_of_the_hub_that_was_saved_is_read(tmp_path, form):
+    write_films(tmp_path / "films" / "train", 2, 2)
+    write_films(tmp_path / "films" / "test", 1, 1, first=10)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "films"))
+    if form == "parquet":
+        for split, table in loaded.items():
+            table.to_parquet(tmp_path / "saved" / "data" / f"{split}-00000-of-00001.parquet")
+    else:
+        (loaded if form == "save_to_disk" else loaded["train"]).save_to_disk(tmp_path / "saved")
+    table = load_films(str(tmp_path / "saved"), tmp_path / "cache")
+    assert sorted(table["split"]) == (["train"] * 4 if form == "one split" else ["test"] * 2 + ["train"] * 4)
+    assert sorted(table["label"]) == ([0, 0, 1, 1] if form == "one split" else [0, 0, 0, 1, 1, 1])

@@ -55,7 +55,7 @@ def films_of_folder(root: Path) -> list[Row]:
                 class_name=_class_name(said) or place.class_name,
                 patient_id=said.get("patient_id") or place.patient,
                 place=name,
-                split=place.split or "train",
+                split=place.split,
             )
         )
     if metadata and not listed:

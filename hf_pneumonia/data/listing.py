@@ -55,12 +55,12 @@ def films_of_listing(file: Path) -> list[Row]:
         )
     said: dict[str, tuple[str, str | None, str]] = {}  # name -> label, patient, split
     for number, line in enumerate(table, start=2):
-        name, told = line[film], (line[label], line.get(patient) or None, line[split] if split else "train")
+        name, told = line[film], (line[label], line.get(patient) or None, line[split] if split else None)
         if not name or not told[0]:
             raise UsageError(
                 f"{file}, line {number}: no {label if name else film}; complete it, or take it out"
             )
-        if split_of(told[2]) is None:
+        if split and split_of(told[2]) is None:
             raise UsageError(f"{file}, line {number}: split {told[2]!r}, expected {', '.join(SPLITS)}")
         if said.setdefault(name, told) != told:
             raise UsageError(f"{file}, line {number}: {name} is listed twice, and differently; keep one")
@@ -75,7 +75,7 @@ def films_of_listing(file: Path) -> list[Row]:
             class_name=classes[label],
             patient_id=patient or patient_of(path.name),
             place=name,
-            split=split_of(split),
+            split=split_of(split) if split else None,
         )
         for path, (name, (label, patient, split)) in zip(_locate(file, list(said)), said.items(), strict=True)
     ]

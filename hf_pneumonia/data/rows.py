@@ -43,7 +43,7 @@ class Row:
         class_name: as the source calls it.
         patient_id: None where the source knows none.
         place: where the image is inside its source; unique there.
-        split: one of SPLITS.
+        split: one of SPLITS; None where the source has no splits.
     """
 
     image: str | Callable[[], dict]
@@ -51,4 +51,4 @@ class Row:
     class_name: str
     patient_id: str | None
     place: str
-    split: str
+    split: str | None
