@@ -7,32 +7,29 @@ from pathlib import Path
 from hf_pneumonia.data.files import IMAGE, kind_of, walk
 from hf_pneumonia.data.labels import is_class
 from hf_pneumonia.data.layout import read_layout
-from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_listing, read_metadata
+from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_tables, is_table, read_metadata
 from hf_pneumonia.data.rows import Row
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 
-def films_of_folder(root: Path) -> list[Row]:
+def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     """List a folder's images.
 
     The folders around an image give its class, split and patient (`layout.read_layout`). A folder without
-    class folders, but with a CSV file, is read by that file (`films_of_listing`).
+    class folders, but with tables, is read by these (`films_of_tables`); `uncertain` is for them.
 
     Raises:
         UsageError: there is no image in it, or its layout can be understood in more than one way.
     """
     images, tables, classes = [], [], False
     for parent, names in walk(root):
-        inside = parent.relative_to(root)
-        classes = classes or is_class(parent.name) and parent != root
+        classes = classes or (is_class(parent.name) and parent != root)
         images += [(path, kind) for name in names if (kind := kind_of(path := parent / name))]
-        tables += [
-            inside / name for name in names if name.lower().endswith(".csv") and name != "metadata.csv"
-        ]
+        tables += [parent / name for name in names if is_table(name)]
     if tables and not classes:
-        return films_of_listing(_one_table(root, tables))
+        return films_of_tables(root, tables, uncertain)
     if not images:
         raise UsageError(f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none")
     # By ending and path, which is the order of datasets' `imagefolder`, and then DICOM files.
@@ -40,7 +37,7 @@ def films_of_folder(root: Path) -> list[Row]:
     places, left_out = read_layout([path.relative_to(root).as_posix() for path, _ in images], str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
-    metadata = read_metadata(root)
+    metadata = read_metadata(root, [table for table in tables if table.stem != "metadata"])
     rows, listed = [], 0
     for path, _ in images:
         name = path.relative_to(root).as_posix()
@@ -61,18 +58,6 @@ def films_of_folder(root: Path) -> list[Row]:
     if metadata and not listed:
         raise UsageError(f"the metadata file in {root} lists none of its films: file_name is relative to it")
     return rows
-
-
-def _one_table(root: Path, tables: list[Path]) -> Path:
-    """The CSV file nearest to the root."""
-    depth = min(len(table.parts) for table in tables)
-    nearest = sorted(table for table in tables if len(table.parts) == depth)
-    if len(nearest) > 1:
-        names = ", ".join(map(str, nearest))
-        raise UsageError(
-            f"{root} holds several CSV files ({names}): give the one with the labels as --dataset"
-        )
-    return root / nearest[0]
 
 
 def _class_name(said: dict[str, str]) -> str | None:

@@ -19,6 +19,8 @@ _NORMAL |= {"nopneumonia", "nonpneumonia", "notpneumonia"}
 _KINDS = ("bacteria", "bacterial", "virus", "viral")
 _PNEUMONIA = (
     {"pneumonia", "pneumonias", *_KINDS}
+    | {kind + "pneumonia" for kind in ("broncho", "lobar", "atypical", "aspiration")}  # PadChest, VinDr-PCXR
+    | {"pnemonia", "pneumona", "pnuemonia"}  # so written in CoronaHack and elsewhere
     | {kind + "pneumonia" for kind in _KINDS}
     | {"pneumonia" + kind for kind in _KINDS}
     | {"opacity", "lungopacity"}  # kaggle:pcbreviglieri/pneumonia-xray-images, RSNA

@@ -10,6 +10,7 @@ _SPLIT_WORDS = {
     "training": "train",
     "val": "validation",
     "valid": "validation",
+    "validate": "validation",
     "validation": "validation",
     "dev": "validation",
     "test": "test",

@@ -61,7 +61,11 @@ class _Images(Sequence):
 
 
 def load_films(
-    sources: str | Sequence[str], cache_dir: Path, covid: str = "drop", one_class: bool = False
+    sources: str | Sequence[str],
+    cache_dir: Path,
+    covid: str = "drop",
+    one_class: bool = False,
+    uncertain: str = "drop",
 ) -> dict[str, Sequence]:
     """Load one or several sources as one table, a row per image, in a stable order.
 
@@ -74,6 +78,7 @@ def load_films(
         covid: "drop" leaves images of COVID-19 out, "pneumonia" counts them as pneumonia, "keep" puts them
             into the split "covid", which is only scored.
         one_class: whether images of one class alone are allowed.
+        uncertain: what is done with images whose finding is uncertain, as for `films_of_listing`.
 
     Returns:
         Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`
@@ -92,7 +97,7 @@ def load_films(
         raise UsageError(f"--dataset names {twice[0]} twice; name every source once")
     films: list[_Labelled] = []
     for (split, name), short in zip(named, short_names(names), strict=True):
-        rows = _in_split(_load(name, cache_dir), name, split, several=len(names) > 1)
+        rows = _in_split(_load(name, cache_dir, uncertain), name, split, several=len(names) > 1)
         films += _label(rows, short, covid, prefix=f"{short}:" if len(names) > 1 else "")
     found = {film.label for film in films}
     if len(found) < 2 - one_class:
@@ -147,30 +152,30 @@ def _is_local(name: str) -> bool:
     return name not in PHANTOMS and Path(name).expanduser().exists()
 
 
-def _load(name: str, cache_dir: Path) -> list[Row]:
+def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
     """Rows of one source."""
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
         write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
         return films_of_folder(folder)
     if name.startswith("kaggle:"):
-        return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")))
+        return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
     path = Path(name).expanduser()
     if name and path.is_dir():
         saved = _saved_dataset(path)
-        return films_of_folder(path) if saved is None else films_of_hub(saved, name)
+        return films_of_folder(path, uncertain) if saved is None else films_of_hub(saved, name)
     if path.is_file() and is_archive(path):
         folder = unpack(path, cache_dir)
         try:
-            return films_of_folder(folder)
+            return films_of_folder(folder, uncertain)
         except UsageError as error:  # the user knows the archive, and not where it was unpacked
             raise UsageError(str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
-        return films_of_listing(path)
+        return films_of_listing(path, uncertain)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         problem = "it is none of these" if path.exists() else "no such folder"
         raise UsageError(
-            f"--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
+            "--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
             f"(user/name), got {name!r}: {problem}"
         )
     return _fetch_hub(name)
