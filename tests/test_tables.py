@@ -108,7 +108,7 @@ def test_vindr_the_majority_of_readers_decides(tmp_path):
     votes = {"a": "0,1 0,1 1,0", "b": "1,0 1,0 0,1", "c": "1,0 0,1"}
     table(
         tmp_path / "annotations" / "image_labels_train.csv", "image_id,rad_id,Pneumonia,No finding",
-        *(f"{image},R{n},{cells}" for image, all_cells in votes.items() for n, cells in enumerate(all_cells.split())),
+        *(f"{image},R{n},{cells}" for image, cast in votes.items() for n, cells in enumerate(cast.split())),
     )  # fmt: skip
     assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.dicom": 0, "b.dicom": 1}
 
@@ -116,7 +116,7 @@ def test_vindr_the_majority_of_readers_decides(tmp_path):
 def test_coronahack_its_spelling_and_its_column_of_splits(tmp_path):
     put(tmp_path, "images/train/a.jpeg", "images/train/b.jpeg", "images/test/c.jpeg")
     table(
-        tmp_path / "Chest_xray_Corona_Metadata.csv", ",X_ray_image_name,Label,Dataset_type,Label_2_Virus_category",
+        tmp_path / "Chest_xray_Corona_Metadata.csv", ",X_ray_image_name,Label,Dataset_type,Label_2",
         "0,a.jpeg,Normal,TRAIN,", "1,b.jpeg,Pnemonia,TRAIN,", "2,c.jpeg,Pnemonia,TEST,",
     )  # fmt: skip
     table(tmp_path / "Chest_xray_Corona_dataset_Summary.csv", ",Label,Image_Count", "0,Normal,1342")

@@ -8,7 +8,7 @@ from hf_pneumonia.data.files import IMAGE, kind_of, walk
 from hf_pneumonia.data.labels import is_class
 from hf_pneumonia.data.layout import read_layout
 from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_tables, is_table, read_metadata
-from hf_pneumonia.data.rows import Row
+from hf_pneumonia.data.rows import SPLITS, Row
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -23,27 +23,24 @@ def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     Raises:
         UsageError: there is no image in it, or its layout can be understood in more than one way.
     """
-    images, tables, classes = [], [], False
+    kinds, tables, classes = {}, [], False
     for parent, names in walk(root):
         classes = classes or (is_class(parent.name) and parent != root)
-        images += [(path, kind) for name in names if (kind := kind_of(path := parent / name))]
+        found = {(parent / name).relative_to(root).as_posix(): kind_of(parent / name) for name in names}
+        kinds |= {name: kind for name, kind in found.items() if kind}
         tables += [parent / name for name in names if is_table(name)]
     if tables and not classes:
         return films_of_tables(root, tables, uncertain)
-    if not images:
+    if not kinds:
         raise UsageError(f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none")
-    # By ending and path, which is the order of datasets' `imagefolder`, and then DICOM files.
-    images.sort(key=lambda image: (image[1] != IMAGE, os.path.splitext(image[0])[1], str(image[0])))
-    places, left_out = read_layout([path.relative_to(root).as_posix() for path, _ in images], str(root))
+    places, left_out = read_layout(kinds, str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
     metadata = read_metadata(root, [table for table in tables if table.stem != "metadata"])
     rows, listed = [], 0
-    for path, _ in images:
-        name = path.relative_to(root).as_posix()
-        if name not in places:
-            continue
-        place, said = places[name], metadata.get(path.resolve(), {})
+    for name in sorted(places, key=lambda name: _order(places[name].split, name, kinds[name])):
+        path, place = root / name, places[name]
+        said = metadata.get(path.resolve(), {})
         listed += bool(said)
         rows.append(
             Row(
@@ -58,6 +55,11 @@ def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     if metadata and not listed:
         raise UsageError(f"the metadata file in {root} lists none of its films: file_name is relative to it")
     return rows
+
+
+def _order(split: str | None, name: str, kind: str) -> tuple:
+    """Splits in their order, images by ending and path as datasets' `imagefolder`, then DICOM files."""
+    return SPLITS.index(split) if split else 0, kind != IMAGE, os.path.splitext(name)[1], name
 
 
 def _class_name(said: dict[str, str]) -> str | None:

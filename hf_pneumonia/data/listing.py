@@ -100,7 +100,7 @@ class _Table:
             self.image, self.patient = (
                 self.patient,
                 None,
-            )  # RSNA: the id of the patient is the name of the image
+            )  # RSNA: images are named by their patient
         # A column for each finding, among them both answers of the question.
         findings = [name for name in self.columns.values() if is_class(name)]
         self.findings = findings if {0, 1} <= {label_of(name) for name in findings} else []
