@@ -1,4 +1,4 @@
-"""Miniatures of the tables that public data sets come with: which images, labels, patients and splits are read."""
+"""Miniatures of the tables of public data sets: which images, labels, patients and splits are read."""
 
 import gzip
 from pathlib import Path

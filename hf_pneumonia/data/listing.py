@@ -1,7 +1,7 @@
 """Tables that describe images -> rows: CSV files of labels, and metadata files beside images.
 
-Tables answer one question: pneumonia, or no finding at all. Public data sets with several findings for an image
-are read for it, and what is left out is counted (`KNOWN`; docs/data.md lists them).
+Tables answer one question: pneumonia, or no finding at all. Public data sets with several findings for an
+image are read for it, and what is left out is counted (`KNOWN`; docs/data.md lists them).
 """
 
 import csv

@@ -18,7 +18,7 @@ _SPLIT_WORDS = {
 }
 # Words beside it in names of folders and columns: train_images, "test set", stage_2_train_images.
 _BESIDE = frozenset(
-    "image images img imgs data dataset set split folder stage png jpg xray xrays cxr label labels list".split()
+    "image images img imgs data dataset set split folder stage png jpg xray cxr label labels list".split()
 )
 
 
