@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
