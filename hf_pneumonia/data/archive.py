@@ -1,9 +1,10 @@
-"""Zip files, read member by member or unpacked once, and Kaggle data sets."""
+"""Zip files, read member by member; zip and tar files, unpacked once; and Kaggle data sets."""
 
 import hashlib
 import logging
 import shutil
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +21,9 @@ BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, 
 # A zip file may unpack to so many times its own size: deflate reaches 1,000 on zeros, images with blank ones
 # among them 10. Small files are exempt.
 _MOST_FOLD, _EXEMPT = 200, 64 * 2**20
+
+
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def open_zip(path: str | Path) -> zipfile.ZipFile:
@@ -56,8 +60,13 @@ def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is named as a zip or tar file."""
+    return path.name.lower().endswith((".zip", *_TAR_ENDINGS))
+
+
 def unpack(archive: Path, cache_dir: Path) -> Path:
-    """Folder with the content of a zip file, unpacked once into `cache_dir`/zips.
+    """Folder with the content of a zip or tar file, unpacked once into `cache_dir`/zips.
 
     Raises:
         UsageError: damaged, locked by a password, or larger than the free space or than images are.
@@ -67,20 +76,29 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     folder = cache_dir / "zips" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def extract(aside: Path) -> None:
-        with open_zip(archive) as content:
-            needed = sum(entry.file_size for entry in content.infolist())
+        def check(needed: int) -> None:
             if needed > max(_MOST_FOLD * status.st_size, _EXEMPT):
-                raise UnreadableFilm(f"{status.st_size:,} bytes that unfold to {needed:,}: no images do")
+                raise UnreadableFilm(f"{status.st_size:,} bytes that unpack to {needed:,}: no images do")
             free = shutil.disk_usage(aside).free
             if needed > free:
                 raise UnreadableFilm(f"it holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             logger.info("unpacking %s, once", archive)
-            # Names lose their roots and "..", links become files, and a member ends at its stated size.
-            content.extractall(aside)
+
+        if archive.name.lower().endswith(_TAR_ENDINGS):
+            with tarfile.open(archive) as content:
+                check(sum(entry.size for entry in content))
+                content.extractall(aside, filter="data")  # refuses links and names that lead out of it
+            return
+        with open_zip(archive) as content:
+            check(sum(entry.file_size for entry in content.infolist()))
+            for entry in content.infolist():
+                entry.filename = entry.filename.replace("\\", "/")  # written on Windows
+                # Names lose their roots and "..", links become files, and a member ends at its stated size.
+                content.extract(entry, aside)
 
     try:
         build_once(folder, extract)
-    except (*BROKEN, OSError) as error:
+    except (*BROKEN, tarfile.TarError, OSError) as error:
         raise UsageError(
             f"{archive} can't be unpacked in {folder.parent}: {error}; fetch it again, give a folder, or "
             "choose another --cache_dir"

@@ -22,7 +22,7 @@ from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.files import build_once
-from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, read_file, read_film, squash
+from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, few_grays, read_file, read_film, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
 from hf_pneumonia.errors import UsageError
 
@@ -188,6 +188,8 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         film = read_film(data)
+        if few_grays(film):
+            raise UnreadableFilm("two or three grays, such as a mask has: not a radiograph")
     except UnreadableFilm as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(film, size)

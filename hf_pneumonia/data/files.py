@@ -25,48 +25,78 @@ IMAGE_ENDINGS = frozenset(
 )
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
-IMAGE, DICOM, PERHAPS_DICOM = "image", "dicom", "perhaps dicom"
+IMAGE, DICOM, UNNAMED = "image", "dicom", "unnamed"
+
+# First bytes of JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and PGM.
+_IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"RIFF")
+_IMAGE_BEGINNINGS += (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"P5")
 
 _SEAL = "whole.json"  # size and checksum of each file of a folder; written last
 _SUMMED_UP = 64 * 2**20  # bytes up to which a file's checksum is compared, at 1 GB/s; larger: its size only
 _ASIDE = ".building-"  # begins the name of a folder that is not whole yet
 
 
+def kind_of(path: Path) -> str | None:
+    """Tell whether a file is an image or DICOM: by its ending, or by its first bytes where it has none."""
+    kind = kind_by_name(path.name)
+    if kind != UNNAMED:
+        return kind
+    if not path.is_file():  # a broken link, or a pipe that never ends
+        return None
+    try:
+        with open(path, "rb") as file:
+            return kind_by_beginning(file.read(132))
+    except OSError:
+        return None
+
+
 def kind_by_name(name: str) -> str | None:
-    """Tell a file by its name: IMAGE, DICOM, PERHAPS_DICOM where its first bytes must tell, or None."""
+    """Tell a file by its name: IMAGE, DICOM, UNNAMED where its first bytes must tell, or None."""
     ending = os.path.splitext(name)[1].lower()
     if ending in IMAGE_ENDINGS:
         return IMAGE
     if ending in DICOM_ENDINGS:
         return DICOM
     # 1.2.840.10008 is a name without an ending too
-    return PERHAPS_DICOM if not ending or ending[1:].isdigit() else None
+    return UNNAMED if not ending or ending[1:].isdigit() else None
 
 
-def walk(root: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[tuple[Path, list[str]]]:
+def kind_by_beginning(first: bytes) -> str | None:
+    """Tell a file by its first 132 bytes: IMAGE, DICOM or None."""
+    if first[128:132] == b"DICM":
+        return DICOM
+    return IMAGE if first.startswith(_IMAGE_BEGINNINGS) else None
+
+
+def walk(
+    root: Path, on_error: Callable[[OSError], None] | None = None, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below `root`, itself first, with the names of its files. Hidden ones are skipped.
+
+    Links to folders are followed, but those back to a folder around them.
 
     Args:
         root: the folder.
         on_error: called for each folder that can't be listed, which is skipped too.
+        above: real paths of the folders around `root`.
     """
-    seen = set()
-    for parent, children, names in os.walk(root, onerror=on_error, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:  # a link back to a folder around it would never end
-            children.clear()
-            continue
-        seen.add(place)
-        children[:] = [name for name in children if not name.startswith((".", "__"))]
-        yield Path(parent), [name for name in names if not name.startswith(".")]
-
-
-def begins_as_dicom(path: Path) -> bool:
-    """Whether a file without an ending, as hospital archives export them, says that it is DICOM."""
-    if not path.is_file():  # a broken link, or a pipe that never ends
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    place = os.path.realpath(root)
+    if place in above:
+        return
+    try:
+        with os.scandir(root) as listed:
+            entries = sorted(
+                (one for one in listed if not one.name.startswith(".")), key=lambda one: one.name
+            )
+            folders = [one.name for one in entries if one.is_dir() and not one.name.startswith("__")]
+            names = [one.name for one in entries if not one.is_dir()]
+    except OSError as error:
+        if on_error:
+            on_error(error)
+        return
+    yield Path(root), names
+    for name in folders:
+        yield from walk(Path(root, name), on_error, above | {place})
 
 
 @contextmanager

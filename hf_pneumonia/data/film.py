@@ -184,6 +184,23 @@ def squash(film: Image.Image, size: int) -> np.ndarray:
     return np.ascontiguousarray(_shrink(_shrink(np.asarray(film), size).T, size).T)
 
 
+def few_grays(film: Image.Image) -> bool:
+    """Whether an image of mode 'L' has two or three grays only, as masks do, and no blank or dim image does.
+
+    96% of its pixels are within 3 of two or three levels that are at least 48 apart: JPEG compression blurs
+    the edges of a mask.
+    """
+    counts = np.bincount(np.asarray(film)[::4, ::4].ravel(), minlength=256)
+    total, levels, covered = counts.sum(), [], 0
+    while len(levels) < 3 and covered < 0.96 * total:
+        near = np.convolve(counts, np.ones(7, int), "same")
+        level = int(near.argmax())
+        levels.append(level)
+        covered += near[level]
+        counts[max(level - 3, 0) : level + 4] = 0
+    return covered >= 0.96 * total and len(levels) > 1 and max(levels) - min(levels) >= 48
+
+
 def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     """(h, w) -> (size, w) uint8, each column by itself."""
     import torch  # takes a second, which decoding alone does not need

@@ -1,6 +1,7 @@
 """Class names and file names of public data sets -> label and patient."""
 
 import re
+from collections.abc import Sequence
 
 # Index 0 and 1 of the network's head. Class folders are mapped to it by name: an alphabetical index would
 # swap "healthy" and "bacterial".
@@ -18,6 +19,8 @@ _NORMAL |= {"nopneumonia", "nonpneumonia", "notpneumonia"}
 _KINDS = ("bacteria", "bacterial", "virus", "viral")
 _PNEUMONIA = (
     {"pneumonia", "pneumonias", *_KINDS}
+    | {kind + "pneumonia" for kind in ("broncho", "lobar", "atypical", "aspiration")}  # PadChest, VinDr-PCXR
+    | {"pnemonia", "pneumona", "pnuemonia"}  # so written in CoronaHack and elsewhere
     | {kind + "pneumonia" for kind in _KINDS}
     | {"pneumonia" + kind for kind in _KINDS}
     | {"opacity", "lungopacity"}  # kaggle:pcbreviglieri/pneumonia-xray-images, RSNA
@@ -28,12 +31,23 @@ _COVID = {"covid", "covidpneumonia", "coronavirus", "coronavirusdisease"}
 SERIES = ("bacteria", "virus")
 _SERIES = re.compile(r"^(?:NORMAL\d*-(?=IM-)|(person\d+)_(?:bacteria|virus)$)", re.IGNORECASE)
 
-# File names of the Guangzhou images (Kermany et al. 2018) as Kaggle and Mendeley Data publish them.
-_PATIENT_PATTERNS = (
+# File names that begin with the id of a patient: the same person in every copy of the data set.
+_GLOBAL_NAMES = (
+    # Kermany et al. 2018, as Kaggle and Mendeley Data publish it.
     re.compile(r"(person\d+_(?:bacteria|virus))_\d+"),
     re.compile(r"((?:NORMAL\d*-)?IM-\d+)-\d+", re.IGNORECASE),
     re.compile(r"((?:NORMAL|BACTERIA|VIRUS)-\d+)-\d+"),
+    # NIH ChestX-ray14: 00000013_005.png.
+    re.compile(r"(\d{8})_\d+"),
 )
+# A patient's id in the name of a folder or file: patient00003 (CheXpert), p10000032 (MIMIC-CXR), sub-S03044.
+_PATIENT = re.compile(
+    r"(patient[-_ ]?\w*?\d+|p\d{8}|(?:pat|subject|subj|case)[-_ ]?\d+|sub-\w+?)(?=[_.\- ]|$)", re.IGNORECASE
+)
+# Folders that are named by an id alone: 0017, 1.2.840.10008, 3f1c0a9e, a UUID.
+_ID_FOLDER = re.compile(r"\d{3,}|\d+(\.\d+)+|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+# RSNA: the file is named by the id of the patient, a UUID.
+_UUID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?![0-9a-f])", re.IGNORECASE)
 
 
 def label_of(class_name: str) -> int | None:
@@ -54,17 +68,28 @@ def is_covid(class_name: str) -> bool:
     return _letters(class_name) in _COVID
 
 
-def patient_of(file_name: str) -> str | None:
-    """Patient id in a file name, None where there is none.
+def patient_of(file_name: str, folders: Sequence[str] = ()) -> str | None:
+    """Patient id in the name of an image, or in those of the folders around it; None where there is none.
 
     `person1000_bacteria_2931.jpeg` is "person1000_bacteria", `NORMAL2-IM-0383-0001.jpeg` is
-    "NORMAL2-IM-0383". Every series numbers its own patients: the authors split the data set by patient, and
-    many numbers have one series in train and another in test.
+    "NORMAL2-IM-0383": each series counts its own patients. `00000013_005.png` is "00000013",
+    `patient00003/study1/view1_frontal.jpg` is "patient00003", `p10/p10000032/s50414267/x.jpg` is "p10000032".
+
+    Args:
+        file_name: without folders.
+        folders: names of the folders between the class, or the split, and the image, the outermost first.
     """
-    for pattern in _PATIENT_PATTERNS:
-        if match := pattern.match(file_name):
-            return match.group(1)
-    return None
+    return (
+        _global_id(file_name)
+        or next((match[1] for name in (*folders, file_name) if (match := _PATIENT.match(name))), None)
+        or next((name for name in folders if _ID_FOLDER.fullmatch(name)), None)
+        or ((match := _UUID.match(file_name)) and match[1])
+        or None
+    )
+
+
+def _global_id(file_name: str) -> str | None:
+    return next((match[1] for pattern in _GLOBAL_NAMES if (match := pattern.match(file_name))), None)
 
 
 def is_global_id(patient_id: str) -> bool:
@@ -72,8 +97,8 @@ def is_global_id(patient_id: str) -> bool:
 
     `person1000` is one too: manifests of earlier versions have it for both series.
     """
-    from_name = patient_id in (patient_of(f"{patient_id}-1"), patient_of(f"{patient_id}_1"))
-    return from_name or patient_of(f"{patient_id}_virus_1") == f"{patient_id}_virus"
+    from_name = patient_id in (_global_id(f"{patient_id}-1"), _global_id(f"{patient_id}_1"))
+    return from_name or _global_id(f"{patient_id}_virus_1") == f"{patient_id}_virus"
 
 
 def coarse_patient(patient_id: str) -> str:

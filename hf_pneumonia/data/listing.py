@@ -1,94 +1,315 @@
-"""Tables that describe images -> rows: a CSV file of paths and labels, and metadata files beside images."""
+"""Tables that describe images -> rows: CSV files of labels, and metadata files beside images.
+
+Tables answer one question: pneumonia, or no finding at all. Public data sets with several findings for an
+image are read for it, and what is left out is counted (`KNOWN`; docs/data.md lists them).
+"""
 
 import csv
+import gzip
 import json
 import logging
 import os
 import re
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
-from hf_pneumonia.data.labels import patient_of
-from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, Row
+from hf_pneumonia.data.labels import is_class, is_covid, label_of, patient_of
+from hf_pneumonia.data.rows import SPLITS, Row, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "class")
 
+# What is done with images whose finding is uncertain (-1 in CheXpert and MIMIC-CXR).
+UNCERTAIN = ("drop", "positive", "negative")
+
 # Compared in lower case and without anything but letters. The first that a file has is taken.
-_FILM = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
-_FILM += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
+_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
+_IMAGE += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
 _LABEL = (*LABEL_COLUMNS, "classname", "diagnosis", "finding", "findinglabels", "target", "pneumonia")
 _PATIENT = ("patientid", "patient", "subjectid", "subject")
 _SPLIT = ("split", "set", "subset", "partition", "datasettype")
+_VIEW = ("frontallateral", "viewposition", "projection", "view")
 
-# A column of numbers has no names. That 1 is the finding is a common habit; the log says so.
-_NUMBERS = {"0": "NORMAL", "0.0": "NORMAL", "1": "PNEUMONIA", "1.0": "PNEUMONIA"}
+_YES = frozenset(("1", "1.0", "true", "t", "yes", "y", "positive", "pos"))
+_NO = frozenset(("0", "0.0", "false", "f", "no", "n", "negative", "neg", ""))
+_MAYBE = frozenset(("-1", "-1.0", "uncertain"))
+
+PNEUMONIA, NO_FINDING, OTHER, UNSURE = "PNEUMONIA", "No Finding", "other findings", "uncertain"
 
 
-def films_of_listing(file: Path) -> list[Row]:
+# COVIDx: lines "patient image class source" without a header, in train.txt, test_COVIDx9.txt ...
+_COVIDX = re.compile(r"(train|val|test)(_\w+)?\.txt$")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A public data set, recognised by the columns of its table.
+
+    Attributes:
+        name: for the log.
+        columns: those that its table has, as letters in lower case.
+        several: whether one cell holds several findings.
+    """
+
+    name: str
+    columns: frozenset[str]
+    several: bool = False
+
+
+def _known(name: str, columns: str, several: bool = False) -> Known:
+    return Known(name, frozenset(columns.split()), several)
+
+
+KNOWN = (
+    _known("NIH ChestX-ray14", "imageindex findinglabels patientid", several=True),
+    _known("CheXpert", "path frontallateral nofinding pneumonia"),
+    _known("MIMIC-CXR-JPG", "subjectid studyid nofinding pneumonia"),
+    _known("PadChest", "imageid patientid projection labels", several=True),
+    _known("VinDr-CXR or VinDr-PCXR", "imageid radid nofinding pneumonia"),
+    _known("RSNA Pneumonia Detection Challenge", "patientid x y width height target"),
+    _known("CoronaHack", "xrayimagename label datasettype"),
+    _known(
+        "ieee8023 covid-chestxray-dataset", "patientid finding view modality folder filename", several=True
+    ),
+)
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of this name may list images: CSV files, imagefolder's metadata, COVIDx' train.txt."""
+    return name == "metadata.jsonl" or name.lower().endswith((".csv", ".csv.gz")) or bool(_COVIDX.match(name))
+
+
+class _Table:
+    """One file: its rows, and which of its columns say what."""
+
+    def __init__(self, file: Path, split: str | None = None):
+        self.file, self.rows = file, _read_table(file)
+        self.columns: dict[str, str] = {}
+        for name in self.rows[0] if self.rows else ():
+            self.columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
+        self.known = next((one for one in KNOWN if one.columns <= set(self.columns)), None)
+        self.image, self.label, self.patient, self.split, self.view = (
+            next((self.columns[name] for name in names if name in self.columns), None)
+            for names in (_IMAGE, _LABEL, _PATIENT, _SPLIT, _VIEW)
+        )
+        if self.image is None and "studyid" not in self.columns:
+            self.image, self.patient = (
+                self.patient,
+                None,
+            )  # RSNA: images are named by their patient
+        # A column for each finding, among them both answers of the question.
+        findings = [name for name in self.columns.values() if is_class(name)]
+        self.findings = findings if {0, 1} <= {label_of(name) for name in findings} else []
+        self.given_split = split
+
+    @property
+    def usable(self) -> int:
+        """0 without labels, 2 with a column for each finding, which says more than one for all."""
+        return 0 if self.image is None else 2 if self.findings else 1 if self.label else 0
+
+
+def films_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
     """List the images that a CSV file names.
 
     Columns are known by their usual names: the image (`path`, `file_name`, `image` ...), relative to the CSV
     file, absolute, or a bare name or its stem anywhere below the CSV file's folder; the label (`label`,
-    `class`, `Target` ...) by name, or 0 and 1; and optionally `patient_id` and `split`. RSNA's table, which
-    names images by `patientId` and has a row for each finding, is read as it is.
+    `class`, `Target` ...) by name, or 0 and 1, or a column for each finding; and optionally `patient_id` and
+    `split`. RSNA's table, which names images by `patientId` and has a row for each finding, is read as it is.
+
+    Args:
+        file: the table.
+        uncertain: one of UNCERTAIN.
 
     Raises:
         UsageError: a column is missing, a row has no known label or split, an image has two labels, or no
             image is where the file says.
     """
-    table = _read_table(file)
-    columns: dict[str, str] = {}
-    for name in table[0] if table else ():
-        columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
-    film, label, patient, split = (
-        next((columns[name] for name in names if name in columns), None)
-        for names in (_FILM, _LABEL, _PATIENT, _SPLIT)
-    )
-    if film is None:
-        film, patient = patient, None  # RSNA: the id of the patient is the name of the image
-    if film is None or label is None:
+    return _films_of_table(_Table(file), file.parent, uncertain)
+
+
+def films_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -> list[Row]:
+    """List the images of a folder that tables describe: one, one for each split, or several to be joined.
+
+    Raises:
+        UsageError: as for `films_of_listing`, or it is not clear which table has the labels.
+    """
+    depths = defaultdict(list)
+    for file in files:
+        depths[len(file.relative_to(root).parts)].append(file)
+    for depth in sorted(depths):  # those nearest to the root that have labels
+        named = [_Table(file, _split_of_file(file.relative_to(root))) for file in sorted(depths[depth])]
+        tables = _joined(named)
+        if any(table.usable for table in tables):
+            break
+    best = max(table.usable for table in tables)
+    chosen = [table for table in tables if best and table.usable == best] or tables[:1]
+    if len(chosen) > 1 and len({table.given_split for table in chosen} - {None}) < len(chosen):
+        names = ", ".join(str(table.file.relative_to(root)) for table in chosen)
+        raise UsageError(
+            f"{root}: expected one table with labels, got {names}. Give the right one as --dataset"
+        )
+    if len(chosen) == 1:
+        chosen[0].given_split = None
+    lists = _listed_splits(root)
+    rows = []
+    for table in chosen:
+        rows += _films_of_table(table, root, uncertain, lists)
+    return rows
+
+
+def _split_of_file(path: PurePath) -> str | None:
+    if match := _COVIDX.match(path.name):
+        return split_of(match[1])
+    return next((split for name in (path.stem, *path.parts[:-1]) if (split := split_of(name))), None)
+
+
+def _joined(tables: list[_Table]) -> list[_Table]:
+    """MIMIC-CXR: labels by study, and views and splits by image, in tables of their own."""
+    labels = [table for table in tables if table.findings and table.image is None]
+    images = [table for table in tables if table.image and {"studyid", "subjectid"} <= set(table.columns)]
+    if not labels or not images:
+        return tables
+    by_study = {row[labels[0].columns["studyid"]]: row for row in labels[0].rows}
+    joined: dict[str, dict] = {}
+    for table in images:
+        for row in table.rows:
+            study = by_study.get(row[table.columns["studyid"]], {})
+            joined.setdefault(row[table.image], {}).update(study | row)
+    whole = labels[0]
+    whole.rows = list(joined.values())
+    for table in images:
+        whole.columns |= table.columns
+        whole.image, whole.split, whole.view = (
+            getattr(table, name) or getattr(whole, name) for name in ("image", "split", "view")
+        )
+    return [whole, *(table for table in tables if table not in (*images, whole))]
+
+
+def _listed_splits(root: Path) -> dict[str, str]:
+    """Split of each image by lists such as NIH's test_list.txt."""
+    splits = {}
+    for file, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
+        if (root / file).is_file():
+            splits |= dict.fromkeys((root / file).read_text().split(), split)
+    return splits
+
+
+def _films_of_table(
+    table: _Table, root: Path, uncertain: str, lists: dict[str, str] | None = None
+) -> list[Row]:
+    file = table.file
+    if not table.usable:
         raise UsageError(
             f"{file}: expected columns `path` and `label` (and, where known, `patient_id` and `split`), "
-            f"got {', '.join(columns.values()) or 'an empty file'}"
+            f"got {', '.join(table.columns.values()) or 'an empty file'}"
         )
-    said: dict[str, tuple[str, str | None, str]] = {}  # name -> label, patient, split
-    for number, line in enumerate(table, start=2):
-        name, told = line[film], (line[label], line.get(patient) or None, line[split] if split else "train")
-        if not name or not told[0]:
-            raise UsageError(
-                f"{file}, line {number}: no {label if name else film}; complete it, or take it out"
-            )
-        if told[2].lower() not in SPLIT_NAMES:
-            raise UsageError(f"{file}, line {number}: split {told[2]!r}, expected {', '.join(SPLITS)}")
-        if said.setdefault(name, told) != told:
+    if table.known:
+        logger.info("%s: read as %s", file, table.known.name)
+    left_out: Counter[str] = Counter()
+    said: dict[str, tuple] = {}  # name -> patient, split
+    votes: dict[str, list[str]] = defaultdict(list)
+    for number, line in enumerate(table.rows, start=2):
+        name = line[table.image]
+        if not name or not (table.findings or line[table.label]):
+            missing = table.label if name else table.image
+            raise UsageError(f"{file}, line {number}: no {missing}; complete it, or take it out")
+        if table.view and _is_lateral(line[table.view]):
+            left_out["lateral views"] += 1
+            continue
+        if "modality" in table.columns and "ray" not in line[table.columns["modality"]].lower():
+            left_out["images that are not X-rays"] += 1
+            continue
+        split = line[table.split] if table.split else None
+        if split and split_of(split) is None:
+            raise UsageError(f"{file}, line {number}: split {split!r}, expected {', '.join(SPLITS)}")
+        told = (line.get(table.patient) or None, split)
+        answer = _answer(table, line, uncertain)
+        twice = said.setdefault(name, told) != told
+        if twice or (not table.findings and votes[name] and votes[name][0] != answer):
             raise UsageError(f"{file}, line {number}: {name} is listed twice, and differently; keep one")
-    classes = {label: label for label, _, _ in said.values()}
-    if set(classes) <= set(_NUMBERS):
-        logger.info("%s: label 0 is read as NORMAL, 1 as PNEUMONIA", file)
-        classes = _NUMBERS
-    return [
-        Row(
-            image=str(path),
-            file=str(path),
-            class_name=classes[label],
-            patient_id=patient or patient_of(path.name),
-            place=name,
-            split=SPLIT_NAMES[split.lower()],
-        )
-        for path, (name, (label, patient, split)) in zip(_locate(file, list(said)), said.items(), strict=True)
-    ]
+        votes[name].append(answer)
+    answers = {name: _majority(cast) for name, cast in votes.items()}
+    if not table.findings and not (table.known and table.known.several):
+        answers = _named(file, answers, uncertain)
+    for name, answer in list(answers.items()):
+        if answer in (OTHER, UNSURE):
+            left_out[answer if answer == OTHER else "uncertain findings (--uncertain keeps them)"] += 1
+            del answers[name]
+    for reason, count in left_out.items():
+        logger.warning("%s: left out %d images: %s", file, count, reason)
+    if not answers:
+        raise UsageError(f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none")
+    rows = []
+    for path, (name, answer) in zip(_locate(file, root, list(answers)), answers.items(), strict=True):
+        patient, split = said[name]
+        inside = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+        split = split_of(split) if split else (lists or {}).get(path.name) or table.given_split
+        patient = patient or patient_of(path.name, inside)
+        rows.append(Row(str(path), str(path), answer, patient, name, split))
+    return rows
 
 
-def _locate(file: Path, names: list[str]) -> list[Path]:
+def _answer(table: _Table, line: dict[str, str], uncertain: str) -> str:
+    """Class name, OTHER or UNSURE; the cell itself where one column holds one label."""
+    if table.findings:
+        cells = {name: line.get(name, "").lower() for name in table.findings}
+        positive = {name for name, cell in cells.items() if cell in _YES}
+        unsure = {name for name, cell in cells.items() if cell in _MAYBE and label_of(name) == 1}
+        if unsure and not any(label_of(name) == 1 for name in positive):
+            if uncertain == "drop":
+                return UNSURE
+            positive |= unsure if uncertain == "positive" else set()
+        return _one_of(positive)
+    cell = line[table.label]
+    if table.known and table.known.several:
+        return _one_of(re.split(r"[|/,;]", re.sub(r"[\[\]'\"]", "", cell)))
+    return cell
+
+
+def _one_of(findings: Iterable[str]) -> str:
+    """PNEUMONIA or COVID-19 among the findings, NO_FINDING alone, or OTHER."""
+    found = {name.strip() for name in findings if name.strip()}
+    if covid := next((name for name in sorted(found) if is_covid(name)), None):
+        return covid
+    labels = {label_of(name) for name in found}
+    return NO_FINDING if labels == {0} else PNEUMONIA if 1 in labels and 0 not in labels else OTHER
+
+
+def _majority(votes: list[str]) -> str:
+    """The answer of most readers; UNSURE where no answer has more than half of them."""
+    answer, count = Counter(votes).most_common(1)[0]
+    return answer if 2 * count > len(votes) else UNSURE
+
+
+def _named(file: Path, answers: dict[str, str], uncertain: str) -> dict[str, str]:
+    """Names for the labels of a column that holds numbers, yes and no."""
+    cells = {cell.lower() for cell in answers.values()}
+    if not cells <= _YES | _NO | _MAYBE:
+        return answers
+    unsure = {"drop": UNSURE, "positive": PNEUMONIA, "negative": "NORMAL"}[uncertain]
+    names = {cell: PNEUMONIA if cell in _YES else "NORMAL" if cell in _NO else unsure for cell in cells}
+    logger.info("%s: label %s", file, ", ".join(f"{cell} is read as {names[cell]}" for cell in sorted(cells)))
+    return {name: names[cell.lower()] for name, cell in answers.items()}
+
+
+def _is_lateral(view: str) -> bool:
+    return view.lower() in ("l", "ll", "rl", "llat") or "lateral" in view.lower()
+
+
+def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
     """Path of each image; where there is no such file the path that it should have, to be reported."""
-    root = file.parent.absolute()
+    root = root.absolute()
     below: dict[str, list[Path]] = {}  # by name and by stem; filled when it is needed
 
     def locate(name: str) -> Path:
-        path = root / os.path.expanduser(name)
-        for candidate in (path, root / name.replace("\\", "/")):  # written on Windows
+        path = file.parent.absolute() / os.path.expanduser(name)
+        parts = PurePath(name.replace("\\", "/")).parts  # written on Windows
+        # Tables of CheXpert begin their paths with the data set's own folder.
+        for candidate in (path, *(root.joinpath(*parts[at:]) for at in range(len(parts) - 1))):
             if os.path.isfile(candidate):
                 return candidate
         if not below:
@@ -106,15 +327,19 @@ def _locate(file: Path, names: list[str]) -> list[Path]:
 
     paths = [locate(name) for name in names]
     if not any(os.path.isfile(path) for path in paths):
-        raise UsageError(f"{file}: none of its {len(names)} films is there (the first: {paths[0]})")
+        raise UsageError(f"{file}: none of its {len(names)} images is there (the first: {paths[0]})")
     return paths
 
 
-def read_metadata(root: Path) -> dict[Path, dict[str, str]]:
-    """Read every metadata.csv and metadata.jsonl in a folder tree.
+def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[str, str]]:
+    """Read every metadata.csv and metadata.jsonl in a folder tree, and patients from other tables in it.
 
     Values stay text: as a number the patient id 0012 would be 12, or 12.0 where another row has none, and
     one patient could be in two splits.
+
+    Args:
+        root: the folder.
+        tables: other CSV files in it; of them only a patient's id is used.
 
     Returns:
         Resolved path of an image -> its row, without the values that are blank.
@@ -122,32 +347,48 @@ def read_metadata(root: Path) -> dict[Path, dict[str, str]]:
     Raises:
         UsageError: a file can't be read, or has no column `file_name`.
     """
-    table = {}
+    described = {}
     for parent, children, names in os.walk(root):
         children[:] = [name for name in children if not name.startswith((".", "__"))]
         for name in {"metadata.csv", "metadata.jsonl"}.intersection(names):
             file = Path(parent, name)
             for row in _read_table(file):
                 if not row.get("file_name"):
-                    raise UsageError(f"{file}: expected a column file_name with the path of each film")
-                film = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
-                table[film] = {key: value for key, value in row.items() if value != ""}
-    return table
+                    raise UsageError(f"{file}: expected a column file_name with the path of each image")
+                image = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
+                described[image] = {key: value for key, value in row.items() if value != ""}
+    for file in tables:
+        table = _Table(file)
+        if not (table.image and table.patient):
+            logger.warning("%s: not used, since class folders give the labels", file)
+            continue
+        rows = [row for row in table.rows if row[table.image]]
+        for path, row in zip(_locate(file, root, [row[table.image] for row in rows]), rows, strict=True):
+            if row[table.patient]:
+                described.setdefault(path.resolve(), {}).setdefault("patient_id", row[table.patient])
+        logger.info("%s: patients are read from its column %s, labels from the folders", file, table.patient)
+    return described
 
 
 def _read_table(file: Path) -> list[dict[str, str]]:
     """Lines of a CSV or JSON lines file as text: column -> value, "" where a cell is missing."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix.lower() == ".csv":
-            # Spreadsheets of half the world separate cells by a semicolon.
-            head = text.partition("\n")[0]
-            rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
-        else:
+        content = file.read_bytes()
+        content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
+        text = _decoded(content)
+        if file.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is not an object")
-    except (ValueError, csv.Error) as error:
+        elif file.suffix.lower() == ".txt":
+            cells = [line.split() for line in text.splitlines()]
+            cells = [line for line in cells if len(line) >= 3 and is_class(line[2])]
+            rows = [dict(zip(("patient_id", "path", "label"), line, strict=False)) for line in cells]
+        else:
+            # Spreadsheets of half the world separate cells by a semicolon.
+            head = text.partition("\n")[0]
+            rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         raise UsageError(f"{file} can't be read as a table: {error}") from error
     # The csv module puts None for a missing cell, and surplus cells under the name None.
     rows = [
@@ -155,3 +396,13 @@ def _read_table(file: Path) -> list[dict[str, str]]:
         for row in rows
     ]
     return [row for row in rows if any(row.values())]
+
+
+def _decoded(content: bytes) -> str:
+    """Text in UTF-8, UTF-16 as spreadsheets save it, or else Latin-1."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import datasets
 
-from hf_pneumonia.data.archive import fetch_kaggle, unpack
-from hf_pneumonia.data.folder import films_of_folder, films_of_splits
+from hf_pneumonia.data.archive import fetch_kaggle, is_archive, unpack
+from hf_pneumonia.data.folder import films_of_folder
 from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
 from hf_pneumonia.data.listing import films_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
-from hf_pneumonia.data.rows import SPLIT_NAMES, SPLITS, Row
+from hf_pneumonia.data.rows import SPLITS, Row, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -49,17 +49,24 @@ class _Images(Sequence):
 
 
 def load_films(
-    sources: str | Sequence[str], cache_dir: Path, covid: str = "drop", one_class: bool = False
+    sources: str | Sequence[str],
+    cache_dir: Path,
+    covid: str = "drop",
+    one_class: bool = False,
+    uncertain: str = "drop",
 ) -> dict[str, Sequence]:
     """Load one or several sources as one table, a row per image, in a stable order.
 
     Args:
-        sources: each `phantom`, `phantom:shortcut`, a folder, a zip file, a CSV file of paths and labels,
-            `kaggle:owner/name`, or the id of a Hub data set.
+        sources: each `phantom`, `phantom:shortcut`, a folder, a zip or tar file, a CSV file of paths and
+            labels, `kaggle:owner/name`, or the id of a Hub data set; with `train=`, `validation=` or `test=`
+            in front, all of it is this split. Of several folders, one that is named after a split, and has
+            none inside, is that split.
         cache_dir: where simulated images and unpacked zip files are kept.
         covid: "drop" leaves images of COVID-19 out, "pneumonia" counts them as pneumonia, "keep" puts them
             into the split "covid", which is only scored.
         one_class: whether images of one class alone are allowed.
+        uncertain: what is done with images whose finding is uncertain, as for `films_of_listing`.
 
     Returns:
         Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`
@@ -68,16 +75,18 @@ def load_films(
         something inside their source are prefixed by its name.
 
     Raises:
-        UsageError: there is no such source, no image in it, a class of unknown name, or only one class where
-            both are needed.
+        UsageError: there is no such source, no image in it, a class of unknown name, a source with splits
+            of its own that is named as one split, or only one class where both are needed.
     """
-    names = [sources] if isinstance(sources, str) else list(sources)
+    named = [_named_split(one) for one in ([sources] if isinstance(sources, str) else sources)]
+    names = [name for _, name in named]
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
         raise UsageError(f"--dataset names {twice[0]} twice; name every source once")
     rows: list[Row] = []
-    for name, short in zip(names, short_names(names), strict=True):
-        rows += _label(_load(name, cache_dir), short, covid, prefix=f"{short}:" if len(names) > 1 else "")
+    for (split, name), short in zip(named, short_names(names), strict=True):
+        found = _in_split(_load(name, cache_dir, uncertain), name, split, several=len(names) > 1)
+        rows += _label(found, short, covid, prefix=f"{short}:" if len(names) > 1 else "")
     found = {row.label for row in rows}
     if len(found) < 2 - one_class:
         present = LABELS[found.pop()] if found else "none"
@@ -86,14 +95,34 @@ def load_films(
     return {"image": _Images(rows), **{name: [getattr(row, name) for row in rows] for name in columns}}
 
 
+def _named_split(source: str) -> tuple[str | None, str]:
+    """Take `test=` off the front of a source."""
+    front, sign, name = source.partition("=")
+    split = split_of(front) if sign else None
+    return (split, name) if split and name else (None, source)
+
+
+def _in_split(rows: list[Row], name: str, split: str | None, several: bool) -> list[Row]:
+    """Put a source without splits of its own into the split that it is named after."""
+    own = sorted({row.split for row in rows if row.split})
+    if split and own not in ([], [split]):
+        raise UsageError(
+            f"--dataset {split}={name}: expected no splits in it, got {', '.join(own)}. Give its folder"
+        )
+    if not own and several and _is_local(name):
+        split = split or split_of(Path(name).expanduser().resolve().name)
+    return [replace(row, split=row.split or split or "train") for row in rows]
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """Name each source for tables and reports: a local one by its last folder, with as many folders above it
     as tell it from the others, and always with one above where it is called like a split."""
+    names = [_named_split(name)[1] for name in names]
     parts = [_parts(name) if _is_local(name) else (name,) for name in names]
     short = []
     for index, part in enumerate(parts):
         others = ["/" + "/".join(other) for row, other in enumerate(parts) if row != index]
-        length = 2 if part[-1].lower() in SPLIT_NAMES else 1
+        length = 2 if split_of(part[-1]) else 1
         while length < len(part) and any(name.endswith("/" + "/".join(part[-length:])) for name in others):
             length += 1
         short.append("/".join(part[-length:]))
@@ -111,32 +140,47 @@ def _is_local(name: str) -> bool:
     return name not in PHANTOMS and Path(name).expanduser().exists()
 
 
-def _load(name: str, cache_dir: Path) -> list[Row]:
+def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
     """Rows of one source."""
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
         write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
-        return films_of_splits(folder, {split: folder / split for split in ("train", "test")})
+        return films_of_folder(folder)
     if name.startswith("kaggle:"):
-        return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")))
+        return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return films_of_folder(path)
-    if path.is_file() and path.suffix.lower() == ".zip":
+        saved = _saved_dataset(path)
+        return films_of_folder(path, uncertain) if saved is None else films_of_hub(saved, name)
+    if path.is_file() and is_archive(path):
         folder = unpack(path, cache_dir)
         try:
-            return films_of_folder(folder)
+            return films_of_folder(folder, uncertain)
         except UsageError as error:  # the user knows the archive, and not where it was unpacked
             raise UsageError(str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
-        return films_of_listing(path)
+        return films_of_listing(path, uncertain)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         problem = "it is none of these" if path.exists() else "no such folder"
         raise UsageError(
-            f"--dataset expects `phantom`, a folder, a .zip or .csv file, kaggle:owner/name or a Hub id "
+            "--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
             f"(user/name), got {name!r}: {problem}"
         )
     return _fetch_hub(name)
+
+
+def _saved_dataset(folder: Path) -> datasets.DatasetDict | None:
+    """A data set of `datasets` in a folder: saved by `save_to_disk`, or the Parquet files of the Hub."""
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            saved = datasets.load_from_disk(folder)
+        elif any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")):
+            saved = datasets.load_dataset(str(folder))
+        else:
+            return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder}: expected a saved data set, got {str(error).splitlines()[0]}") from error
+    return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
 
 
 def _fetch_hub(name: str) -> list[Row]:
@@ -161,7 +205,7 @@ def films_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
     """
     rows = []
     for given, table in loaded.items():
-        split = SPLIT_NAMES.get(given.lower())
+        split = split_of(given)
         if split is None:
             raise UsageError(f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
         column = next((one for one in _IMAGE_COLUMNS if one in table.column_names), None)
@@ -207,6 +251,8 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
         )
     if count := sum(is_covid(row.class_name) for row in rows):
         logger.info("%s: %d films of COVID-19 are %s", source, count, _COVID_DONE[covid])
+    if ids := {row.patient_id for row in rows if row.patient_id}:
+        logger.info("%s: %d patients, by ids such as %s", source, len(ids), min(ids))
     if without := sum(row.patient_id is None for row in rows):
         logger.warning(
             "%s: no patient id in %d of %d file names: each such film is its own patient",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hf_pneumonia.data.archive import BROKEN, open_zip, read_member
-from hf_pneumonia.data.files import DICOM, IMAGE, PERHAPS_DICOM, begins_as_dicom, kind_by_name, walk
+from hf_pneumonia.data.files import UNNAMED, kind_by_beginning, kind_by_name, kind_of, walk
 from hf_pneumonia.errors import UnreadableFilm
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _films_of_folder(root: str, apart: str | None) -> Iterator[Source]:
     for parent, names in walk(Path(root), problems.append):
         place = os.path.realpath(parent)
         if apart is None or not f"{place}/".startswith(f"{apart}/"):
-            found += [parent / name for name in names if _is_film(parent / name)]
+            found += [parent / name for name in names if kind_of(parent / name)]
             zips += [parent / name for name in names if name.lower().endswith(".zip")]
     # By parts, so that a folder's films stay together: "a/b" comes before "a-b".
     for path in sorted(found):
@@ -155,16 +155,6 @@ def _film_of_file(name: str, path: str) -> Source:
     return Source(name, path, stamp=_stamp(status))
 
 
-def _is_film(path: Path) -> bool:
-    kind = kind_by_name(path.name)
-    if kind != PERHAPS_DICOM:
-        return kind in (IMAGE, DICOM)
-    try:
-        return begins_as_dicom(path)
-    except OSError:
-        return False  # can't be opened, and is no film by its name
-
-
 def _films_of_zip(archive_file: Source) -> Iterator[Source]:
     path = archive_file.path
     try:
@@ -187,10 +177,10 @@ def _is_film_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     if entry.is_dir() or any(part.startswith((".", "__")) and part not in (".", "..") for part in parts):
         return False
     kind = kind_by_name(parts[-1])
-    if kind != PERHAPS_DICOM:
-        return kind in (IMAGE, DICOM)
+    if kind != UNNAMED:
+        return kind is not None
     try:
         with archive.open(entry) as file:
-            return file.read(132)[128:] == b"DICM"
+            return kind_by_beginning(file.read(132)) is not None
     except (*BROKEN, OSError):
         return False

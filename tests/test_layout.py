@@ -1,0 +1,256 @@
+"""Miniatures of folders as people have them: which images, classes, patients and splits are read."""
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import write_film, write_films
+
+from hf_pneumonia.data.folder import films_of_folder
+from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.errors import UsageError
+
+DICOM = bytes(128) + b"DICM" + bytes(64)  # told by its first bytes; nothing is decoded here
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(DICOM)
+
+
+def read(root: Path) -> dict[str, tuple]:
+    """Path below the root -> class, split, patient."""
+    return {
+        str(Path(row.file).relative_to(root)): (row.class_name, row.split, row.patient_id)
+        for row in films_of_folder(root)
+    }
+
+
+def test_a_plain_folder_is_read_as_imagefolder_of_datasets_reads_it(tmp_path):
+    for split in ("train", "test"):
+        write_films(tmp_path / split, 3, 4)
+    rows = films_of_folder(tmp_path)
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path))
+    for split, table in theirs.items():
+        table = table.cast_column("image", datasets.Image(decode=False))
+        names = table.features["label"].names
+        expected = {(row["image"]["path"], names[row["label"]]) for row in table}
+        assert {(row.image, row.class_name) for row in rows if row.split == split} == expected
+
+
+@pytest.mark.parametrize(
+    "companions",
+    [
+        ["Normal/masks/Normal-1.dcm", "COVID/masks/COVID-1.dcm"],
+        ["Normal/lung masks/Normal-1.dcm", "Normal/infection masks/Normal-1.dcm"],
+        ["Normal/mask/Normal-1.dcm"],
+        ["Normal/images/@eaDir/Normal-1.dcm/thumb.dcm"],
+        ["Normal/#recycle/old.dcm", "$RECYCLE.BIN/Normal/x.dcm"],
+        ["Normal/GradCAM/Normal-1.dcm", "heatmaps/Normal/Normal-1.dcm"],
+        ["Normal/images/Normal-1_mask.dcm", "Normal/images/Normal-1-overlay.dcm"],
+        ["Normal/BBox_Annotations/Normal-1.dcm", "Normal/Thumbnails/Normal-1.dcm"],
+    ],
+)
+def test_what_accompanies_images_is_left_out_and_counted(tmp_path, caplog, companions):
+    put(tmp_path, "Normal/images/Normal-1.dcm", "COVID/images/COVID-1.dcm", *companions)
+    assert {name: row[0] for name, row in read(tmp_path).items()} == {
+        "Normal/images/Normal-1.dcm": "Normal",
+        "COVID/images/COVID-1.dcm": "COVID",
+    }
+    said = [message for message in caplog.messages if "left out" in message]
+    assert sum(int(message.split("left out ")[1].split()[0]) for message in said) == len(companions)
+
+
+def test_a_data_set_that_is_called_segmentation_data_is_a_data_set(tmp_path):
+    inside = "Lung Segmentation Data/Lung Segmentation Data/Train/Normal"
+    put(tmp_path, f"{inside}/images/a.dcm", f"{inside}/lung masks/a.dcm")
+    assert read(tmp_path) == {f"{inside}/images/a.dcm": ("Normal", "train", None)}
+
+
+@pytest.mark.parametrize(
+    "folder", ["NORMAL/enhanced", "train/NORMAL/old stuff", "TB", "train/TB", "train/TB/images"]
+)
+def test_a_folder_of_unknown_meaning_is_asked_about_by_its_name(tmp_path, folder):
+    split = "train/" if folder.startswith("train") else ""
+    put(tmp_path, f"{split}NORMAL/a.dcm", f"{split}PNEUMONIA/b.dcm", f"{folder}/c.dcm")
+    with pytest.raises(UsageError) as error:
+        read(tmp_path)
+    assert folder.removesuffix("/images") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("chest_xray/train/NORMAL", "chest_xray/test/NORMAL"),
+        ("train_images/NORMAL", "test_images/NORMAL"),
+        ("Training/NORMAL", "Testing/NORMAL"),
+        ("trainData/NORMAL", "testData/NORMAL"),
+        ("stage_2_train_images/NORMAL", "stage_2_test_images/NORMAL"),
+        ("NORMAL/train", "NORMAL/test"),
+        ("pneumonia/train/NORMAL", "pneumonia/test/NORMAL"),
+        ("train/images/NORMAL", "test/images/NORMAL"),
+        ("a/b/Train/NORMAL/images", "a/b/Test/NORMAL/images"),
+        ("test/train/NORMAL", "test/test/NORMAL"),
+    ],
+)
+def test_splits_are_known_wherever_they_are_and_whatever_is_beside_them(tmp_path, train, test):
+    for folder, name in ((train, "a"), (test, "b")):
+        put(tmp_path, f"{folder}/{name}.dcm", f"{folder.replace('NORMAL', 'PNEUMONIA')}/{name}.dcm")
+    put(tmp_path, "notebooks/figure.dcm", "docs/images/logo.dcm")
+    rows = read(tmp_path)
+    assert {(Path(name).stem, row[1]) for name, row in rows.items()} == {("a", "train"), ("b", "test")}
+    assert {row[0] for row in rows.values()} == {"NORMAL", "PNEUMONIA"} and len(rows) == 4
+
+
+def test_the_copy_inside_kaggles_archive_is_left_out_and_said(tmp_path, caplog):
+    for folder in ("chest_xray", "chest_xray/chest_xray", "chest_xray/__MACOSX"):
+        put(tmp_path, f"{folder}/train/NORMAL/a.dcm", f"{folder}/test/PNEUMONIA/b.dcm")
+    assert set(read(tmp_path)) == {"chest_xray/train/NORMAL/a.dcm", "chest_xray/test/PNEUMONIA/b.dcm"}
+    assert "left out 2 images in chest_xray/chest_xray" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["A/train/NORMAL/a.dcm", "B/NORMAL/b.dcm"], ["A", "B", "--dataset"]),
+        (["fold1/NORMAL/a.dcm", "fold2/NORMAL/b.dcm"], ["fold1", "fold2", "train="]),
+        (["train/NORMAL/a.dcm", "NORMAL/b.dcm"], ["NORMAL/b.dcm", "train="]),
+        (["train/NORMAL/a.dcm", "training/NORMAL/b.dcm"], ["train", "training"]),
+        (["train/NORMAL/a.dcm", "test/b.dcm", "test/c.dcm"], ["test", "2 images", "label"]),
+        (["a.dcm", "b.dcm"], ["class folders"]),
+        (["holiday/a.dcm"], ["holiday", "class folders"]),
+        ([], ["class folders"]),
+    ],
+)
+def test_a_layout_that_may_mean_two_things_is_refused_with_what_was_found(tmp_path, files, named):
+    put(tmp_path, *files)
+    with pytest.raises(UsageError) as error:
+        read(tmp_path)
+    message = str(error.value)
+    assert all(name in message.replace(str(tmp_path), "") for name in named) and "\n" not in message
+
+
+def test_a_picture_beside_the_data_set_is_left_out_by_its_folder(tmp_path, caplog):
+    put(tmp_path, "set/train/NORMAL/a.dcm", "set/train/PNEUMONIA/b.dcm", "stray.dcm", "poster/c.dcm")
+    assert len(read(tmp_path)) == 2
+    assert "1 images in ., in no class folder" in caplog.text and "1 images in poster" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "patient"),
+    [
+        ("NORMAL/patient00003/study1/view1_frontal.dcm", "patient00003"),
+        ("NORMAL/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.dcm", "p10000032"),
+        ("NORMAL/00000013_005.dcm", "00000013"),
+        ("NORMAL/images/00000013_005.dcm", "00000013"),
+        ("NORMAL/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm", "0004cfab-14fd-4e49-80ba-63a80b6bddd6"),
+        ("NORMAL/sub-S03044/ses-E07/anat/cxr.dcm", "sub-S03044"),
+        ("NORMAL/1.2.826.0.1.3680043.8.498/1.2.3.4/1.dcm", "1.2.826.0.1.3680043.8.498"),
+        ("NORMAL/patient00003_study1_view1.dcm", "patient00003"),
+        ("train/NORMAL/0017/a.dcm", "0017"),
+        ("NORMAL/person7_virus_12.dcm", "person7_virus"),
+        ("NORMAL/images/a.dcm", None),
+        ("NORMAL/study1/view1.dcm", None),
+    ],
+)
+def test_patients_are_read_from_the_path(tmp_path, file, patient):
+    put(tmp_path, file)
+    assert read(tmp_path)[file][2] == patient
+
+
+def test_class_folders_may_be_links_and_a_loop_of_links_ends(tmp_path):
+    put(tmp_path, "archive/1/a.dcm", "archive/2/b.dcm")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "NORMAL").symlink_to(tmp_path / "archive" / "1")
+    (data / "PNEUMONIA").symlink_to(tmp_path / "archive" / "2")
+    (tmp_path / "archive" / "1" / "around").symlink_to(data)
+    assert set(read(data)) == {"NORMAL/a.dcm", "PNEUMONIA/b.dcm"}
+
+
+def test_an_image_without_an_ending_is_an_image(tmp_path):
+    write_film(tmp_path / "NORMAL" / "a.jpg", 0, np.random.default_rng(0))
+    (tmp_path / "NORMAL" / "a.jpg").rename(tmp_path / "NORMAL" / "IM1")
+    (tmp_path / "NORMAL" / "README").write_text("text")
+    put(tmp_path, "PNEUMONIA/b.dcm")
+    assert set(read(tmp_path)) == {"NORMAL/IM1", "PNEUMONIA/b.dcm"}
+
+
+def sources(*names: object, tmp_path: Path) -> dict[str, str]:
+    """Name of each image of several sources -> split."""
+    table = load_films([str(name) for name in names], tmp_path / "cache")
+    return {Path(file).stem: split for file, split in zip(table["file"], table["split"], strict=True)}
+
+
+def two_sources(tmp_path: Path, first: str, second: str) -> tuple[Path, Path]:
+    put(tmp_path / first, "NORMAL/a.dcm", "PNEUMONIA/b.dcm")
+    put(tmp_path / second, "NORMAL/c.dcm", "PNEUMONIA/d.dcm")
+    return tmp_path / first, tmp_path / second
+
+
+def test_of_several_sources_one_that_is_named_after_a_split_is_that_split(tmp_path):
+    for first, second in (("a/train", "a/test"), ("b/kermany", "b/test_images")):
+        found = sources(*two_sources(tmp_path, first, second), tmp_path=tmp_path)
+        assert found == {"a": "train", "b": "train", "c": "test", "d": "test"}
+
+
+def test_a_source_may_be_named_as_a_split(tmp_path):
+    first, second = two_sources(tmp_path, "one", "two")
+    found = sources(f"train={first}", f"val={second}", tmp_path=tmp_path)
+    assert found == {"a": "train", "b": "train", "c": "validation", "d": "validation"}
+
+
+def test_a_source_with_splits_is_not_one_split(tmp_path):
+    put(tmp_path, "set/train/NORMAL/a.dcm", "set/test/PNEUMONIA/b.dcm")
+    with pytest.raises(UsageError, match="test=.*set.*test, train"):
+        sources(f"test={tmp_path / 'set'}", tmp_path=tmp_path)
+
+
+def test_a_lone_folder_that_is_called_train_is_all_train(tmp_path):
+    first, _ = two_sources(tmp_path, "train", "other")
+    assert set(sources(first, tmp_path=tmp_path).values()) == {"train"}
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_a_tar_file_is_read_as_the_folder_in_it(tmp_path, ending):
+    first, _ = two_sources(tmp_path, "one", "two")
+    with tarfile.open(tmp_path / f"packed{ending}", "w:gz" if ending.endswith("gz") else "w") as archive:
+        archive.add(first, "one")
+    assert set(sources(tmp_path / f"packed{ending}", tmp_path=tmp_path)) == {"a", "b"}
+
+
+def test_a_tar_file_that_leads_out_of_its_folder_is_refused(tmp_path):
+    entry = tarfile.TarInfo("../outside.dcm")
+    with tarfile.open(tmp_path / "packed.tar", "w") as archive:
+        archive.addfile(entry)
+    with pytest.raises(UsageError, match="packed.tar"):
+        sources(tmp_path / "packed.tar", tmp_path=tmp_path)
+    assert not list(tmp_path.rglob("outside.dcm"))
+
+
+def test_names_in_a_zip_file_may_be_written_as_windows_writes_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for name in (r"set\train\NORMAL\a.dcm", r"set\test\PNEUMONIA\b.dcm"):
+            entry = zipfile.ZipInfo("x")
+            entry.filename = name  # the constructor would replace what separates folders here
+            archive.writestr(entry, DICOM)
+    assert sources(tmp_path / "packed.zip", tmp_path=tmp_path) == {"a": "train", "b": "test"}
+
+
+@pytest.mark.parametrize("form", ["save_to_disk", "one split", "parquet"])
+def test_a_data_set_of_the_hub_that_was_saved_is_read(tmp_path, form):
+    write_films(tmp_path / "films" / "train", 2, 2)
+    write_films(tmp_path / "films" / "test", 1, 1, first=10)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "films"))
+    if form == "parquet":
+        for split, table in loaded.items():
+            table.to_parquet(tmp_path / "saved" / "data" / f"{split}-00000-of-00001.parquet")
+    else:
+        (loaded if form == "save_to_disk" else loaded["train"]).save_to_disk(tmp_path / "saved")
+    table = load_films(str(tmp_path / "saved"), tmp_path / "cache")
+    assert sorted(table["split"]) == (["train"] * 4 if form == "one split" else ["test"] * 2 + ["train"] * 4)
+    assert sorted(table["label"]) == ([0, 0, 1, 1] if form == "one split" else [0, 0, 0, 1, 1, 1])
