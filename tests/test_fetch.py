@@ -1,7 +1,3 @@
-import http.server
-import json
-import threading
-
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -9,93 +5,27 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import commit_files
 from hf_pneumonia.modeling.fetch import evidence_folder, model_folder
 
-SHA = "a" * 40
-REPOSITORIES = {
-    "pickle": {"config.json": b"{}", "pytorch_model.bin": b"x"},
-    "empty": {"README.md": b"x"},
-    "whole": {
-        "config.json": b"{}",
-        "model.safetensors": b"y",
-        "pytorch_model.bin": b"x",
-        "checkpoint-1/model.safetensors": b"x",
-    },
-}
-REFUSALS = {
-    "none": (404, "RepoNotFound", ""),
-    "stranger": (401, "", "Invalid username or password."),
-    "token": (401, "", "Invalid credentials in Authorization header"),
-    "forbidden": (403, "", ""),
-    "gated": (403, "GatedRepo", ""),
-    "branch": (404, "RevisionNotFound", ""),
-    "broken": (500, "", ""),
-}
-
-
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the Hub does to the requests of a download."""
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        self.server.asked.append(self.path)
-        name = parts[3] if parts[0] == "api" else parts[1]
-        if name in REFUSALS:
-            status, code, message = REFUSALS[name]
-            self._answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": message})
-        elif "resolve" in parts:
-            path = "/".join(parts[4:])
-            self._answer(200, REPOSITORIES[name][path], {"ETag": f'"{name}-{path}"', "X-Repo-Commit": SHA})
-        elif "tree" in parts:
-            files = [{"type": "file", "path": path, "size": 2, "oid": path} for path in REPOSITORIES[name]]
-            self._answer(200, json.dumps(files).encode())
-        else:
-            files = [{"rfilename": path} for path in REPOSITORIES[name]]
-            self._answer(200, json.dumps({"id": f"u/{name}", "sha": SHA, "siblings": files}).encode())
-
-    do_HEAD = do_GET
-
-    def _answer(self, status: int, data: bytes, headers: dict | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_) -> None:
-        pass
+MODEL = {"config.json": b"{}", "model.safetensors": b"y"}
 
 
 @pytest.fixture
-def ask(monkeypatch, tmp_path):
-    """Points this process at a Hub's address, with a cache of its own."""
-
-    def point(address: str) -> None:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+def hub(local_hub, monkeypatch, tmp_path):
+    """The local Hub, which this process takes for the Hub, with a cache of its own."""
+    template = local_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    return point
-
-
-@pytest.fixture
-def hub(ask):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    ask(f"http://127.0.0.1:{server.server_port}")
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def evident_hub(local_hub, ask):
-    """The local Hub, which takes commits."""
-    ask(local_hub.url)
     return local_hub
+
+
+def _publish(hub, name: str, files: dict[str, bytes], **options) -> None:
+    api = HfApi(hub.url, token=hub.user(name.split("/")[0]))
+    commit_files(api, name, files, message="A model", **options)
+
+
+def _files_of(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def _problem(name: str, revision: str | None = None) -> str:
@@ -106,41 +36,35 @@ def _problem(name: str, revision: str | None = None) -> str:
 
 
 def test_of_a_repository_only_what_is_loaded_is_fetched_and_is_there_without_a_connection(hub, monkeypatch):
-    folder = model_folder("u/whole")
-    found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found == {"config.json": b"{}", "model.safetensors": b"y"}
-    assert folder.name == SHA and not any("bin" in path or "checkpoint" in path for path in hub.asked)
+    more = {"pytorch_model.bin": b"x", "checkpoint-1/model.safetensors": b"x", "gate.safetensors": b"z"}
+    _publish(hub, "ann/x", MODEL | more)
+    hub.requests.clear()
+    folder = model_folder("ann/x")
+    assert _files_of(folder) == {*MODEL, "gate.safetensors"}
+    assert not any("bin" in path or "checkpoint" in path for path in hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.asked.clear()
-    assert model_folder("u/whole") == folder and hub.asked == []
-    assert "HF_HUB_OFFLINE" in _problem("u/pickle")
+    hub.requests.clear()
+    assert model_folder("ann/x") == folder and hub.requests == []
+    assert "HF_HUB_OFFLINE" in _problem("ann/y")
 
 
-@pytest.mark.parametrize(
-    "name, problem",
-    [
-        ("u/pickle", "pytorch_model.bin, are never loaded: convert them to safetensors"),
-        ("u/empty", "config.json is missing"),
-        ("u/none", "no such repository, or a private one and no token"),
-        ("u/stranger", "401"),
-        ("u/forbidden", "403"),
-        ("u/gated", "its owner grants access on its page"),
-        ("u/broken", "500"),
-        ("u/a name", "Repo id must use alphanumeric chars"),
-    ],
-)
-def test_what_stands_between_a_repository_and_its_model_is_one_line(hub, name, problem):
-    assert problem in _problem(name)
-    assert not any("bin" in path for path in hub.asked)
-
-
-def test_a_token_that_is_refused_a_branch_that_is_not_there_and_no_connection_are_said(hub, ask, monkeypatch):
-    assert "no such branch" in _problem("u/branch", "try")
+def test_what_stands_between_a_repository_and_its_model_is_one_line(hub, monkeypatch):
+    _publish(hub, "ann/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    _publish(hub, "ann/empty", {"README.md": b"x"})
+    _publish(hub, "ann/private", MODEL, private=True)
+    hub.requests.clear()
+    assert "are never loaded: convert them to safetensors" in _problem("ann/pickle")
+    assert not any("bin" in path for path in hub.requests)
+    assert "config.json is missing" in _problem("ann/empty")
+    assert "no such branch" in _problem("ann/empty", "try")
+    for name in ("ann/private", "ann/none"):
+        assert "no such repository, or a private one and no token" in _problem(name)
+    assert "Repo id must use alphanumeric chars" in _problem("ann/a name")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    message = _problem("u/token")
+    message = _problem("ann/private")
     assert "401" in message and "hf_secret" not in message
-    ask("http://127.0.0.1:9")
-    assert "onnect" in _problem("u/whole")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "onnect" in _problem("ann/private")
 
 
 def test_a_folder_is_itself_and_what_is_no_finished_model_is_said_to_be_none(tmp_path):
@@ -158,33 +82,22 @@ def test_a_folder_is_itself_and_what_is_no_finished_model_is_said_to_be_none(tmp
     assert model_folder(str(tmp_path)) == evidence_folder(str(tmp_path)) == tmp_path
 
 
-def write_evidence(hub, owner: str, files: dict[str, bytes]) -> HfApi:
-    """A model `OWNER/x` on the local Hub, with these files beside its weights."""
-    api = HfApi(hub.url, token=hub.user(owner))
-    weights = {"config.json": b"{}", "model.safetensors": b"y"}
-    commit_files(api, f"{owner}/x", weights | files, message="A model")
-    return api
-
-
-def _files_of(folder) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_of_the_evidence_only_what_is_shown_is_fetched(evident_hub):
+def test_of_the_evidence_only_what_is_shown_is_fetched(hub):
     shown = {"README.md", "report.json", "plots/roc.png", "examples/README.md"}
     shown |= {f"examples/film [{number}].dcm" for number in range(8)}
     left = {"notes.md", "plots/deep/roc.png", "plots/films.zip", "examples/run.py", "examples/film [9].png"}
-    files = dict.fromkeys(shown | left, b"x") | {"examples/big.jpeg": bytes(20_000_001)}
-    write_evidence(evident_hub, "ann", files)
+    _publish(
+        hub, "ann/x", MODEL | dict.fromkeys(shown | left, b"x") | {"examples/big.jpeg": bytes(20_000_001)}
+    )
     folder = model_folder("ann/x")
     assert evidence_folder("ann/x") == folder
-    assert _files_of(folder) == shown | {"config.json", "model.safetensors"}
-    assert not any(name in path for path in evident_hub.requests for name in ("notes.md", "big.jpeg"))
+    assert _files_of(folder) == shown | MODEL.keys()
+    assert not any(name in path for path in hub.requests for name in ("notes.md", "big.jpeg"))
 
 
-def test_evidence_that_was_fetched_stays_and_what_was_not_is_one_line(evident_hub, monkeypatch):
-    write_evidence(evident_hub, "ann", {"README.md": b"x"})
-    write_evidence(evident_hub, "bob", {"README.md": b"x"})
+def test_evidence_that_was_fetched_stays_and_what_was_not_is_one_line(hub, monkeypatch):
+    _publish(hub, "ann/x", MODEL | {"README.md": b"x"})
+    _publish(hub, "bob/x", MODEL | {"README.md": b"x"})
     folder = evidence_folder("ann/x")
     model_folder("bob/x")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -193,6 +106,6 @@ def test_evidence_that_was_fetched_stays_and_what_was_not_is_one_line(evident_hu
         evidence_folder("bob/x")
 
 
-def test_other_peoples_models_have_no_evidence_and_that_is_no_error(evident_hub):
-    write_evidence(evident_hub, "ann", {})
-    assert _files_of(evidence_folder("ann/x")) == {"config.json", "model.safetensors"}
+def test_other_peoples_models_have_no_evidence_and_that_is_no_error(hub):
+    _publish(hub, "ann/x", MODEL)
+    assert _files_of(evidence_folder("ann/x")) == set(MODEL)
