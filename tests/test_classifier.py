@@ -141,11 +141,11 @@ def test_a_batch_size_that_is_none_is_one_line(classifier, size):
         classifier([], batch_size=size)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
-def test_half_precision_answers_nearly_the_same(finished_run, classifier, files, dtype):
-    half = PneumoniaClassifier.from_pretrained(finished_run, dtype=dtype)
+def test_half_precision_answers_nearly_the_same(finished_run, classifier, files):
+    half = PneumoniaClassifier.from_pretrained(finished_run, dtype="bfloat16")
     np.testing.assert_allclose(_probabilities(half(files)), _probabilities(classifier(files)), atol=0.02)
-    assert half(files[0], heat_map=True).heat_map.dtype == np.float32
+    found, expected = (one(files[0], heat_map=True).heat_map for one in (half, classifier))
+    assert found.dtype == np.float32 and np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(
