@@ -135,13 +135,15 @@ def test_a_gate_that_was_saved_scores_the_same(gate, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["gate.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "variance"])
+@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape", "variance"])
 def test_a_damaged_gate_is_said_in_one_line(gate, tmp_path, damage):
     file, tensors = tmp_path / "gate.safetensors", gate.tensors()
     if damage == "no numbers":
         tensors["limits"][0] = np.nan
     if damage == "missing":
         del tensors["stage0.scale"]
+    if damage == "shape":
+        tensors["stage0.mean"] = tensors["stage0.mean"][:-1]
     if damage == "variance":
         tensors["stage0.variances"][0] = 0
     save_file(tensors, file)

@@ -148,8 +148,7 @@ def score_films(
         size = classifier.image_size
         classifier.predict_squares(np.zeros((1, size, size), np.uint8), heat_map=True)
     chunks, count = _from_main(plan)
-    before = count - sum(map(len, chunks))
-    if before:
+    if before := count - sum(map(len, chunks)):
         logger.info("going on: %d of %d films were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
     with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:

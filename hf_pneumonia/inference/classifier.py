@@ -141,7 +141,7 @@ class PneumoniaClassifier(FilmClassifier):
         except READ_ALONG.
 
         Returns:
-            Names of the files that were written.
+            Names of the files.
 
         Raises:
             UsageError: there is a file where the folder should be, or no space for the weights.

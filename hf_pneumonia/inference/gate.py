@@ -131,16 +131,21 @@ def load_gate(folder: Path) -> Gate | None:
         return None
     try:
         tensors = load_file(folder / GATE)
-        if not all(np.isfinite(one).all() for one in tensors.values()):
-            raise ValueError("it holds NaN or infinity")
-        above_zero = [one for name, one in tensors.items() if name.endswith(("limits", "scale", "variances"))]
-        if not all((one > 0).all() for one in above_zero):
-            raise ValueError("it has a spread or limit of 0 or less")
+        for name, tensor in tensors.items():
+            least = 0 if name.endswith(("limits", "scale", "variances")) else -np.inf
+            if not np.isfinite(tensor).all() or not (tensor > least).all():
+                raise ValueError(f"{name} has NaN, infinity, or a spread of 0 or less")
         count = sum(name.endswith(".mean") for name in tensors) - 1
         layout, *stages = (
             Spread(*(tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances")))
             for name in ("layout", *(f"stage{number}" for number in range(count)))
         )
+        for one in (layout, *stages):
+            number, size = one.directions.shape
+            if not one.mean.shape == one.scale.shape == (size,) or one.variances.shape != (number,):
+                raise ValueError("its tensors have other shapes than expected")
+        if tensors["limits"].shape != (1 + count,):
+            raise ValueError(f"expected {1 + count} limits")
         return Gate(layout, tuple(stages), tensors["limits"])
     # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:

@@ -211,13 +211,10 @@ def _preprocessing(
     if len(mean) == 1:
         mean, std = list(mean) * 3, list(std) * 3
     if not (len(mean) == len(std) == 3 and _are_within(mean, -1e6, 1e6) and _are_within(std, 1e-9, 1e6)):
-        raise ValueError(
-            f"its films are scaled by {str([mean, std])[:100]}, expected are means and deviations"
-        )
+        raise ValueError(f"expected means and deviations of its input, got {str([mean, std])[:100]}")
     if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in SIDES:
-        bounds = f"{SIDES[0]} to {SIDES[-1]} pixels"
         found = " x ".join(map(str, size))[:100]
-        raise ValueError(f"its input is {found}, and expected is a square of {bounds}")
+        raise ValueError(f"its input is {found}, expected a square of {SIDES[0]} to {SIDES[-1]} pixels")
     return int(size[0]), list(mean), list(std), squashed
 
 
