@@ -265,9 +265,9 @@ def test_a_picture_of_another_film_that_stood_in_this_row_is_not_taken_for_its_o
 
 
 def test_a_fault_of_the_disk_is_a_row_and_is_tried_again_by_the_next_job(
-    finished_run, films, stopped, monkeypatch
+    finished_run, films, tmp_path, monkeypatch
 ):
-    read = FilmReader.read
+    read, output = FilmReader.read, tmp_path / "scores.csv"
 
     def fail(self, source):
         if source.name.endswith("IM-0205-0001.jpeg"):
@@ -275,14 +275,14 @@ def test_a_fault_of_the_disk_is_a_row_and_is_tried_again_by_the_next_job(
         return read(self, source)
 
     def row() -> dict:
-        return next(row for row in _rows(stopped.read_bytes()) if row["file"].endswith("IM-0205-0001.jpeg"))
+        return next(row for row in _rows(output.read_bytes()) if row["file"].endswith("IM-0205-0001.jpeg"))
 
     with monkeypatch.context() as patch:
         patch.setattr(FilmReader, "read", fail)
         patch.setattr(Progress, "finish", lambda _: None)  # as if it were killed before
-        _predict(finished_run, films, "--output", stopped)
+        _predict(finished_run, films, "--output", output)
     assert row()["error"] == "input/output error"
-    _predict(finished_run, films, "--output", stopped)
+    _predict(finished_run, films, "--output", output)
     assert row()["probability"] and not row()["error"]
 
 
