@@ -125,14 +125,15 @@ def test_films_of_a_generator_are_not_all_held_at_once(classifier, monkeypatch):
     taken, sizes = [], []
 
     def films():
-        for number in range(60):
+        for number in range(40):
             taken.append(number)
             yield FILMS[0]
 
     ask = classifier.predict_squares
+    monkeypatch.setattr("hf_pneumonia.inference.prediction.available_cores", lambda: 2)
     monkeypatch.setattr(classifier, "predict_squares", lambda *args: sizes.append(len(taken)) or ask(*args))
-    assert len(classifier(films(), batch_size=4)) == 60
-    assert sizes[0] <= 12 and sizes[5] <= 36
+    assert len(classifier(films(), batch_size=2)) == 40
+    assert sizes[0] <= 10 and sizes[5] <= 20  # four batches are begun ahead
 
 
 @pytest.mark.parametrize("size", [0, 2.5, "many"])
