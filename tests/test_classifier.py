@@ -153,9 +153,7 @@ def test_half_precision_answers_nearly_the_same(finished_run, classifier, files)
     "options, problem",
     [
         ({"device": "nowhere"}, "device expects cpu, cuda.*got 'nowhere'"),
-        ({"device": "meta"}, "device expects"),
         ({"device": "cuda:99"}, "device expects .*'cuda:99'"),
-        ({"device": 3.5}, "device expects"),
         ({"dtype": "int8"}, "dtype expects float32, bfloat16, float16, got 'int8'"),
         ({"revision": "main"}, "a folder has no revision 'main'"),
     ],
