@@ -21,8 +21,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     # Here, as the decoding processes import this file, and need neither torch nor Gradio.
-    from hf_pneumonia.inference.classifier import PneumoniaClassifier
-    from hf_pneumonia.inference.which_model import which_model
+    from hf_pneumonia.inference.classifier import PneumoniaClassifier, which_model
     from hf_pneumonia.page.decoder import Decoder
     from hf_pneumonia.page.evidence import example_files
     from hf_pneumonia.page.examples import real_examples, simulated_examples

@@ -31,7 +31,7 @@ from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
-from hf_pneumonia.inference.gate_fit import check_gate, make_gate
+from hf_pneumonia.inference.gate import check_gate, make_gate
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films
 from hf_pneumonia.modeling.saved import save_model

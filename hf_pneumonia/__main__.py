@@ -1,4 +1,4 @@
-"""`python -m hf_pneumonia COMMAND`: see films, judge models, use them.
+"""`python -m hf_pneumonia COMMAND`: audit data, evaluate and compare models, predict, export.
 
 audit SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
@@ -41,8 +41,7 @@ def audit(args: argparse.Namespace) -> None:
     recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
     for line in summary(write_audit(films, args.output, recipe.augmentation)):
         print(line)
-    names = (PAGE, "audit.json", "manifest.csv")
-    print("audit: " + ", ".join(str(args.output / name) for name in names))
+    print(f"audit: {args.output / PAGE}, {args.output / 'audit.json'}, {args.output / 'manifest.csv'}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -50,12 +49,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
     from hf_pneumonia.modeling.saved import load_model
-    from hf_pneumonia.training.launch import (
-        check_same_films,
-        join_processes,
-        local_main_first,
-        use_machine,
-    )
+    from hf_pneumonia.training.launch import check_same_films, join_processes, local_main_first, use_machine
 
     _quiet_libraries()
     state = join_processes()
@@ -87,19 +81,18 @@ def compare(args: argparse.Namespace) -> None:
     comparison, predictions = compare_runs(args.runs)
     write_comparison(comparison, predictions, args.output)
     print("\n".join(table_lines(comparison)))
-    print(
-        f"comparison: {args.output / 'compare.md'}, {args.output / 'compare.json'}, {args.output / 'roc.png'}"
-    )
+    files = ("compare.md", "compare.json", "roc.png")
+    print("comparison: " + ", ".join(str(args.output / name) for name in files))
 
 
 def predict(args: argparse.Namespace) -> None:
     """score films with a saved model: a row each, as CSV to the screen or a file"""
     if args.output is not None:
-        _check_scores(args.output)
+        if args.output.suffix.lower() not in (".csv", ".parquet") or args.output.is_dir():
+            raise UsageError(f"--output expects a .csv or .parquet file, got {str(args.output)!r}")
+        _check_output(args.output.parent)
     if args.heatmaps is not None:
         _check_output(args.heatmaps, "--heatmaps")
-        if args.heatmaps == args.output:
-            raise UsageError(f"--output and --heatmaps are both {args.output}: one is a file, one a folder")
     from hf_pneumonia.inference.batch import predict_paths
     from hf_pneumonia.training.launch import join_processes, use_machine
 
@@ -116,13 +109,14 @@ def export(args: argparse.Namespace) -> None:
     from hf_pneumonia.modeling.saved import load_model
 
     check_export(args.output)
+    _check_output(args.output.parent)
     _quiet_libraries()
     saved = load_model(args.model)
     for note in saved.notes:
         print(f"note: {note}")
-    done = export_onnx(saved, args.output)
-    print(f"onnxruntime answers as torch does, but for {done.difference:.1g} (opset {OPSET})")
-    print(f"export: {done.file}, {done.description}")
+    difference = export_onnx(saved, args.output)
+    print(f"onnxruntime answers as torch does, but for {difference:.1g} (opset {OPSET})")
+    print(f"export: {args.output}, {args.output}.json")
 
 
 def _quiet_libraries() -> None:
@@ -133,8 +127,7 @@ def _quiet_libraries() -> None:
 
 
 def _films(args: argparse.Namespace, size: int, one_class: bool = False):
-    """The films that a command names. Whether they can be written about is found out before they are decoded,
-    which takes its time."""
+    """Return the films that a command names. Its output folder is checked before they are decoded."""
     import datasets
 
     from hf_pneumonia.data.cache import default_cache
@@ -155,14 +148,6 @@ def _films(args: argparse.Namespace, size: int, one_class: bool = False):
         must_split=False,
         one_class=one_class,
     )
-
-
-def _check_scores(file: Path) -> None:
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(f"--output expects a name that ends in .csv or .parquet, got {str(file)!r}")
-    if file.is_dir():
-        raise UsageError(f"--output {file} is a folder; choose another name")
-    _check_output(file.parent)
 
 
 def _check_output(folder: Path, flag: str = "--output") -> None:
@@ -221,7 +206,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
     command.add_argument("--batch_size", type=int, default=16, help="films per forward pass; 16")
-
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -83,8 +83,7 @@ class Bench:
 
 
 def _gate(model, squares: np.ndarray):
-    from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers
-    from hf_pneumonia.modeling.features import stage_statistics
+    from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers, stage_statistics
 
     def spread(numbers: np.ndarray) -> Spread:
         directions = np.eye(4, numbers.shape[1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browser import served
 
-from hf_pneumonia.inference.classifier import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.answer import answer_html, answer_panel, prediction_line
 from hf_pneumonia.page.wording import percent
 

@@ -2,16 +2,14 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT
-from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
 
 import hf_pneumonia.modeling.cnn  # noqa: F401  registers the networks
-from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import build_model, network_input
 
@@ -40,7 +38,6 @@ def test_the_answer_is_that_of_the_layers_written_out():
         x = torch.nn.functional.conv2d(x, weight, bias, padding=1).clamp(min=0)
         x = torch.nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))  # 0 is the least there is
         x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
-    assert x.shape == (2, 256, 2, 2)
     x = (x.reshape(2, -1) @ weights["dense.weight"].T + weights["dense.bias"]).clamp(min=0)
     expected = x @ weights["head.weight"].T + weights["head.bias"]
     torch.testing.assert_close(network(films), expected, rtol=1e-4, atol=1e-5)
@@ -55,7 +52,6 @@ def test_they_behave_as_timms_own_networks(name):
     hidden = network.forward_head(features, pre_logits=True)
     assert hidden.shape == (3, network.head_hidden_size)
     assert torch.equal(network.get_classifier()(hidden), network(films)) and network(films).shape == (3, 5)
-    assert network.head_drop.p == network.drop_rate == 0.3
     config = network.pretrained_cfg
     assert network.get_submodule(config["classifier"]) is network.get_classifier()
     assert network.get_submodule(config["first_conv"]).in_channels == 1
@@ -66,67 +62,33 @@ def test_they_behave_as_timms_own_networks(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [32, 50])
-def test_they_are_built_for_the_films_size_and_keep_it_in_their_arguments(name, size, tmp_path):
-    model = build_model(name, size, drop_rate=0.5).eval()
+def test_they_are_built_for_the_films_size_and_keep_it_in_their_arguments(name, tmp_path):
+    model = build_model(name, 50, drop_rate=0.5).eval()
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_args"] == {
-        "drop_rate": 0.5,
-        "img_size": size,
-    }
-    own = timm.create_model(name, num_classes=2, img_size=size).state_dict()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_args"] == {"drop_rate": 0.5, "img_size": 50}
+    own = timm.create_model(name, num_classes=2, img_size=50).state_dict()
     assert load_file(tmp_path / "model.safetensors").keys() == own.keys()
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    films = network_input(torch.randint(0, 256, (2, size, size), dtype=torch.uint8))
+    films = network_input(torch.randint(0, 256, (2, 50, 50), dtype=torch.uint8))
     with torch.no_grad():
-        assert torch.equal(loaded(films), model(films).logits)
+        expected = model(films).logits
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        assert torch.equal(loaded(films), expected)
+        assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path)(films).logits, expected)
 
 
 def test_a_saved_one_can_be_fine_tuned_further_with_a_new_head(tmp_path):
-    first = build_model("cnn_improved", 64)
+    first = build_model("cnn_improved", 32)
     first.save_pretrained(tmp_path)
-    second = build_model("cnn_improved", 64, pretrained=str(tmp_path))
+    second = build_model("cnn_improved", 32, pretrained=str(tmp_path))
     assert torch.equal(second.timm_model.dense.weight, first.timm_model.dense.weight)
     assert not torch.equal(second.timm_model.head.weight, first.timm_model.head.weight)
-    with pytest.raises(UsageError, match="another architecture than cnn_baseline"):
-        build_model("cnn_baseline", 64, pretrained=str(tmp_path))
-    with pytest.raises(UsageError, match="or of another --image_size"):
-        build_model("cnn_improved", 96, pretrained=str(tmp_path))
+    with pytest.raises(UsageError, match="other shapes than cnn_improved at this --image_size"):
+        build_model("cnn_improved", 64, pretrained=str(tmp_path))
 
 
-def test_weights_that_nobody_published_are_an_error_that_says_so():
-    with pytest.raises(UsageError, match="no published weights of cnn_improved; .*--pretrained false"):
-        build_model("cnn_improved", 64, pretrained="true")
-
-
-LOAD = """
-import json
-import timm, torch, transformers
-import hf_pneumonia.modeling.cnn
-from PIL import Image
-
-model = transformers.AutoModelForImageClassification.from_pretrained("run").eval()
-image = Image.open("image.png").convert("RGB")
-inputs = transformers.AutoImageProcessor.from_pretrained("run")(image)["pixel_values"]
-with torch.no_grad():
-    answers = [model(inputs).logits, timm.create_model("local-dir:run", pretrained=True).eval()(inputs)]
-answers = [one.softmax(1)[0, 1].item() for one in answers]
-for one in transformers.pipeline("image-classification", model="run")(image):
-    answers += [one["score"]] * (one["label"] == "PNEUMONIA")
-print(json.dumps([answers, sorted(name for name in sys.modules if name.startswith("hf_pneumonia"))]))
-"""
-
-
-def test_other_peoples_tools_load_one_after_the_import_of_its_module_alone(tmp_path):
-    build_model("cnn_improved", 40).save_pretrained(tmp_path / "run")
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r})\n{LOAD}"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers, ours = json.loads(done.stdout.splitlines()[-1])
-    expected = PneumoniaClassifier.from_pretrained(tmp_path / "run")(pixels).probability
-    np.testing.assert_allclose(answers, [expected] * 3, atol=1e-6)
-    assert ours == ["hf_pneumonia", "hf_pneumonia.modeling", "hf_pneumonia.modeling.cnn"]
+@pytest.mark.slow
+def test_its_module_alone_is_imported_with_it():
+    code = "import sys, hf_pneumonia.modeling.cnn\nprint(*[one for one in sys.modules if 'hf_p' in one])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["hf_pneumonia", "hf_pneumonia.modeling", "hf_pneumonia.modeling.cnn"]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.answer import answer_html
 from hf_pneumonia.page.film_rows import FilmRow
 from hf_pneumonia.page.film_table import csv_text, summary, table

@@ -3,7 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.numpy import save_file
 from scipy.spatial.distance import mahalanobis
 from scipy.stats import t as students
 from sklearn.datasets import load_sample_images
@@ -11,9 +15,18 @@ from sklearn.datasets import load_sample_images
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.data.film import gray_image, read_film
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.gate import Gate, Spread, distances, image_problem, layout_numbers, load_gate
-from hf_pneumonia.inference.gate_fit import fit_gate
-from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.inference.gate import (
+    Gate,
+    Spread,
+    fit_gate,
+    image_problem,
+    layout_numbers,
+    load_gate,
+    watch_stages,
+)
+from hf_pneumonia.modeling.build import build_model, network_input
+
+FILMS = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
 
 
 def _squares(films: int, seed: int) -> np.ndarray:
@@ -32,6 +45,42 @@ def _taught(films: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 @pytest.fixture(scope="module")
 def gate() -> Gate:
     return fit_gate(_taught(600, 0), _taught(400, 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model("resnet10t", 64).eval()
+
+
+def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage(model):
+    inputs = network_input(torch.from_numpy(FILMS))
+    extractor = timm.create_model("resnet10t", features_only=True).eval()
+    extractor.load_state_dict(model.timm_model.state_dict(), strict=False)
+    with torch.inference_mode():
+        before, stages = model(inputs).logits, extractor(inputs)
+        with watch_stages(model.timm_model) as kept:
+            assert torch.equal(model(inputs).logits, before)
+        count = len(kept)
+        model(inputs)
+    assert len(kept) == count == len(stages) + 1
+    # One more: the middle stage, by fields.
+    fields, middle = kept.pop(len(stages) // 2), stages[len(stages) // 2]
+    torch.testing.assert_close(fields, F.adaptive_avg_pool2d(middle, 4).flatten(1), rtol=1e-4, atol=1e-5)
+    for found, maps in zip(kept, stages, strict=True):
+        expected = torch.cat([maps.mean((2, 3)), maps.flatten(2).std(2, correction=0)], 1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["test_mambaout", "test_vit"])
+def test_networks_with_channels_last_and_with_tokens_are_watched_too(name):
+    network = timm.create_model(name, num_classes=2).eval()
+    with torch.inference_mode(), watch_stages(network) as kept:
+        network(torch.randn(2, 3, 160, 160))
+    widths = {stage["num_chs"] for stage in network.feature_info}
+    allowed = {2 * width for width in widths} | {16 * width for width in widths}
+    assert kept and {one.shape[1] for one in kept} <= allowed
+    assert all(one.shape[0] == 2 and torch.isfinite(one).all() for one in kept)
 
 
 def test_the_distance_along_all_directions_is_that_of_mahalanobis():
@@ -61,7 +110,7 @@ def test_new_films_pass_and_films_of_another_kind_do_not(gate):
 
 
 def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_tenth_more(gate):
-    found = distances(gate.layout, gate.stages, *_taught(400, 1))
+    found = gate.distances(*_taught(400, 1))
     for column, limit in zip(found.T, gate.limits, strict=True):
         rank = sorted(column)[400 - 1]  # ceil(0.9975 * 401) = 400
         logs = np.log(column)
@@ -73,45 +122,35 @@ def test_a_layout_has_neither_brightness_nor_contrast():
     squares = _squares(3, 0)
     darker, flatter = squares - squares.min(), (squares * 0.5 + 20).astype(np.uint8)
     numbers = layout_numbers(squares)
-    assert numbers.shape == (3, 256)
     np.testing.assert_allclose(layout_numbers(darker), numbers, atol=1e-5)
     for one, other in zip(layout_numbers(flatter), numbers, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.999 and one.std() == pytest.approx(1, abs=0.25)
 
 
-def test_a_gate_that_was_saved_scores_the_same_and_has_the_rights_of_its_model(gate, tmp_path):
+def test_a_gate_that_was_saved_scores_the_same(gate, tmp_path):
     assert load_gate(tmp_path) is None
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "config.json").chmod(0o644)
     gate.save(tmp_path)
-    again = load_gate(tmp_path)
     films = _taught(50, 4)
-    np.testing.assert_array_equal(again.scores(*films), gate.scores(*films))
-    assert (tmp_path / "gate.safetensors").stat().st_mode & 0o777 == 0o644
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "gate.safetensors"]
+    np.testing.assert_array_equal(load_gate(tmp_path).scores(*films), gate.scores(*films))
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "no numbers", "half precision", "missing", "shape", "variance"])
+@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape", "variance"])
 def test_a_damaged_gate_is_said_in_one_line(gate, tmp_path, damage):
-    from safetensors.numpy import save_file
-
     file, tensors = tmp_path / "gate.safetensors", gate.tensors()
     if damage == "no numbers":
         tensors["limits"][0] = np.nan
-    if damage == "half precision":
-        tensors["limits"] = tensors["limits"].astype(np.float16)
     if damage == "missing":
         del tensors["stage0.scale"]
     if damage == "shape":
-        tensors["layout.mean"] = tensors["layout.mean"][:-1]
+        tensors["stage0.mean"] = tensors["stage0.mean"][:-1]
     if damage == "variance":
         tensors["stage0.variances"][0] = 0
     save_file(tensors, file)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="its gate.safetensors is damaged") as said:
+    with pytest.raises(UsageError, match=r"\A.*gate.safetensors is damaged.*\Z"):
         load_gate(tmp_path)
-    assert "\n" not in str(said.value)
 
 
 def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
@@ -132,19 +171,18 @@ def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
 
 
 def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_run):
-    report = json.loads((finished_run / "report.json").read_text())["gate"]
+    report = json.loads((finished_run / "report.json").read_text())["gate"]["films"]
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     rows = (finished_run / "predictions_test.csv").read_text().splitlines()[1:]
     refused = [one.decision == "not a chest film" for one in classifier([row.split(",")[0] for row in rows])]
-    assert report["films"]["test"]["films"] == len(refused) == 30
-    assert report["films"]["test"]["refused"] == sum(refused) <= 1
-    assert set(report) == {"films"} and report["films"]["validation"]["films"] == 20
+    assert report["test"]["films"] == len(refused) and report["validation"]["films"] > 0
+    assert report["test"]["refused"] == sum(refused) <= 1
 
 
 def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_folder):
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     films = [read_film(file) for file in sorted((film_folder / "test" / "NORMAL").iterdir())]
-    said = [classifier(Image.fromarray(255 - np.asarray(film))) for film in films]
+    said = classifier([255 - np.asarray(film) for film in films])
     assert {one.decision for one in said} == {"not a chest film"}
     assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
 
@@ -153,20 +191,9 @@ def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_fold
 def test_a_gate_of_another_network_is_refused_at_the_start(finished_run, folder, request, tmp_path):
     if folder == "wider":
         folder = tmp_path / "wider"
-        build_model("resnet26t", 64).save_pretrained(folder)
+        build_model("test_resnet", 64).save_pretrained(folder)
     else:
         folder = request.getfixturevalue(folder)
     shutil.copy(finished_run / "gate.safetensors", folder)
     with pytest.raises(UsageError, match="is of another network"):
         PneumoniaClassifier.from_pretrained(folder)
-
-
-def test_a_saved_classifier_keeps_its_gate_and_one_without_leaves_none_behind(
-    finished_run, timm_folder, tmp_path
-):
-    names = PneumoniaClassifier.from_pretrained(finished_run).save_pretrained(tmp_path / "copy")
-    assert "gate.safetensors" in names
-    original, copy = (folder / "gate.safetensors" for folder in (finished_run, tmp_path / "copy"))
-    assert original.read_bytes() == copy.read_bytes()
-    PneumoniaClassifier.from_pretrained(timm_folder).save_pretrained(tmp_path / "copy")
-    assert not copy.exists()

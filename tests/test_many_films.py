@@ -14,14 +14,14 @@ from PIL import Image
 from test_inputs import PNG
 
 from hf_pneumonia.data.film import read_film
-from hf_pneumonia.inference.classifier import (
+from hf_pneumonia.inference.inputs import find_films
+from hf_pneumonia.inference.prediction import (
     NORMAL,
     NOT_A_FILM,
     PNEUMONIA,
     UNCERTAIN,
     Prediction,
 )
-from hf_pneumonia.inference.inputs import find_films
 from hf_pneumonia.page import film_rows
 from hf_pneumonia.page.film_rows import BATCH, confidence, count_rows, score_films
 from hf_pneumonia.page.many_films import many_films_tab

@@ -1,17 +1,22 @@
 """One film, one answer: every way to ask a model says the same of every film of the test split."""
 
 import csv
+import io
+import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import timm
+import torch
 from PIL import Image
+from test_export import run_onnx
+from transformers import pipeline
 
 from hf_pneumonia import PneumoniaClassifier
+from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.page.one_film import card_html, look_at
 
@@ -40,42 +45,39 @@ def classifier(model) -> PneumoniaClassifier:
 
 def _assert_same(answers: list[float], reported: dict[str, float], threshold: float) -> None:
     expected = np.array(list(reported.values()))
-    assert np.allclose(answers, expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(answers, expected, rtol=0, atol=TOLERANCE)
     assert ((np.array(answers) >= threshold) == (expected >= threshold)).all()
 
 
-def test_the_class_one_by_one_and_in_batches(classifier, reported):
+def test_the_class_one_by_one_and_in_batches(model, classifier, reported):
     single = [classifier(film) for film in reported]
     together = classifier(list(reported), batch_size=7)
     for predictions in (single, together):
         _assert_same([one.probability for one in predictions], reported, classifier.threshold)
-    assert [one.decision for one in single] == [one.decision for one in together]
+    decisions = [one.decision for one in single]
+    assert decisions == [one.decision for one in together]
+    stated = json.loads((model / "config.json").read_text())["pneumonia"]
+    assert classifier.threshold == stated["threshold"] and set(decisions) >= {"normal", "pneumonia"}
 
 
-def test_the_command_predict(model, classifier, reported, tmp_path):
-    output = tmp_path / "scores.csv"
-    command = [sys.executable, "-m", "hf_pneumonia", "predict", "--model", model, "-", "--output", output]
-    subprocess.run(command, input="\n".join(reported), text=True, check=True, cwd=ROOT, timeout=600)
-    with open(output, newline="", encoding="utf-8") as file:
+def test_the_command_predict(model, classifier, reported, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(reported).encode())))
+    main(["predict", "--model", str(model), "-", "--output", str(tmp_path / "scores.csv")])
+    with open(tmp_path / "scores.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == list(reported)
     _assert_same([float(row["probability"]) for row in rows], reported, classifier.threshold)
-    called = ["pneumonia" if value >= classifier.threshold else "normal" for value in reported.values()]
-    assert [row["decision"] for row in rows] == called
+    assert [row["decision"] for row in rows] == [classifier.decide(value) for value in reported.values()]
+    assert {float(row["threshold"]) for row in rows} == {classifier.threshold}
 
 
 def test_the_pipeline_of_transformers(model, classifier, reported):
-    from transformers import pipeline
-
     answers = pipeline("image-classification", model=str(model), device="cpu")(list(reported))
     scores = [{one["label"]: one["score"] for one in answer}["PNEUMONIA"] for answer in answers]
     _assert_same(scores, reported, classifier.threshold)
 
 
 def test_timm(model, classifier, reported):
-    import timm
-    import torch
-
     network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     with torch.inference_mode():
@@ -92,12 +94,10 @@ def test_the_page(classifier, reported):
         assert f"Prediction: {classifier.decide(probability).capitalize()}" in card
 
 
-def test_onnx(model, classifier, reported, tmp_path):
-    pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
-    from test_export import run_onnx
-
-    file = tmp_path / "model.onnx"
-    command = [sys.executable, "-m", "hf_pneumonia", "export", "--model", model, "--output", file]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=600)
+def test_onnx(model, classifier, reported, tmp_path, capsys):
+    file = tmp_path / "new" / "model.onnx"
+    main(["export", "--model", str(model), "--output", str(file)])
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[-1] == f"export: {file}, {file}.json"
     _, answers = run_onnx(file, [Image.open(film) for film in reported])
-    _assert_same(answers, reported, classifier.threshold)
+    _assert_same(answers, reported, json.loads(Path(f"{file}.json").read_text())["threshold"])

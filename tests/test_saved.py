@@ -21,9 +21,10 @@ def _logits(model) -> np.ndarray:
 
 
 def _refusal(folder) -> str:
+    """The one line with which a model is refused."""
     with pytest.raises(UsageError) as error:
         load_model(str(folder))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "expected a run folder" in str(error.value)
     return str(error.value)
 
 
@@ -32,11 +33,17 @@ def _change(folder, **values) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder):
-    torch.manual_seed(0)
-    saved = load_model(str(timm_folder))
-    assert (saved.name, saved.image_size, saved.notes) == ("ours", 64, [])
+def _change_preprocessing(folder, **values) -> None:
+    own = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    _change(folder, pretrained_cfg={**own, **values})
+
+
+def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder, tmp_path):
+    shutil.copytree(timm_folder, tmp_path / "secret" / "run")
+    saved = load_model(f"{tmp_path / 'secret' / 'run'}/")
+    assert (saved.name, saved.image_size, saved.notes) == ("run", 64, [])
     assert saved.operating_point == {"threshold": 0.3}
+    torch.manual_seed(0)
     np.testing.assert_array_equal(_logits(saved.model), _logits(build_model("resnet10t", 64)))
 
 
@@ -44,9 +51,7 @@ def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder):
 def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
     folder = request.getfixturevalue(kind)
     if kind == "timm_folder":
-        own = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-        own |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        _change(folder, pretrained_cfg=own)
+        _change_preprocessing(folder, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     saved = load_model(str(folder))
     images = [Image.fromarray(film).convert("RGB") for film in FILMS]
     plain = type(saved.model).from_pretrained(folder).eval()
@@ -54,17 +59,14 @@ def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
         expected = plain(**AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")).logits
     np.testing.assert_allclose(_logits(saved.model), expected.numpy(), atol=1e-5)
     assert saved.image_size == 64
-
-
-def test_a_model_of_other_people_is_said_to_have_no_operating_point_and_squashed_films(vit_folder):
-    saved = load_model(str(vit_folder))
-    assert saved.operating_point == {}
-    assert ["operating point" in saved.notes[0], "squashed to 64 x 64" in saved.notes[1]] == [True, True]
+    if kind == "vit_folder":
+        assert saved.operating_point == {}
+        assert "operating point" in saved.notes[0] and "squashed to 64 x 64" in saved.notes[1]
 
 
 def test_a_report_of_other_weights_is_noted_and_one_of_these_or_none_is_not(timm_folder):
-    weights = (timm_folder / "model.safetensors").read_bytes()
-    for said, noted in ((hashlib.sha256(weights).hexdigest(), False), ("0" * 64, True), (None, False)):
+    weights = hashlib.sha256((timm_folder / "model.safetensors").read_bytes()).hexdigest()
+    for said, noted in ((weights, False), ("0" * 64, True), (None, False)):
         (timm_folder / "report.json").write_text(json.dumps({"weights_sha256": said}))
         assert any("of other weights" in note for note in load_model(str(timm_folder)).notes) == noted
     (timm_folder / "report.json").write_text("{")
@@ -80,122 +82,81 @@ def test_labels_in_another_order_and_spelling_are_put_right(vit_folder):
 @pytest.mark.parametrize(
     "labels", [("CAT", "DOG"), ("NORMAL", "healthy"), ("NORMAL", "PNEUMONIA", "COVID19")]
 )
-def test_other_labels_are_an_error_that_names_them(vit_folder, tmp_path, labels):
+def test_other_labels_are_an_error_that_names_them(vit_folder, labels):
     config = ViTConfig.from_pretrained(vit_folder, num_labels=len(labels), id2label=dict(enumerate(labels)))
     ViTForImageClassification(config).save_pretrained(vit_folder)
-    with pytest.raises(UsageError, match=f"expected the labels NORMAL and PNEUMONIA, found .*{labels[1]}"):
-        load_model(str(vit_folder))
+    assert f"its labels are {', '.join(labels)}, not NORMAL and PNEUMONIA" in _refusal(vit_folder)
 
 
 def test_a_network_without_its_head_is_an_error_and_not_a_random_head(vit_folder):
     model = ViTForImageClassification.from_pretrained(vit_folder)
     kept = {name: tensor for name, tensor in model.state_dict().items() if "classifier" not in name}
     model.save_pretrained(vit_folder, state_dict=kept)
-    with pytest.raises(UsageError, match="2 tensors are missing, classifier.bias among them"):
-        load_model(str(vit_folder))
+    assert "2 tensors are missing, classifier.bias among them" in _refusal(vit_folder)
 
 
-def test_a_missing_folder_an_empty_one_and_an_unfinished_run_are_told_apart(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun" / "checkpoint-9").mkdir(parents=True)
-    for name, problem in (
-        ("none", "no such folder"),
-        ("empty", "config.json is missing"),
-        ("begun", "not finished; go on with --resume_from_checkpoint"),
-    ):
-        with pytest.raises(UsageError, match=f"expected a run folder .*{problem}"):
-            load_model(str(tmp_path / name))
-
-
-def _overlapping(data: bytes) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["fc.weight"]["data_offsets"] = [0, 4 * 2 * 512]
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[:5000],
-        lambda data: data[:-4],
-        lambda data: b"",
-        lambda data: (2**40).to_bytes(8, "little") + data[8:],
-        lambda data: data.replace(b"[2,512]", b"[512,2]"),
-        _overlapping,
-    ],
-    ids=["header cut", "cut", "empty", "endless header", "other shape", "overlapping"],
-)
+@pytest.mark.parametrize("damage", ["cut", "other shape"])
 def test_damaged_weights_are_one_line(timm_folder, damage):
     weights = timm_folder / "model.safetensors"
-    damaged = damage(weights.read_bytes())
-    assert damaged != weights.read_bytes()
-    weights.write_bytes(damaged)
-    assert "expected a run folder" in _refusal(timm_folder)
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "{", '{"a":' * 100_000, '{"model_args": 5}', '{"num_classes": 1' + 18 * "0" + "}"]
-)
-def test_a_damaged_config_is_one_line(timm_folder, text):
-    (timm_folder / "config.json").write_text(text)
-    assert "expected a run folder" in _refusal(timm_folder)
-
-
-@pytest.mark.parametrize("side", [10**6, 0, "96", 96.5, None])
-def test_an_input_of_absurd_size_is_refused(timm_folder, side):
-    own = json.loads((timm_folder / "config.json").read_text())["pretrained_cfg"]
-    _change(timm_folder, pretrained_cfg={**own, "input_size": [3, side, side]})
-    assert "expected is a square of 8 to 2048 pixels" in _refusal(timm_folder)
-
-
-@pytest.mark.parametrize("deviations", [[0.5, 0.5], [0.5, "x", 0.5], [float("nan")] * 3, {}])
-def test_deviations_that_are_no_numbers_are_refused(timm_folder, deviations):
-    own = json.loads((timm_folder / "config.json").read_text())["pretrained_cfg"]
-    _change(timm_folder, pretrained_cfg={**own, "std": deviations})
+    data = weights.read_bytes()
+    weights.write_bytes(data[:5000] if damage == "cut" else data.replace(b"[2,512]", b"[512,2]"))
     _refusal(timm_folder)
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"model_args": 5}', '{"num_classes": 1' + 18 * "0" + "}"])
+def test_a_damaged_config_is_one_line(timm_folder, text):
+    (timm_folder / "config.json").write_text(text)
+    _refusal(timm_folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"input_size": [3, side, side]} for side in (10**6, 0, "96", 96.5)),
+        *({"std": deviations} for deviations in ([0.5, 0.5], [0.5, "x", 0.5], [float("nan")] * 3)),
+    ],
+)
+def test_an_input_of_absurd_size_or_scale_is_refused(timm_folder, change):
+    _change_preprocessing(timm_folder, **change)
+    assert "expected" in _refusal(timm_folder)
+
+
+CURVE = {"threshold": [0.1, 0.2], "sensitivity": [0.9, 0.8], "specificity": [0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": "high"},
+        {"threshold": float("nan")},
+        {"temperature": 0},
+        {"uncertain": {"low": 0.5, "high": 0.2}},
+        {"uncertain": [0.2, 0.5]},
+        {"trade_off": CURVE | {"threshold": [0.2, 0.1]}},
+        {"trade_off": CURVE | {"sensitivity": [0.9]}},
+        {"trade_off": CURVE | {"specificity": [0.5, 7]}},
+    ],
+)
+def test_an_operating_point_that_is_none_is_refused(timm_folder, change):
+    sound = {"threshold": 0.3, "temperature": 1.2, "uncertain": {"low": 0.2, "high": 0.4}, "trade_off": CURVE}
+    _change(timm_folder, pneumonia=sound)
+    assert load_model(str(timm_folder)).operating_point == sound
+    _change(timm_folder, pneumonia=sound | change)
+    assert "config.json is damaged" in _refusal(timm_folder)
+
+
 def test_a_model_in_parts_loads_as_in_one_piece(timm_folder):
-    expected = load_model(str(timm_folder)).model.state_dict()
-    load_model(str(timm_folder)).model.save_pretrained(timm_folder / "parts", max_shard_size="4MB")
+    expected = load_model(str(timm_folder)).model
+    expected.save_pretrained(timm_folder / "parts", max_shard_size="4MB")
     assert len(list((timm_folder / "parts").glob("model-*.safetensors"))) > 1
-    found = load_model(str(timm_folder / "parts")).model.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    np.testing.assert_array_equal(_logits(load_model(str(timm_folder / "parts")).model), _logits(expected))
 
 
-@pytest.mark.parametrize("part", ["evil.bin", "../model.safetensors", "", 5])
+@pytest.mark.parametrize("part", ["evil.bin", "../model.safetensors", 5])
 def test_a_list_of_parts_that_names_another_file_is_refused(timm_folder, part):
     index = {"metadata": {}, "weight_map": {"fc.weight": part}}
     (timm_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model.safetensors.index.json" in _refusal(timm_folder)
-
-
-def test_an_adapter_beside_the_weights_is_never_loaded(timm_folder):
-    (timm_folder / "adapter_config.json").write_text("{}")
-    assert "adapter_config.json" in _refusal(timm_folder)
-
-
-def test_weights_that_are_a_pickle_are_refused(timm_folder):
-    torch.save({}, timm_folder / "pytorch_model.bin")
-    (timm_folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"only pickled weights \(pytorch_model.bin\), .* convert them"):
-        load_model(str(timm_folder))
-
-
-def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
-    (timm_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    _change(timm_folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
-    assert "expected a run folder" in _refusal(timm_folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_weights_are_written_with_the_rights_of_any_other_file(timm_folder, tmp_path):
-    save_model(load_model(str(timm_folder)).model, tmp_path / "saved")
-    modes = {path.name: path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"] and len(modes) == 2
 
 
 @pytest.mark.parametrize(
@@ -214,12 +175,19 @@ def test_a_configuration_that_asks_for_other_weights_or_code_is_refused(timm_fol
     assert "asks for more than its own weights" in _refusal(timm_folder)
 
 
-def test_a_repository_that_can_not_be_reached_is_one_line():
-    with pytest.raises(UsageError, match="expected .*'somebody/something'") as error:
-        load_model("somebody/something")
-    assert "\n" not in str(error.value)
+def test_an_adapter_beside_the_weights_is_never_loaded(timm_folder):
+    (timm_folder / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json" in _refusal(timm_folder)
 
 
-def test_the_way_to_a_run_is_no_part_of_its_name(timm_folder, tmp_path):
-    shutil.copytree(timm_folder, tmp_path / "secret" / "run")
-    assert load_model(str(tmp_path / "secret" / "run") + "/").name == "run"
+def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
+    (timm_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    _change(timm_folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
+    _refusal(timm_folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_are_written_with_the_rights_of_any_other_file(timm_folder, tmp_path):
+    save_model(load_model(str(timm_folder)).model, tmp_path / "saved")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] and len(modes) == 2

@@ -11,7 +11,8 @@ import pytest
 from gradio_client import Client, handle_file
 from huggingface_hub import HfApi, metadata_load
 
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import NOT_A_FILM
 from hf_pneumonia.publishing.publish import prepare_run, publish_model, publish_space
 from hf_pneumonia.publishing.space import space_files
 

@@ -10,7 +10,7 @@ from browser import LAPTOP, PHONE, served
 from PIL import Image
 
 from hf_pneumonia.evaluation.plots import OPAQUE
-from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.inference.batch import overlay
 from hf_pneumonia.page.viewer import viewer, viewer_value
 
 

@@ -1,4 +1,4 @@
-"""Any number of films, by any number of processes -> a row of scores each, in order."""
+"""The command `predict`: any number of films, by any number of processes -> a row of scores each."""
 
 import logging
 import os
@@ -7,12 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 from tqdm import tqdm
 
 from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
@@ -20,17 +22,11 @@ from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.classifier import (
-    NORMAL,
-    NOT_A_FILM,
-    PNEUMONIA,
-    UNCERTAIN,
-    PneumoniaClassifier,
-)
-from hf_pneumonia.inference.explain import overlay
+from hf_pneumonia.evaluation.plots import lay_over
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
-from hf_pneumonia.inference.progress import Progress, Score, fingerprint
-from hf_pneumonia.inference.scores import Row, print_scores, write_scores
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.scores import Progress, Row, Score, fingerprint, print_scores, write_scores
 from hf_pneumonia.training.launch import local_main_first
 
 logger = logging.getLogger(__name__)
@@ -50,11 +46,10 @@ def predict_paths(
     """Score what the paths lead to and write the rows. Runs on every process; one of them writes.
 
     Args:
-        model: run folder, or repository of the Hub.
+        model, dtype: as for `PneumoniaClassifier.from_pretrained`.
         paths: files, folders, zip files; `-` stands for the lines of standard input.
         output: .csv or .parquet; None writes CSV to standard output.
         heatmaps, batch_size: as for `score_films`.
-        dtype: as for `PneumoniaClassifier.from_pretrained`.
 
     Raises:
         UsageError: no path leads to a film, or the model can't be had or can't do this.
@@ -77,32 +72,25 @@ def predict_paths(
         write_scores(rows, output)
         progress.finish()
     counts = Counter(row.decision for row in rows)
-    places = [f"scores: {output}"] * (output is not None) + [f"heat maps: {heatmaps}"] * (
-        heatmaps is not None
+    said = (
+        f"{len(rows)} film{'s' if len(rows) != 1 else ''}: {counts[PNEUMONIA]} pneumonia, "
+        f"{counts[NORMAL]} normal, {counts[UNCERTAIN]} uncertain, {counts[NOT_A_FILM]} no chest film, "
+        f"{counts[None]} could not be read"
     )
-    logger.info("; ".join([summary(counts), *places]))
+    places = {"scores": output, "heat maps": heatmaps}
+    logger.info("; ".join([said, *(f"{name}: {place}" for name, place in places.items() if place)]))
 
 
 def list_films(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
-    """Films of the paths, found by the main process and known to all.
-
-    Args:
-        paths: as for `predict_paths`.
-        heatmaps: folder of heat maps, which are no films to score.
+    """Return the films of the paths, found by the main process and known to all; without those of `heatmaps`.
 
     Raises:
         UsageError: no path leads to a film.
     """
 
-    def given() -> Iterator[str]:
-        for path in paths:
-            if path == "-":
-                yield from paths_of_lines(sys.stdin.buffer)
-            else:
-                yield path
-
     def find() -> list[Source]:
-        sources = list(find_films(given(), heatmaps))
+        given = ([path] if path != "-" else paths_of_lines(sys.stdin.buffer) for path in paths)
+        sources = list(find_films(chain.from_iterable(given), heatmaps))
         if all(source.problem for source in sources):
             found = [f"{source.name}: {source.problem}" for source in sources[:3]]
             raise UsageError(
@@ -124,8 +112,7 @@ def score_films(
     """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
 
     Batches are cut from the list of all films and not from what is left of it, so that their numbers depend
-    neither on where an earlier job was stopped nor on how many processes there are. (A film that is made up
-    for by itself, since it changed or its picture is gone, goes through the network alone.)
+    neither on where an earlier job was stopped nor on how many processes there are.
 
     Args:
         classifier: on this process's device.
@@ -138,27 +125,30 @@ def score_films(
         The scores, on the main process; None on the others.
 
     Raises:
-        UsageError: heat maps of this kind of network can't be made, or its answer to a film is no number.
+        UsageError: heat maps of this kind of network can't be made, or its answer is NaN or infinity.
     """
     state = PartialState()
     progress: Progress | None = None
-    share = batch_size * state.num_processes
 
     def plan() -> tuple[list[list[Numbered]], int]:
         nonlocal progress
         progress = Progress(output, fingerprint(classifier) if output else "")
-        chunks = _chunks(sources, share)
+        once: dict[str, Numbered] = {}  # a film that is named twice is scored once
+        for row, source in enumerate(sources, 1):
+            if not source.problem:
+                once.setdefault(source.key, (row, source))
+        films, share = list(once.values()), batch_size * state.num_processes
+        chunks = [films[start : start + share] for start in range(0, len(films), share)]
         left = [[one for one in chunk if not _is_done(one, progress, heatmaps)] for chunk in chunks]
         return left, sum(map(len, chunks))
 
     if heatmaps is not None:
         heatmaps.mkdir(parents=True, exist_ok=True)
-        classifier.predict_squares(
-            np.zeros((1, classifier.image_size, classifier.image_size), np.uint8), True
-        )
+        # A network that makes none fails here.
+        size = classifier.image_size
+        classifier.predict_squares(np.zeros((1, size, size), np.uint8), heat_map=True)
     chunks, count = _from_main(plan)
-    before = count - sum(map(len, chunks))
-    if before:
+    if before := count - sum(map(len, chunks)):
         logger.info("going on: %d of %d films were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
     with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
@@ -183,15 +173,6 @@ def rows_of(classifier: PneumoniaClassifier, sources: list[Source], progress: Pr
             yield Row(source.name, decision, label, digits, classifier.threshold, None)
 
 
-def summary(counts: Counter) -> str:
-    """One line of what came out: rows by decision, None where there is none."""
-    films = counts.total()
-    return (
-        f"{films} film{'s' if films != 1 else ''}: {counts[PNEUMONIA]} pneumonia, {counts[NORMAL]} normal, "
-        f"{counts[UNCERTAIN]} uncertain, {counts[NOT_A_FILM]} no chest film, {counts[None]} could not be read"
-    )
-
-
 def _from_main(make: Callable[[], Made]) -> Made:
     """What the main process makes, on every process; a mistake of the user that it meets is raised on all."""
     made: list = [None, None]
@@ -204,16 +185,6 @@ def _from_main(make: Callable[[], Made]) -> Made:
     if made[1] is not None:
         raise made[1]
     return made[0]
-
-
-def _chunks(sources: list[Source], size: int) -> list[list[Numbered]]:
-    """The films that there are, by so many; one that is named twice is scored once."""
-    once: dict[str, Numbered] = {}
-    for row, source in enumerate(sources, 1):
-        if not source.problem:
-            once.setdefault(source.key, (row, source))
-    films = list(once.values())
-    return [films[start : start + size] for start in range(0, len(films), size)]
 
 
 def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
@@ -234,10 +205,7 @@ def _score_chunks(
         for chunk, scores in zip(chunks, work_ahead(score, own, threads, 2 * threads), strict=True):
             if not chunk:
                 continue  # scored before, and every process knows
-            scores = gather_object(scores)
-            if state.is_main_process and len(scores) != len(chunk):
-                raise RuntimeError(f"{len(chunk)} films were to be scored and {len(scores)} scores came back")
-            yield chunk, scores
+            yield chunk, gather_object(scores)
 
 
 def _score_part(
@@ -265,13 +233,23 @@ def _score_part(
 
 
 def _draw(reader: FilmReader, film: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
-    try:
-        image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
-    except (UnreadableFilm, OSError) as error:
-        logger.warning("no heat map of %s: %s", film[1].name, error)
-        return
+    image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
     with written_whole(_picture(heatmaps, film)) as aside:
         overlay(image, heat_map).save(aside, "PNG")
+
+
+def overlay(film: Image.Image, heat_map: np.ndarray) -> Image.Image:
+    """Lay a heat map in colour over its film: the more orange, the more spoke for pneumonia.
+
+    Args:
+        film: of mode 'L', of any size, as `read_film` gives it.
+        heat_map: (h, w) float, 0 to 1, of the whole film squashed to the network's input.
+
+    Returns:
+        Image of mode 'RGB', of the film's size.
+    """
+    heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
+    return lay_over(film, heat.resize(film.size, Image.Resampling.BICUBIC))
 
 
 def _picture(folder: Path, film: Numbered) -> Path:

@@ -1,46 +1,27 @@
-"""Films in any form -> predictions, by a saved run or any two-class model of the Hub."""
+"""PneumoniaClassifier: films in any form -> predictions, by a saved run or any two-class model of the Hub."""
 
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, metadata_load
 
 from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.hub import Commit, commit_files
-from hf_pneumonia.inference.gate import GATE, load_gate
-from hf_pneumonia.inference.prediction import (
-    DECISIONS,
-    NORMAL,
-    NOT_A_FILM,
-    PNEUMONIA,
-    UNCERTAIN,
-    FilmClassifier,
-    Prediction,
-)
+from hf_pneumonia.inference.gate import GATE, load_gate, watch_stages
+from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier, Prediction
 from hf_pneumonia.modeling.build import network_input
-from hf_pneumonia.modeling.features import watch_stages
 from hf_pneumonia.modeling.heatmap import logits_and_heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
-
-__all__ = [
-    "DECISIONS",
-    "NORMAL",
-    "NOT_A_FILM",
-    "PNEUMONIA",
-    "UNCERTAIN",
-    "PneumoniaClassifier",
-    "Prediction",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +34,7 @@ READ_ALONG = (
     "adapter_config.json",
 )
 
-NO_GATE = "it has no gate: any gray picture gets an answer, a chest film or not"
+_NO_GATE = "it has no gate: any gray picture gets an answer, a chest film or not"
 
 # What is done to a film by mistake, and how it is undone.
 _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
@@ -64,9 +45,7 @@ _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
 )
 _STRANGE = "it does not look like the chest films that the model was trained on"
 
-_DTYPES = ("float32", "bfloat16", "float16")
-
-_SAY_HOW_GOOD = ("README.md", "report.json")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PneumoniaClassifier(FilmClassifier):
@@ -76,31 +55,27 @@ class PneumoniaClassifier(FilmClassifier):
         model: in evaluation mode; `network_input` in, logits in the order of LABELS out.
         gate: what tells chest films from other pictures; None where the model has none, and then only what a
             picture's file tells counts.
-        name, image_size, threshold, operating_point, band, trade_off, notes: of `FilmClassifier`.
     """
 
-    def __init__(
-        self,
-        saved: SavedModel,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-    ) -> None:
+    def __init__(self, saved: SavedModel, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
         self.gate = None if saved.folder is None else load_gate(saved.folder)
         if self.gate is None:
-            self.notes = [*self.notes, NO_GATE]
+            self.notes = [*self.notes, _NO_GATE]
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
         self.band = None
         if uncertain := saved.operating_point.get("uncertain"):
-            # Around the threshold, though somebody chose another one for his own films.
+            # Around the threshold, though somebody chose another one for their own films.
             low, high = float(uncertain["low"]), float(uncertain["high"])
             self.band = min(low, self.threshold), max(high, self.threshold)
-        self.trade_off = saved.operating_point.get("trade_off", {})
-        self.device, self.dtype = _device(device), _dtype(dtype)
+        self.trade_off = saved.operating_point.get("trade_off") or {}
+        self.device, self.dtype = device, dtype
         self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
         self.model.requires_grad_(False)  # heat maps ask for gradients of features alone
         self._processor = saved.processor
+        # One batch in the network at a time, where it takes the whole device; any number where each thread
+        # has a core of its own.
         self._lock = threading.Lock()
         noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
@@ -111,8 +86,7 @@ class PneumoniaClassifier(FilmClassifier):
             raise UsageError(f"{self.name}: its {GATE} is of another network; publish both anew") from error
         except RuntimeError as error:
             raise UsageError(
-                f"{self.name} does not work on {self.device} as {_name(self.dtype)}: "
-                f"{str(error).splitlines()[0]}"
+                f"{self.name} does not work on {self.device} as {self.dtype}: {str(error).splitlines()[0]}"
             ) from error
 
     @classmethod
@@ -150,23 +124,24 @@ class PneumoniaClassifier(FilmClassifier):
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
-                f"{self.name}: its answers are no numbers; train it anew, or take another dtype than "
-                f"{_name(self.dtype)}"
+                f"{self.name}: its answers are NaN or infinity; train it anew, or take another dtype than "
+                f"{self.dtype}"
             )
-        reasons = self._reasons(squares, statistics)
-        if problems is not None:
-            reasons = [problem or reason for problem, reason in zip(problems, reasons, strict=True)]
-        return list(map(self._prediction, probabilities.tolist(), reasons, maps))
+        problems = list(problems or [""] * len(squares))
+        if self.gate is not None:
+            for number, score in enumerate(self.gate.scores(squares, statistics)):
+                if score > 1 and not problems[number]:
+                    problems[number] = self._reason(squares[number])
+        return list(map(self._prediction, probabilities.tolist(), problems, maps))
 
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
         """Write what `from_pretrained` reads again, and so do transformers' own Auto classes.
 
         A model that was loaded as bfloat16 or float16 is saved as that. What else the folder holds stays,
-        but for files that would be read along with these.
+        except READ_ALONG.
 
         Returns:
-            Names of the files: config.json, model.safetensors, gate.safetensors where there is a gate, and
-            preprocessor_config.json where the network is not timm's.
+            Names of the files.
 
         Raises:
             UsageError: there is a file where the folder should be, or no space for the weights.
@@ -175,7 +150,6 @@ class PneumoniaClassifier(FilmClassifier):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed when whole.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             save_model(self.model, Path(aside))
             if self.gate is not None:
@@ -191,19 +165,10 @@ class PneumoniaClassifier(FilmClassifier):
         return names
 
     def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main") -> Commit:
-        """Publish what `save_pretrained` writes, and nothing else, as one commit. A card and figures that are
-        there already stay, which is warned of: those of a run go with push_to_hub.py.
+        """Publish what `save_pretrained` writes as one commit, as `hub.commit_files` does.
 
-        Args:
-            repo: user/name; made where missing.
-            private: whether only you can see a repository that is made now.
-            revision: branch; made where missing.
-
-        Returns:
-            `hub.Commit`.
-
-        Raises:
-            UsageError: no login, no right to write, no connection ...
+        A card and figures that are there already stay, which is warned of: those of a run go with
+        push_to_hub.py.
         """
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in self.save_pretrained(folder)}
@@ -216,57 +181,30 @@ class PneumoniaClassifier(FilmClassifier):
                 revision=revision,
                 stale=READ_ALONG,
             )
-        if commit.changed and (said := [name for name in commit.others if name in _SAY_HOW_GOOD]):
+        if commit.changed and (said := [one for one in commit.others if one in ("README.md", "report.json")]):
             logger.warning("%s also holds %s, of what was there before", repo, " and ".join(said))
         return commit
-
-    def _inputs(self, squares: np.ndarray) -> torch.Tensor:
-        films = torch.from_numpy(np.array(squares)).to(self.device)
-        return network_input(films).to(self.dtype)
 
     @torch.inference_mode()
     def _ask(
         self, squares: np.ndarray, heat_map: bool = False
     ) -> tuple[np.ndarray, list[np.ndarray], Sequence[np.ndarray | None]]:
         """(b, 2) logits, the statistics of each stage for the gate, and a heat map or None for each image."""
-        inputs, maps = self._inputs(squares), [None] * len(squares)
-        with self._turn(), self._watched() as statistics:
-            if heat_map:
-                logits, maps = self._explained(inputs)
-            else:
-                logits = self.model(inputs).logits
-        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
-
-    def _explained(self, inputs: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
-        if not hasattr(self.model, "timm_model"):
-            raise UsageError(
-                f"{self.name}: heat maps are made of timm's networks, and this is a "
-                f"{type(self.model).__name__}"
-            )
-        try:
-            logits, maps = logits_and_heat_maps(self.model, inputs)
-        except ValueError as error:
-            raise UsageError(f"{self.name}: no heat maps: {error}") from error
-        return logits, maps.cpu().numpy()
-
-    def _turn(self) -> AbstractContextManager:
-        """One film or batch in the network at a time, where it takes the whole device; any number where each
-        thread has a core of its own."""
+        inputs = network_input(torch.from_numpy(np.array(squares)).to(self.device)).to(self.dtype)
+        maps: Sequence[np.ndarray | None] = [None] * len(squares)
         alone = self.device.type != "cpu" or torch.get_num_threads() > 1
-        return self._lock if alone else nullcontext()
-
-    def _watched(self) -> AbstractContextManager[list[torch.Tensor]]:
         network = getattr(self.model, "timm_model", self.model)
-        return nullcontext([]) if self.gate is None else watch_stages(network)
-
-    def _reasons(self, squares: np.ndarray, statistics: list[np.ndarray]) -> list[str]:
-        """Why the gate refuses each picture; "" where it does not."""
-        if self.gate is None:
-            return [""] * len(squares)
-        scores = self.gate.scores(squares, statistics)
-        return [
-            self._reason(square) if score > 1 else "" for square, score in zip(squares, scores, strict=True)
-        ]
+        watched = nullcontext([]) if self.gate is None else watch_stages(network)
+        with self._lock if alone else nullcontext(), watched as statistics:
+            if not heat_map:
+                logits = self.model(inputs).logits
+            else:
+                try:
+                    logits, maps = logits_and_heat_maps(self.model, inputs)
+                except ValueError as error:
+                    raise UsageError(f"{self.name}: no heat maps: {error}") from error
+                maps = maps.cpu().numpy()
+        return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
     def _reason(self, square: np.ndarray) -> str:
         """Which mistake made a chest film a stranger, if one did."""
@@ -282,8 +220,7 @@ class PneumoniaClassifier(FilmClassifier):
 
 def _device(wanted: str | torch.device | None) -> torch.device:
     if wanted is None:
-        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device).cpu()
@@ -295,11 +232,37 @@ def _device(wanted: str | torch.device | None) -> torch.device:
 
 
 def _dtype(wanted: torch.dtype | str | None) -> torch.dtype:
-    name = "float32" if wanted is None else _name(wanted)
+    name = str(wanted or "float32").removeprefix("torch.")
     if name not in _DTYPES:
         raise UsageError(f"dtype expects {', '.join(_DTYPES)}, got {wanted!r}")
-    return getattr(torch, name)
+    return _DTYPES[name]
 
 
-def _name(dtype: torch.dtype | str) -> str:
-    return str(dtype).removeprefix("torch.")
+def which_model(folder: Path) -> str:
+    """Return the name of the model that a page serves where none is named.
+
+    Args:
+        folder: of app.py. A Space names its model in its README.md there; a checkout has its runs below
+            `runs`.
+
+    Returns:
+        `MODEL_ID` of the environment, else the first of the Space's `models`, else the folder of the run that
+        was finished last.
+
+    Raises:
+        UsageError: there is none of these.
+    """
+    if named := os.environ.get("MODEL_ID", "").strip():
+        return named
+    readme = folder / "README.md"
+    head = metadata_load(readme) if readme.is_file() else None
+    if head and head.get("sdk") == "gradio" and head.get("models"):
+        return head["models"][0]
+    reports = (folder / "runs").glob("**/report.json")
+    finished = [report for report in reports if (report.parent / "model.safetensors").is_file()]
+    if not finished:
+        raise UsageError(
+            f"no --model given, and no finished run in {folder / 'runs'}; train one (train.py), or give "
+            "--model RUN_OR_REPO"
+        )
+    return str(max(finished, key=lambda report: report.stat().st_mtime_ns).parent)

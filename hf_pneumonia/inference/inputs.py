@@ -1,4 +1,4 @@
-"""Paths as a user gives them -> films in order, and the bytes of each. Nothing is unpacked onto the disk."""
+"""Files, folders and zip files -> films in order, and the bytes of each, read without unpacking."""
 
 import functools
 import hashlib
@@ -23,21 +23,13 @@ _OPEN_ZIPS = 8  # a list of many is read with few of them open
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one film is.
+    """Where one film is."""
 
-    Attributes:
-        name: as the user gave the path, joined with what is inside it; for people, and never opened.
-        path: of its file, or of the zip file that holds it.
-        member: number of its entry in that zip file; None for a file.
-        stamp: changes when the film does: size and time of change in ns of the file, and an entry's checksum.
-        problem: why the path leads to no film; "" where it does.
-    """
-
-    name: str
-    path: str
-    member: int | None = None
-    stamp: tuple[int, ...] = ()
-    problem: str = ""
+    name: str  # as the user gave the path, joined with what is inside it; for people, and never opened
+    path: str  # of its file, or of the zip file that holds it
+    member: int | None = None  # number of its entry in that zip file
+    stamp: tuple[int, ...] = ()  # size and time of change in ns of the file; size and checksum of an entry
+    problem: str = ""  # why the path leads to no film
 
     @property
     def key(self) -> str:
@@ -46,17 +38,17 @@ class Source:
 
 
 def find_films(paths: Iterable[str], passed_over: Path | None = None) -> Iterator[Source]:
-    """Films of files, folders and zip files, in the order of the paths; inside each sorted by name.
+    """Yield films of files, folders and zip files, in the order of the paths; inside each sorted by name.
 
     A file that is named is taken for a film, whatever it is called. In folders and zip files hidden files,
-    `__MACOSX`, zip files, and what is no film by its name are passed over; a file without an ending counts
-    where it begins as DICOM does. A path that leads nowhere is a Source with its problem.
+    `__MACOSX`, zip files, and files that are no film by their name are skipped; a file without an ending
+    counts where it begins as DICOM does. A path that leads nowhere is a Source with its problem.
 
     Args:
         paths: as given.
         passed_over: a folder whose films are not meant, wherever it lies.
     """
-    apart = None if passed_over is None else os.path.realpath(passed_over)
+    apart = passed_over and os.path.realpath(passed_over)
     for path in paths:
         film = _film_of_file(path, path)
         if os.path.isdir(path):
@@ -68,7 +60,7 @@ def find_films(paths: Iterable[str], passed_over: Path | None = None) -> Iterato
 
 
 def paths_of_lines(lines: BinaryIO) -> Iterator[str]:
-    """One path per line, in whatever bytes names have here; empty lines are passed over."""
+    """Yield one path per line, in whatever bytes names have here; empty lines are skipped."""
     for number, line in enumerate(lines):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         if path := os.fsdecode(line.rstrip(b"\r\n")):
@@ -79,9 +71,7 @@ class FilmReader:
     """Bytes of films, by several threads at a time. Zip files stay open from one film to the next."""
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(_OPEN_ZIPS)(
-            open_zip
-        )  # one that falls out is closed when it was read
+        self._open = functools.lru_cache(_OPEN_ZIPS)(open_zip)  # one that falls out is closed after its use
         self._lock = threading.Lock()
 
     def __enter__(self) -> "FilmReader":
@@ -91,7 +81,7 @@ class FilmReader:
         self._open.cache_clear()
 
     def read(self, source: Source) -> str | bytes:
-        """What `read_film` takes: a file's path, or the bytes of an entry of a zip file.
+        """Return what `read_film` takes: a file's path, or the bytes of an entry of a zip file.
 
         Raises:
             UnreadableFilm: there is no film; or the entry is damaged, encrypted, or larger than MAX_BYTES,
@@ -111,12 +101,8 @@ class FilmReader:
         return read_member(archive, entry)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_size, status.st_mtime_ns
-
-
 def why_not(error: Exception) -> str:
-    """Why a file can't be read, in a few words, where the system says so."""
+    """Return why a file can't be read, in a few words."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         return "no such file"
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
@@ -135,12 +121,8 @@ def _films_of_folder(root: str, apart: str | None) -> Iterator[Source]:
         name = os.path.join(root, path.relative_to(root))
         yield _film_of_file(name, str(path))
     if zips:
-        logger.warning(
-            "zip files in %s are passed over (%d, such as %s): name them to have their films scored",
-            root,
-            len(zips),
-            zips[0].name,
-        )
+        said = "zip files in %s are skipped (%d, such as %s): name them to have their films scored"
+        logger.warning(said, root, len(zips), zips[0].name)
     for error in problems:
         yield Source(str(error.filename), str(error.filename), problem=why_not(error))
 
@@ -152,9 +134,20 @@ def _film_of_file(name: str, path: str) -> Source:
         return Source(name, path, problem=why_not(error))
     if not stat.S_ISREG(status.st_mode):
         return Source(name, path, problem="neither a file nor a folder")  # a pipe may never end
-    return Source(name, path, stamp=_stamp(status))
+    return Source(name, path, stamp=(status.st_size, status.st_mtime_ns))
 
 
+<<<<<<< HEAD
+=======
+def _is_film(path: Path) -> bool:
+    kind = kind_by_name(path.name)
+    try:
+        return kind in (IMAGE, DICOM) or (kind == PERHAPS_DICOM and begins_as_dicom(path))
+    except OSError:
+        return False  # can't be opened, and is no film by its name
+
+
+>>>>>>> cut-model
 def _films_of_zip(archive_file: Source) -> Iterator[Source]:
     path = archive_file.path
     try:

@@ -1,4 +1,4 @@
-"""What a model says of a film, and how it is asked."""
+"""Prediction, and the interface of a classifier: films in any form -> predictions."""
 
 import itertools
 import os
@@ -31,8 +31,8 @@ class Prediction:
 
     Attributes:
         label: one of LABELS: PNEUMONIA from the threshold on.
-        probability: of pneumonia, 0 to 1, calibrated where the model is. Of what is no chest film it means
-            nothing, as label and heat map do: ask for the decision first.
+        probability: of pneumonia, 0 to 1, calibrated where the model is. Like label and heat map it means
+            nothing for "not a chest film": ask for the decision first.
         threshold: the model's operating point.
         decision: one of DECISIONS: "pneumonia" or "normal"; "uncertain" in the band around the threshold,
             where a person should read the film; "not a chest film" where the gate refuses it.
@@ -50,33 +50,20 @@ class Prediction:
 
 
 class FilmClassifier(ABC):
-    """Films -> predictions, by way of squares at a network's size. Several threads may ask it at a time.
+    """Films -> predictions, by way of squares at a network's size. Several threads may ask it at a time."""
 
-    Attributes:
-        name: the last folder, or the repository's id.
-        image_size: side of the network's input in pixels.
-        threshold: probability from which a film is called pneumonia, chosen on validation; 0.5 where the
-            model states none.
-        operating_point: all that the model states of it; empty where it states nothing.
-        band: lowest and highest probability that is left open around the threshold; None where the model
-            states none.
-        trade_off: the points of validation's ROC curve, as `evaluation.trade_off.trade_off` gives them; empty
-            where the model states none.
-        notes: what a reader of its answers should know, a line each.
-    """
-
-    name: str
-    image_size: int
-    threshold: float
-    operating_point: dict
-    band: tuple[float, float] | None
-    trade_off: dict[str, list[float]]
-    notes: list[str]
+    name: str  # the last folder, or the repository's id
+    image_size: int  # side of the network's input in pixels
+    threshold: float  # a film is called pneumonia from this probability on; 0.5 where the model states none
+    operating_point: dict  # all that the model states of it; empty where it states nothing
+    band: tuple[float, float] | None  # of uncertain probabilities; None where the model states none
+    trade_off: dict[str, list[float]]  # of `evaluation.trade_off.trade_off`; empty where it states none
+    notes: list[str]  # what a reader of its answers should know, a line each
 
     def __call__(
         self, film: Any, heat_map: bool = False, batch_size: int = 16
     ) -> Prediction | list[Prediction]:
-        """What the model says of one film, or of several.
+        """Return what the model says of one film, or of several.
 
         Args:
             film: one film in any form that `read_any_film` takes (path, bytes, file, Pillow image, array,
@@ -113,7 +100,7 @@ class FilmClassifier(ABC):
             return list(itertools.chain.from_iterable(work_ahead(predict, batches, threads, 2 * threads)))
 
     def prepare(self, film: Image.Image) -> tuple[np.ndarray, str]:
-        """What `predict_squares` takes of a film: its square at the network's size, and `image_problem`."""
+        """Return a film's square at the network's size, and `image_problem`: what `predict_squares` takes."""
         square = squash(film, self.image_size)
         return square, image_problem(film, square)
 
@@ -121,28 +108,24 @@ class FilmClassifier(ABC):
     def predict_squares(
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """What the model says of films that are brought to its input size by `squash`.
+        """Return what the model says of films that are brought to its input size by `squash`.
 
         Args:
             squares: (b, image_size, image_size) uint8, from 1 film.
             heat_map: whether to say where the network saw it, too.
             problems: why each is no chest film, where that is known already; "" where nothing is.
-
-        Raises:
-            UsageError: as `__call__`.
         """
 
     def makes_heat_maps(self) -> bool:
         """Whether the network can say where it looked: not all kinds can, and only a try tells."""
-        black = np.zeros((1, self.image_size, self.image_size), np.uint8)
         try:
-            self.predict_squares(black, heat_map=True)
+            self.predict_squares(np.zeros((1, self.image_size, self.image_size), np.uint8), heat_map=True)
         except UsageError:
             return False
         return True
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
-        """What a chest film of this probability is called: "pneumonia", "normal" or "uncertain".
+        """Return what a chest film of this probability is called: "pneumonia", "normal" or "uncertain".
 
         Args:
             probability: of pneumonia, 0 to 1.

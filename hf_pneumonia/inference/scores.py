@@ -1,41 +1,82 @@
-"""Rows of scores -> a CSV or parquet file, one row per film."""
+"""Scores of a job: in a file while it runs, so that a killed one is resumed, then as CSV or parquet."""
 
+import contextlib
 import csv
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from hf_pneumonia.data.files import written_whole
+import torch
 
-_GROUP = 50_000  # rows that are held while a parquet file is written
+from hf_pneumonia.data.files import naming, written_whole
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What came of one film: the probability of pneumonia, or why it can't be read or is refused."""
+
+    probability: float | None
+    error: str = ""
+    passing: bool = False  # the disk's fault and not the film's: another job tries again
+
+
+class Progress:
+    """The scores of a job; with an output also in `.NAME.progress` beside it, where the next job resumes."""
+
+    def __init__(self, output: Path | None, model: str) -> None:
+        self.scores: dict[str, Score] = {}  # by Source.key
+        self._model, self._path = model, output and output.with_name(f".{output.name}.progress")
+        if self._path and self._path.exists():
+            for line in self._path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):  # torn by a kill
+                    answered, batch = json.loads(line)
+                    if answered == model:
+                        self.scores |= {key: Score(*score) for key, score in batch.items()}
+
+    def add(self, scores: dict[str, Score]) -> None:
+        """Keep a batch's scores by their keys."""
+        self.scores |= scores
+        if self._path:
+            kept = {key: (one.probability, one.error) for key, one in scores.items() if not one.passing}
+            with naming(self._path), open(self._path, "a") as file:
+                file.write(f"\n{json.dumps([self._model, kept])}")  # a line of its own, also after a torn one
+
+    def finish(self) -> None:
+        """Delete the file: the output is complete."""
+        self._path.unlink(missing_ok=True)
+
+
+def fingerprint(classifier: PneumoniaClassifier) -> str:
+    """Return what changes when a model's answers may: network, weights, input, threshold, band, gate."""
+    model, fed = classifier.model, getattr(classifier.model, "adapter", None)
+    fed = fed and (fed.scale.tolist(), fed.shift.tolist(), fed.swapped)
+    facts = (classifier.image_size, classifier.threshold, classifier.band, classifier.dtype, fed, model)
+    digest = hashlib.sha256(str(facts).encode())
+    gate = classifier.gate.tensors() if classifier.gate else {}
+    for name, values in sorted((model.state_dict() | gate).items()):
+        digest.update(name.encode() + torch.as_tensor(values).float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One film. Of one that can't be read, or is refused, there is neither label nor probability.
+    """One film. Of one that can't be read, or is refused, there is neither label nor probability."""
 
-    Attributes:
-        file: its name as the user gave it, joined with what is inside the folder or zip file.
-        decision: "pneumonia", "normal", "uncertain" or "not a chest film"; None where it can't be read.
-        label: one of LABELS.
-        probability: of pneumonia, to nine digits.
-        threshold: from which it is called pneumonia.
-        error: why it can't be read, or is refused.
-    """
-
-    file: str
-    decision: str | None
-    label: str | None
-    probability: float | None
-    threshold: float
-    error: str | None
+    file: str  # its name as the user gave it, joined with what is inside the folder or zip file
+    decision: str | None  # one of `prediction.DECISIONS`; None where it can't be read
+    label: str | None  # one of LABELS
+    probability: float | None  # of pneumonia, to nine digits
+    threshold: float  # from which it is called pneumonia
+    error: str | None  # why it can't be read, or is refused
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = [field.name for field in fields(Row)]
 
 
 def write_csv(rows: Iterable[Row], file: TextIO) -> None:
@@ -56,26 +97,18 @@ def print_scores(rows: Iterable[Row]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_scores(rows: Iterable[Row], path: Path) -> None:
+def write_scores(rows: list[Row], path: Path) -> None:
     """Write a file of the kind that its ending says; an earlier one is replaced when the new one is whole."""
     with written_whole(path) as aside:
+        # The name of a file may be no UTF-8, and the readers of both kinds expect that.
         if path.suffix.lower() == ".csv":
-            # The name of a file may be no UTF-8, and its reader expects that.
             with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 write_csv(rows, file)
         else:
-            _write_parquet(iter(rows), aside)
+            import pyarrow.parquet
 
-
-def _write_parquet(rows: Iterator[Row], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    kinds = {"probability": pyarrow.float64(), "threshold": pyarrow.float64()}
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        while group := list(islice(rows, _GROUP)):
-            columns = dict(zip(COLUMNS, zip(*map(astuple, group), strict=True), strict=True))
-            # Parquet's text is UTF-8, and the name of a file may be none.
+            kinds = {"probability": pyarrow.float64(), "threshold": pyarrow.float64()}
+            schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+            columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
             columns["file"] = [name.encode("utf-8", "backslashreplace").decode() for name in columns["file"]]
-            writer.write_table(pyarrow.table({k: list(v) for k, v in columns.items()}, schema=schema))
+            pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), aside)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,8 @@ class Augment(nn.Module):
     the films' device, which a checkpoint holds.
 
     All but the flip may have two strengths, for NORMAL and for PNEUMONIA, so that the class of fewer films is
-    varied more. What only one class goes through is a cue of that class: where none but NORMAL films are
-    blurred, blurred means normal. The training loss falls by it, and only validation, which is never
-    augmented, shows in its AUROC what it cost. Keep both strengths within what films of both classes show.
+    varied more. A variation of one class alone is a cue of that class, which the training loss does not show:
+    keep both strengths within what films of both classes show.
 
     Args:
         rotation: largest angle to either side, in degrees; 0 turns it off.
@@ -79,24 +79,25 @@ class Augment(nn.Module):
         Raises:
             ValueError: a strength differs by class, and there are no labels.
         """
-        films = films.float().div(255)
-        if any(self.resolution):
-            resolution = _of_class(self.resolution, labels)
-            films = _where(resolution, self._reduce(films, resolution), films)
+        films = self._step(self._reduce, self.resolution, films.float().div(255), labels)
         warp = (self.rotation, self.zoom, self.proportions, self.shift)
         if any(map(any, warp)) or self.horizontal_flip:
             limits = [_of_class(strength, labels) for strength in warp]
             films = _where(sum(limits) + self.horizontal_flip, self._warp(films, *limits), films)
-        if any(self.blur):
-            blur = _of_class(self.blur, labels)
-            films = _where(blur, self._blur(films, blur), films)
-        if any(self.exposure):
-            exposure = _of_class(self.exposure, labels)
-            films = _where(exposure, self._expose(films, exposure), films)
+        films = self._step(self._blur, self.blur, films, labels)
+        films = self._step(self._expose, self.exposure, films, labels)
         if any(self.noise):
             deviation = torch.rand(len(films), device=films.device) * _of_class(self.noise, labels)
             films = films + deviation.view(-1, 1, 1) * torch.randn_like(films)
         return films.clamp_(0, 1)
+
+    def _step(
+        self, vary: Callable, pair: tuple[float, float], films: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        if not any(pair):
+            return films
+        limit = _of_class(pair, labels)
+        return _where(limit, vary(films, limit), films)
 
     def _reduce(self, films: torch.Tensor, resolution: Limit) -> torch.Tensor:
         b, h, w = films.shape
@@ -156,21 +157,13 @@ def _reductions(size: int, largest: float, device: torch.device) -> torch.Tensor
 
 
 def shrink(films: torch.Tensor, size: int) -> torch.Tensor:
-    """Films at a smaller side, antialiased as the store's own.
-
-    Args:
-        films: (b, h, w) uint8.
-        size: side in pixels.
-
-    Returns:
-        (b, size, size) uint8.
-    """
+    """Resize films, antialiased as the cache's own: (b, h, w) uint8 -> (b, size, size) uint8."""
     small = F.interpolate(films.unsqueeze(1).float(), (size, size), mode="bilinear", antialias=True)
     return small.squeeze(1).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
-    """What blends the films of a batch with one another, and their labels alike.
+    """Return what blends the films of a batch with one another, and their labels alike.
 
     mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018; CutMix: Yun et al., ICCV 2019. Where both are on,
     each batch goes through one of them, by a fair coin.
@@ -191,10 +184,7 @@ def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
 
 
 def _pair(strength: Strength) -> tuple[float, float]:
-    if isinstance(strength, int | float):
-        return strength, strength
-    normal, pneumonia = strength
-    return normal, pneumonia
+    return (strength, strength) if isinstance(strength, int | float) else tuple(strength)
 
 
 def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:

@@ -1,31 +1,22 @@
-"""A timm architecture by name -> the network in the form that transformers and timm can both load.
-
-Also the two ends of it: what the network is fed, and how its head is scaled. Knows nothing about training.
-"""
-
-from __future__ import annotations
+"""A timm architecture by name -> a network that transformers and timm can both load."""
 
 import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 import hf_pneumonia.modeling.cnn  # noqa: F401  registers its two networks with timm
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 
-if TYPE_CHECKING:
-    from transformers import TimmWrapperForImageClassification
-
 logger = logging.getLogger(__name__)
 
-# ImageNet's three means and deviations, averaged: a film is gray, and three different numbers would only tint
-# it.
+# ImageNet's three means and deviations, averaged: three different numbers would only tint a gray image.
 MEAN, STD = 0.449, 0.226
 
 
@@ -49,9 +40,6 @@ def build_model(
     Raises:
         UsageError: timm does not know the architecture, it can't be saved, or the weights can't be had.
     """
-    # A second and more, and who only asks for `network_input` needs none of it.
-    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('.')[0]}*")[:3]
         raise UsageError(
@@ -70,9 +58,7 @@ def build_model(
     network = _timm_network(architecture, pretrained, {"num_classes": len(LABELS), **arguments})
     tensors = network.state_dict(keep_vars=True).values()
     if len({id(tensor) for tensor in tensors}) < len(tensors):
-        raise UsageError(
-            f"--model {architecture}: its layers share weights, which safetensors can't hold; try another"
-        )
+        raise UsageError(f"--model {architecture}: its layers share weights, which safetensors can't hold")
     config = TimmWrapperConfig(
         architecture=architecture.split(".")[0],
         num_labels=len(LABELS),
@@ -92,15 +78,12 @@ def build_model(
 
 @torch.no_grad()
 def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> bool:
-    """Whether a batch of one film can be trained on. BatchNorm can't where one pixel is left of it.
+    """Whether a batch of one image of `size` pixels a side can be trained on; the model is left as it is.
 
-    Args:
-        model: left as it is.
-        size: side of the film in pixels.
+    BatchNorm can't where one pixel is left of it.
     """
-    films = torch.zeros(1, size, size, device=model.device)
     try:
-        copy.deepcopy(model).train()(network_input(films))
+        copy.deepcopy(model).train()(network_input(torch.zeros(1, size, size, device=model.device)))
     except ValueError:
         return False
     return True
@@ -110,13 +93,9 @@ def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> b
 def try_films(
     model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
 ) -> None:
-    """Find out before the training, not after it, whether the network takes such films and can be calibrated.
+    """Check before the training that the network takes images of `size` pixels a side and can be calibrated.
 
-    Args:
-        model: from `build_model`; left in evaluation mode.
-        architecture: its name, for the message.
-        size: side of the films in pixels.
-        flag: where it comes from, for the message.
+    Leaves the model in evaluation mode; architecture and flag are for the message.
 
     Raises:
         UsageError: it does not, or can't.
@@ -132,9 +111,7 @@ def try_films(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"--model {architecture} does not work with {flag} {size}: {reason}") from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
-        raise UsageError(
-            f"--model {architecture}: its head is not linear and can't be calibrated; try another"
-        )
+        raise UsageError(f"--model {architecture}: its head is not linear and can't be calibrated")
 
 
 def network_input(films: torch.Tensor) -> torch.Tensor:
@@ -155,11 +132,9 @@ def network_input(films: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset: float = 0.0) -> None:
-    """Multiply the network's logits by a constant, then add another to that of class 1, in place, by changing
-    its last linear layer.
+    """Multiply the logits by `factor`, then add `offset` to that of class 1, in the last linear layer.
 
-    Folded into the weights so that every loader's softmax is calibrated without knowing of a temperature. An
-    offset needs `has_bias`.
+    So every loader's softmax is calibrated without knowing of a temperature. An offset needs `has_bias`.
     """
     # Where there are several heads, as in DeiT distilled, their logits are averaged.
     for last in _last_layers(model):
@@ -167,8 +142,6 @@ def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset
         if last.bias is not None:
             last.bias.mul_(factor)
             last.bias[1] += offset
-        else:
-            assert not offset, "no bias to hold it"
 
 
 def has_bias(model: TimmWrapperForImageClassification) -> bool:
@@ -189,27 +162,18 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
     if pretrained == "false":
         return timm.create_model(architecture, **arguments)
     if pretrained == "true":
-        if not timm.models.is_model_pretrained(architecture):
-            raise UsageError(
-                f"--pretrained true: there are no published weights of {architecture}; start from scratch "
-                "with --pretrained false, or give a folder that holds its model.safetensors"
-            )
-        if not timm.get_pretrained_cfg(architecture).hf_hub_id:
-            raise UsageError(
-                f"--pretrained true: the weights of {architecture} are a pickle at an address, never loaded; "
-                "start from scratch with --pretrained false, or give a folder that holds its "
-                "model.safetensors"
-            )
-        logger.info("fetching the weights of %s from the Hub", architecture)
         try:
+            # Others have no weights, or a pickle at an address, which is never loaded.
+            if not timm.get_pretrained_cfg(architecture).hf_hub_id:
+                raise ValueError("the Hub has none as safetensors")
+            logger.info("fetching the weights of %s from the Hub", architecture)
             return timm.create_model(architecture, pretrained=True, **arguments)
         # No connection, no such file, no weights of that name: timm and the Hub raise these three.
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise UsageError(
-                f"--pretrained true: the weights of {architecture} can't be fetched ({reason}); "
-                "connect, or give a folder that holds their model.safetensors, or start from scratch with "
-                "--pretrained false"
+                f"--pretrained true: the weights of {architecture} can't be fetched "
+                f"({str(error).splitlines()[0]}); give a folder that holds their model.safetensors, or start "
+                "from scratch with --pretrained false"
             ) from error
     file = _weights_file(architecture, Path(pretrained).expanduser())
     try:
@@ -219,13 +183,13 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
         )
     except RuntimeError as error:  # tensors of other shapes
         raise UsageError(
-            f"--pretrained {pretrained}: weights of another architecture than {architecture}, or of another "
-            "--image_size: they are of other shapes; name theirs"
+            f"--pretrained {pretrained}: the weights have other shapes than {architecture} at this "
+            "--image_size; name their architecture and size"
         ) from error
 
 
 def _weights_file(architecture: str, folder: Path) -> Path:
-    """The folder's weights, checked to be of this architecture: timm loads what fits in silence."""
+    """The folder's weights, checked to be of this architecture: timm loads what fits and ignores the rest."""
     file = folder / "model.safetensors" if folder.is_dir() else folder
     if file.suffix != ".safetensors" or not file.is_file():
         raise UsageError(
@@ -234,7 +198,7 @@ def _weights_file(architecture: str, folder: Path) -> Path:
     try:
         with safe_open(file, "pt") as weights:
             found = set(weights.keys())
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise UsageError(f"--pretrained {folder}: not a safetensors file ({error})") from error
     with torch.device("meta"):
         network = timm.create_model(architecture)

@@ -1,8 +1,6 @@
-"""The two networks that notebooks on these films build by hand, registered with timm when this is imported.
+"""The two small CNNs of the recipes, registered with timm when this is imported.
 
-Whoever loads a published one by transformers or timm alone writes `import hf_pneumonia.modeling.cnn` first.
-
-Convolutions with max-pooling, then a flat dense layer. Knows nothing of films or of training.
+To load a published one by transformers or timm alone, write `import hf_pneumonia.modeling.cnn` first.
 """
 
 import torch
@@ -40,7 +38,7 @@ class PlainCNN(nn.Module):
         for before, after in zip((in_chans, *WIDTHS), WIDTHS, strict=False):
             self.stages.append(_stage(before, after, norm))
             height, width = -(-height // 2), -(-width // 2)  # rounded up, as the pooling does
-        # As timm lists the stages of its networks: where a film is looked at for heat maps and gates.
+        # As timm lists the stages of its networks, for heat maps and gates.
         self.feature_info = [
             {"num_chs": after, "reduction": 2 ** (number + 1), "module": f"stages.{number}"}
             for number, after in enumerate(WIDTHS)

@@ -1,6 +1,4 @@
-"""A network and films -> where it looked: Grad-CAM on its last feature map that is fine enough to tell.
-
-Leaves the network as it was.
+"""Grad-CAM on a network's last feature map that is fine enough.
 
 Selvaraju et al.: Grad-CAM, Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
 Where a mean over the map and one linear layer make the head, it is the class activation map of Zhou et al.:
@@ -8,8 +6,6 @@ Learning Deep Features for Discriminative Localization, CVPR 2016.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +17,20 @@ PLACES = 6
 
 
 def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Where the network saw pneumonia rather than normal.
+    """Return where the network saw pneumonia rather than normal.
 
     The gradient of the difference of the two logits with respect to each channel of the feature map, averaged
     over places, weights the channels; what is left of their sum above zero speaks for pneumonia. The map is
-    the network's last; where that one has fewer than PLACES a side, it is that of the stage before, as timm's
-    `feature_info` lists the stages. A vision transformer that answers from its class token is read before its
-    last block: after it, no patch has a say.
-
-    Films of one batch, and threads that share a network in evaluation mode, do not disturb each other.
+    the network's last, or that of `finer_stage`. A vision transformer that answers from its class token is
+    read before its last block: after it, no patch has a say. Threads may share the network.
 
     Args:
-        model: with timm's network as `timm_model`.
+        model: in evaluation mode, with timm's network as `timm_model`; left as it is.
         inputs: (b, 3, s, s) float of any precision, as `network_input` makes them, on the model's device.
-            Memory grows with b.
 
     Returns:
         (b, s, s) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
-        nothing speaks for pneumonia. As fine as the feature map, s/32 or s/16 for most networks, and then
-        smoothed.
+        nothing speaks for pneumonia.
 
     Raises:
         ValueError: it is no network of timm's, has no feature map with places, or its logits are not finite.
@@ -55,37 +46,20 @@ def logits_and_heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[
     network = getattr(model, "timm_model", model)
     adapter = getattr(model, "adapter", None)  # of a network of other people, from `load_model`
     # Tensors of torch.inference_mode can't have gradients, so the caller's is left and the input copied.
-    with torch.inference_mode(False), torch.enable_grad(), _evaluation(model):
+    with torch.inference_mode(False), torch.enable_grad():
         fed = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
         features, logits = _features_and_logits(network, fed)
         logits = logits if adapter is None else adapter.answer(logits)
-        return logits.detach(), _maps(network, features, logits, inputs.shape[-1])
-
-
-def _maps(network: torch.nn.Module, features: torch.Tensor, logits: torch.Tensor, side: int) -> torch.Tensor:
-    """(b, side, side) maps of features, from which the logits came."""
-    if not torch.isfinite(logits).all():
-        raise ValueError("the network's answers are not finite, so there is nothing to explain")
-    difference = (logits[:, 1] - logits[:, 0]).sum()
-    # Asked for the features alone, so that no weight is left with a gradient.
-    (gradient,) = torch.autograd.grad(difference, features)
+        if not torch.isfinite(logits).all():
+            raise ValueError("the network's answers are not finite, so there is nothing to explain")
+        # Asked for the features alone, so that no weight is left with a gradient.
+        (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), features)
+    logits = logits.detach()
     features, gradient = (_grid(network, one.detach().float()) for one in (features, gradient))
     evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
-    maps = F.interpolate(evidence, (side, side), mode="bilinear", align_corners=False).squeeze(1)
+    maps = F.interpolate(evidence, inputs.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)
     highest = maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-
-
-@contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout and running statistics off, and afterwards each module in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    return logits, torch.where(highest > 0, maps / highest.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
 
 def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,15 +78,12 @@ def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tupl
 
 
 def finer_stage(network: torch.nn.Module, side: int) -> str | None:
-    """Which stage is asked instead of the last.
+    """Return the name of the last stage of another fineness in timm's `feature_info`, where the last map has
+    fewer than PLACES a side; else None.
 
     Args:
         network: timm's.
         side: of its input, in pixels.
-
-    Returns:
-        Name of the module before the last of `feature_info`, where the last map has fewer than PLACES a side;
-        None where it has as many, or the network lists no stages of another fineness.
     """
     stages = getattr(network, "feature_info", [])
     last = stages[-1]["reduction"] if stages else 1
@@ -124,7 +95,7 @@ def finer_stage(network: torch.nn.Module, side: int) -> str | None:
 def _at(
     network: torch.nn.Module, module: torch.nn.Module, inputs: torch.Tensor, before: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What one module gives, or with `before` takes, and the logits that come of it."""
+    """What one module gives, or takes with `before`, and the logits that come of it."""
     kept, thread = [], threading.get_ident()
 
     def keep(_, arguments: tuple, output: torch.Tensor | None = None):
@@ -137,11 +108,8 @@ def _at(
         passed = kept[0].clone()  # some layers work in place
         return (passed, *arguments[1:]) if before else passed
 
-    hook = module.register_forward_pre_hook(keep) if before else module.register_forward_hook(keep)
-    try:
+    with module.register_forward_pre_hook(keep) if before else module.register_forward_hook(keep):
         logits = network.forward_head(network.forward_features(inputs))
-    finally:
-        hook.remove()
     return kept[0], logits
 
 

@@ -1,21 +1,20 @@
-"""A saved model, ours or anybody's -> a network that takes films as `network_input` makes them.
+"""A saved model, ours or anybody's -> a network that takes films as `network_input` makes them; and back.
 
-What it was trained to be fed, and in which order it answers, is made up for here: nobody else needs to know.
-And the way back, to the two files that a model is.
+Input size, normalisation and the order of the classes are adapted here, so that callers need not know them.
 """
 
-from __future__ import annotations
-
 import logging
-import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from hf_pneumonia.data.film import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
@@ -24,9 +23,6 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.fetch import model_folder
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel
 
 # Sides of the network's input, in pixels; a larger one takes gigabytes for a single film.
 SIDES = range(8, 2049)
@@ -42,31 +38,20 @@ _ATTENTION = (None, "eager", "sdpa")
 _LARGEST_NUMBER = 500_000
 _INDEX = "model.safetensors.index.json"
 
-OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
+_OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network and what its files say of it.
+    """A network and what its files say of it."""
 
-    Attributes:
-        name: last folder, or the repository's id; never the way to a folder.
-        model: in evaluation mode, on the CPU; `network_input` in, logits in the order of LABELS out.
-        image_size: side of the network's input in pixels.
-        operating_point: what it states of one: `threshold`, a probability of pneumonia, and what else
-            `calibrate` found; empty where it states none.
-        notes: what a reader of its figures should know, a line each.
-        processor: the model's own, as it was published; None where config.json says it all, as timm's does.
-        folder: where its files are on this machine.
-    """
-
-    name: str
-    model: PreTrainedModel
-    image_size: int
-    operating_point: dict
-    notes: list[str]
-    processor: BaseImageProcessor | None = None
-    folder: Path | None = None
+    name: str  # last folder, or the repository's id; never the path of a folder
+    model: PreTrainedModel  # in evaluation mode; `network_input` in, logits in the order of LABELS out
+    image_size: int  # side of the network's input in pixels
+    operating_point: dict  # `threshold` and what else `calibrate` found; empty where it states none
+    notes: list[str]  # what a reader of its figures should know, a line each
+    processor: transformers.BaseImageProcessor | None = None  # None where config.json says it all
+    folder: Path | None = None  # where its files are on this machine
 
 
 def load_model(name: str, revision: str | None = None) -> SavedModel:
@@ -80,12 +65,9 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         UsageError: there is no such model, its files are damaged, its classes are others than LABELS, or it
             can't be fed with square gray films.
     """
-    # A second and more, and who needs no more than `SavedModel` does without.
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
     source = model_folder(name, revision)
     try:
-        read_config(source)
+        _check_config(source)
         with _without_table():
             model, loaded = AutoModelForImageClassification.from_pretrained(
                 source,
@@ -94,45 +76,62 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
                 trust_remote_code=False,
                 dtype=torch.float32,  # else that of the file, and half a network takes no whole numbers
             )
+        # transformers fills what is not there with random numbers.
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(
+                f"{len(missing)} tensors are missing, {missing[0]} among them: expected the weights of a "
+                "fine-tuned classifier"
+            )
         processor = None
         if getattr(model.config, "pretrained_cfg", None) is None:
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         size, mean, std, squashed = _preprocessing(model, processor)
+        found = list(model.config.id2label.values())
+        order = [label_of(str(label)) for label in found]
+        if sorted(order, key=str) != [0, 1]:
+            raise ValueError(f"its labels are {', '.join(map(str, found))}, not {' and '.join(LABELS)}")
+        model.eval()
+        _adapt(model, mean, std, swapped=order != [0, 1])
+        with torch.no_grad():
+            shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
+        if shape != (1, len(LABELS)):
+            raise ValueError(f"expected two logits for a film, got {shape}")
+        point = _operating_point(getattr(model.config, "pneumonia", None))
     # Another kind of model, damaged files; each architecture raises its own of settings of another type.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(source), name)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says"
         raise UsageError(f"expected a run folder or a Hub repository, got {name!r}: {reason}") from error
-    # transformers fills what is not there with random numbers.
-    if missing := sorted(loaded["missing_keys"]):
-        raise UsageError(
-            f"{name}: {len(missing)} tensors are missing, {missing[0]} among them: expected the "
-            "weights of a fine-tuned classifier"
-        )
-    found = list(model.config.id2label.values())
-    order = [label_of(str(label)) for label in found]
-    if sorted(order, key=str) != [0, 1]:
-        raise UsageError(
-            f"{name}: expected the labels {' and '.join(LABELS)}, found {', '.join(map(str, found))}"
-        )
-    model.eval()
-    _adapt(model, mean, std, swapped=order != [0, 1])
-    try_film(model, name, size)
-    point = operating_point(getattr(model.config, "pneumonia", None), name)
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
             f"the model prepares images in another way: films were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
-    if has_other_report(source):
-        notes.append(OTHER_REPORT)
-    return SavedModel(short_name(name), model, size, point, notes, processor, source)
+    if _has_other_report(source):
+        notes.append(_OTHER_REPORT)
+    local = Path(name).expanduser()
+    name = local.resolve().name if local.is_dir() else name
+    return SavedModel(name, model, size, point, notes, processor, source)
 
 
-def read_config(source: Path) -> dict:
-    """Return config.json of a saved model, which may ask for nothing but the safetensors beside it.
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors, one file whatever the network's size.
+
+    Raises:
+        UsageError: the weights can't be written, as on a full disk.
+    """
+    try:
+        model.save_pretrained(folder, max_shard_size="1TB")
+    except SafetensorError as error:
+        raise UsageError(f"the weights can't be written ({error}); free some space") from error
+    # The rights of any other new file: safetensors leaves its own to the owner alone.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def _check_config(source: Path) -> None:
+    """Check that config.json of a saved model asks for nothing but the safetensors beside it.
 
     Raises:
         ValueError: it asks for other weights, an adapter or code, or it is damaged.
@@ -159,7 +158,6 @@ def read_config(source: Path) -> dict:
         raise ValueError(
             f"its config.json asks for more than its own weights ({more[0][:100]}), which is never loaded"
         )
-    return config
 
 
 def _nested(config: dict) -> Iterator[tuple[str, object]]:
@@ -169,55 +167,28 @@ def _nested(config: dict) -> Iterator[tuple[str, object]]:
             yield from _nested(value)
 
 
-def short_name(name: str) -> str:
-    """The last folder of a path; a repository's id as it is."""
-    local = Path(name).expanduser()
-    return local.resolve().name if local.is_dir() else name
-
-
-def has_other_report(folder: Path) -> bool:
+def _has_other_report(folder: Path) -> bool:
     """Whether the report beside the weights says that it is of others; a damaged one says nothing."""
     try:
-        report = read_json(folder / "report.json")
-    except (OSError, ValueError):
+        stated = read_json(folder / "report.json")["weights_sha256"]
+        return isinstance(stated, str) and stated != content_sha256(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    stated = report.get("weights_sha256") if isinstance(report, dict) else None
-    weights = folder / "model.safetensors"
-    return isinstance(stated, str) and weights.is_file() and stated != content_sha256(weights)
-
-
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and model.safetensors, one file whatever the network's size.
-
-    Raises:
-        UsageError: the weights can't be written, as on a full disk.
-    """
-    try:
-        model.save_pretrained(folder, max_shard_size="1TB")
-    except SafetensorError as error:
-        raise UsageError(f"the weights can't be written ({error}); free some space") from error
-    # The rights of any other new file: safetensors leaves its own to the owner alone.
-    mask = os.umask(0)
-    os.umask(mask)
-    (folder / "model.safetensors").chmod(0o666 & ~mask)
 
 
 @contextmanager
 def _without_table() -> Iterator[None]:
-    """Keep off the screen what transformers says of weights that do not fit: a line per tensor. That they
-    don't is said in one."""
-    import transformers
-
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    """Keep off the screen transformers' table of weights that do not fit, a line per tensor."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        transformers.utils.logging.set_verbosity(before)
+        transformers.logging.set_verbosity(before)
 
 
 def _preprocessing(
-    model: PreTrainedModel, processor: BaseImageProcessor | None
+    model: PreTrainedModel, processor: transformers.BaseImageProcessor | None
 ) -> tuple[int, list[float], list[float], bool]:
     """Side of the input; mean and deviation of its three channels, for pixels from 0 to 1; and whether the
     model's own way to that size is another than `squash`."""
@@ -239,32 +210,23 @@ def _preprocessing(
         squashed = True
     if len(mean) == 1:
         mean, std = list(mean) * 3, list(std) * 3
-    if len(mean) != 3 or len(std) != 3 or not all(map(_is_number, (*mean, *std))) or min(std) <= 0:
-        raise ValueError(
-            f"its films are scaled by {str([mean, std])[:100]}, expected are means and deviations"
-        )
+    if not (len(mean) == len(std) == 3 and _are_within(mean, -1e6, 1e6) and _are_within(std, 1e-9, 1e6)):
+        raise ValueError(f"expected means and deviations of its input, got {str([mean, std])[:100]}")
     if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in SIDES:
-        bounds = f"{SIDES[0]} to {SIDES[-1]} pixels"
         found = " x ".join(map(str, size))[:100]
-        raise ValueError(f"its input is {found}, and expected is a square of {bounds}")
+        raise ValueError(f"its input is {found}, expected a square of {SIDES[0]} to {SIDES[-1]} pixels")
     return int(size[0]), list(mean), list(std), squashed
 
 
 class Adapter:
-    """Lets a network be fed and understood as if it were one of ours.
-
-    Where one is needed it serves the model's hooks, and is its attribute `adapter` for who goes past them.
-    """
+    """Converts inputs and answers in a model's hooks; its `adapter` for code that goes past the hooks."""
 
     def __init__(self, mean: list[float], std: list[float], swapped: bool) -> None:
         own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
-        self.scale, self.shift = STD / own_std, (MEAN - own_mean) / own_std
-        self.same, self.swapped = (mean, std) == ([MEAN] * 3, [STD] * 3), swapped
+        self.scale, self.shift, self.swapped = STD / own_std, (MEAN - own_mean) / own_std, swapped
 
     def feed(self, inputs: torch.Tensor) -> torch.Tensor:
         """`network_input`, normalised by MEAN and STD -> the same normalised as the network wants it."""
-        if self.same:
-            return inputs
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)
 
     def answer(self, logits: torch.Tensor) -> torch.Tensor:
@@ -273,9 +235,9 @@ class Adapter:
 
 
 def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped: bool) -> None:
-    adapter = Adapter(mean, std, swapped)
-    if adapter.same and not swapped:
+    if (mean, std) == ([MEAN] * 3, [STD] * 3) and not swapped:
         return
+    adapter = Adapter(mean, std, swapped)
 
     def answer(_, __, output):
         output.logits = adapter.answer(output.logits)
@@ -286,76 +248,30 @@ def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped:
     model.register_forward_hook(answer)
 
 
-@torch.no_grad()
-def try_film(model: torch.nn.Module, name: str, size: int) -> None:
-    """Ask a network of one film.
-
-    Raises:
-        UsageError: it does not take such films, or gives no two logits.
-    """
-    try:
-        shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{name} does not take films: {str(error).splitlines()[0]}") from error
-    if shape != (1, len(LABELS)):
-        raise UsageError(f"{name}: expected two logits for a film, got {shape}")
-
-
-def operating_point(stated: object, name: str) -> dict:
-    """What a config.json states under `pneumonia`, empty where it states no threshold.
-
-    Args:
-        stated: as it stands there.
-        name: of the model, for the message.
-
-    Raises:
-        UsageError: it is damaged.
-    """
+def _operating_point(stated: object) -> dict:
+    """What a config.json states under `pneumonia`, empty without a threshold; ValueError where damaged."""
     if not isinstance(stated, dict) or "threshold" not in stated:
         return {}
-    bounds = {"threshold": (0, 1), "temperature": (1e-6, 1e6), "intercept": (-1e6, 1e6)}
-    for key, (low, high) in bounds.items():
-        value = stated.get(key, 1)
-        # Written so that nan fails.
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise UsageError(f"{name}: its config.json is damaged: pneumonia's {key} is {value!r}")
-    if not _is_band(stated.get("uncertain")):
-        raise UsageError(
-            f"{name}: its config.json is damaged: pneumonia's uncertain is {stated['uncertain']!r}"
+    try:
+        band, curve = stated.get("uncertain"), stated.get("trade_off")
+        ends = [] if band is None else [band["low"], band["high"]]
+        names = () if curve is None else ("threshold", "sensitivity", "specificity")
+        columns = [curve[name] for name in names]
+        sound = (
+            _are_within([stated["threshold"], *ends, *chain(*columns)], 0, 1)
+            and _are_within([stated.get("temperature", 1)], 1e-6, 1e6)
+            and _are_within([stated.get("intercept", 0)], -1e6, 1e6)
+            and ends == sorted(ends)
+            and all(len(column) == len(columns[0]) and 0 < len(column) <= 1000 for column in columns)
+            and all(column == sorted(column) for column in columns[:1])
         )
-    if not _is_curve(stated.get("trade_off")):
-        raise UsageError(f"{name}: its config.json is damaged: pneumonia's trade_off")
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError("its config.json is damaged: pneumonia states no sound threshold, band or trade_off")
     return stated
 
 
-def _is_band(stated: object) -> bool:
-    """Whether this is what `uncertain_band` found, or nothing."""
-    if stated is None:
-        return True
-    ends = [stated.get("low"), stated.get("high")] if isinstance(stated, dict) else [None]
-    return all(map(_is_share, ends)) and ends[0] <= ends[1]
-
-
-def _is_curve(stated: object) -> bool:
-    """Whether this is what `trade_off` found, or nothing."""
-    if stated is None:
-        return True
-    columns = (
-        [stated.get(name) for name in ("threshold", "sensitivity", "specificity")]
-        if isinstance(stated, dict)
-        else [None]
-    )
-    return (
-        all(isinstance(column, list) and all(map(_is_share, column)) for column in columns)
-        and len({len(column) for column in columns}) == 1
-        and 0 < len(columns[0]) <= 1000
-        and columns[0] == sorted(columns[0])
-    )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e6
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
+def _are_within(values: Iterable, low: float, high: float) -> bool:
+    """Whether all are numbers from `low` to `high`; NaN is none."""
+    return all(isinstance(one, int | float) and low <= one <= high for one in values)
