@@ -3,7 +3,7 @@
 audit SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
 compare RUN RUN [RUN ...]
-predict --model DIR_OR_REPO PATH [PATH ...] [--output scores.csv|.parquet] [--heatmaps DIR]
+predict --model DIR_OR_REPO PATH [PATH ...] [--output scores.csv|.parquet] [--heatmaps DIR] [--force]
 export --model DIR_OR_REPO --output FILE.onnx
 """
 
@@ -99,7 +99,7 @@ def predict(args: argparse.Namespace) -> None:
     _quiet_libraries()
     state = join_processes()
     use_machine(state.device)
-    predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size, args.dtype)
+    predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size, args.dtype, args.force)
     state.destroy_process_group()
 
 
@@ -206,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
     command.add_argument("--batch_size", type=int, default=16, help="films per forward pass; 16")
+    command.add_argument(
+        "--force", action="store_true", help="answer also for images that are refused, with the reason"
+    )
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -25,7 +25,7 @@ from hf_pneumonia.inference.batch import overlay
 from hf_pneumonia.inference.inputs import FilmReader
 from hf_pneumonia.inference.scores import Progress, Row, print_scores
 
-HEADER = ["file", "decision", "label", "probability", "threshold", "error"]
+HEADER = ["file", "decision", "label", "probability", "threshold", "error", "reason"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,13 @@ def test_what_is_no_chest_film_is_a_row_with_its_reason_and_no_probability(finis
     _predict(finished_run, tmp_path / "palace.jpeg", *output)
     [row] = _rows((tmp_path / "scores.csv").read_bytes())
     assert list((tmp_path / "maps").iterdir()) == []
-    assert row["decision"] == "not a chest film" and row["error"].startswith("a colour picture")
+    assert row["decision"] == "not a chest film" and row["reason"].startswith("a colour picture")
+    assert row["error"] == row["probability"] == row["label"] == ""
+    _predict(finished_run, tmp_path / "palace.jpeg", *output, "--force")
+    [forced] = _rows((tmp_path / "scores.csv").read_bytes())
+    assert len(list((tmp_path / "maps").iterdir())) == 1
+    assert 0 <= float(forced["probability"]) <= 1 and forced["reason"] == row["reason"]
+    assert forced["decision"] in ("pneumonia", "normal", "uncertain")
     assert row["label"] == row["probability"] == ""
 
 
@@ -101,7 +107,7 @@ def test_only_the_csv_goes_to_standard_output_and_the_summary_is_logged(
     decisions = [row["decision"] for row in _rows(reference)]
     assert caplog.messages[-1] == (
         f"32 films: {decisions.count('pneumonia')} pneumonia, {decisions.count('normal')} normal, "
-        f"{decisions.count('uncertain')} uncertain, 0 no chest film, 2 could not be read"
+        f"{decisions.count('uncertain')} uncertain, 0 not assessed, 0 not a chest film, 2 could not be read"
     )
 
 
@@ -110,7 +116,7 @@ def test_a_reader_of_standard_output_may_stop_early(monkeypatch):
     os.close(read)
     with open(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        print_scores([Row("a.png", "normal", "NORMAL", 0.1, 0.5, None)] * 10_000)
+        print_scores([Row("a.png", "normal", "NORMAL", 0.1, 0.5, None, None)] * 10_000)
         monkeypatch.undo()
 
 

@@ -110,10 +110,17 @@ def test_a_folder_that_can_not_give_its_weights_is_an_error(tmp_path, kind, prob
         build_model("resnet10t", 64, pretrained=str(tmp_path))
 
 
+@pytest.mark.parametrize("front", ["timm/", "hf-hub:timm/", "hf_hub:timm/"])
+def test_timms_architectures_are_known_by_the_names_that_the_hub_gives_them(front):
+    assert build_model(f"{front}resnet10t.c3_in1k", 32).config.architecture == "resnet10t"
+
+
 @pytest.mark.parametrize(
     "architecture, size, pretrained, problem",
     [
         ("resnet1", 64, "false", "got 'resnet1'; did you mean .*resnet1"),
+        ("microsoft/resnet-50", 64, "false", r"did you mean resnet50\?"),
+        ("convnext-tiny", 64, "false", r"did you mean convnext_tiny\?"),
         ("resnet18.foo", 64, "false", "--model resnet18.foo"),
         ("test_vit", 40, "false", "does not work with --image_size 40"),
         ("coat_tiny", 64, "false", "--model coat_tiny: its layers share weights"),

@@ -24,6 +24,7 @@ from hf_pneumonia.inference.gate import (
     load_gate,
     watch_stages,
 )
+from hf_pneumonia.inference.prediction import NOT_A_FILM, NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.modeling.build import build_model, network_input
 
 FILMS = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
@@ -174,7 +175,7 @@ def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_
     report = json.loads((finished_run / "report.json").read_text())["gate"]["films"]
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     rows = (finished_run / "predictions_test.csv").read_text().splitlines()[1:]
-    refused = [one.decision == "not a chest film" for one in classifier([row.split(",")[0] for row in rows])]
+    refused = [one.decision in REFUSED for one in classifier([row.split(",")[0] for row in rows])]
     assert report["test"]["films"] == len(refused) and report["validation"]["films"] > 0
     assert report["test"]["refused"] == sum(refused) <= 1
 
@@ -183,8 +184,19 @@ def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_fold
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     films = [read_film(file) for file in sorted((film_folder / "test" / "NORMAL").iterdir())]
     said = classifier([255 - np.asarray(film) for film in films])
-    assert {one.decision for one in said} == {"not a chest film"}
+    assert {one.decision for one in said} <= set(REFUSED)
     assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
+    assert all((one.decision == NOT_A_FILM) == (one.reason != UNLIKE) for one in said)
+
+
+def test_an_image_unlike_the_training_images_is_not_assessed_unless_it_is_forced(finished_run):
+    classifier = PneumoniaClassifier.from_pretrained(finished_run)
+    strange = np.random.default_rng(0).integers(60, 200, (90, 70), np.uint8)
+    said = classifier(strange)
+    assert said.decision == NOT_ASSESSED and said.reason == UNLIKE
+    forced = classifier(strange, force=True)
+    assert forced.decision == classifier.decide(said.probability) and forced.reason == UNLIKE
+    assert [one.decision for one in classifier([strange] * 2, force=True)] == [forced.decision] * 2
 
 
 @pytest.mark.parametrize("folder", ["wider", "vit_folder"])

@@ -25,7 +25,7 @@ from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.evaluation.plots import lay_over
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
-from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, NOT_ASSESSED, PNEUMONIA, UNCERTAIN, refusal
 from hf_pneumonia.inference.scores import Progress, Row, Score, fingerprint, print_scores, write_scores
 from hf_pneumonia.training.launch import local_main_first
 
@@ -42,6 +42,7 @@ def predict_paths(
     heatmaps: Path | None,
     batch_size: int,
     dtype: str = "float32",
+    force: bool = False,
 ) -> None:
     """Score what the paths lead to and write the rows. Runs on every process; one of them writes.
 
@@ -50,6 +51,7 @@ def predict_paths(
         paths: files, folders, zip files; `-` stands for the lines of standard input.
         output: .csv or .parquet; None writes CSV to standard output.
         heatmaps, batch_size: as for `score_films`.
+        force: give an answer also for what is refused, with the reason beside it.
 
     Raises:
         UsageError: no path leads to a film, or the model can't be had or can't do this.
@@ -62,10 +64,10 @@ def predict_paths(
         classifier = PneumoniaClassifier.from_pretrained(model, device=state.device, dtype=dtype)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-    progress = score_films(classifier, sources, output, heatmaps, batch_size)
+    progress = score_films(classifier, sources, output, heatmaps, batch_size, force)
     if progress is None:
         return
-    rows = list(rows_of(classifier, sources, progress))
+    rows = list(rows_of(classifier, sources, progress, force))
     if output is None:
         print_scores(rows)
     else:
@@ -74,8 +76,8 @@ def predict_paths(
     counts = Counter(row.decision for row in rows)
     said = (
         f"{len(rows)} film{'s' if len(rows) != 1 else ''}: {counts[PNEUMONIA]} pneumonia, "
-        f"{counts[NORMAL]} normal, {counts[UNCERTAIN]} uncertain, {counts[NOT_A_FILM]} no chest film, "
-        f"{counts[None]} could not be read"
+        f"{counts[NORMAL]} normal, {counts[UNCERTAIN]} uncertain, {counts[NOT_ASSESSED]} not assessed, "
+        f"{counts[NOT_A_FILM]} not a chest film, {counts[None]} could not be read"
     )
     places = {"scores": output, "heat maps": heatmaps}
     logger.info("; ".join([said, *(f"{name}: {place}" for name, place in places.items() if place)]))
@@ -108,6 +110,7 @@ def score_films(
     output: Path | None = None,
     heatmaps: Path | None = None,
     batch_size: int = 16,
+    force: bool = False,
 ) -> Progress | None:
     """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
 
@@ -120,6 +123,7 @@ def score_films(
         output: file beside which progress is kept; None keeps none.
         heatmaps: folder for a picture of each film with its heat map, named by row and file; None for none.
         batch_size: films that a process puts through its network at a time.
+        force: draw heat maps also for what is refused.
 
     Returns:
         The scores, on the main process; None on the others.
@@ -139,7 +143,7 @@ def score_films(
                 once.setdefault(source.key, (row, source))
         films, share = list(once.values()), batch_size * state.num_processes
         chunks = [films[start : start + share] for start in range(0, len(films), share)]
-        left = [[one for one in chunk if not _is_done(one, progress, heatmaps)] for chunk in chunks]
+        left = [[one for one in chunk if not _is_done(one, progress, heatmaps, force)] for chunk in chunks]
         return left, sum(map(len, chunks))
 
     if heatmaps is not None:
@@ -152,7 +156,7 @@ def score_films(
         logger.info("going on: %d of %d films were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
     with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
-        for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size):
+        for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size, force):
             bar.update(len(chunk))
             if progress is not None:
                 keys = [source.key for _, source in chunk]
@@ -160,17 +164,21 @@ def score_films(
     return progress
 
 
-def rows_of(classifier: PneumoniaClassifier, sources: list[Source], progress: Progress) -> Iterator[Row]:
+def rows_of(
+    classifier: PneumoniaClassifier, sources: list[Source], progress: Progress, force: bool = False
+) -> Iterator[Row]:
     """A row per film, in order."""
     for source in sources:
         score = Score(None, source.problem) if source.problem else progress.scores[source.key]
         if score.error:
-            decision = None if score.probability is None else NOT_A_FILM
-            yield Row(source.name, decision, None, None, classifier.threshold, score.error)
+            yield Row(source.name, None, None, None, classifier.threshold, score.error, None)
+        elif score.reason and not force:
+            decision = refusal(score.reason)
+            yield Row(source.name, decision, None, None, classifier.threshold, None, score.reason)
         else:
             label = LABELS[int(score.probability >= classifier.threshold)]
             digits, decision = float(f"{score.probability:.9g}"), classifier.decide(score.probability)
-            yield Row(source.name, decision, label, digits, classifier.threshold, None)
+            yield Row(source.name, decision, label, digits, classifier.threshold, None, score.reason or None)
 
 
 def _from_main(make: Callable[[], Made]) -> Made:
@@ -187,13 +195,19 @@ def _from_main(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None) -> bool:
+def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None, force: bool) -> bool:
     score = progress.scores.get(film[1].key)
-    return score is not None and (heatmaps is None or bool(score.error) or _picture(heatmaps, film).is_file())
+    if score is None or heatmaps is None or score.error or (score.reason and not force):
+        return score is not None
+    return _picture(heatmaps, film).is_file()
 
 
 def _score_chunks(
-    classifier: PneumoniaClassifier, chunks: list[list[Numbered]], heatmaps: Path | None, batch_size: int
+    classifier: PneumoniaClassifier,
+    chunks: list[list[Numbered]],
+    heatmaps: Path | None,
+    batch_size: int,
+    force: bool,
 ) -> Iterator[tuple[list[Numbered], list[Score]]]:
     """Each chunk with its scores, which are whole on the main process only."""
     state = PartialState()
@@ -201,7 +215,7 @@ def _score_chunks(
     start = state.process_index * batch_size
     own = (chunk[start : start + batch_size] for chunk in chunks)
     with FilmReader() as reader, one_core_each():
-        score = partial(_score_part, classifier, reader, heatmaps)
+        score = partial(_score_part, classifier, reader, heatmaps, force)
         for chunk, scores in zip(chunks, work_ahead(score, own, threads, 2 * threads), strict=True):
             if not chunk:
                 continue  # scored before, and every process knows
@@ -209,7 +223,11 @@ def _score_chunks(
 
 
 def _score_part(
-    classifier: PneumoniaClassifier, reader: FilmReader, heatmaps: Path | None, part: list[Numbered]
+    classifier: PneumoniaClassifier,
+    reader: FilmReader,
+    heatmaps: Path | None,
+    force: bool,
+    part: list[Numbered],
 ) -> list[Score]:
     """Scores of the films of one batch, decoded, put through the network and drawn by one thread."""
     scores: dict[int, Score] = {}
@@ -225,9 +243,9 @@ def _score_part(
         squares, problems = zip(*prepared.values(), strict=True)
         found = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)
         for number, prediction in zip(prepared, found, strict=True):
-            scores[number] = Score(prediction.probability, prediction.reason)
+            scores[number] = Score(prediction.probability, reason=prediction.reason)
             # None of what is refused: where would pneumonia be in a cat?
-            if heatmaps is not None and not prediction.reason:
+            if heatmaps is not None and (force or not prediction.reason):
                 _draw(reader, part[number], prediction.heat_map, heatmaps)
     return [scores[number] for number in range(len(part))]
 

@@ -18,7 +18,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.hub import Commit, commit_files
 from hf_pneumonia.inference.gate import GATE, load_gate, watch_stages
-from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier, Prediction
+from hf_pneumonia.inference.prediction import UNLIKE, FilmClassifier, Prediction, refusal
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import logits_and_heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
@@ -43,7 +43,6 @@ _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("it lies on its side", lambda square: np.rot90(square, 3)),
     ("it is upside down", lambda square: np.rot90(square, 2)),
 )
-_STRANGE = "it does not look like the chest films that the model was trained on"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -210,11 +209,11 @@ class PneumoniaClassifier(FilmClassifier):
         """Which mistake made a chest film a stranger, if one did."""
         turned = np.stack([turn(square) for _, turn in _MISTAKES])
         scores = self.gate.scores(turned, self._ask(turned)[1])
-        return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else _STRANGE
+        return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else UNLIKE
 
     def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:
         label = LABELS[int(probability >= self.threshold)]
-        decision = NOT_A_FILM if reason else self.decide(probability)
+        decision = refusal(reason) if reason else self.decide(probability)
         return Prediction(label, probability, self.threshold, decision, reason, heat_map)
 
 

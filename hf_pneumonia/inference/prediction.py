@@ -4,7 +4,7 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,13 @@ from hf_pneumonia.evaluation.trade_off import moved_band
 from hf_pneumonia.inference.gate import image_problem
 
 # What a film is called.
-PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM = "pneumonia", "normal", "uncertain", "not a chest film"
-DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, NOT_A_FILM)
+PNEUMONIA, NORMAL, UNCERTAIN = "pneumonia", "normal", "uncertain"
+# Recognisably something else (a photograph, a CT, blank, inverted); and only unlike what it was trained on.
+NOT_A_FILM, NOT_ASSESSED = "not a chest film", "not assessed"
+REFUSED = (NOT_A_FILM, NOT_ASSESSED)
+DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, *REFUSED)
+
+UNLIKE = "unlike the X-rays that this model was trained on"
 
 # What two threads may read at a time, one film given twice included: not so open files and Pillow images.
 _THREAD_SAFE = (str, os.PathLike, bytes, np.ndarray)
@@ -32,11 +37,11 @@ class Prediction:
     Attributes:
         label: one of LABELS: PNEUMONIA from the threshold on.
         probability: of pneumonia, 0 to 1, calibrated where the model is. Like label and heat map it means
-            nothing for "not a chest film": ask for the decision first.
+            little for an image that is refused: look at the decision first.
         threshold: the model's operating point.
         decision: one of DECISIONS: "pneumonia" or "normal"; "uncertain" in the band around the threshold,
-            where a person should read the film; "not a chest film" where the gate refuses it.
-        reason: why it is refused; "" otherwise.
+            where a person should read the film; "not a chest film" or "not assessed" where it is refused.
+        reason: why it is refused, or would be without `force`; "" otherwise.
         heat_map: (h, w) float32 of the network's input size, 0 to 1, where it saw pneumonia; None where none
             was asked for.
     """
@@ -47,6 +52,11 @@ class Prediction:
     decision: str
     reason: str = ""
     heat_map: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+def refusal(reason: str) -> str:
+    """Return the decision for an image that is refused for this reason."""
+    return NOT_ASSESSED if reason == UNLIKE else NOT_A_FILM
 
 
 class FilmClassifier(ABC):
@@ -61,7 +71,7 @@ class FilmClassifier(ABC):
     notes: list[str]  # what a reader of its answers should know, a line each
 
     def __call__(
-        self, film: Any, heat_map: bool = False, batch_size: int = 16
+        self, film: Any, heat_map: bool = False, batch_size: int = 16, force: bool = False
     ) -> Prediction | list[Prediction]:
         """Return what the model says of one film, or of several.
 
@@ -70,6 +80,7 @@ class FilmClassifier(ABC):
                 pydicom Dataset), or any number of them: list, tuple, generator ...
             heat_map: whether to say where the network saw it, too.
             batch_size: films of several that a core puts through the network at a time.
+            force: decide by the probability also where an image is refused; the reason stays.
 
         Returns:
             A Prediction, or a list of them in the order of the films.
@@ -85,14 +96,14 @@ class FilmClassifier(ABC):
             raise UsageError(f"batch_size expects a number from 1, got {batch_size!r}")
         if is_one_film(film):
             square, problem = self.prepare(read_any_film(film))
-            return self.predict_squares(square[None], heat_map, [problem])[0]
+            return self._answers(square[None], heat_map, [problem], force)[0]
         if hasattr(film, "__len__"):
             # A batch is one core's: of a few films each core has some.
             batch_size = max(1, min(batch_size, -(-len(film) // available_cores())))
 
         def predict(batch: list[Callable[[], tuple[np.ndarray, str]]]) -> list[Prediction]:
             squares, problems = zip(*(task() for task in batch), strict=True)
-            return self.predict_squares(np.stack(squares), heat_map, problems)
+            return self._answers(np.stack(squares), heat_map, problems, force)
 
         tasks, threads = self._tasks(film), available_cores()
         batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
@@ -115,6 +126,10 @@ class FilmClassifier(ABC):
             heat_map: whether to say where the network saw it, too.
             problems: why each is no chest film, where that is known already; "" where nothing is.
         """
+
+    def _answers(self, squares: np.ndarray, heat_map: bool, problems: Sequence[str], force: bool) -> list:
+        found = self.predict_squares(squares, heat_map, problems)
+        return [replace(one, decision=self.decide(one.probability)) for one in found] if force else found
 
     def makes_heat_maps(self) -> bool:
         """Whether the network can say where it looked: not all kinds can, and only a try tells."""

@@ -19,10 +19,11 @@ from hf_pneumonia.inference.classifier import PneumoniaClassifier
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came of one film: the probability of pneumonia, or why it can't be read or is refused."""
+    """What came of one film: the probability of pneumonia and why it is refused, or why it can't be read."""
 
     probability: float | None
     error: str = ""
+    reason: str = ""
     passing: bool = False  # the disk's fault and not the film's: another job tries again
 
 
@@ -43,7 +44,8 @@ class Progress:
         """Keep a batch's scores by their keys."""
         self.scores |= scores
         if self._path:
-            kept = {key: (one.probability, one.error) for key, one in scores.items() if not one.passing}
+            lasting = {key: one for key, one in scores.items() if not one.passing}
+            kept = {key: (one.probability, one.error, one.reason) for key, one in lasting.items()}
             with naming(self._path), open(self._path, "a") as file:
                 file.write(f"\n{json.dumps([self._model, kept])}")  # a line of its own, also after a torn one
 
@@ -66,14 +68,15 @@ def fingerprint(classifier: PneumoniaClassifier) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One film. Of one that can't be read, or is refused, there is neither label nor probability."""
+    """One film. Without label and probability where it can't be read, or is refused."""
 
     file: str  # its name as the user gave it, joined with what is inside the folder or zip file
     decision: str | None  # one of `prediction.DECISIONS`; None where it can't be read
     label: str | None  # one of LABELS
     probability: float | None  # of pneumonia, to nine digits
     threshold: float  # from which it is called pneumonia
-    error: str | None  # why it can't be read, or is refused
+    error: str | None  # why it can't be read
+    reason: str | None  # why it is refused; beside an answer that was asked for all the same, the warning
 
 
 COLUMNS = [field.name for field in fields(Row)]

@@ -1,7 +1,9 @@
 """A timm architecture by name -> a network that transformers and timm can both load."""
 
 import copy
+import difflib
 import logging
+import re
 from pathlib import Path
 
 import timm
@@ -26,7 +28,8 @@ def build_model(
     """Build a two-class network.
 
     Args:
-        architecture: a timm model name, with or without a weights tag (`resnet18.a1_in1k`).
+        architecture: a timm model name, with or without a weights tag (`resnet18.a1_in1k`), also as the Hub
+            calls it (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`).
         image_size: side of the input in pixels.
         drop_rate: dropout before the head, 0 to 1.
         pretrained: "true" fetches timm's weights of that name from the Hub; "false" starts from timm's
@@ -40,10 +43,11 @@ def build_model(
     Raises:
         UsageError: timm does not know the architecture, it can't be saved, or the weights can't be had.
     """
+    name, architecture = architecture, timm_name(architecture)
     if not timm.is_model(architecture):
-        close = timm.list_models(f"*{architecture.split('.')[0]}*")[:3]
+        close = _like(architecture)
         raise UsageError(
-            f"--model expects a timm architecture, got {architecture!r}"
+            f"--model expects a timm architecture, got {name!r}"
             + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them")
         )
     try:
@@ -74,6 +78,23 @@ def build_model(
     )
     try_films(model, architecture, image_size)
     return model
+
+
+def timm_name(name: str) -> str:
+    """Return the name of an architecture as timm has it, without what the Hub puts in front of it."""
+    return re.sub(r"^(hf[-_]hub:)?(timm/)?", "", name)
+
+
+def _like(name: str) -> list[str]:
+    """Up to three architectures with the letters of a name: "microsoft/resnet-50" is like resnet50."""
+    letters = re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].split(".")[0].lower())
+    named = {re.sub(r"[^a-z0-9]", "", one): one for one in timm.list_models()}
+    if letters in named:
+        return [named[letters]]
+    found = sorted((len(key), one) for key, one in named.items() if letters and key.startswith(letters))
+    return [one for _, one in found[:3]] or [
+        named[key] for key in difflib.get_close_matches(letters, named, 3)
+    ]
 
 
 @torch.no_grad()
