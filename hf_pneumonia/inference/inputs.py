@@ -137,17 +137,6 @@ def _film_of_file(name: str, path: str) -> Source:
     return Source(name, path, stamp=(status.st_size, status.st_mtime_ns))
 
 
-<<<<<<< HEAD
-=======
-def _is_film(path: Path) -> bool:
-    kind = kind_by_name(path.name)
-    try:
-        return kind in (IMAGE, DICOM) or (kind == PERHAPS_DICOM and begins_as_dicom(path))
-    except OSError:
-        return False  # can't be opened, and is no film by its name
-
-
->>>>>>> cut-model
 def _films_of_zip(archive_file: Source) -> Iterator[Source]:
     path = archive_file.path
     try:
