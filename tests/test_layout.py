@@ -30,18 +30,6 @@ def read(root: Path) -> dict[str, tuple]:
     }
 
 
-def test_a_plain_folder_is_read_as_imagefolder_of_datasets_reads_it(tmp_path):
-    for split in ("train", "test"):
-        write_films(tmp_path / split, 3, 4)
-    rows = films_of_folder(tmp_path)
-    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path))
-    for split, table in theirs.items():
-        table = table.cast_column("image", datasets.Image(decode=False))
-        names = table.features["label"].names
-        expected = {(row["image"]["path"], names[row["label"]]) for row in table}
-        assert {(row.image, row.class_name) for row in rows if row.split == split} == expected
-
-
 @pytest.mark.parametrize(
     "companions",
     [
@@ -160,16 +148,6 @@ def test_a_picture_beside_the_data_set_is_left_out_by_its_folder(tmp_path, caplo
 def test_patients_are_read_from_the_path(tmp_path, file, patient):
     put(tmp_path, file)
     assert read(tmp_path)[file][2] == patient
-
-
-def test_class_folders_may_be_links_and_a_loop_of_links_ends(tmp_path):
-    put(tmp_path, "archive/1/a.dcm", "archive/2/b.dcm")
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "NORMAL").symlink_to(tmp_path / "archive" / "1")
-    (data / "PNEUMONIA").symlink_to(tmp_path / "archive" / "2")
-    (tmp_path / "archive" / "1" / "around").symlink_to(data)
-    assert set(read(data)) == {"NORMAL/a.dcm", "PNEUMONIA/b.dcm"}
 
 
 def test_an_image_without_an_ending_is_an_image(tmp_path):
