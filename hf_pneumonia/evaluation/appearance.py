@@ -282,11 +282,7 @@ def contradicting(
     label: np.ndarray, probability: np.ndarray, patient: Sequence[str], scores: np.ndarray, threshold: float
 ) -> dict:
     """Compute the rates on the images whose appearance contradicts their label: of each class the tenth, but
-    at least 10 images, that looks most like the other class.
-
-    Args:
-        label, probability, patient, scores: as for `matched_auroc`.
-        threshold: from which an image is called pneumonia.
+    at least 10 images, that looks most like the other class. Arguments as for `matched_auroc`.
 
     Returns:
         `images`, their number by class; `sensitivity` and `specificity`. A class with fewer than 20 images
@@ -315,7 +311,5 @@ def appearance_lines(appearance: dict | None) -> list[str]:
     if appearance["matched_auroc"]["value"] is not None:  # enough patients
         matched = figures_line({"auroc": appearance["matched_auroc"]}, ("auroc",))
         rest = figures_line(appearance["contradicting"], names[1:])
-        lines.append(
-            f"pairs matched by appearance: {matched}; images that contradict their label: {rest}"
-        )
+        lines.append(f"pairs matched by appearance: {matched}; images that contradict their label: {rest}")
     return lines

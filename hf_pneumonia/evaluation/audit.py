@@ -208,14 +208,9 @@ def _label_told_by(films: FilmSet) -> dict[str, float]:
 
 
 def auroc_alone(values: np.ndarray, label: np.ndarray) -> float | None:
-    """Compute how well one number predicts the label, whichever class has the larger values; 0.5 is chance.
+    """Compute the AUROC of (k,) numbers for (k,) labels, whichever class has the larger ones; 0.5 is chance.
 
-    Args:
-        values: (k,) any number of each image.
-        label: (k,) 0 or 1.
-
-    Returns:
-        None where a class has no image.
+    None where a class has no image.
     """
     if len(np.unique(label)) < 2:
         return None

@@ -38,26 +38,17 @@ Pair = tuple[int, int, str]  # two rows of the store, and how alike they are
 
 @dataclass(frozen=True)
 class FilmFacts:
-    """Measurements of the k images that are used, in the order of the store.
+    """Measurements of the k images that are used, in the order of the store."""
 
-    Attributes:
-        row: (k,) int64, row of the store.
-        kind: (k,) int64, index into KINDS.
-        split, source, patient: (k,) str.
-        width, height: (k,) int, pixels of the original file.
-        brightness: (k,) float64, mean gray of the image, 0 (black) to 255 (white).
-        levels: (len(KINDS), 256) int64, pixels of each gray level in all images of a kind.
-    """
-
-    row: np.ndarray
-    kind: np.ndarray
-    split: np.ndarray
-    source: np.ndarray
-    patient: np.ndarray
-    width: np.ndarray
+    row: np.ndarray  # (k,) int64, row of the store
+    kind: np.ndarray  # (k,) int64, index into KINDS
+    split: np.ndarray  # (k,) str
+    source: np.ndarray  # (k,) str
+    patient: np.ndarray  # (k,) str
+    width: np.ndarray  # (k,) int, pixels of the original file
     height: np.ndarray
-    brightness: np.ndarray
-    levels: np.ndarray
+    brightness: np.ndarray  # (k,) float64, mean gray of the image, 0 (black) to 255 (white)
+    levels: np.ndarray  # (len(KINDS), 256) int64, pixels of each gray level in all images of a kind
 
     @property
     def kinds(self) -> list[int]:
@@ -161,11 +152,7 @@ def as_data_uri(figure: Figure) -> str:
 def choose_films(facts: FilmFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
     """Choose up to `count` images of one kind, of every split and source in turn; the same ones each time.
 
-    Args:
-        among: (k,) bool, the images to choose from.
-
-    Returns:
-        Indices into `facts`.
+    `among`, (k,) bool, narrows the choice. Returns indices into `facts`.
     """
     order = ["train", "validation", "test", "covid"]
     inside = np.random.default_rng(0).permutation(np.flatnonzero((facts.kind == kind) & among))
@@ -183,15 +170,9 @@ def patients_by_films(facts: FilmFacts, kind: int) -> np.ndarray:
 
 
 def vary(film: torch.Tensor, augmentation: Mapping[str, Strength], label: int) -> torch.Tensor:
-    """Show an augmentation near its limit: of 32 draws the one that changes an image most, and a strong one
-    unlike it.
+    """Show an augmentation of an (h, w) uint8 image near its limit: (2, h, w) float32 in [0, 1].
 
-    Args:
-        film: (h, w) uint8.
-        label: of the image; a strength may differ by class.
-
-    Returns:
-        (2, h, w) float32 in [0, 1].
+    Of 32 draws the one that changes it most, and a strong one unlike that. A strength may differ by label.
     """
     drawn = Augment(**augmentation)(film.expand(32, -1, -1), torch.full((32,), label))
     change = (drawn - film.float() / 255).abs().mean(dim=(1, 2))

@@ -41,16 +41,13 @@ _INTERCEPTS = (-10.0, 10.0)  # as one class alone would drive it to infinity
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature that minimises the negative log-likelihood of softmax(logits / T).
+    """Fit the temperature, 0.5 to 10, that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
 
     Args:
         logits: (n, 2) float.
         labels: (n,) 0 or 1.
-
-    Returns:
-        T between 0.5 and 10; 1 leaves the logits as they are.
     """
     # For two classes softmax is the logistic function of the margin; -log p is then log(1 + exp(-margin)).
     margin = np.where(np.asarray(labels) == 1, 1, -1) * _margins(logits)
@@ -62,15 +59,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Fit temperature T and intercept b that minimise the negative log-likelihood of the probability
+    """Fit temperature T (0.5 to 10) and intercept b (-10 to 10) that minimise the negative log-likelihood of
     1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 less logit 0.
 
-    Augmented images and balanced classes shift the margins of clean images by a constant, which no
-    temperature corrects. Platt: Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
-    Arguments as for `fit_temperature`.
-
-    Returns:
-        T between 0.5 and 10, and b between -10 and 10.
+    Augmented images and balanced classes shift the margins of clean images by a constant. Platt:
+    Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
     """
     margin, labels = _margins(logits), np.asarray(labels)
     sign = np.where(labels == 1, 1, -1)
@@ -180,7 +173,7 @@ def uncalibrated(probability: np.ndarray, temperature: float, intercept: float) 
 
 
 def reliability_errors(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    """Compute the errors of the probabilities.
+    """Compute ECE, Brier score and NLL (in nats) of (n,) labels and probabilities; None without images.
 
     `ece`, the expected calibration error: |mean probability - share of pneumonias| in each of 15 bins of
     equal width, averaged by their images. The bins are of the probability of pneumonia (Naeini, Cooper,
@@ -188,13 +181,6 @@ def reliability_errors(labels: np.ndarray, probabilities: np.ndarray) -> dict[st
     confidence in whichever class is likelier (Guo et al. 2017): an alarm at 5% matters here. Noise in a bin
     counts as error, so that few images make it larger. `brier`: mean of (probability - label)^2. `nll`: mean
     of -log of the probability of the right class.
-
-    Args:
-        labels: (n,) 0 or 1.
-        probabilities: (n,) of class 1.
-
-    Returns:
-        ECE, Brier score and NLL in nats; None where there are no images.
     """
     found = _errors(_terms(labels, probabilities).sum(0)[None])
     return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
@@ -222,17 +208,12 @@ def calibrated_ece(place: np.ndarray, probabilities: np.ndarray, replicates: int
 
 
 def ece_interval(value: float, drawn: np.ndarray, calibrated: np.ndarray) -> list[float] | None:
-    """Compute the 95% interval of an ECE.
+    """Compute the 95% interval of an ECE, from its (replicates,) by `bootstrap_errors` and `calibrated_ece`.
 
     An ECE counts noise as error, and a replicate has its own noise besides: percentiles lie too high, most of
     all for good probabilities. So they are mirrored at the value (the basic bootstrap: Davison, Hinkley:
     Bootstrap Methods and their Application, 1997, section 5.2), and the lower end is 0 if right probabilities
     had given as much in 5% of cases.
-
-    Args:
-        value: the ECE.
-        drawn: (replicates,) of it, by `bootstrap_errors`.
-        calibrated: (replicates,) by `calibrated_ece`.
     """
     percentiles = percentile_interval(drawn)
     if percentiles is None:

@@ -137,15 +137,8 @@ def _inputs(model: torch.nn.Module, films: np.ndarray) -> torch.Tensor:
 
 
 def keep_masks(size: int) -> dict[str, np.ndarray]:
-    """Make the masks of what is kept of an image.
-
-    Args:
-        size: side of the images in pixels.
-
-    Returns:
-        (size, size) bool by name: `lungs_blacked_out`, `borders_blacked_out`, `corners_blacked_out` and
-        `lungs_only`.
-    """
+    """Make (size, size) bool masks of what is kept of an image, by name: `lungs_blacked_out`,
+    `borders_blacked_out`, `corners_blacked_out` and `lungs_only`."""
     centre = (np.arange(size) + 0.5) / size
     top, bottom, left, right = LUNGS
     lungs = np.outer((centre > top) & (centre < bottom), (centre > left) & (centre < right))

@@ -49,21 +49,13 @@ _TEST_HEADER = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run's report and the predictions of its test images.
+    """One run's report and the predictions of its test images."""
 
-    Attributes:
-        name: its folder, with as much of its path as tells it from the others.
-        folder: where it is.
-        report: its report.json.
-        predictions: of its test images.
-        key: (n,) unique keys of the images: hashes of their bytes where all runs have a manifest, else names.
-    """
-
-    name: str
+    name: str  # its folder, with as much of its path as tells it from the others
     folder: Path
     report: dict
     predictions: Predictions
-    key: list[str]
+    key: list[str]  # (n,) unique: hashes of the images' bytes where all runs have a manifest, else names
 
 
 def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]:
@@ -73,13 +65,13 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
         folders: two or more.
 
     Returns:
-        `runs`, the figures of each (`run_figures`); `same_films`, a bool, and `films_shared` by all; `tests`
-        of each run against the first (`paired_tests`), empty where the films are not the same. And the
+        `runs`, the metrics of each (`run_figures`); `same_films`, a bool, and `films_shared` by all; `tests`
+        of each run against the first (`paired_tests`), empty where the images are not the same. And the
         predictions of each run by name.
 
     Raises:
         UsageError: fewer than two, one of them twice, one that is no finished run, or runs that give the same
-            film different labels.
+            image different labels.
     """
     if len(folders) < 2:
         raise UsageError(f"compare expects two runs or more, got {len(folders)}")
@@ -110,15 +102,10 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
 
 
 def read_run(folder: Path, name: str, hashed: bool) -> Run:
-    """Read a finished run.
-
-    Args:
-        folder: as train.py or `evaluate` leaves it.
-        name: what to call it.
-        hashed: whether its images are keyed by the hashes of its manifest.
+    """Read a finished run; its images are keyed by the hashes of its manifest, or by their names.
 
     Raises:
-        UsageError: there is no finished run in it, or its files are damaged.
+        UsageError: there is no finished run in the folder, or its files are damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"compare expects folders of runs, got {str(folder)!r}: no such folder")
@@ -246,28 +233,22 @@ def _parameters(weights: Path) -> int | None:
 
 @matplotlib.rc_context(STYLE)
 def write_comparison(comparison: dict, predictions: dict[str, Predictions], folder: Path) -> None:
-    """Write compare.json, compare.md and roc.png.
-
-    Args:
-        comparison, predictions: from `compare_runs`.
-        folder: made where missing; files of an earlier comparison are replaced.
-    """
+    """Write compare.json, compare.md and roc.png of what `compare_runs` returned."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     _roc_overlay(comparison, predictions).savefig(folder / "roc.png")
-    lines = ["# Runs compared", "", *_markdown(_HEADER, _rows(comparison)), "", *_notes(comparison)]
-    if comparison["tests"]:
-        lines += ["", "## Paired tests", "", *_markdown(_TEST_HEADER, _test_rows(comparison))]
-        lines += ["", *_test_notes(comparison)]
-    (folder / "compare.md").write_text("\n".join([*lines, "", "![ROC curves](roc.png)", ""]))
+    titles, lines = ("# Runs compared", "## Paired tests"), []
+    for title, (header, rows, notes) in zip(titles, _tables(comparison), strict=False):
+        lines += [title, "", *_markdown(header, rows), "", *notes, ""]
+    (folder / "compare.md").write_text("\n".join([*lines, "![ROC curves](roc.png)", ""]))
 
 
 def table_lines(comparison: dict) -> list[str]:
     """Write the tables and their notes, in columns."""
-    lines = [*_aligned(_HEADER, _rows(comparison)), *_notes(comparison)]
-    if comparison["tests"]:
-        lines += ["", *_aligned(_TEST_HEADER, _test_rows(comparison)), *_test_notes(comparison)]
-    return lines
+    lines = []
+    for header, rows, notes in _tables(comparison):
+        lines += ["", *_aligned(header, rows), *notes]
+    return lines[1:]
 
 
 def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure:
@@ -296,8 +277,10 @@ def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figur
     return figure
 
 
-def _rows(comparison: dict) -> list[tuple[str, ...]]:
-    return [
+def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]]:
+    """Header, rows and notes of the table of runs, and of that of the tests where there are any."""
+    runs, tests = comparison["runs"], comparison["tests"]
+    rows = [
         (
             run["name"],
             str(run["films"]),
@@ -308,13 +291,23 @@ def _rows(comparison: dict) -> list[tuple[str, ...]]:
             "-" if run["parameters"] is None else f"{run['parameters'] / 1e6:.2f} M",
             "-" if run["training_seconds"] is None else f"{run['training_seconds']:.0f} s",
         )
-        for run in comparison["runs"]
+        for run in runs
     ]
-
-
-def _test_rows(comparison: dict) -> list[tuple[str, ...]]:
-    several = len(comparison["tests"]) > 1
-    return [
+    notes = [
+        "In brackets: 95% intervals, as the reports have them. Sensitivity, specificity and accuracy are at "
+        "each run's own threshold. AUROC, swapped: with the proportions of the classes swapped, by what each "
+        "report says."
+    ]
+    if not comparison["same_films"]:
+        films, shared = ", ".join(str(run["films"]) for run in runs), comparison["films_shared"]
+        notes.append(
+            f"No paired tests: the runs were not tested on the same films ({films}; all share {shared}). "
+            "Evaluate their models on one data set, and compare those folders."
+        )
+    if not tests:
+        return [(_HEADER, rows, notes)]
+    several = len(tests) > 1
+    test_rows = [
         (
             test["run"],
             test["against"],
@@ -324,32 +317,14 @@ def _test_rows(comparison: dict) -> list[tuple[str, ...]]:
             str(test["mcnemar"]["other_right"]),
             _p(test["mcnemar"], several),
         )
-        for test in comparison["tests"]
+        for test in tests
     ]
-
-
-def _notes(comparison: dict) -> list[str]:
-    notes = [
-        "In brackets: 95% intervals, as the reports have them. Sensitivity, specificity and accuracy are at "
-        "each run's own threshold. AUROC, swapped: with the proportions of the classes swapped, by what each "
-        "report says."
-    ]
-    if not comparison["same_films"]:
-        films, shared = ", ".join(str(run["films"]) for run in comparison["runs"]), comparison["films_shared"]
-        notes.append(
-            f"No paired tests: the runs were not tested on the same films ({films}; all share {shared}). "
-            "Evaluate their models on one data set, and compare those folders."
-        )
-    return notes
-
-
-def _test_notes(comparison: dict) -> list[str]:
-    several = len(comparison["tests"]) > 1
-    return [
+    note = (
         "Two-sided p. DeLong: are the AUROC equal; McNemar, exact: are both right equally often, each at its "
         "own threshold. Both take every film for independent; the interval of the difference draws patients."
-        + (f" Behind p: adjusted for {len(comparison['tests'])} comparisons (Holm)." if several else "")
-    ]
+        + (f" Behind p: adjusted for {len(tests)} comparisons (Holm)." if several else "")
+    )
+    return [(_HEADER, rows, notes), (_TEST_HEADER, test_rows, [note])]
 
 
 def _shown(figure: dict | None, digits: int = 3, sign: str = "") -> str:

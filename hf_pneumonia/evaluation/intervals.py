@@ -28,11 +28,8 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def wilson(successes: float, trials: int) -> list[float] | None:
     """Compute the score interval of a proportion; at 0 or all successes it is still an interval.
 
-    Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
-
-    Args:
-        successes: 0 to `trials`; a share of patients need not be a whole number of them.
-        trials: 0 or more.
+    Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. `successes`, 0 to
+    `trials`, need not be whole: it may be a share of patients.
 
     Returns:
         Lower and upper end, in [0, 1]; None without trials.
@@ -129,14 +126,10 @@ def chunks(rows: int, columns: int) -> list[np.ndarray]:
 
 
 def percentile_interval(values: np.ndarray) -> list[float] | None:
-    """Take the middle 95% of a metric's replicates (Efron's percentile interval).
+    """Take the middle 95% of a metric's (replicates,) values (Efron's percentile interval); NaN is left out.
 
-    Args:
-        values: (replicates,), NaN where undefined; those are left out.
-
-    Returns:
-        Lower and upper end; None where more than 5% are undefined, or all are alike: that no replicate misses
-        an image does not prove that other images would not be missed.
+    None where more than 5% are undefined, or all are alike: that no replicate misses an image does not prove
+    that other images would not be missed.
     """
     defined = values[~np.isnan(values)]
     if len(defined) < (1 - _UNDEFINED) * len(values) or np.ptp(defined) <= 1e-12 * max(1, abs(defined[0])):
@@ -178,11 +171,7 @@ def mcnemar(labels: np.ndarray, called: np.ndarray, other: np.ndarray) -> dict:
 
 
 def delong_test(labels: np.ndarray, probabilities: np.ndarray, other: np.ndarray) -> dict:
-    """Test whether two models have equal AUROCs.
-
-    Args:
-        labels: (n,) 0 or 1.
-        probabilities, other: (n,) of class 1, by each model.
+    """Test whether two models have equal AUROCs, by (n,) labels and the (n,) probabilities of each.
 
     Returns:
         `difference`, the first model's AUROC less the other's, and the two-sided `p`. Both are None where a

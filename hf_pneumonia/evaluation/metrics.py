@@ -86,10 +86,7 @@ def check_probabilities(probability: np.ndarray) -> None:
 
 
 def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the metrics of many confusion matrices at once.
-
-    Args:
-        tn, fp, fn, tp: numbers of images, arrays of one shape.
+    """Compute the metrics of many confusion matrices at once, from numbers of images in arrays of one shape.
 
     Returns:
         `accuracy`, `precision`, `sensitivity`, `specificity`, `f1` and `mcc` in that shape, float64; NaN
@@ -113,12 +110,8 @@ def predictive_values(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute positive and negative predictive value at a prevalence, by Bayes.
 
-    Args:
-        sensitivity, specificity: 0 to 1, of one shape.
-        prevalence: 0 to 1.
-
-    Returns:
-        PPV and NPV in that shape; NaN where nothing would be called, or everything.
+    Sensitivity, specificity and both results are of one shape; NaN where nothing would be called, or
+    everything.
     """
     sensitivity, specificity = np.asarray(sensitivity), np.asarray(specificity)
     hit, miss = sensitivity * prevalence, (1 - sensitivity) * prevalence
@@ -251,13 +244,7 @@ def auroc_difference_interval(
 ) -> list[float] | None:
     """Compute the 95% interval of the difference of two models' AUROCs, on the same draws of patients.
 
-    Args:
-        labels: (n,) 0 or 1.
-        patient: (n,) patient of each image.
-        probabilities, other: (n,) of class 1, by each model.
-
-    Returns:
-        Lower and upper end; None as in `percentile_interval`.
+    All arguments are (n,); the result is None as in `percentile_interval`.
     """
     drawn = bootstrap_counts(patient)
     first, second = (bootstrap_rank_figures(*drawn, labels, one)["auroc"] for one in (probabilities, other))
@@ -283,12 +270,8 @@ def _cells(label: np.ndarray, probability: np.ndarray, threshold: float) -> np.n
 
 
 def _add_wilson(found: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
-    """Give a proportion its `wilson95`; and, where no replicate differs, an interval by patient.
-
-    Args:
-        found: {"value", "ci95"}, changed in place.
-        patient: (n,) of each image.
-        right, whole: (n,) bool, the images that count as right, and those that they are a share of.
+    """Give a proportion {"value", "ci95"} its `wilson95`; and, where no replicate differs, an interval by
+    patient. All others are (n,); `right` are the images that count as right, `whole` all that could.
     """
     found["wilson95"] = wilson(int(right.sum()), int(whole.sum()))
     if found["ci95"] is None and whole.any():

@@ -73,7 +73,7 @@ def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
     switches = {"backbone released": "frozen_epochs", "full-size films": "small_epochs"}
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", BLUE), ("validation", ORANGE)):
-            values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
+            values = np.array([epoch[split][name] for epoch in history], dtype=float)  # None is NaN
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
         axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
         for (switch, key), style in zip(switches.items(), ("--", "-."), strict=True):
@@ -222,16 +222,17 @@ def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
     grid = figure.add_gridspec(1 + lines, len(names), height_ratios=[3] + [2] * lines)
     axes = figure.add_subplot(grid[0, :])
     areas = [shortcuts[name]["auroc"] for name in names]
-    axes.bar(range(len(names)), [_number(one["value"]) for one in areas], 0.42, color=BLUE, label="AUROC")
+    heights = np.array([one["value"] for one in areas], dtype=float)
+    axes.bar(range(len(names)), heights, 0.42, color=BLUE, label="AUROC")
     for place, one in enumerate(areas):
-        if (value := one["value"]) is None:
-            continue
-        low, high = one["ci95"] or (value, value)
-        # A percentile interval may lie to one side of its metric.
-        axes.errorbar(place, value, [[max(value - low, 0)], [max(high - value, 0)]], color="black", capsize=3)
-        axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
+        if (value := one["value"]) is not None:
+            low, high = one["ci95"] or (value, value)
+            # A percentile interval may lie to one side of its metric.
+            ends = [[max(value - low, 0)], [max(high - value, 0)]]
+            axes.errorbar(place, value, ends, color="black", capsize=3)
+            axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
     for label, color, side in zip(LABELS, _CLASS_COLORS, (-0.28, 0.28), strict=True):
-        means = [_number(shortcuts[name]["mean_probability"][label]) for name in names]
+        means = np.array([shortcuts[name]["mean_probability"][label] for name in names], dtype=float)
         places = np.arange(len(names)) + side
         axes.plot(places, means, "o", color=color, label=f"mean probability, {label} films")
     axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
@@ -303,7 +304,7 @@ def plot_swaps(appearance: dict, examples: np.ndarray, probability: np.ndarray) 
 def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
     """Draw AUROC, sensitivity and specificity at each place, with bands of their intervals."""
     for key, color in _CURVES.items():
-        values = [_number(level[key]["value"]) for level in levels]
+        values = np.array([level[key]["value"] for level in levels], dtype=float)
         ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in levels], dtype=float)
         axes.plot(places, values, color=color, marker="o", markersize=4, label=key.replace("auroc", "AUROC"))
         axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
@@ -314,10 +315,6 @@ def _floor(levels: list[dict]) -> float:
     ends = [level[key]["ci95"] for level in levels for key in _CURVES]
     ends += [[level[key]["value"]] for level in levels for key in _CURVES]
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
 
 
 def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:

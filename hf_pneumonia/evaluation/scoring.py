@@ -27,19 +27,12 @@ FACTOR = 1.2
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scored images of one split, in the order of the source.
+    """The scored images of one split, in the order of the source."""
 
-    Attributes:
-        file: (n,) file names.
-        patient_id: (n,) patient ids.
-        label: (n,) int, index into LABELS.
-        probability: (n,) float64, of pneumonia.
-    """
-
-    file: list[str]
-    patient_id: list[str]
-    label: np.ndarray
-    probability: np.ndarray
+    file: list[str]  # (n,)
+    patient_id: list[str]  # (n,)
+    label: np.ndarray  # (n,) int, index into LABELS
+    probability: np.ndarray  # (n,) float64, of pneumonia
 
     def part(self, chosen: np.ndarray) -> Predictions:
         """Return the images at (k,) indices."""
@@ -122,14 +115,9 @@ def draw_evenly(label: np.ndarray, count: int) -> np.ndarray:
 
 
 def stretch(films: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.ndarray:
-    """Stretch images about their middle, and cut off what leaves the square; no border comes in.
+    """Stretch (b, h, w) uint8 images about their middle by factors of 1 or more, with bicubic interpolation.
 
-    Args:
-        films: (b, h, w) uint8.
-        across, down: factors, 1 or more.
-
-    Returns:
-        (b, h, w) uint8, by bicubic interpolation.
+    What leaves the square is cut off; no border comes in.
     """
     height, width = films.shape[1:]
     left, top = (width - width / across) / 2, (height - height / down) / 2
@@ -147,19 +135,15 @@ def score_swapped(
     vertical: int,
     factor: float = FACTOR,
 ) -> np.ndarray:
-    """Score images whose proportions are swapped between the classes.
+    """Score images whose proportions are swapped between the classes: (n, 2) float32 logits.
 
     A network that reads the lungs answers alike; one that reads how an image was taken does not.
 
     Args:
         model, store, rows, batch_size: as for `score_films`.
         label: (n,) 0 or 1.
-        vertical: the class that is stretched vertically (`vertical_class`); the other is stretched
-            horizontally.
+        vertical: the class that is stretched vertically (`vertical_class`), the other horizontally.
         factor: by how much, 1 or more.
-
-    Returns:
-        (n, 2) float32 in the order of `rows`.
     """
     logits = np.empty((len(rows), 2), dtype=np.float32)
     for index in (0, 1):
@@ -172,14 +156,10 @@ def score_swapped(
 
 
 def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Give an image the radial amplitude spectrum of another, and keep its phases.
+    """Give an (h, w) image the radial amplitude spectrum of another of that shape, and keep its phases.
 
-    Args:
-        image, partner: (h, w), of one shape.
-
-    Returns:
-        (h, w) float64. Where the frequency, in cycles per side, rounds to the same whole number, the mean
-        amplitude is the partner's.
+    The result is float64. Over frequencies, in cycles per side, that round to the same whole number, its mean
+    amplitude is the partner's.
     """
     height, width = image.shape
     radius = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.fftfreq(width, 1 / width))
@@ -190,14 +170,8 @@ def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:
 
 
 def match_histogram(values: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Give an image exactly the gray values of another: the k-th darkest pixel gets its k-th darkest value.
-
-    Args:
-        values: (h, w) of any numbers.
-        partner: (h, w) uint8.
-
-    Returns:
-        (h, w) uint8. Equal values are ranked from the top left.
+    """Give an (h, w) image exactly the gray values of another, uint8: the k-th darkest pixel gets its k-th
+    darkest value. Equal values are ranked from the top left.
     """
     matched = np.empty(values.size, dtype=np.uint8)
     matched[np.argsort(values, axis=None, kind="stable")] = np.sort(partner, axis=None)
@@ -207,15 +181,13 @@ def match_histogram(values: np.ndarray, partner: np.ndarray) -> np.ndarray:
 def score_matched(
     model: torch.nn.Module, store: FilmStore, rows: np.ndarray, label: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Score images with the radial amplitude spectrum and the histogram of an image of the other class.
+    """Score images with the radial amplitude spectrum and the histogram of an image of the other class, drawn
+    with a fixed seed: (n, 2) float32 logits.
 
     Args:
         model, store, batch_size: as for `score_films`.
         rows: (n,) rows of the store; all are in memory at once.
-        label: (n,) 0 or 1, both present. Partners are drawn with a fixed seed.
-
-    Returns:
-        (n, 2) float32 in the order of `rows`.
+        label: (n,) 0 or 1, both present.
     """
     rng, rows = np.random.default_rng(0), np.asarray(rows)
     others = [rng.choice(rows[label == 1 - index], len(rows)) for index in (0, 1)]

@@ -13,7 +13,7 @@ TARGET_SENSITIVITY = 0.95
 RISK = 0.02
 
 _SENSITIVITIES = (0.9, 0.95, 0.98)  # of the operating points beside the main one
-_POINTS = 101  # of the ROC curve that are kept, for a slider: steps of 1 in 100 of both classes
+_POINTS = 101  # of the ROC curve, for a slider: steps of 1 in 100 of both classes
 
 
 def operating_point(
@@ -21,13 +21,12 @@ def operating_point(
 ) -> float:
     """Find the highest threshold at which at least `sensitivity` of the pneumonias are found.
 
+    It lies midway (in the logit) between the last probability to include and the next lower one, so that
+    rounding in another loader changes no decision.
+
     Args:
         labels: (n,) 0 or 1, both present.
         probabilities: (n,) of class 1.
-
-    Returns:
-        A threshold midway (in the logit) between the last probability to include and the next lower one, so
-        that rounding in another loader changes no decision.
     """
     _, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
     return _just_below(probabilities, thresholds[np.argmax(found >= sensitivity)])
@@ -46,12 +45,11 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, dict]:
-    """Choose the thresholds that a user may want, by name: for a sensitivity of 90%, 95% and 98%, Youden's,
-    and 0.5. Arguments as for `operating_point`.
+    """Choose thresholds by name: for a sensitivity of 90%, 95% and 98%, Youden's, and 0.5. Arguments as for
+    `operating_point`.
 
     Returns:
-        `threshold`, `sensitivity` and `specificity` of each on these images; `target_sensitivity` where it
-        was chosen for one.
+        `threshold`, `sensitivity` and `specificity` on these images; `target_sensitivity` of the first three.
     """
     chosen: dict[str, dict] = {
         f"sensitivity_{100 * target:.0f}": {
@@ -78,16 +76,14 @@ def reached(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> 
 def trade_off(labels: np.ndarray, probabilities: np.ndarray, chosen: float) -> dict[str, list[float]]:
     """List the ROC curve from its most sensitive point to its most specific one.
 
-    Where it has more points than are kept, those nearest to evenly spaced steps along the curve are.
+    Where it has more than 101 points, those nearest to evenly spaced steps along the curve are kept.
 
     Args:
-        labels: (n,) 0 or 1, both present.
-        probabilities: (n,) of class 1.
+        labels, probabilities: as for `operating_point`.
         chosen: the threshold of the operating point, which is one of the points.
 
     Returns:
-        `threshold` (rising, each between the answers to two images), and the `sensitivity` and `specificity`
-        that these images have at each.
+        `threshold` (rising, each between the answers to two images), and `sensitivity` and `specificity`.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     sick, well = _by_class(labels, probabilities)
@@ -113,14 +109,12 @@ def uncertain_band(
     2012): of images drawn as these were, at most a share `risk` of the pneumonias lies below the band and at
     most `risk` of the normal ones above it, in the mean over draws of these images. The promise is of
     independent images that chose nothing else: validation also chose the epoch, and a patient may have
-    several. `left_open` counts what it came to on test images. With fewer than 1 / risk images of a class no
-    band can promise that, and it reaches to the most misleading image of the class.
+    several. With fewer than 1 / risk images of a class no band can promise that, and it reaches to the most
+    misleading image of the class.
 
     Args:
-        labels: (n,) 0 or 1, both present.
-        probabilities: (n,) of class 1.
+        labels, probabilities: as for `operating_point`.
         threshold: of the operating point, which the band always holds.
-        risk: between 0 and 1.
 
     Returns:
         Lowest and highest probability of the band.
@@ -139,11 +133,6 @@ def moved_band(band: tuple[float, float], threshold: float, to: float) -> tuple[
 
 def left_open(labels: np.ndarray, probabilities: np.ndarray, band: tuple[float, float]) -> dict:
     """Count what a band comes to on other images.
-
-    Args:
-        labels: (n,) 0 or 1.
-        probabilities: (n,) of class 1.
-        band: from `uncertain_band`.
 
     Returns:
         `share` of uncertain images, of pneumonias that are `missed` outright and of normal images that are
