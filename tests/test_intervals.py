@@ -34,12 +34,6 @@ def test_wilsons_interval_is_scipys(successes, trials):
     assert wilson(0, 0) is None
 
 
-def test_wilsons_interval_equals_a_published_one():
-    # Newcombe, Statistics in Medicine 1998, table I: 81 of 263, and 0 of 20.
-    assert wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
-    assert wilson(0, 20) == [0, pytest.approx(0.1611, abs=5e-5)]
-
-
 def _models(rng, sick, well, decimals):
     """Scores of three models that share images and so agree in part, rounded to make ties."""
     labels = rng.permutation(np.repeat([1, 0], [sick, well]))
@@ -73,17 +67,6 @@ def test_delong_equals_brute_force_over_all_pairs(sick, well, decimals):
     np.testing.assert_allclose(areas, [roc_auc_score(labels, row) for row in scores], atol=1e-12)
     one_area, variance = delong(labels, scores[0])
     assert one_area == pytest.approx(areas[:1]) and variance == pytest.approx(covariance[:1, :1])
-
-
-def test_delongs_interval_holds_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    labels = np.repeat([0, 1], 40)
-    truth = 0.9213504  # of two normal distributions two deviations apart: the normal CDF at sqrt(2)
-    held = []
-    for _ in range(400):
-        low, high = delong_interval(labels, rng.normal(2.0 * labels))
-        held.append(low <= truth <= high)
-    assert 0.92 <= np.mean(held) <= 0.98
 
 
 def test_delongs_interval_is_the_normal_one_on_the_scale_of_the_logit():

@@ -46,7 +46,7 @@ def test_equal_probabilities_are_included_together():
 
 @pytest.mark.parametrize("decimals", [1, 12])
 def test_youdens_threshold_has_the_largest_sum_of_sensitivity_and_specificity(decimals):
-    labels, probabilities = _random(300, 4, decimals)
+    labels, probabilities = _random(80, 4, decimals)
 
     def both(threshold):
         called = probabilities >= threshold
