@@ -17,6 +17,7 @@ os.environ["GRADIO_TEMP_DIR"] = os.path.join(os.environ["HF_HOME"], "gradio")
 import numpy as np
 import pytest
 from browser import browser  # noqa: F401  a fixture
+from filelock import FileLock
 from PIL import Image
 from stub_page import page_server  # noqa: F401  a fixture
 
@@ -47,17 +48,29 @@ def write_films(
         write_film(folder / names[1] / f"person{number}_bacteria_{number}.jpeg", 1, rng)
 
 
+def made_once(tmp_path_factory, name: str, make) -> Path:
+    """Folder `name` that `make(folder)` fills, once for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def film_folder(tmp_path_factory) -> Path:
-    """Split folders: 80 + 20 + 30 films, and more films of the first training patients."""
-    folder = tmp_path_factory.mktemp("films")
+    """Split folders: 80 + 20 + 30 images, and more images of the first training patients. Read-only."""
+    return made_once(tmp_path_factory, "films", write_splits)
+
+
+def write_splits(folder: Path) -> None:
     write_films(folder / "train", 40, 40)
     write_films(folder / "val", 10, 10, first=100)
     write_films(folder / "test", 12, 18, first=200)
     rng = np.random.default_rng(7)
     for number in range(5):
         write_film(folder / "train" / "PNEUMONIA" / f"person{number}_bacteria_9{number}.jpeg", 1, rng)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -94,12 +107,14 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def finished_run(film_folder, tmp_path_factory) -> Path:
-    """A run folder as train.py leaves it."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    done = run_train("--dataset", film_folder, "--output_dir", folder, *TINY)
-    assert done.returncode == 0, done.stderr
-    (folder.parent / "output.txt").write_text(done.stdout + done.stderr)
-    return folder
+    """A run folder as train.py leaves it, and beside it what train.py printed: output.txt. Read-only."""
+
+    def make(folder: Path) -> None:
+        done = run_train("--dataset", film_folder, "--output_dir", folder / "tiny", *TINY)
+        assert done.returncode == 0, done.stderr
+        (folder / "output.txt").write_text(done.stdout + done.stderr)
+
+    return made_once(tmp_path_factory, "finished", make) / "tiny"
 
 
 @pytest.fixture
