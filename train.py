@@ -20,17 +20,14 @@ from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.evaluation.appearance_audit import audit_lines
-from hf_pneumonia.evaluation.appearance_check import appearance_lines
-from hf_pneumonia.evaluation.audit import check_leakage
-from hf_pneumonia.evaluation.audit_page import PAGE, write_audit
+from hf_pneumonia.evaluation.appearance import appearance_lines, audit_lines
+from hf_pneumonia.evaluation.audit import PAGE, check_leakage, write_audit
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.figures import figures_line
+from hf_pneumonia.evaluation.metrics import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
-from hf_pneumonia.evaluation.report import build_report
+from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
 from hf_pneumonia.evaluation.scoring import predict_split
-from hf_pneumonia.evaluation.spread import spread_line, spread_over_seeds
 from hf_pneumonia.inference.gate import check_gate, make_gate
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_films

@@ -20,13 +20,9 @@ import numpy as np
 from scipy.special import expit
 from sklearn import metrics as sklearn
 
-from hf_pneumonia.evaluation.bootstrap import (
-    bootstrap_counts,
-    bootstrap_matrix_figures,
-    bootstrap_rank_figures,
-    percentile_interval,
-)
-from hf_pneumonia.evaluation.reliability import bootstrap_errors, reliability_errors
+from hf_pneumonia.evaluation.calibration import bootstrap_errors, reliability_errors
+from hf_pneumonia.evaluation.intervals import bootstrap_counts, percentile_interval
+from hf_pneumonia.evaluation.metrics import bootstrap_matrix_figures, bootstrap_rank_figures
 
 
 def draw_films(films: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from PIL import Image
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.data.film import read_film, squash
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.evaluation.swaps import stretch
+from hf_pneumonia.evaluation.scoring import stretch
 
 FACTORS = (1.0, 1.2, 1.4)
 

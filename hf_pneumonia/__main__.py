@@ -35,7 +35,7 @@ def audit(args: argparse.Namespace) -> None:
     """find unreadable films, copies, leaks and shortcuts; draw the films; write a page and a manifest"""
     films = _films(args, 224)
     # Imported late: these take their time.
-    from hf_pneumonia.evaluation.audit_page import PAGE, summary, write_audit
+    from hf_pneumonia.evaluation.audit import PAGE, summary, write_audit
     from hf_pneumonia.training.arguments import parse_recipe
 
     recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
@@ -75,8 +75,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """put runs side by side: table, ROC curves, and paired tests where the test films are the same"""
     _check_output(args.output)
-    from hf_pneumonia.evaluation.compare import compare_runs
-    from hf_pneumonia.evaluation.compare_page import table_lines, write_comparison
+    from hf_pneumonia.evaluation.compare import compare_runs, table_lines, write_comparison
 
     comparison, predictions = compare_runs(args.runs)
     write_comparison(comparison, predictions, args.output)

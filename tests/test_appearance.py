@@ -14,7 +14,7 @@ from hf_pneumonia.data.appearance import (
     measure_appearance,
     vertical_class,
 )
-from hf_pneumonia.evaluation.figures import auroc
+from hf_pneumonia.evaluation.metrics import auroc
 
 IMMERKAER = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
 

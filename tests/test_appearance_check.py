@@ -1,3 +1,6 @@
+"""What appearance alone predicts, and what a network is without its help."""
+
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -8,20 +11,29 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from hf_pneumonia.data.appearance import measure_appearance
-from hf_pneumonia.evaluation import appearance_check as module
-from hf_pneumonia.evaluation.appearance_check import (
+from hf_pneumonia.data.appearance import STATISTICS, appearance_scores, measure_appearance
+from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.appearance import (
     appearance_lines,
+    audit_appearance,
+    audit_lines,
     check_appearance,
     contradicting,
     matched_auroc,
+    score_appearance,
 )
-from hf_pneumonia.evaluation.bootstrap import bootstrap_counts
-from hf_pneumonia.evaluation.figures import metrics_at
-from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
-from hf_pneumonia.evaluation.swaps import score_matched, score_swapped
+from hf_pneumonia.evaluation.intervals import NOT_DEFINED, bootstrap_counts, percentile_interval
+from hf_pneumonia.evaluation.metrics import auroc, metrics_at
+from hf_pneumonia.evaluation.scoring import (
+    Predictions,
+    pneumonia_probability,
+    score_films,
+    score_matched,
+    score_swapped,
+)
 
-NOTHING = {"value": None, "ci95": None}
+# The check of a network.
 
 
 class Network(nn.Module):
@@ -43,9 +55,7 @@ def proportions(images):
 
 def lesion(images):
     """Brighter in the middle than on the whole."""
-    side = images.shape[1]
-    middle = images[:, side // 2 - 3 : side // 2 + 3, side // 2 - 3 : side // 2 + 3]
-    return 10 * (middle.mean((1, 2)) - images.mean((1, 2))) - 6
+    return 10 * (images[:, 13:19, 13:19].mean((1, 2)) - images.mean((1, 2))) - 6
 
 
 class Films:
@@ -65,23 +75,26 @@ class Films:
             image[13:19, 13:19] = image[13:19, 13:19] // 4 + (170 if label else 60)
             images.append(image)
             statistics.append(measure_appearance(image, width, 45))
-        self.images = np.stack(images)
-        self.facts = {"appearance": np.stack(statistics)}
-        self.store = self
-
-    def __getitem__(self, rows):
-        return self.images[np.asarray(rows)]
+        self.store = Store(np.stack(images), {"appearance": np.stack(statistics)})
 
     def rows(self, split):
         return np.flatnonzero(self.split == split)
 
 
+@dataclasses.dataclass
+class Store:
+    images: np.ndarray
+    facts: dict
+
+    def __getitem__(self, rows):
+        return self.images[np.asarray(rows)]
+
+
 def check(films, read, threshold=0.5, chosen=slice(None)):
     rows, model = films.rows("test")[chosen], Network(read)
-    probability = pneumonia_probability(score_films(model, films, rows, 16))
-    return check_appearance(
-        model, films, rows, films.label[rows], probability, films.patient[rows], threshold, 16
-    )
+    probability = pneumonia_probability(score_films(model, films.store, rows, 16))
+    scored = Predictions([], films.patient[rows].tolist(), films.label[rows], probability)
+    return check_appearance(model, films, rows, scored, threshold, 16)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +103,7 @@ def films():
 
 
 def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion_is_not(films):
-    exposed, sound = check(films, proportions), check(films, lesion)
+    exposed, sound = check(films, proportions, 0.4), check(films, lesion)
     areas = [one["auroc"]["value"] for one in exposed["proportions"].values()]
     assert exposed["vertical"] == "NORMAL" and list(exposed["proportions"])[0] == "1.0"
     assert areas[0] > 0.9 and areas[2] < 0.6 and areas[-1] < 0.1 and areas == sorted(areas, reverse=True)
@@ -101,39 +114,28 @@ def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion
     assert sound["matched_auroc"]["value"] == 1
     assert min(sound["contradicting"][name]["value"] for name in ("sensitivity", "specificity")) == 1
     assert sound["contradicting"]["images"] == {"NORMAL": 10, "PNEUMONIA": 10}
-
-
-def test_each_metric_is_that_of_the_swapped_images(films):
-    found, rows, model = check(films, proportions, 0.4), films.rows("test"), Network(proportions)
+    # Each metric is that of the swapped images.
+    rows, model = films.rows("test"), Network(proportions)
     label, patient = films.label[rows], films.patient[rows]
-    assert found["images"] == 80 and found["threshold"] == 0.4 and found["factor"] == 1.2
-    swapped = pneumonia_probability(score_swapped(model, films, rows, label, 16, 0, 1.3))
-    assert found["proportions"]["1.3"] == metrics_at(label, swapped, patient, 0.4)
-    matched = pneumonia_probability(score_matched(model, films, rows, label, 16))
-    assert found["histogram_and_spectrum"] == metrics_at(label, matched, patient, 0.4)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (exposed["images"], exposed["threshold"], exposed["factor"]) == (80, 0.4, 1.2)
+    swapped = pneumonia_probability(score_swapped(model, films.store, rows, label, 16, 0, 1.3))
+    assert exposed["proportions"]["1.3"] == metrics_at(label, swapped, patient, 0.4)
+    matched = pneumonia_probability(score_matched(model, films.store, rows, label, 16))
+    assert exposed["histogram_and_spectrum"] == metrics_at(label, matched, patient, 0.4)
+    assert json.loads(json.dumps(exposed, allow_nan=False)) == exposed
 
 
 @pytest.mark.filterwarnings("error")
-def test_without_training_images_the_appearance_is_cross_fitted(films):
+def test_without_training_images_the_appearance_is_cross_fitted():
     alone = Films(train=0, test=80)
     found = check(alone, proportions)
     assert found["vertical"] == "NORMAL" and found["appearance_auroc"]["value"] > 0.85
     few = check(alone, proportions, chosen=slice(24))  # of six patients of a class
     assert few["proportions"]["1.2"]["auroc"]["value"] is not None
-    assert few["appearance_auroc"] == few["matched_auroc"] == NOTHING
+    assert few["appearance_auroc"] == few["matched_auroc"] == NOT_DEFINED
     assert few["contradicting"]["sensitivity"]["value"] is None
-    assert len(appearance_lines(few)) == 2
+    assert (len(appearance_lines(found)), len(appearance_lines(few))) == (3, 2)
     assert check(alone, proportions, chosen=slice(None, None, 2)) is None  # of one class
-    assert appearance_lines(None) == []
-
-
-def drawn(n=30, seed=0):
-    rng = np.random.default_rng(seed)
-    label = rng.permutation(np.repeat([0, 1], [n // 3, n - n // 3]))
-    scores = rng.normal(2 * label, 1)
-    probability = np.round(1 / (1 + np.exp(-scores - rng.normal(0, 1, n))), 1)  # with ties
-    return label, probability, np.arange(n) // 2, scores
 
 
 def by_pairs(label, probability, scores, bandwidth):
@@ -142,42 +144,22 @@ def by_pairs(label, probability, scores, bandwidth):
         for j in np.flatnonzero(label == 1):
             weight = np.exp(-((scores[i] - scores[j]) ** 2) / (2 * bandwidth**2))
             whole += weight
-            won += weight * (
-                1.0 if probability[j] > probability[i] else 0.5 * (probability[j] == probability[i])
-            )
+            won += weight * ((probability[j] > probability[i]) + 0.5 * (probability[j] == probability[i]))
     return won / whole if whole else np.nan
 
 
-def test_the_matched_auroc_is_the_weighted_share_of_pairs_in_every_replicate(monkeypatch):
-    label, probability, patient, scores = drawn()
-    replicates = []
-
-    def spy(value, values):
-        replicates.extend(values)
-        return {"value": value}
-
-    monkeypatch.setattr(module, "figure", spy)
-    bandwidth = np.std(scores) / 2
-    value = matched_auroc(label, probability, patient, scores)["value"]
-    assert value == pytest.approx(by_pairs(label, probability, scores, bandwidth))
-    counts, place = bootstrap_counts(patient)
-    for number in range(0, 2000, 250):
-        again = np.repeat(np.arange(len(label)), counts[number][place])  # laid out
-        expected = by_pairs(label[again], probability[again], scores[again], bandwidth)
-        assert replicates[number] == pytest.approx(expected, nan_ok=True)
-
-
-def test_the_matched_auroc_falls_for_who_ranks_by_appearance_and_keeps_what_is_independent_of_it():
+def test_the_matched_auroc_is_the_weighted_share_of_pairs_in_every_replicate():
     rng = np.random.default_rng(0)
-    label = np.repeat([0, 1], 300)
-    scores = rng.normal(3 * label, 1)
-    patient = np.arange(600)
-    by_appearance, other = 1 / (1 + np.exp(-scores)), 1 / (1 + np.exp(-rng.normal(3 * label, 1)))
-    assert roc_auc_score(label, by_appearance) > 0.97
-    found = matched_auroc(label, by_appearance, patient, scores)
-    assert found["ci95"][0] < found["value"] < found["ci95"][1] < 0.95
-    kept = matched_auroc(label, other, patient, scores)
-    assert kept["value"] == pytest.approx(roc_auc_score(label, other), abs=0.02)
+    label, patient = rng.permutation(np.repeat([0, 1], [6, 8])), np.arange(14) // 2
+    scores = rng.normal(2 * label, 1)
+    probability = np.round(1 / (1 + np.exp(-scores - rng.normal(0, 1, 14))), 1)  # with ties
+    bandwidth = np.std(scores) / 2
+    found = matched_auroc(label, probability, patient, scores)
+    assert found["value"] == pytest.approx(by_pairs(label, probability, scores, bandwidth))
+    counts, place = bootstrap_counts(patient)
+    laid_out = [np.repeat(np.arange(14), times[place]) for times in counts]
+    drawn = [by_pairs(label[rows], probability[rows], scores[rows], bandwidth) for rows in laid_out]
+    assert found["ci95"] == pytest.approx(percentile_interval(np.array(drawn)))
 
 
 def test_images_that_contradict_their_label_are_those_that_look_most_like_the_other_class():
@@ -186,19 +168,92 @@ def test_images_that_contradict_their_label_are_those_that_look_most_like_the_ot
     scores, probability = rng.normal(label, 1), rng.random(370)
     found = contradicting(label, probability, np.arange(370), scores, 0.3)
     assert found["images"] == {"NORMAL": 13, "PNEUMONIA": 24}
-    normal = sorted((row for row in range(370) if label[row] == 0), key=lambda row: -scores[row])[:13]
-    pneumonia = sorted((row for row in range(370) if label[row] == 1), key=lambda row: scores[row])[:24]
+    normal = sorted(np.flatnonzero(label == 0), key=lambda row: -scores[row])[:13]
+    pneumonia = sorted(np.flatnonzero(label == 1), key=lambda row: scores[row])[:24]
     assert found["specificity"]["value"] == pytest.approx(np.mean(probability[normal] < 0.3))
     assert found["sensitivity"]["value"] == pytest.approx(np.mean(probability[pneumonia] >= 0.3))
-    low, high = found["sensitivity"]["ci95"]
-    assert low < found["sensitivity"]["value"] < high
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_class_of_few_images_has_no_rate_on_those_that_contradict_their_label():
+    # A class of fewer than 20 images has no such rate.
     label, scores = np.repeat([0, 1], [25, 19]), np.arange(44.0)
-    found = contradicting(label, np.full(44, 0.2), np.arange(44), scores, 0.5)
-    assert found["images"] == {"NORMAL": 10, "PNEUMONIA": 0}
-    assert found["specificity"]["value"] == 1 and found["sensitivity"]["value"] is None
-    few = contradicting(label[:5], np.zeros(5), np.arange(5), scores[:5], 0.5)
-    assert few["sensitivity"]["value"] is few["specificity"]["value"] is None
+    few = contradicting(label, np.full(44, 0.2), np.arange(44), scores, 0.5)
+    assert few["images"] == {"NORMAL": 10, "PNEUMONIA": 0}
+    assert few["specificity"]["value"] == 1 and few["sensitivity"]["value"] is None
+
+
+# The audit of a data set.
+
+
+def _film_set(statistics, label, given):
+    """Images of a patient each, used as they are given, of which nothing but the appearance is known."""
+    count = len(label)
+    facts = np.zeros(count, [("appearance", "f4", len(STATISTICS))])
+    facts["appearance"] = statistics
+    names = np.array([f"f{row:03d}" for row in range(count)], dtype=object)
+    given, plain = np.array(given, dtype=object), np.full(count, "", dtype=object)
+    return FilmSet(
+        store=SimpleNamespace(facts=facts), file=names, source=plain, patient_id=names, patient=names,
+        label=np.array(label), given=given, split=given.astype("<U10"), duplicate_group=np.arange(count),
+        reason=plain, notes=[],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """200 training and 80 test images. NORMAL is brighter in both, and noisier in test than in train."""
+    rng = np.random.default_rng(0)
+    label, test = np.arange(280) % 2, np.arange(280) >= 200
+    statistics = rng.normal(size=(280, len(STATISTICS)))
+    statistics[:, STATISTICS.index("brightness")] -= 3 * label
+    statistics[:, STATISTICS.index("noise")] += 4 * (test & (label == 0))
+    return _film_set(statistics, label, np.where(test, "test", "train"))
+
+
+def _find(films):
+    return audit_appearance(films, score_appearance(films))
+
+
+def test_the_statistics_that_predict_the_label_are_ranked_and_put_in_words(shifted):
+    found = _find(shifted)
+    statistics, label = shifted.store.facts["appearance"][:200], shifted.label[:200]
+    areas = [roc_auc_score(label, column) for column in statistics.T]
+    best = sorted(range(len(areas)), key=lambda one: -abs(areas[one] - 0.5))[:5]
+    assert [one["statistic"] for one in found["statistics"]] == [STATISTICS[one] for one in best]
+    assert [one["auroc"] for one in found["statistics"]] == pytest.approx(
+        [0.5 + abs(areas[one] - 0.5) for one in best], abs=1e-4
+    )
+    first = found["statistics"][0]
+    assert (first["statistic"], first["words"]) == ("brightness", "brighter")
+    column = statistics[:, STATISTICS.index("brightness")]
+    medians = {name: np.median(column[label == index]) for index, name in enumerate(LABELS)}
+    assert first["median"] == pytest.approx(medians, abs=1e-4)
+
+
+def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(shifted):
+    found = _find(shifted)
+    train = shifted.store.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
+    assert found["images"] == 200
+    assert found["auroc"] == auroc(train[1], appearance_scores(*train), train[2])
+    normal, pneumonia = (found["test_against_train"][name] for name in LABELS)
+    assert normal["value"] > 0.95 and normal["ci95"][0] > 0.9
+    assert pneumonia["ci95"][0] < 0.5 < pneumonia["ci95"][1]
+    predicts, differs = audit_lines(found)
+    assert "AUROC 0.9" in predicts and "NORMAL images are brighter" in predicts
+    assert "test's NORMAL images" in differs and "specificity" in differs
+    # A split that was cut here is judged whole.
+    cut = np.where(np.arange(280) % 5 == 0, "test", "train")
+    whole = _find(dataclasses.replace(shifted, split=cut.astype("<U10")))
+    assert (whole["images"], whole["test_against_train"]) == (280, None)
+
+
+def test_too_few_patients_give_no_value(shifted):
+    few = np.flatnonzero(shifted.label == 1)[9:]  # 9 patients of class 1 are left
+    split = np.where(np.isin(np.arange(280), few), "", shifted.split)
+    found = _find(dataclasses.replace(shifted, split=split))
+    assert (found["auroc"], found["statistics"]) == (NOT_DEFINED, [])
+    assert found["test_against_train"]["PNEUMONIA"] == NOT_DEFINED
+    assert "fewer than 10 patients" in audit_lines(found)[0]
+
+
+def test_where_no_statistic_predicts_the_label_the_line_says_so():
+    statistics = np.random.default_rng(0).normal(size=(300, len(STATISTICS)))
+    (line,) = audit_lines(_find(_film_set(statistics, np.arange(300) % 2, ["train"] * 300)))
+    assert "not shown to predict the label" in line

@@ -1,110 +1,314 @@
+"""Robustness, shortcut, subgroup and error checks, each against what was put into the images."""
+
 import csv
 import dataclasses
+import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from hf_pneumonia.data import phantom
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.evaluation.checks import explain, run_checks, write_checks
-from hf_pneumonia.evaluation.scoring import Predictions, predict_split
-from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.modeling.heatmap import heat_maps
+from hf_pneumonia.evaluation import checks as corruptions
+from hf_pneumonia.evaluation.checks import (
+    CORRUPTIONS,
+    black_out,
+    check_robustness,
+    check_shortcuts,
+    check_subgroups,
+    family_of,
+    keep_masks,
+    run_checks,
+    write_checks,
+)
+from hf_pneumonia.evaluation.metrics import metrics_at
+from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability, predict_split, score_films
+from hf_pneumonia.modeling.build import build_model
 
-SPLITS = ("test", "validation")
+NOT_DEFINED = {"value": None, "ci95": None}
+
+
+class Brightness(nn.Module):
+    """The brighter an image is anywhere, the more it has pneumonia."""
+
+    def __init__(self, slope: float = 1.0):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, inputs):
+        margin = self.slope * inputs.mean((1, 2, 3))
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(margin), margin], 1))
+
+
+# The corruptions.
+
+
+@pytest.fixture
+def clouds():
+    """(4, 56, 56) uint8: smooth clouds."""
+    small = np.random.default_rng(0).integers(0, 256, (4, 7, 7), np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC)) for one in small]
+    )
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corrupted_image_is_alike_in_any_batch_and_each_level_is_further_from_it(name, clouds):
+    change, _, clean, levels = CORRUPTIONS[name]
+    before = clouds.copy()
+    for level in levels:
+        together = change(clouds, level)
+        assert together.shape == clouds.shape and together.dtype == np.uint8
+        np.testing.assert_array_equal(together, np.concatenate([change(one[None], level) for one in clouds]))
+    np.testing.assert_array_equal(clouds, before)
+    if name != "jpeg":
+        np.testing.assert_array_equal(change(clouds, clean), clouds)
+    images = np.kron(clouds, np.ones((4, 4), np.uint8))  # 224 x 224
+    distance = {level: np.abs(change(images, level).astype(float) - images).mean() for level in levels}
+    for side in (-1, 1):  # outwards, to either side of the clean level
+        outwards = sorted((level for level in levels if (level - clean) * side > 0), key=lambda x: x * side)
+        found = [distance[level] for level in outwards]
+        assert found == sorted(found) and all(far > 0 for far in found)
+
+
+def test_blur_is_counted_in_pixels_of_an_image_of_224(clouds):
+    (found,) = corruptions.blur(clouds[:1], 8)  # 2 px here
+    expected = Image.fromarray(clouds[0]).filter(ImageFilter.GaussianBlur(2))
+    assert np.abs(found - np.asarray(expected, dtype=float))[8:-8, 8:-8].max() <= 4  # Pillow's is by boxes
+
+
+def test_noise_has_the_deviation_that_is_asked_for_and_each_image_its_own():
+    gray = np.stack([np.full((200, 200), level, np.uint8) for level in (127, 128)])
+    grain = corruptions.noise(gray, 0.05) - gray.astype(float)
+    assert grain.std() == pytest.approx(0.05 * 255, rel=0.03)
+    assert grain.mean() == pytest.approx(0, abs=0.2)
+    assert np.corrcoef(grain[0].ravel(), grain[1].ravel())[0, 1] == pytest.approx(0, abs=0.05)
+
+
+def test_jpeg_exposure_rotation_and_resolution_do_what_their_units_say(clouds):
+    file = io.BytesIO()
+    Image.fromarray(clouds[0]).save(file, "JPEG", quality=20)
+    np.testing.assert_array_equal(corruptions.jpeg(clouds, 20)[0], np.asarray(Image.open(file)))
+    gray = np.array([[[0, 64, 128, 255]]], np.uint8)
+    assert corruptions.exposure(gray, 2).tolist() == [[[0, 16, 64, 255]]]
+    assert corruptions.exposure(gray, 0.5).tolist() == [[[0, 128, 181, 255]]]
+    np.testing.assert_array_equal(corruptions.rotation(clouds, 90), np.rot90(clouds, axes=(1, 2)))
+    board = np.indices((56, 56)).sum(0).astype(np.uint8)[None] % 2 * 255
+    assert np.ptp(corruptions.resolution(board, 112)) <= 1  # half: each box holds two of each
 
 
 @pytest.fixture(scope="module")
-def checked(film_folder, tmp_path_factory):
-    """Model, films, rows and predictions, and what the checks say of them."""
+def films(film_folder, tmp_path_factory):
+    return prepare_films(str(film_folder), 32, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_each_level_has_the_metrics_of_the_images_that_were_changed(films):
+    model, rows, store = Brightness(), films.rows("test"), films.store
+    scored = predict_split(model, films, "test", 8)
+    threshold = float(np.median(scored.probability))
+    result = check_robustness(model, store, rows, scored, threshold, batch_size=30)
+    assert result["films"] == 30 and list(result)[2:] == list(CORRUPTIONS)
+    for name, (_, _, clean, levels) in CORRUPTIONS.items():
+        found = {one["level"]: one for one in result[name]["levels"]}
+        assert list(found) == sorted([clean, *levels]) and result[name]["clean"] == clean
+        plain = metrics_at(scored.label, scored.probability, scored.patient_id, threshold)
+        assert found[clean] == {"level": clean, **plain}
+    darker = result["exposure"]["levels"][-1]
+    logits = score_films(model, store, rows, 8, lambda images: corruptions.exposure(images, 2))
+    probability = pneumonia_probability(logits)
+    assert darker == {"level": 2, **metrics_at(scored.label, probability, scored.patient_id, threshold)}
+    assert darker["sensitivity"]["value"] == 0, "no dark image passes for a bright one"
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+# The shortcuts.
+
+LABEL = np.repeat([0, 1], 20)
+
+
+class Patches:
+    """(40, 50, 50) uint8: gray, but with pneumonia a bright patch."""
+
+    size = 50
+
+    def __init__(self, *patch: slice):
+        self.images = np.full((40, 50, 50), 100, np.uint8)
+        self.images[LABEL == 1, patch[0], patch[1]] = 200
+
+    def __getitem__(self, rows):
+        return self.images[np.asarray(rows)]
+
+
+def shortcuts(*patch: slice, label=LABEL) -> dict:
+    names = [str(number) for number in range(len(label))]
+    scored = Predictions(names, names, label, label * 0.8 + 0.1)
+    return check_shortcuts(Brightness(10.0), Patches(*patch), np.arange(len(label)), scored, 16)
+
+
+def test_a_sign_in_the_lungs_is_gone_with_the_lungs_alone():
+    found = shortcuts(slice(20, 30), slice(10, 20))
+    areas = {name: one["auroc"]["value"] for name, one in found.items()}
+    assert areas.pop("lungs_blacked_out") == 0.5
+    assert set(areas.values()) == {1.0} and list(found)[0] == "as_they_are"
+    assert found["as_they_are"]["mean_probability"] == pytest.approx({"NORMAL": 0.1, "PNEUMONIA": 0.9})
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_marker_in_the_corner_is_gone_with_the_corners_and_with_all_but_the_lungs():
+    areas = {name: one["auroc"]["value"] for name, one in shortcuts(slice(0, 4), slice(3, 4)).items()}
+    assert areas["lungs_blacked_out"] == 1.0
+    assert areas["corners_blacked_out"] == areas["lungs_only"] == 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_of_one_class_have_no_area():
+    for one in shortcuts(slice(20, 30), slice(10, 20), label=LABEL[:20]).values():
+        assert one["auroc"] == NOT_DEFINED and one["mean_probability"]["PNEUMONIA"] is None
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_the_box_and_what_is_around_it_make_the_whole_image(size):
+    masks = keep_masks(size)
+    np.testing.assert_array_equal(masks["lungs_only"], ~masks["lungs_blacked_out"])
+    assert masks["lungs_only"].mean() == pytest.approx(0.8 * 0.84, abs=0.02)
+    assert masks["borders_blacked_out"].mean() == pytest.approx(0.9**2, abs=0.03)
+    assert masks["corners_blacked_out"].mean() == pytest.approx(1 - 4 * 0.2**2, abs=0.02)
+
+
+def test_the_box_holds_the_lesions_of_simulated_images():
+    lesions = [film.lesion for patient in range(1, 11) for film in phantom.simulate_patient(patient, size=64)]
+    lesions = np.stack(lesions).astype(np.uint8)
+    assert black_out(lesions, keep_masks(64)["lungs_only"]).sum() / lesions.sum() > 0.97
+
+
+# The subgroups.
+
+NAMES = ("IM-{}-0001.jpeg", "NORMAL2-IM-{}-0001.jpeg", "person{}_bacteria_1.jpeg", "person{}_virus_2.jpeg")
+
+
+@pytest.fixture
+def guangzhou():
+    """20 images of each family of the Guangzhou data set, two images per patient, and two sources."""
+    file = [name.format(number) for name in NAMES for number in range(20)]
+    label = np.repeat([0, 0, 1, 1], 20)
+    probability = np.clip(np.random.default_rng(0).normal(0.35 + 0.3 * label, 0.2), 0, 1)
+    return Predictions(file, [f"{index // 2}" for index in range(80)], label, probability), [
+        "east", "west"
+    ] * 40  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "family"),
+    [
+        ("/films/person1000_bacteria_2931.jpeg", "person-bacteria"),
+        ("NORMAL2-IM-0383-0001.jpeg", "NORMAL-IM"),
+        ("00012.png", "numbers"),
+        ("Zoë 2.png", "Zoë"),
+    ],
+)
+def test_the_family_is_the_letters_of_the_name(file, family):
+    assert family_of(file) == family
+
+
+def test_each_family_and_each_source_has_its_own_metrics(guangzhou):
+    scored, source = guangzhou
+    found = check_subgroups(scored, source, 0.5)
+    families, sources = found["families"], found["sources"]
+    assert list(families) == ["IM", "NORMAL-IM", "person-bacteria", "person-virus"]
+    virus = families["person-virus"]
+    assert (virus["films"], virus["patients"]) == (20, 10)
+    assert virus["classes"] == {"NORMAL": 0, "PNEUMONIA": 20}
+    assert virus["sensitivity"]["value"] == pytest.approx(np.mean(scored.probability[60:] >= 0.5))
+    assert virus["specificity"]["value"] is virus["specificity"]["ci95"] is None
+    against = np.r_[0:40, 60:80]
+    area = roc_auc_score(scored.label[against], scored.probability[against])
+    assert virus["auroc"]["value"] == pytest.approx(area)
+    assert virus["auroc_against"] == "all NORMAL films"
+    assert families["IM"]["auroc_against"] == "all PNEUMONIA films"
+    assert list(sources) == ["east", "west"] and sources["west"]["auroc_against"] == "own films"
+    area = roc_auc_score(scored.label[1::2], scored.probability[1::2])
+    assert sources["west"]["auroc"]["value"] == pytest.approx(area)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_only_large_families_of_several_patients_are_shown():
+    sizes = [*range(10, 24), 9]  # 14 families of one patient per image, and one of too few images
+    file = [f"{chr(97 + index)}{n}.png" for index, size in enumerate(sizes) for n in range(size)]
+    patient = [*file, *["ann"] * 30]
+    file += [f"ann{n}.png" for n in range(30)]
+    label = np.arange(len(file)) % 2
+    found = check_subgroups(Predictions(file, patient, label, label / 2), ["one"] * len(file), 0.5)
+    assert list(found["families"]) == [chr(97 + index) for index in range(3, 14)]
+    assert found["sources"] == {}
+
+
+# All of them together.
+
+
+@pytest.fixture(scope="module")
+def checked(films):
+    """Model, images and predictions, and what the checks say of them."""
     torch.manual_seed(0)
-    films = prepare_films(str(film_folder), 64, tmp_path_factory.mktemp("cache"))
-    model = build_model("resnet10t", 64)
+    model = build_model("resnet10t", 32)
     nn.init.normal_(model.timm_model.fc.weight)
-    predictions = {split: predict_split(model, films, split, 32) for split in SPLITS}
-    threshold = float(np.median(predictions["test"].probability))  # so that there are errors of both kinds
-    checks = run_checks(model, films, predictions, threshold, 32)
+    predictions = {}
+    for split in ("test", "validation"):  # all right but the first of each class
+        rows = films.rows(split)
+        label = films.label[rows]
+        probability = np.where(label == 1, 0.8, 0.2)
+        probability[[np.argmax(label == 0), np.argmax(label == 1)]] = 0.9, 0.1
+        predictions[split] = Predictions(films.file[rows], films.patient[rows], label, probability)
+    checks = run_checks(model, films, predictions, 0.5, 32)
     return SimpleNamespace(model=model, films=films, predictions=predictions, checks=checks)
 
 
-def test_the_report_gets_plain_values_and_no_name_of_a_film_or_patient(checked):
-    text = json.dumps(checked.checks, allow_nan=False)
-    assert json.loads(text) == checked.checks
-    assert list(checked.checks)[2:] == ["appearance", "shortcuts", "robustness", "subgroups", "errors"]
+def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_patient(checked):
+    checks, text = checked.checks, json.dumps(checked.checks, allow_nan=False)
+    assert json.loads(text) == checks
+    assert list(checks)[2:] == ["appearance", "shortcuts", "robustness", "subgroups", "errors"]
     for split in checked.predictions.values():
         assert not any(name in text for name in (*split.file, *split.patient_id))
-
-
-def test_the_first_split_is_checked_and_all_are_searched_for_errors(checked):
-    assert checked.checks["split"] == "test"
-    assert checked.checks["shortcuts"]["as_they_are"]["films"] == 30
-    assert {name: one["films"] for name, one in checked.checks["errors"].items()} == {
-        "test": 30,
-        "validation": 20,
-    }
-    assert set(checked.checks["subgroups"]["families"]) == {"IM", "person-bacteria"}
+    assert checks["split"] == "test" and checks["shortcuts"]["as_they_are"]["films"] == 30
+    found = {"miss": 1, "false_alarm": 1, "suspected_label_error": 2}
+    assert checks["errors"] == {"test": {"films": 30, **found}, "validation": {"films": 20, **found}}
+    assert set(checks["subgroups"]["families"]) == {"IM", "person-bacteria"}
 
 
 def test_the_pictures_and_the_errors_are_written(checked, tmp_path):
-    arguments = checked.model, checked.films, checked.predictions
-    write_checks(tmp_path, checked.checks, *arguments)
+    write_checks(tmp_path, checked.checks, checked.model, checked.films, checked.predictions)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
-    assert written == [
-        "errors/errors.csv",
-        "errors/errors.png",
-        "plots/appearance.png",
-        "plots/robustness.png",
-        "plots/shortcuts.png",
-    ]
+    plots = [f"plots/{name}.png" for name in ("appearance", "robustness", "shortcuts")]
+    assert written == ["errors/errors.csv", "errors/errors.png", *plots]
     for picture in tmp_path.rglob("*.png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200 and np.ptp(np.asarray(image.convert("L"))) > 100
     with open(tmp_path / "errors" / "errors.csv", newline="") as file:
-        kinds = [row["kind"] for row in csv.DictReader(file)]
-    counts = checked.checks["errors"]
-    assert kinds.count("miss") == sum(one["miss"] for one in counts.values()) > 0
-
-
-def test_maps_are_those_of_the_films_in_their_order(checked):
-    films = checked.films.store[checked.films.rows("test")[:11]]
-    maps, note = explain(checked.model, films, batch_size=4)
-    expected = heat_maps(checked.model, network_input(torch.from_numpy(films))).numpy()
-    assert note == ""
-    np.testing.assert_allclose(maps, expected, atol=1e-4)
+        assert [row["kind"] for row in csv.DictReader(file)].count("miss") == 2
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", [0, 1])
-def test_ten_films_of_one_class_go_through(checked, tmp_path, label):
+def test_ten_images_of_one_class_without_an_error_go_through(checked, tmp_path, label):
     rows = checked.films.rows("test")[checked.predictions["test"].label == label][:10]
     split = np.full(len(checked.films.split), "", dtype=object)
     split[rows] = "test"
     films = dataclasses.replace(checked.films, split=split)
-    predictions = {
-        "test": Predictions(films.file[rows], ["p"] * 10, films.label[rows], np.linspace(0, 1, 10))
-    }
-    checks = run_checks(checked.model, films, predictions, 0.5, 32)
-    assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
+    scored = Predictions(films.file[rows], ["p"] * 10, films.label[rows], films.label[rows] * 0.9)
+    checks = run_checks(checked.model, films, {"test": scored}, 0.5, 32)
     assert checks["appearance"] is None
-    write_checks(tmp_path, checks, checked.model, films, predictions)
-    assert (tmp_path / "plots" / "shortcuts.png").exists()
+    assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
+    clean, defined = checks["robustness"]["blur"]["levels"][0], ("specificity", "sensitivity")[label]
+    assert [name for name in ("auroc", "sensitivity", "specificity") if clean[name]["value"] is not None] == [
+        defined
+    ]
+    write_checks(tmp_path, checks, checked.model, films, {"test": scored})
+    assert (tmp_path / "plots" / "shortcuts.png").exists() and (tmp_path / "errors" / "errors.png").exists()
     assert not (tmp_path / "plots" / "appearance.png").exists()
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_network_without_errors_has_a_sheet_that_says_so(checked, tmp_path):
-    right = {
-        "test": Predictions(
-            checked.predictions["test"].file,
-            checked.predictions["test"].patient_id,
-            checked.predictions["test"].label,
-            checked.predictions["test"].label.astype(float),
-        )
-    }
-    write_checks(tmp_path, {**checked.checks, "threshold": 0.5}, checked.model, checked.films, right)
     assert (tmp_path / "errors" / "errors.csv").read_text().count("\n") == 1
-    assert (tmp_path / "errors" / "errors.png").exists()

@@ -1,41 +1,48 @@
-import warnings
+import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.evaluation.intervals import delong, delong_interval, wilson
-
-
-@pytest.mark.parametrize(
-    "successes, trials", [(0, 1), (0, 30), (1, 30), (15, 30), (29, 30), (30, 30), (990, 999)]
+from hf_pneumonia.evaluation.calibration import bootstrap_errors, reliability_errors
+from hf_pneumonia.evaluation.intervals import (
+    bootstrap_counts,
+    delong,
+    delong_interval,
+    delong_test,
+    figure,
+    holm,
+    mcnemar,
+    percentile_interval,
+    wilson,
 )
-@pytest.mark.parametrize("level", [0.9, 0.95])
-def test_wilsons_interval_is_scipys(successes, trials, level):
-    theirs = binomtest(successes, trials).proportion_ci(level, method="wilson")
-    assert wilson(successes, trials, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+from hf_pneumonia.evaluation.metrics import (
+    auroc_difference_interval,
+    bootstrap_matrix_figures,
+    bootstrap_rank_figures,
+    score_predictions,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 
-def test_wilsons_interval_equals_a_published_one():
-    # Newcombe, Statistics in Medicine 1998, table I: 81 of 263, and 0 of 20.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20) == (0, pytest.approx(0.1611, abs=5e-5))
-
-
-def test_no_films_have_no_interval():
+@pytest.mark.parametrize("successes, trials", [(0, 1), (0, 30), (1, 30), (15, 30), (30, 30), (990, 999)])
+def test_wilsons_interval_is_scipys(successes, trials):
+    theirs = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson(successes, trials) == pytest.approx([theirs.low, theirs.high], abs=1e-12)
     assert wilson(0, 0) is None
 
 
 def _models(rng, sick, well, decimals):
-    """Scores of three models that share films and so agree in part, rounded to make ties."""
+    """Scores of three models that share images and so agree in part, rounded to make ties."""
     labels = rng.permutation(np.repeat([1, 0], [sick, well]))
-    films = labels + rng.normal(size=len(labels))
-    return labels, np.round(films + rng.normal(size=(3, len(labels))), decimals)
+    shared = labels + rng.normal(size=len(labels))
+    return labels, np.round(shared + rng.normal(size=(3, len(labels))), decimals)
 
 
 def _by_pairs(labels, scores):
-    """DeLong's areas and covariance from the structural components of every pair of films."""
+    """DeLong's areas and covariance from the structural components of every pair of images."""
     wins = [
         np.array([[(x > y) + (x == y) / 2 for y in row[labels == 0]] for x in row[labels == 1]])
         for row in scores
@@ -50,8 +57,7 @@ def _by_pairs(labels, scores):
     return areas, spread(v10) / v10.shape[1] + spread(v01) / v01.shape[1]
 
 
-@pytest.mark.parametrize("sick, well", [(20, 30), (2, 5), (5, 2), (60, 3)])
-@pytest.mark.parametrize("decimals", [0, 1, 12])
+@pytest.mark.parametrize("sick, well, decimals", [(20, 30, 0), (20, 30, 12), (2, 5, 1), (60, 3, 1)])
 def test_delong_equals_brute_force_over_all_pairs(sick, well, decimals):
     labels, scores = _models(np.random.default_rng(0), sick, well, decimals)
     areas, covariance = delong(labels, scores)
@@ -59,25 +65,8 @@ def test_delong_equals_brute_force_over_all_pairs(sick, well, decimals):
     np.testing.assert_allclose(areas, expected, atol=1e-12)
     np.testing.assert_allclose(covariance, spread, atol=1e-12)
     np.testing.assert_allclose(areas, [roc_auc_score(labels, row) for row in scores], atol=1e-12)
-
-
-def test_one_model_has_one_area_and_one_variance():
-    labels, scores = _models(np.random.default_rng(1), 20, 20, 1)
-    areas, covariance = delong(labels, scores[:1])
-    assert areas.shape == (1,) and covariance.shape == (1, 1)
-    assert covariance[0, 0] == pytest.approx(delong(labels, scores)[1][0, 0])
-    assert delong(labels, scores[0])[0] == pytest.approx(areas)
-
-
-def test_delongs_interval_holds_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    labels = np.repeat([0, 1], 40)
-    truth = 0.9213504  # of two normal distributions two deviations apart: the normal CDF at sqrt(2)
-    held = []
-    for _ in range(1000):
-        low, high = delong_interval(labels, rng.normal(2.0 * labels))
-        held.append(low <= truth <= high)
-    assert 0.93 <= np.mean(held) <= 0.97
+    one_area, variance = delong(labels, scores[0])
+    assert one_area == pytest.approx(areas[:1]) and variance == pytest.approx(covariance[:1, :1])
 
 
 def test_delongs_interval_is_the_normal_one_on_the_scale_of_the_logit():
@@ -88,15 +77,128 @@ def test_delongs_interval_is_the_normal_one_on_the_scale_of_the_logit():
     assert (high - low) / 2 == pytest.approx(1.959964 * np.sqrt(variance) / (area * (1 - area)), rel=1e-6)
 
 
-@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0], [0, 1, 1], [], [0, 0, 1, 1], [1, 1, 0, 0]])
-def test_without_two_films_of_each_class_or_without_an_error_there_is_no_interval(labels):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert delong_interval(np.array(labels), np.linspace(0, 1, len(labels))) is None
+@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1, 1], [], [0, 0, 1, 1], [1, 1, 0, 0]])
+def test_without_two_images_of_each_class_or_without_an_error_delong_has_no_interval(labels):
+    assert delong_interval(np.array(labels), np.linspace(0, 1, len(labels))) is None
 
 
-def test_one_film_of_a_class_has_an_area_but_no_variance():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        areas, covariance = delong(np.array([0, 1, 0]), np.array([[0.1, 0.5, 0.7]]))
-    assert areas == pytest.approx([0.5]) and np.isnan(covariance).all()
+def _films(patients=30, decimals=1, seed=0):
+    """Patients with 1 to 4 images each, in no order; rounded probabilities, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    patient = rng.permutation(np.repeat(np.arange(patients), rng.integers(1, 5, patients)))
+    labels = rng.integers(0, 2, len(patient))
+    return labels, np.round(np.clip(rng.normal(0.3 + 0.4 * labels, 0.25), 0, 1), decimals), patient
+
+
+def test_each_replicate_draws_as_many_patients_as_there_are():
+    counts, place = bootstrap_counts(["b", "a", "b", "c", "d", "a"], replicates=5000)
+    assert counts.shape == (5000, 4) and (counts.sum(1) == 4).all()
+    assert place[0] == place[2] and place[1] == place[5] and np.unique(place).size == 4
+    # Each count is binomial, 4 draws at 1/4: mean 1, variance 3/4.
+    np.testing.assert_allclose(counts.mean(0), 1, atol=0.05)
+    np.testing.assert_allclose(counts.var(0), 0.75, atol=0.05)
+
+
+@pytest.mark.parametrize("decimals", [1, 12])
+def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(decimals):
+    labels, probabilities, patient = _films(patients=6, decimals=decimals)
+    counts, place = bootstrap_counts(patient, 60)
+    drawn = bootstrap_matrix_figures(counts, place, labels, probabilities, 0.5)
+    drawn |= bootstrap_rank_figures(counts, place, labels, probabilities)
+    drawn |= bootstrap_errors(counts, place, labels, probabilities)
+    assert len(drawn) == 11
+    for replicate, times in enumerate(counts):
+        films = np.repeat(np.arange(len(labels)), times[place])
+        expected = score_predictions(labels[films], probabilities[films], 0.5)
+        expected |= reliability_errors(labels[films], probabilities[films])
+        for name, values in drawn.items():
+            value = np.nan if expected[name] is None else expected[name]
+            assert values[replicate] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_images_of_one_patient_that_are_all_alike_count_as_one():
+    """Sensitivity 0.8 of 50 patients with 4 equal images each: as wide as 50 images, not as 200."""
+    found = np.arange(50) < 40
+    widths = []
+    for films in (1, 4):
+        patient, probability = np.repeat(np.arange(50), films), np.repeat(found, films).astype(float)
+        counts, place = bootstrap_counts(patient)
+        drawn = bootstrap_matrix_figures(counts, place, np.ones(50 * films, int), probability, 0.5)
+        widths.append(np.ptp(percentile_interval(drawn["sensitivity"])))
+    assert widths[0] == widths[1] == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / 50), abs=0.03)
+
+
+def test_the_interval_is_the_middle_of_the_replicates_that_define_the_metric():
+    values = np.r_[np.arange(1001.0), [np.nan] * 50]
+    assert figure(0.5, values) == {"value": 0.5, "ci95": pytest.approx([25, 975])}
+    many_undefined = np.r_[np.arange(90.0), [np.nan] * 10]
+    assert figure(0.5, many_undefined) == {"value": 0.5, "ci95": None, "undefined_replicates": 10}
+
+
+@pytest.mark.parametrize("labels", [[], [1, 1], [0, 0, 0]])
+def test_one_class_and_no_images_leave_metrics_undefined(labels):
+    counts, place = bootstrap_counts(np.arange(len(labels)), 10)
+    drawn = bootstrap_rank_figures(counts, place, np.array(labels), np.linspace(0, 1, len(labels)))
+    assert all(values.shape == (10,) and np.isnan(values).all() for values in drawn.values())
+
+
+@pytest.mark.parametrize("alone, other_alone", [(3, 1), (0, 1), (2, 11), (7, 7)])
+def test_mcnemar_counts_every_outcome_that_is_as_unlikely(alone, other_alone):
+    labels, count = np.ones(alone + other_alone + 5, int), alone + other_alone
+    called = np.r_[np.ones(alone, bool), np.zeros(other_alone, bool), np.ones(5, bool)]
+    other = np.r_[np.zeros(alone, bool), np.ones(other_alone + 5, bool)]
+    chances = [math.comb(count, k) / 2**count for k in range(count + 1)]
+    expected = sum(chance for chance in chances if chance <= chances[alone] * (1 + 1e-9))
+    for truth in (1, 0):  # the same of normal images
+        found = mcnemar(labels * truth, called == truth, other == truth)
+        assert found == {"right": alone, "other_right": other_alone, "p": pytest.approx(expected)}
+
+
+def test_models_that_are_wrong_on_the_same_images_do_not_differ():
+    labels, probability, _ = _films()
+    called = probability >= 0.5
+    assert mcnemar(labels, called, called) == {"right": 0, "other_right": 0, "p": 1.0}
+    assert delong_test(labels, probability, probability**3) == {"difference": 0.0, "p": 1.0}  # ranked alike
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_delongs_test_is_that_of_the_paper_counted_pair_by_pair_ties_included(seed):
+    labels, (first, other, _) = _models(np.random.default_rng(seed), 50, 40, 1)
+    areas, covariance = _by_pairs(labels, [first, other])
+    difference = areas[0] - areas[1]
+    p = 2 * norm.sf(abs(difference) / np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
+    assert delong_test(labels, first, other) == pytest.approx({"difference": difference, "p": p})
+    assert delong_test(labels, other, first) == pytest.approx({"difference": -difference, "p": p})
+
+
+def test_where_nothing_can_be_told_no_p_value_is_given():
+    none = delong_test(np.ones(5, int), np.arange(5) / 5, np.arange(5) / 5)
+    assert none == {"difference": None, "p": None}
+    assert delong_test(np.array([0, 1]), np.array([0.1, 0.9]), np.array([0.9, 0.1]))["p"] is None
+    labels = np.arange(8) % 2
+    assert delong_test(labels, labels * 0.9, 1 - labels * 0.9) == {"difference": 1.0, "p": None}
+    assert auroc_difference_interval(np.ones(5, int), np.arange(5), np.arange(5), np.arange(5)) is None
+
+
+def test_the_interval_of_a_difference_draws_patients_and_not_images():
+    labels, (first, other, _) = _models(np.random.default_rng(0), 40, 20, 2)
+    patient, rng = np.arange(60) // 2, np.random.default_rng(1)
+
+    def area(scores, rows):
+        scores, label = scores[rows], labels[rows]
+        differences = scores[label == 1][:, None] - scores[label == 0]
+        return np.mean((differences > 0) + 0.5 * (differences == 0))
+
+    differences = []
+    for _ in range(2000):
+        rows = (2 * rng.integers(0, 30, 30)[:, None] + [0, 1]).ravel()
+        differences.append(area(first, rows) - area(other, rows))
+    found = auroc_difference_interval(labels, patient, first, other)
+    assert found == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.02)
+
+
+def test_holms_adjustment_is_that_of_a_table_worked_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02]) == [0.02] and holm([]) == []
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([None, 0.02, 0.03]) == [None, 0.04, 0.04]

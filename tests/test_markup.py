@@ -10,10 +10,9 @@ import pytest
 from conftest import write_films
 
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.evaluation.audit_page import write_audit
-from hf_pneumonia.evaluation.compare_page import write_comparison
-from hf_pneumonia.evaluation.error_pack import KINDS, Finding
-from hf_pneumonia.evaluation.error_sheet import draw_errors, shown_findings
+from hf_pneumonia.evaluation.audit import write_audit
+from hf_pneumonia.evaluation.compare import write_comparison
+from hf_pneumonia.evaluation.errors import KINDS, Finding, draw_errors, shown_findings
 from hf_pneumonia.evaluation.scoring import Predictions
 
 NAMES = [

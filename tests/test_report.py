@@ -3,17 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from hf_pneumonia.evaluation.calibration import operating_points
-from hf_pneumonia.evaluation.figures import split_report
+from hf_pneumonia.evaluation.calibration import calibration_report
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
-from hf_pneumonia.evaluation.reliability import calibration_report
-from hf_pneumonia.evaluation.report import build_report
+from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
 from hf_pneumonia.evaluation.scoring import Predictions
-
-
-@pytest.fixture
-def predictions():
-    return Predictions(["a.png", "b.png"], ["p1", "p2"], np.array([1, 0]), np.array([0.875, 1 / 3]))
+from hf_pneumonia.evaluation.thresholds import operating_points
 
 
 def _drawn(seed, n=120):
@@ -23,72 +17,100 @@ def _drawn(seed, n=120):
     return Predictions(names, names, label, np.clip(rng.normal(0.3 + 0.4 * label, 0.2), 0.01, 0.99))
 
 
-def test_the_report_of_a_split_has_every_figure_with_a_place_for_its_interval(predictions):
-    report = split_report(predictions, threshold=0.3)
-    # Both films are called pneumonia and one is; they are ranked rightly.
-    expected = dict(accuracy=1 / 2, precision=1 / 2, sensitivity=1, specificity=0, f1=2 / 3, auroc=1)
-    expected |= dict(average_precision=1, mcc=0)
-    assert {name: report[name]["value"] for name in METRICS} == pytest.approx(expected)
-    assert all("ci95" in report[name] for name in METRICS)
-    assert report["confusion_matrix"] == {"tn": 0, "fp": 1, "fn": 0, "tp": 1}
+@pytest.fixture(scope="module")
+def splits():
+    return {"train": _drawn(2), "validation": _drawn(0), "test": _drawn(1)}
 
 
-def test_the_report_gives_every_split_at_one_half_and_again_at_the_operating_point(predictions):
-    splits = dict.fromkeys(("train", "validation", "test"), predictions)
-    report = build_report(splits, {"threshold": 0.9}, seed=7)
-    assert report["seed"] == 7
-    assert report["splits"]["test"]["sensitivity"]["value"] == 1
-    assert report["operating_point"]["test"]["sensitivity"]["value"] == 0
+@pytest.fixture(scope="module")
+def chosen(splits):
+    return operating_points(splits["validation"].label, splits["validation"].probability)
+
+
+@pytest.fixture(scope="module")
+def report(splits, chosen):
+    fitted = {"temperature": 2.0, "intercept": -0.5, "uncertain": {"low": 0.4, "high": 0.6, "risk": 0.02}}
+    return build_report(splits, {**chosen["sensitivity_95"], **fitted, "operating_points": chosen}, seed=7)
+
+
+def test_the_report_gives_every_split_at_one_half_and_again_at_the_operating_point(report, splits, chosen):
+    assert report["seed"] == 7 and list(report["splits"]) == list(splits)
+    for name, split in splits.items():
+        expected = score_predictions(split.label, split.probability, 0.5)
+        assert {metric: report["splits"][name][metric]["value"] for metric in METRICS} == {
+            metric: expected[metric] for metric in METRICS
+        }
+    threshold = chosen["sensitivity_95"]["threshold"]
+    at_point = score_predictions(splits["test"].label, splits["test"].probability, threshold)
+    assert report["operating_point"]["test"]["accuracy"]["value"] == at_point["accuracy"]
+    answers = splits["test"].probability
+    inside = np.mean((answers >= 0.4) & (answers <= 0.6))
+    assert report["uncertain"]["test"]["share"]["value"] == pytest.approx(inside)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_every_threshold_chosen_on_validation_is_measured_on_both_splits():
-    splits = {"validation": _drawn(0), "test": _drawn(1)}
-    chosen = operating_points(splits["validation"].label, splits["validation"].probability)
-    point = {**chosen["sensitivity_95"], "operating_points": chosen}
-    report = build_report(splits, point)
-    assert list(report["operating_points"]) == [
-        "sensitivity_90",
-        "sensitivity_95",
-        "sensitivity_98",
-        "youden",
-        "half",
-    ]
+def test_every_threshold_chosen_on_validation_is_measured_on_both_splits(report, splits, chosen):
+    assert list(report["operating_points"]) == list(chosen)
     assert "operating_points" not in report["operating_point"]
     for name, found in report["operating_points"].items():
         assert found["threshold"] == chosen[name]["threshold"]
         assert found["validation"]["sensitivity"]["value"] == pytest.approx(chosen[name]["sensitivity"])
-        for split, films in splits.items():
-            scores = score_predictions(films.label, films.probability, found["threshold"])
-            for figure in ("sensitivity", "specificity"):
-                assert found[split][figure]["value"] == scores[figure]
-                low, high = found[split][figure]["ci95"]
-                assert low <= scores[figure] <= high and found[split][figure]["wilson95"]
-    assert (
-        report["operating_points"]["sensitivity_95"]["test"]["sensitivity"]
-        == (report["operating_point"]["test"]["sensitivity"])
-    )
+        for split in ("validation", "test"):
+            scores = score_predictions(splits[split].label, splits[split].probability, found["threshold"])
+            for metric in ("sensitivity", "specificity"):
+                assert found[split][metric]["value"] == scores[metric]
+                low, high = found[split][metric]["ci95"]
+                assert low <= scores[metric] <= high and found[split][metric]["wilson95"]
+    at_95, at_point = report["operating_points"]["sensitivity_95"], report["operating_point"]
+    assert at_95["test"]["sensitivity"] == at_point["test"]["sensitivity"]
 
 
-def test_the_calibration_of_validation_and_test_stands_in_the_report():
-    splits = {"train": _drawn(2), "validation": _drawn(0), "test": _drawn(1)}
-    report = build_report(splits, {"threshold": 0.4, "temperature": 2.0, "intercept": -0.5})
-    assert report["calibration"]["bins"] == 15
-    for split in ("validation", "test"):
-        assert report["calibration"][split] == calibration_report(splits[split], 2.0, -0.5)
+def test_the_calibration_of_validation_and_test_is_in_the_report(report, splits):
+    assert report["calibration"] == {
+        "bins": 15,
+        **{split: calibration_report(splits[split], 2.0, -0.5) for split in ("validation", "test")},
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_test_split_alone_and_of_one_class_has_a_report(chosen):
+    films = _drawn(1)
+    sick = Predictions(films.file, films.patient_id, np.ones(120, int), films.probability)
+    report = build_report({"test": sick}, {"threshold": 0.4, "operating_points": chosen})
+    assert set(report["splits"]) == {"test"} and "validation" not in report["operating_point"]
+    assert set(report["calibration"]["test"]) == {"after"} and report["uncertain"] == {}
+    assert report["operating_points"]["youden"]["test"]["specificity"]["value"] is None
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_a_test_split_alone_has_a_report():
-    report = build_report({"test": _drawn(1)}, {"threshold": 0.4})
-    assert set(report["splits"]) == {"test"} and "validation" not in report["operating_point"]
-    assert set(report["calibration"]["test"]) == {"after"} and report["operating_points"] == {}
+def _seed(auroc, swapped=None):
+    split = {name: {"value": 0.5} for name in METRICS} | {"auroc": {"value": auroc}}
+    report = {"splits": {"test": split}, "operating_point": {"validation": split, "test": split}}
+    if swapped:
+        level = {name: {"value": swapped} for name in ("auroc", "sensitivity", "specificity")}
+        report["checks"] = {"appearance": {"factor": 1.2, "proportions": {"1.0": {}, "1.2": level}}}
+    return report
 
 
-def test_a_test_split_of_one_class_has_a_report(recwarn):
-    films = _drawn(1)
-    sick = Predictions(films.file, films.patient_id, np.ones(120, int), films.probability)
-    chosen = operating_points(films.label, films.probability)
-    report = build_report({"validation": films, "test": sick}, {"threshold": 0.4, "operating_points": chosen})
-    assert report["operating_points"]["youden"]["test"]["specificity"]["value"] is None
-    assert json.loads(json.dumps(report, allow_nan=False)) == report and not recwarn.list
+def test_mean_and_sample_standard_deviation_over_seeds_are_those_of_the_textbook():
+    spread = spread_over_seeds({7: _seed(0.9), 3: _seed(0.94), 5: _seed(0.98)})
+    auroc = spread["splits"]["test"]["auroc"]
+    assert spread["seeds"] == [7, 3, 5] and auroc["values"] == [0.9, 0.94, 0.98]
+    assert auroc["mean"] == pytest.approx(0.94) and auroc["sd"] == pytest.approx(0.04)
+    assert spread["operating_point"]["test"]["accuracy"]["sd"] == 0
+    assert "3 seeds" in spread_line(spread) and "auroc 0.9400 ± 0.0400" in spread_line(spread)
+
+
+def test_the_metrics_with_proportions_swapped_are_summarised_where_every_run_has_them():
+    spread = spread_over_seeds({0: _seed(0.99, 0.7), 1: _seed(0.99, 0.8)})
+    swapped = spread["proportions_swapped"]
+    assert swapped["factor"] == 1.2 and swapped["specificity"]["mean"] == pytest.approx(0.75)
+    assert swapped["auroc"]["sd"] == pytest.approx(0.05 * 2**0.5) and swapped["auroc"]["values"] == [0.7, 0.8]
+    assert "swapped by 1.2: auroc 0.7500 ± 0.0707" in spread_line(spread)
+    assert "proportions_swapped" not in spread_over_seeds({0: _seed(0.99, 0.7), 1: _seed(0.99)})
+
+
+def test_one_seed_has_no_spread_and_an_undefined_metric_is_left_out():
+    spread = spread_over_seeds({0: _seed(None)})
+    assert spread["splits"]["test"]["accuracy"]["sd"] is None and "auroc" not in spread["splits"]["test"]
+    assert "auroc" not in spread_line(spread)

@@ -1,40 +1,46 @@
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability, predict_split, score_films
+from hf_pneumonia.evaluation.scoring import (
+    Predictions,
+    draw_evenly,
+    match_histogram,
+    match_spectrum,
+    pneumonia_probability,
+    predict_split,
+    score_films,
+    score_matched,
+    score_swapped,
+    stretch,
+)
 from hf_pneumonia.modeling.build import build_model, network_input
 
 
-@pytest.fixture
-def predictions():
-    return Predictions(["a.png", "b, c.png"], ["p1", "p2"], np.array([1, 0]), np.array([0.875, 1 / 3]))
-
-
-def test_films_are_scored_in_the_order_asked_for_whatever_the_batch_size(film_folder, tmp_path):
-    films = prepare_films(str(film_folder), 64, tmp_path)
-    model = build_model("resnet10t", 64).train()
+def test_images_are_scored_in_the_order_asked_for_changed_or_not(film_folder, tmp_path):
+    films, model = prepare_films(str(film_folder), 32, tmp_path), build_model("resnet10t", 32).train()
     rows = films.rows("test")[::-1]
     logits = score_films(model, films.store, rows, batch_size=7)
+    inverted = score_films(model, films.store, rows, 7, change=lambda films: 255 - films)
     with torch.no_grad():
-        singly = [model.eval()(network_input(torch.from_numpy(films.store[[row]]))).logits[0] for row in rows]
+        expected = model.eval()(network_input(torch.from_numpy(films.store[rows]))).logits
+        changed = model(network_input(torch.from_numpy(255 - films.store[rows]))).logits
     assert logits.shape == (30, 2) and logits.dtype == np.float32
-    np.testing.assert_allclose(logits, torch.stack(singly).numpy(), atol=1e-5)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(inverted, changed, atol=1e-5)
+    predictions = predict_split(model, films, "test", batch_size=16)
+    assert predictions.file == films.file[films.rows("test")].tolist()
+    np.testing.assert_allclose(predictions.probability[::-1], expected.softmax(1)[:, 1], atol=1e-5)
 
 
-def test_films_can_be_changed_before_they_are_scored(film_folder, tmp_path):
-    films = prepare_films(str(film_folder), 64, tmp_path)
-    model, rows = build_model("resnet10t", 64), films.rows("test")
-    logits = score_films(model, films.store, rows, 7, change=lambda films: 255 - films)
-    with torch.no_grad():
-        expected = model(network_input(torch.from_numpy(255 - films.store[rows]))).logits
-    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
-
-
-def test_the_csv_gives_back_what_was_predicted(predictions, tmp_path):
+def test_the_csv_gives_back_what_was_predicted(tmp_path):
+    predictions = Predictions(["a.png", "b, c.png"], ["p1", "p2"], np.array([1, 0]), np.array([0.875, 1 / 3]))
     predictions.write_csv(tmp_path / "predictions.csv")
     with open(tmp_path / "predictions.csv", newline="") as file:
         first, second = csv.DictReader(file)
@@ -47,11 +53,118 @@ def test_the_probability_is_the_softmax_of_class_one():
     assert pneumonia_probability(np.array([[0.0, np.log(3.0)]])) == pytest.approx([0.75])
 
 
-def test_the_predictions_of_a_split_are_its_films_in_their_order(film_folder, tmp_path):
-    films = prepare_films(str(film_folder), 64, tmp_path)
-    model = build_model("resnet10t", 64)
-    predictions = predict_split(model, films, "test", batch_size=16)
-    assert predictions.file == films.file[films.rows("test")].tolist()
-    with torch.no_grad():
-        answers = model(network_input(torch.from_numpy(films.store[films.rows("test")]))).logits.softmax(1)
-    np.testing.assert_allclose(predictions.probability, answers[:, 1], atol=1e-5)
+@pytest.mark.parametrize(
+    ("normal", "pneumonia", "drawn"),
+    [(50, 90, (20, 20)), (5, 90, (5, 35)), (90, 5, (35, 5)), (9, 8, (9, 8)), (0, 50, (0, 40))],
+)
+def test_images_are_drawn_evenly_as_far_as_there_are_such(normal, pneumonia, drawn):
+    label = np.random.default_rng(0).permutation(np.repeat([0, 1], [normal, pneumonia]))
+    chosen = draw_evenly(label, 40)
+    assert tuple(np.bincount(label[chosen], minlength=2)) == drawn
+    assert (np.diff(chosen) > 0).all() and np.array_equal(chosen, draw_evenly(label, 40))
+
+
+class Gradients(nn.Module):
+    """The more an image changes from left to right, against from top to bottom, the more it has pneumonia."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        down, across = (inputs.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3))
+        margin = self.slope * (across / down).log()
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(margin), margin], 1))
+
+
+LABEL = np.tile([0, 1], 10)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """Random fields, (20, 32, 32) uint8: class 0 varies faster from top to bottom, class 1 across."""
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 40, 40), dtype=np.uint8)
+    smooth = stretch(coarse, 3, 3)[:, 4:36, 4:36]
+    ways = ({"down": 1.1}, {"across": 1.1})
+    fields = [stretch(one[None], **ways[1 - label])[0] for one, label in zip(smooth, LABEL, strict=True)]
+    return np.stack(fields)
+
+
+def analytic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return 127 + 60 * np.sin(x / 5) + 50 * np.cos(y / 6 + 1) * np.sin(x / 9)
+
+
+@pytest.mark.parametrize("across, down", [(1.2, 1.0), (1.0, 1.4), (1.3, 1.1)])
+def test_a_stretched_image_shows_the_same_function_about_its_middle(across, down):
+    side, middle = np.arange(48.0), 23.5
+    image = np.rint(analytic(side[None], side[:, None])).astype(np.uint8)
+    expected = analytic(middle + (side[None] - middle) / across, middle + (side[:, None] - middle) / down)
+    (found,) = stretch(image[None], across, down)
+    assert found.shape == (48, 48) and found.dtype == np.uint8
+    assert np.abs(found - expected).max() < 2
+    np.testing.assert_array_equal(stretch(image[None])[0], image)
+
+
+def test_a_reader_of_proportions_is_reversed_when_they_are_swapped(fields):
+    model, rows = Gradients(), np.arange(20)
+    assert roc_auc_score(LABEL, score_films(model, fields, rows, 7)[:, 1]) == 1
+    swapped = score_swapped(model, fields, rows, LABEL, 7, vertical=0, factor=1.4)
+    assert roc_auc_score(LABEL, swapped[:, 1]) == 0
+    # Stretched the other way, the classes move further apart.
+    apart = score_swapped(model, fields, rows, LABEL, 7, vertical=1, factor=1.4)
+    assert roc_auc_score(LABEL, apart[:, 1]) == 1
+    for index, way in ((0, {"down": 1.4}), (1, {"across": 1.4})):
+        images = torch.from_numpy(stretch(fields[LABEL == index], **way)).float()[:, None]
+        np.testing.assert_allclose(swapped[LABEL == index], model(images).logits.detach(), atol=1e-3)
+
+
+def radial_means(image: np.ndarray) -> list[float]:
+    """Mean amplitude by the rounded distance from frequency zero, one frequency at a time."""
+    height, width = image.shape
+    amplitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
+    found: dict[int, list[float]] = {}
+    for row, column in np.ndindex(height, width):
+        radius = ((row - height // 2) ** 2 + (column - width // 2) ** 2) ** 0.5
+        found.setdefault(round(radius), []).append(amplitude[row, column])
+    return [np.mean(found[radius]) for radius in sorted(found)]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (31, 31)])
+def test_the_radial_spectrum_is_the_partners_and_the_phases_are_the_images_own(shape):
+    image, partner = np.random.default_rng(0).integers(0, 256, (2, *shape))
+    partner = np.cumsum(partner, axis=1) / 40  # of another spectrum
+    found = match_spectrum(image, partner)
+    np.testing.assert_allclose(radial_means(found), radial_means(partner), rtol=1e-9)
+    own, now = np.fft.fft2(image), np.fft.fft2(found)
+    np.testing.assert_allclose(now / np.abs(now), own / np.abs(own), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_histogram_is_exactly_the_partners_and_the_order_of_the_pixels_stays():
+    rng = np.random.default_rng(0)
+    values, partner = rng.normal(0, 50, (24, 24)), rng.integers(0, 30, (24, 24)).astype(np.uint8) ** 2
+    found = match_histogram(values, partner)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(found.ravel()), np.bincount(partner.ravel()))
+    order = np.argsort(values.ravel())
+    assert (np.diff(found.ravel()[order].astype(int)) >= 0).all()
+    blank = np.full((24, 24), 7, np.uint8)
+    assert match_histogram(match_spectrum(blank, partner), partner).sum() == partner.sum()
+
+
+def test_every_image_gets_the_gray_values_of_one_of_the_other_class_whatever_the_batch(fields):
+    seen = []
+
+    class Spy(Gradients):
+        def forward(self, inputs):
+            seen.extend(inputs[:, 0].detach().numpy())
+            return super().forward(inputs)
+
+    rows = np.arange(20)[::-1]
+    logits = score_matched(Spy(), fields, rows, LABEL[rows], 7)
+    np.testing.assert_array_equal(logits, score_matched(Gradients(), fields, rows, LABEL[rows], 20))
+    grays = [np.sort(image, axis=None) for image in fields]
+    for row, image in zip(rows, seen, strict=True):
+        likeness = [np.corrcoef(np.sort(image, axis=None), own)[0, 1] for own in grays]
+        (same,) = np.flatnonzero(np.array(likeness) > 1 - 1e-9)
+        assert LABEL[same] == 1 - LABEL[row]

@@ -7,7 +7,7 @@ from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
 
-from hf_pneumonia.evaluation.appearance_audit import audit_appearance, audit_lines, score_appearance
+from hf_pneumonia.evaluation.appearance import audit_appearance, audit_lines, score_appearance
 from hf_pneumonia.evaluation.scoring import score_films
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input

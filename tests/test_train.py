@@ -22,8 +22,7 @@ from transformers import AutoModelForImageClassification, TrainingArguments
 import train
 from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.evaluation.figures import figures_line
-from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
+from hf_pneumonia.evaluation.metrics import METRICS, figures_line, score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 from hf_pneumonia.training import run_folder
 from hf_pneumonia.training.arguments import Recipe

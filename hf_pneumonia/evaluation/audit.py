@@ -1,45 +1,83 @@
-"""A film set -> what is wrong with it, in figures, and the refusal to train on it.
+"""Audit of a data set: duplicates, leakage and shortcuts, as audit.html, audit.json and manifest.csv.
 
-Finds and counts only. What becomes of a film was decided by the rules of filmset.py before.
+It finds and counts only. The rules of filmset.py decided before what becomes of an image.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import jinja2
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from hf_pneumonia.data.appearance import STATISTICS
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.filmset import UNREADABLE, FilmSet
 from hf_pneumonia.data.labels import LABELS, SERIES, coarse_patient, is_global_id
-from hf_pneumonia.data.manifest import TEACHING
+from hf_pneumonia.data.manifest import TEACHING, write_manifest
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.appearance_audit import audit_appearance
+from hf_pneumonia.evaluation.appearance import audit_appearance, audit_lines, score_appearance
+from hf_pneumonia.evaluation.audit_plots import KINDS, Pair, as_data_uri, plot_appearance, plot_films
+from hf_pneumonia.evaluation.metrics import figures_line
+from hf_pneumonia.modeling.augment import Strength
+
+PAGE = "audit.html"
+
+_TEMPLATE = Path(__file__).with_name("audit.html")
+_SHOWN = 6  # pairs in a picture
+_PAIRS = {
+    "different_labels": "Copies with different labels",
+    "across_splits": "Copies in two splits, as the sources have them",
+    "least_alike": "The least alike that were taken for copies",
+    "most_alike": "The most alike that were not taken for copies",
+}
+_CROSSING = {
+    "patients_fine": "patients, by their id",
+    "patients_coarse": "patients, by the coarse reading of their id",
+    "duplicate_groups": "groups of copies",
+}
 
 
-def audit_films(films: FilmSet, scores: np.ndarray) -> dict:
-    """Everything that is to be known of the films before anybody trusts a figure measured on them.
+def write_audit(films: FilmSet, folder: Path, augmentation: Mapping[str, Strength] | None = None) -> dict:
+    """Audit the images, and write what was found.
 
     Args:
         films: split.
-        scores: (n,) from `score_appearance`.
+        folder: made where missing; files of an earlier audit are replaced.
+        augmentation: arguments of `Augment`, to be drawn; None draws the copies and the appearance alone.
 
     Returns:
-        Plain values: `films`, `sources` and `removed` (counts); `duplicates` (groups of copies, those of
-        equal bytes among them, and pairs found by pixels); `conflicting_labels`; `leakage`, as the sources
-        have their splits and as they are used (`crossing`); `overlays` (films with burned-in text or colour,
-        by class), `searched_for_text` and `blank` (films); `balance` (films by split, class and source);
-        `label_told_by`, the AUROC with which each thing that is no anatomy tells the label by itself, 0.5
-        being not at all, in the source where it tells most; and `appearance` (`audit_appearance`).
+        The findings, as plain values: `films`, `sources` and `removed` (counts); `duplicates` (groups of
+        copies, those of equal bytes among them, and pairs found by pixels); `conflicting_labels`; `leakage`,
+        as the sources have their splits and as they are used: numbers of `patients_fine` (the id as it is),
+        `patients_coarse` (`coarse_patient`) and `duplicate_groups` in more than one; `overlays` (images with
+        burned-in text or colour, by class), `searched_for_text` and `blank` (images); `balance` (images by
+        split, class and source); `label_told_by`, the AUROC with which each thing that is not anatomy
+        predicts the label by itself, in the source where it predicts most; `appearance` (`audit_appearance`).
     """
-    pairs, correlation = films.store.copies()
+    scores = score_appearance(films)
+    findings = _audit_films(films, scores)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps(findings, indent=2) + "\n")
+    write_manifest(films, folder / "manifest.csv")
+    figures = plot_films(films, _pairs_to_see(films), augmentation)
+    if findings["appearance"]["statistics"]:
+        figures["appearance"] = plot_appearance(films, findings["appearance"], scores)
+    plots = {name: as_data_uri(figure) for name, figure in figures.items()}
+    (folder / PAGE).write_text(_page(films, findings, plots), encoding="utf-8")
+    return findings
+
+
+def _audit_films(films: FilmSet, scores: np.ndarray) -> dict:
+    correlation = films.store.copies()[1]
     groups = films.copy_groups()
-    conflicting = [rows for rows in groups if len(set(films.label[rows])) > 1]
-    readable = films.reason != UNREADABLE
-    facts = films.store.facts
-    text, colour = facts["text_rows"] >= TEXT_ROWS, facts["colour_share"] >= COLOUR_SHARE
+    readable, facts = films.reason != UNREADABLE, films.store.facts
+    seen = {"text": facts["text_rows"] >= TEXT_ROWS, "colour": facts["colour_share"] >= COLOUR_SHARE}
     counts = films.counts()
+    hashes = facts["sha256"]
     return {
         "films": len(films.file),
         "sources": counts["sources"],
@@ -48,37 +86,38 @@ def audit_films(films: FilmSet, scores: np.ndarray) -> dict:
         "duplicates": {
             "groups": len(groups),
             "films": sum(map(len, groups)),
-            "groups_of_equal_bytes": _groups_of_equal_bytes(facts["sha256"]),
+            "groups_of_equal_bytes": int(np.sum(np.unique(hashes[hashes != b""], return_counts=True)[1] > 1)),
             "pairs_by_pixels": int(np.sum(correlation >= COPY)),
             "groups_across_sources": sum(len(set(films.source[rows])) > 1 for rows in groups),
         },
-        "conflicting_labels": [films.file[rows].tolist() for rows in conflicting],
+        "conflicting_labels": [
+            films.file[rows].tolist() for rows in groups if len(set(films.label[rows])) > 1
+        ],
         "leakage": {
-            "as_given": crossing(films, films.given),
-            "as_used": crossing(films, films.split),
+            "as_given": _crossing(films, films.given),
+            "as_used": _crossing(films, films.split),
         },
-        "overlays": {
-            name: {label: int(np.sum(seen & readable & (films.label == i))) for i, label in enumerate(LABELS)}
-            for name, seen in (("text", text), ("colour", colour))
-        },
+        "overlays": {name: _by_class(films, found & readable) for name, found in seen.items()},
         "searched_for_text": int(np.sum(np.minimum(facts["width"], facts["height"]) >= TEXT_SIDE)),
         "blank": int(np.sum(readable & facts["blank"])),
-        "balance": _balance(films),
+        "balance": {
+            split: {
+                source: _by_class(films, (films.split == split) & (films.source == source))
+                for source in np.unique(films.source)
+            }
+            for split in [*SPLITS, *sorted(set(films.split) - {*SPLITS, ""})]
+        },
         "label_told_by": _label_told_by(films),
         "appearance": audit_appearance(films, scores),
     }
 
 
-def crossing(films: FilmSet, split: np.ndarray) -> dict[str, int]:
-    """What stands in more than one of the splits.
+def _by_class(films: FilmSet, chosen: np.ndarray) -> dict[str, int]:
+    return {label: int(np.sum(chosen & (films.label == index))) for index, label in enumerate(LABELS)}
 
-    Args:
-        split: (n,) of each film: as given, or as used.
 
-    Returns:
-        Numbers of `patients_fine` (the id as it is), `patients_coarse` (`coarse_patient`) and
-        `duplicate_groups`.
-    """
+def _crossing(films: FilmSet, split: np.ndarray) -> dict[str, int]:
+    """Count what is in more than one of the splits, (n,) as given or as used."""
     coarse = [coarse_patient(patient) for patient in films.patient_id]
     return {
         "patients_fine": len(crossing_ids(films.patient_id, split)),
@@ -88,33 +127,38 @@ def crossing(films: FilmSet, split: np.ndarray) -> dict[str, int]:
 
 
 def crossing_ids(ids: Sequence, split: np.ndarray) -> set:
-    """The ids that stand in more than one of SPLITS."""
-    seen = {name: {ids[row] for row in np.flatnonzero(split == name)} for name in SPLITS}
-    return {one for name in SPLITS for one in seen[name] if sum(one in other for other in seen.values()) > 1}
+    """Return the ids that are in more than one of SPLITS."""
+    train, validation, test = ({ids[row] for row in np.flatnonzero(split == name)} for name in SPLITS)
+    return train & validation | train & test | validation & test
 
 
 def check_leakage(films: FilmSet, seen: list[dict[str, str]], allowed: bool) -> dict[str, int]:
-    """Refuse films on which no figure could be trusted.
+    """Refuse images on which no metric could be trusted.
 
-    The rules of filmset.py mend what leaks between splits; it is counted here anew, from the splits as they
-    are used. What they can't mend is weights that have seen the test films in an earlier run.
+    The rules of filmset.py remove leaks between splits; they are counted here anew, from the splits as they
+    are used. What the rules can't mend is weights that have seen the test images in an earlier run.
 
     Args:
         films: split.
-        seen: what the starting weights were trained or chosen by (`read_seen`); empty where that is nothing.
+        seen: the images that the starting weights were trained or chosen by (`read_seen`); empty for none.
         allowed: whether to go on all the same.
 
     Returns:
-        What is left: numbers of `patients` and `duplicate_groups` in two splits, and of `films_seen` before.
+        Numbers of `patients` and `duplicate_groups` in two splits, and of `films_seen` before: test images
+        that the weights were trained or chosen by, and validation images that they were trained on.
 
     Raises:
-        UsageError: something is left, and not allowed.
+        UsageError: one is not 0, and not allowed.
     """
-    crossed = crossing(films, films.split)
+    crossed = _crossing(films, films.split)
+    trained_on = [row for row in seen if row["split"] == "train"]
+    chosen_by = [row for row in seen if row["split"] in TEACHING]
+    films_seen = taught(films, films.rows("test"), chosen_by).sum()
+    films_seen += taught(films, films.rows("validation"), trained_on).sum()
     left = {
         "patients": crossed["patients_fine"],
         "duplicate_groups": crossed["duplicate_groups"],
-        "films_seen": seen_before(films, seen),
+        "films_seen": int(films_seen),
     }
     if any(left.values()) and not allowed:
         raise UsageError(
@@ -126,21 +170,12 @@ def check_leakage(films: FilmSet, seen: list[dict[str, str]], allowed: bool) -> 
     return left
 
 
-def seen_before(films: FilmSet, seen: list[dict[str, str]]) -> int:
-    """Number of test films that are among the lines of `read_seen`, and of validation films that are among
-    its training films.
-
-    By the bytes of the film, or by its patient where the id means the same in every copy of the data set
-    (`is_global_id`). A film that was saved anew, of a patient without such an id, is not recognised.
-    """
-    return sum(
-        int(np.sum(taught(films, films.rows(judge), [row for row in seen if row["split"] in teachers])))
-        for judge, teachers in (("test", TEACHING), ("validation", ("train",)))
-    )
-
-
 def taught(films: FilmSet, rows: np.ndarray, seen: list[dict[str, str]]) -> np.ndarray:
-    """(k,) bool, which of the films of these rows, or whose patients, are among the lines of `read_seen`."""
+    """Tell which images of (k,) rows, or their patients, are among the lines of `read_seen`: (k,) bool.
+
+    By the bytes of the image, or by its patient where the id means the same in every copy of the data set
+    (`is_global_id`). An image that was saved anew, of a patient without such an id, is not recognised.
+    """
     hashes = {row["content_hash"].encode() for row in seen}
     patients = {row["patient_id"] for row in seen if is_global_id(row["patient_id"])}
     # Manifests of earlier versions have person1000 for both series.
@@ -149,29 +184,9 @@ def taught(films: FilmSet, rows: np.ndarray, seen: list[dict[str, str]]) -> np.n
     return np.array(found, dtype=bool)
 
 
-def _groups_of_equal_bytes(hashes: np.ndarray) -> int:
-    _, count = np.unique(hashes[hashes != b""], return_counts=True)
-    return int(np.sum(count > 1))
-
-
-def _balance(films: FilmSet) -> dict:
-    """Split -> source -> class -> number of films."""
-    splits = [*SPLITS, *sorted(set(films.split) - {*SPLITS, ""})]
-    return {
-        split: {
-            source: {
-                label: int(np.sum((films.split == split) & (films.source == source) & (films.label == index)))
-                for index, label in enumerate(LABELS)
-            }
-            for source in np.unique(films.source)
-        }
-        for split in splits
-    }
-
-
 def _label_told_by(films: FilmSet) -> dict[str, float]:
-    """AUROC of each sign by itself, over the films that are used: of all films, or of the one source where it
-    is higher, since a sign that only one source gives away is drowned in the sum."""
+    """AUROC of each sign by itself over the images that are used: over all, or in the one source where it is
+    higher, since a sign of one source only is lost in the sum."""
     rows = np.flatnonzero(np.isin(films.split, SPLITS))
     label, source, facts = films.label[rows], films.source[rows], films.store.facts[rows]
     # Each source scored by its share of pneumonia: the best that knowing nothing but the source can do.
@@ -184,26 +199,126 @@ def _label_told_by(films: FilmSet) -> dict[str, float]:
         "burned-in text": facts["text_rows"] >= TEXT_ROWS,
         "colour": facts["colour_share"] >= COLOUR_SHARE,
     }
-    # With fewer than ten films of a class luck tells the label.
+    # With fewer than ten images of a class luck predicts the label.
     large = [source == one for one in share if np.bincount(label[source == one], minlength=2).min() >= 10]
     for name, sign in signs.items():
-        areas = [auroc_alone(sign[rows], label[rows]) for rows in (np.full(len(label), True), *large)]
+        areas = [auroc_alone(sign[some], label[some]) for some in (np.full(len(label), True), *large)]
         told[name] = max((area for area in areas if area is not None), default=None)
     return {name: round(area, 4) for name, area in told.items() if area is not None}
 
 
 def auroc_alone(values: np.ndarray, label: np.ndarray) -> float | None:
-    """How well one number tells PNEUMONIA from NORMAL, without a look at the lungs: 0.5 not at all, 1 always.
+    """Compute the AUROC of (k,) numbers for (k,) labels, whichever class has the larger ones; 0.5 is chance.
 
-    Args:
-        values: (k,) any number of each film. Whether the larger or the smaller one is the sick is left open.
-        label: (k,) 0 or 1; films of another number do not count.
-
-    Returns:
-        None where a class has no film.
+    None where a class has no image.
     """
-    judged = label < len(LABELS)
-    if len(np.unique(label[judged])) < 2:
+    if len(np.unique(label)) < 2:
         return None
-    area = float(roc_auc_score(label[judged], values[judged]))
+    area = float(roc_auc_score(label, values))
     return max(area, 1 - area)
+
+
+def summary(findings: dict) -> list[str]:
+    """Write the findings in a few lines, for a terminal."""
+    removed, copies, leaks = findings["removed"], findings["duplicates"], findings["leakage"]
+    lines = [
+        f"{findings['films']} films, sources: {', '.join(findings['sources'])}; left out: "
+        + ", ".join(f"{count} ({reason})" for reason, count in removed.items()),
+        f"{copies['groups']} groups of copies ({copies['films']} films), "
+        f"{copies['groups_of_equal_bytes']} of them of equal bytes; "
+        f"{len(findings['conflicting_labels'])} groups with different labels",
+    ]
+    for name, leak in leaks.items():
+        lines.append(
+            f"in two splits, {name.replace('_', ' ')}: {leak['patients_fine']} patients "
+            f"({leak['patients_coarse']} by the coarse reading of the id), "
+            f"{leak['duplicate_groups']} groups of copies"
+        )
+    for name, classes in findings["overlays"].items():
+        if any(classes.values()):
+            found = ", ".join(f"{count} {label}" for label, count in classes.items())
+            among = f" of {findings['searched_for_text']} that are large enough" if name == "text" else ""
+            lines.append(f"films with burned-in {name}: {found}{among}")
+    if findings["blank"]:
+        lines.append(f"blank films, of one gray: {findings['blank']}")
+    return [*lines, *audit_lines(findings["appearance"])]
+
+
+def count_films(films: FilmSet) -> tuple[list[str], list[list[str]]]:
+    """Make head and rows of the table of counts: a row per split, per source in it where there are several,
+    and a sum."""
+    kind = np.where(films.split == "covid", len(KINDS) - 1, films.label)
+    kinds = np.unique(kind[films.split != ""]).tolist()
+    sources = np.unique(films.source).tolist()
+
+    def row(name: str, chosen: np.ndarray) -> list[str]:
+        counts = np.bincount(kind[chosen], minlength=len(KINDS))
+        patients = len(np.unique(films.patient[chosen].astype(str)))
+        ratio = f"1 : {counts[1] / counts[0]:.3g}" if counts[0] and counts[1] else "–"
+        numbers = [*counts[kinds], chosen.sum(), patients]
+        return [name, *(f"{number:,}" for number in numbers), ratio]
+
+    rows = []
+    for split in (name for name in films.counts()["splits"] if name in films.split):
+        rows.append(row(split, films.split == split))
+        for source in sources if len(sources) > 1 else ():
+            chosen = (films.split == split) & (films.source == source)
+            if chosen.any():
+                rows.append(row(f"{split}, {source}", chosen))
+    rows.append(row("all", films.split != ""))
+    return ["split", *(KINDS[one] for one in kinds), "images", "patients", "ratio"], rows
+
+
+def _pairs_to_see(films: FilmSet) -> dict[str, list[Pair]]:
+    """Pairs of rows for each of _PAIRS, with a word on each."""
+    found, correlation = films.store.copies()
+    alike = zip(found.tolist(), correlation, strict=True)
+    words = {tuple(pair): f"correlation {value:.3f}" for pair, value in alike}
+    conflicting, across = [], []
+    crossed = crossing_ids(films.duplicate_group, films.given)
+    for first, *others in films.copy_groups():
+        if other := [row for row in others if films.label[row] != films.label[first]]:
+            conflicting.append((int(first), int(other[0])))
+        if films.duplicate_group[first] in crossed:
+            there = next(row for row in others if films.given[row] != films.given[first])
+            across.append((int(first), int(there)))
+    order = np.argsort(correlation, kind="stable")
+    taken = [tuple(found[row].tolist()) for row in order if correlation[row] >= COPY]
+    not_taken = [tuple(found[row].tolist()) for row in order[::-1] if correlation[row] < COPY]
+
+    kinds = zip(_PAIRS, (conflicting, across, taken, not_taken), strict=True)
+    return {
+        name: [(*pair, words.get(pair, "equal bytes")) for pair in pairs[:_SHOWN]] for name, pairs in kinds
+    }
+
+
+def _page(films: FilmSet, findings: dict, plots: Mapping[str, str]) -> str:
+    leaks, appearance = findings["leakage"], findings["appearance"]
+    # Every name is escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        findings=findings,
+        summary=summary(findings),
+        counts=count_films(films),
+        notes=films.notes,
+        unreadable=[f"{film['file']}: {film['reason']}" for film in findings["unreadable"]],
+        crossing=[(text, leaks["as_given"][key], leaks["as_used"][key]) for key, text in _CROSSING.items()],
+        limit=COPY,
+        pairs=_PAIRS,
+        conflicting=[", ".join(names) for names in findings["conflicting_labels"]],
+        statistics=len(STATISTICS),
+        appearance_lines=audit_lines(appearance),
+        best=[
+            (one["statistic"], f"{one['auroc']:.3f}", *one["median"].values(), one["words"])
+            for one in appearance["statistics"]
+        ],
+        against_train=[
+            f"{label}: {figures_line({'auroc': figure}, ('auroc',))}"
+            for label, figure in (appearance["test_against_train"] or {}).items()
+        ],
+        told=[(name, f"{value:.3f}") for name, value in findings["label_told_by"].items()],
+        overlays=[(name, *classes.values()) for name, classes in findings["overlays"].items()],
+        plots=plots,
+    )

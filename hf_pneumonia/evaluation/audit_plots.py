@@ -1,8 +1,10 @@
-"""Pictures of a data set: samples, sizes, brightness, images per patient, pairs of copies, augmentations.
+"""Pictures of a data set: samples, sizes, brightness, appearance, pairs of copies, augmentations.
 
-Every figure is as wide as a phone.
+Every figure but that of the appearance is as wide as a phone.
 """
 
+import base64
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +16,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
+from hf_pneumonia.data.appearance import STATISTICS
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.appearance import PIXELS, judged_rows
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE, plot_class_distribution
 from hf_pneumonia.modeling.augment import Augment, Strength
 
@@ -25,45 +30,30 @@ KINDS = (*LABELS, "COVID-19")
 
 _COLORS = (GREEN, ORANGE, "#7a4fa3")
 _WIDTH = 5.2  # inches
-_PIXELS = 1 << 22  # that are in memory at a time
-_FROM = (1, 2, 3, 4, 5, 6, 10, 20)  # bins of images per patient
+_CHUNK = 1 << 22  # pixels that are in memory at a time
+_PER_PATIENT = {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6–9": 6, "10–19": 10, "20+": 20}  # least of each bin
 
 Pair = tuple[int, int, str]  # two rows of the store, and how alike they are
 
 
 @dataclass(frozen=True)
 class FilmFacts:
-    """Measurements of the k images that are used, in the order of the store.
+    """Measurements of the k images that are used, in the order of the store."""
 
-    Attributes:
-        row: (k,) int64, row of the store.
-        kind: (k,) int64, index into KINDS.
-        split, source, patient: (k,) str.
-        width, height: (k,) int, pixels of the original file.
-        brightness: (k,) float64, mean gray of the image, 0 (black) to 255 (white).
-        levels: (len(KINDS), 256) int64, pixels of each gray level in all images of a kind.
-    """
-
-    row: np.ndarray
-    kind: np.ndarray
-    split: np.ndarray
-    source: np.ndarray
-    patient: np.ndarray
-    width: np.ndarray
+    row: np.ndarray  # (k,) int64, row of the store
+    kind: np.ndarray  # (k,) int64, index into KINDS
+    split: np.ndarray  # (k,) str
+    source: np.ndarray  # (k,) str
+    patient: np.ndarray  # (k,) str
+    width: np.ndarray  # (k,) int, pixels of the original file
     height: np.ndarray
-    brightness: np.ndarray
-    levels: np.ndarray
+    brightness: np.ndarray  # (k,) float64, mean gray of the image, 0 (black) to 255 (white)
+    levels: np.ndarray  # (len(KINDS), 256) int64, pixels of each gray level in all images of a kind
 
     @property
     def kinds(self) -> list[int]:
         """Indices into KINDS of which there are images."""
         return np.unique(self.kind).tolist()
-
-    @property
-    def splits(self) -> list[str]:
-        """Splits of which there are images, train first."""
-        order = ["train", "validation", "test", "covid"]
-        return sorted(set(self.split.tolist()), key=order.index)
 
 
 def measure_films(films: FilmSet) -> FilmFacts:
@@ -72,7 +62,7 @@ def measure_films(films: FilmSet) -> FilmFacts:
     row = np.flatnonzero((films.split != "") & (facts["width"] > 0))
     kind = np.where(films.split[row] == "covid", len(LABELS), films.label[row])
     brightness, levels = np.zeros(len(row)), np.zeros((len(KINDS), 256), dtype=np.int64)
-    step = max(1, _PIXELS // films.store.size**2)
+    step = max(1, _CHUNK // films.store.size**2)
     for start in range(0, len(row), step):
         chunk = slice(start, start + step)
         pixels = films.store[row[chunk]]
@@ -114,44 +104,79 @@ def plot_films(
     return figures
 
 
+@matplotlib.rc_context(STYLE)
+def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray) -> Figure:
+    """Draw histograms by class of the best statistics and of the scores; a dashed line is a test split that
+    the sources have.
+
+    Args:
+        films, scores: as for `audit_appearance`.
+        found: its findings, with statistics.
+    """
+    rows, test = judged_rows(films)
+    panels = {}
+    for name in (one["statistic"] for one in found["statistics"]):
+        unit = " (pixels)" if name in PIXELS else ""
+        panels[name + unit] = films.store.facts["appearance"][:, STATISTICS.index(name)]
+    panels["appearance score, cross-fitted (logit)"] = scores
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+        # Without the outermost 0.5% on either side, which would squeeze the rest.
+        low, high = np.quantile(values[rows], [0.005, 0.995])
+        bins = np.linspace(low, high, 21)
+        for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
+            for part, style in ((rows, "-"), (test, "--")):
+                part = part[films.label[part] == index]
+                if len(part):
+                    counts, edges = np.histogram(values[part].clip(low, high), bins)
+                    title = label + (", test" if style == "--" else "")
+                    axes.stairs(counts / len(part), edges, color=color, linestyle=style, label=title)
+        axes.set(xlabel=name, yticks=[])
+        axes.locator_params("x", nbins=5)
+        axes.grid(False)
+    for axes in figure.axes[::3]:
+        axes.set_ylabel("share of images")
+    handles, titles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=4)
+    return figure
+
+
+def as_data_uri(figure: Figure) -> str:
+    """Encode a figure as a PNG of 256 colours: images are gray, and a third the size."""
+    file, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(file, format="png")
+    Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
+
+
 def choose_films(facts: FilmFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
     """Choose up to `count` images of one kind, of every split and source in turn; the same ones each time.
 
-    Args:
-        among: (k,) bool, the images to choose from.
-
-    Returns:
-        Indices into `facts`.
+    `among`, (k,) bool, narrows the choice. Returns indices into `facts`.
     """
-    rng = np.random.default_rng(0)
-    inside = rng.permutation(np.flatnonzero((facts.kind == kind) & among))
+    order = ["train", "validation", "test", "covid"]
+    inside = np.random.default_rng(0).permutation(np.flatnonzero((facts.kind == kind) & among))
     places: dict[tuple, list[int]] = {}
-    for index in inside:
-        places.setdefault((facts.splits.index(facts.split[index]), facts.source[index]), []).append(index)
+    for index in inside.tolist():
+        places.setdefault((order.index(facts.split[index]), facts.source[index]), []).append(index)
     turns = itertools.zip_longest(*(places[place] for place in sorted(places)))
-    dealt = (int(index) for turn in turns for index in turn if index is not None)
-    return list(itertools.islice(dealt, count))
+    return [index for turn in turns for index in turn if index is not None][:count]
 
 
 def patients_by_films(facts: FilmFacts, kind: int) -> np.ndarray:
-    """(8,) patients with 1, 2, 3, 4, 5, 6-9, 10-19, and 20 or more images of a kind."""
+    """Count the patients with 1, 2, 3, 4, 5, 6-9, 10-19, and 20 or more images of a kind: (8,)."""
     films = np.unique(facts.patient[facts.kind == kind].astype(str), return_counts=True)[1]
-    return np.histogram(films, [*_FROM, np.inf])[0]
+    return np.histogram(films, [*_PER_PATIENT.values(), np.inf])[0]
 
 
-def vary(film: torch.Tensor, augmentation: Mapping[str, Strength], label: int, draws: int = 32):
-    """Show an augmentation near its limit: the draw that changes an image most, and a strong one unlike it.
+def vary(film: torch.Tensor, augmentation: Mapping[str, Strength], label: int) -> torch.Tensor:
+    """Show an augmentation of an (h, w) uint8 image near its limit: (2, h, w) float32 in [0, 1].
 
-    Args:
-        film: (h, w) uint8.
-        label: of the image; a strength may differ by class.
-
-    Returns:
-        (2, h, w) float32 in [0, 1].
+    Of 32 draws the one that changes it most, and a strong one unlike that. A strength may differ by label.
     """
-    drawn = Augment(**augmentation)(film.expand(draws, -1, -1), torch.full((draws,), label))
+    drawn = Augment(**augmentation)(film.expand(32, -1, -1), torch.full((32,), label))
     change = (drawn - film.float() / 255).abs().mean(dim=(1, 2))
-    strongest = drawn[change.argsort(descending=True)[: draws // 4]]
+    strongest = drawn[change.argsort(descending=True)[:8]]
     return strongest[[0, int((strongest - strongest[0]).abs().mean(dim=(1, 2)).argmax())]]
 
 
@@ -173,10 +198,10 @@ def _samples(films: FilmSet, facts: FilmFacts, per_kind: int = 6, columns: int =
     chosen = [choose_films(facts, kind, per_kind) for kind in facts.kinds]
     lines = [kind[start : start + columns] for kind in chosen for start in range(0, len(kind), columns)]
     figure = Figure(figsize=(_WIDTH, 2.1 * len(lines)), layout="constrained")
-    for panel in figure.subplots(len(lines), columns, squeeze=False).flat:
-        panel.axis("off")
-    for line, place in zip(lines, range(0, len(figure.axes), columns), strict=True):
-        for panel, index in zip(figure.axes[place : place + columns], line, strict=False):
+    for panels, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
+        for panel in panels:
+            panel.axis("off")
+        for panel, index in zip(panels, line, strict=False):
             shape = (0, int(facts.width[index]), int(facts.height[index]), 0)
             panel.imshow(films.store[[facts.row[index]]][0], cmap="gray", vmin=0, vmax=255, extent=shape)
             caption = f"{KINDS[facts.kind[index]]}, {facts.split[index]}\n{_short(str(facts.source[index]))}"
@@ -193,7 +218,7 @@ def _short(name: str, length: int = 26) -> str:
 def _sizes(facts: FilmFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-    # In random order: no class lies on top of the other.
+    # In random order, so that no class hides the other.
     order = np.random.default_rng(0).permutation(len(facts.row))
     colors = np.array(_COLORS)[facts.kind[order]]
     above.scatter(facts.width[order], facts.height[order], s=9, c=colors, alpha=0.6, linewidths=0)
@@ -240,7 +265,7 @@ def _films_per_patient(facts: FilmFacts) -> Figure:
         left = np.arange(len(patients)) + width * (index - (len(facts.kinds) - 1) / 2)
         bars = axes.bar(left, patients, width * 0.95, color=_COLORS[kind])
         axes.bar_label(bars, labels=[f"{n}" if n else "" for n in patients], fontsize=7)
-    axes.set_xticks(range(len(_FROM)), ["1", "2", "3", "4", "5", "6–9", "10–19", "20+"])
+    axes.set_xticks(range(len(_PER_PATIENT)), _PER_PATIENT)
     axes.set(xlabel="images of one patient", ylabel="patients")
     axes.margins(y=0.12)
     axes.grid(False)

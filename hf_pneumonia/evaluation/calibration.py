@@ -1,42 +1,53 @@
-"""Temperature, intercept and operating points, chosen on validation and copies with swapped proportions."""
+"""Calibration: fit temperature and intercept on validation, and measure ECE, Brier score and NLL."""
 
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit
-from sklearn.metrics import roc_curve
+from scipy.special import expit, logit
 
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.scoring import score_films
-from hf_pneumonia.evaluation.swaps import score_swapped
-from hf_pneumonia.evaluation.trade_off import RISK, trade_off, uncertain_band
+from hf_pneumonia.evaluation.intervals import (
+    REPLICATES,
+    bootstrap_counts,
+    bootstrap_sums,
+    chunks,
+    figure,
+    percentile_interval,
+    ratio,
+    wilson,
+)
+from hf_pneumonia.evaluation.metrics import check_probabilities
+from hf_pneumonia.evaluation.scoring import Predictions, score_films, score_swapped
+from hf_pneumonia.evaluation.thresholds import (
+    RISK,
+    TARGET_SENSITIVITY,
+    operating_point,
+    operating_points,
+    reached,
+    trade_off,
+    uncertain_band,
+)
 from hf_pneumonia.modeling.build import has_bias, scale_logits
 
-# Sensitivity that the operating point must reach on validation: a missed pneumonia costs more than a second
-# look.
-TARGET_SENSITIVITY = 0.95
+BINS = 15
+ERRORS = ("ece", "brier", "nll")
 
-# A validation split that is told apart without error has no best temperature: the likelihood grows as it
+_EDGES = np.linspace(0, 1, BINS + 1)
+# A validation split that is separated without error has no best temperature: the likelihood grows as it
 # falls to zero, and every answer becomes 100%.
 _TEMPERATURES = (0.5, 10.0)
 _INTERCEPTS = (-10.0, 10.0)  # as one class alone would drive it to infinity
 
-# Of the operating points that stand beside the main one.
-_SENSITIVITIES = (0.9, 0.95, 0.98)
-
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Temperature that minimises the negative log-likelihood of softmax(logits / T).
+    """Fit the temperature, 0.5 to 10, that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
 
     Args:
         logits: (n, 2) float.
         labels: (n,) 0 or 1.
-
-    Returns:
-        T between 0.5 and 10; 1 leaves the logits as they are.
     """
     # For two classes softmax is the logistic function of the margin; -log p is then log(1 + exp(-margin)).
     margin = np.where(np.asarray(labels) == 1, 1, -1) * _margins(logits)
@@ -48,19 +59,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Temperature T and intercept b that minimise the negative log-likelihood of the probability
+    """Fit temperature T (0.5 to 10) and intercept b (-10 to 10) that minimise the negative log-likelihood of
     1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 less logit 0.
 
-    A network that saw augmented films, or as many of each class, has margins that lie a constant off for
-    clean films in their own proportions, which no temperature can mend. Platt: Probabilistic Outputs for
-    Support Vector Machines, 1999, by plain maximum likelihood.
-
-    Args:
-        logits: (n, 2) float.
-        labels: (n,) 0 or 1.
-
-    Returns:
-        T between 0.5 and 10, and b between -10 and 10.
+    Augmented images and balanced classes shift the margins of clean images by a constant. Platt:
+    Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
     """
     margin, labels = _margins(logits), np.asarray(labels)
     sign = np.where(labels == 1, 1, -1)
@@ -77,83 +80,26 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(1 / slope), float(intercept)
 
 
-def operating_point(
-    labels: np.ndarray, probabilities: np.ndarray, sensitivity: float = TARGET_SENSITIVITY
-) -> float:
-    """Highest threshold at which at least `sensitivity` of the pneumonias are found.
-
-    Args:
-        labels: (n,) 0 or 1, both present.
-        probabilities: (n,) of class 1.
-
-    Returns:
-        A threshold midway (in the logit) between the last probability to include and the next lower one, so
-        that rounding in another loader turns no film over.
-    """
-    _, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    return _just_below(probabilities, thresholds[np.argmax(found >= sensitivity)])
-
-
-def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Threshold of the largest sensitivity + specificity - 1 (Youden: Index for Rating Diagnostic Tests,
-    Cancer 1950); of several, the lowest, which misses fewest. Arguments and place as in `operating_point`.
-    """
-    false_alarms, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    pneumonias = np.sum(np.asarray(labels) == 1)
-    normal = len(labels) - pneumonias
-    # In whole films: two equal sums of fractions may differ in the last bit.
-    index = np.rint(found * pneumonias) * normal - np.rint(false_alarms * normal) * pneumonias
-    return _just_below(probabilities, thresholds[np.flatnonzero(index == index.max())[-1]])
-
-
-def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, dict]:
-    """The thresholds that a user may want, by name: for a sensitivity of 90%, 95% and 98%, Youden's, and 0.5.
-
-    Args:
-        labels: (n,) 0 or 1, both present.
-        probabilities: (n,) of class 1.
-
-    Returns:
-        `threshold`, `sensitivity` and `specificity` of each on these films; `target_sensitivity` where one
-        was aimed at.
-    """
-    chosen: dict[str, dict] = {
-        f"sensitivity_{100 * target:.0f}": {
-            "threshold": operating_point(labels, probabilities, target),
-            "target_sensitivity": target,
-        }
-        for target in _SENSITIVITIES
-    }
-    chosen |= {"youden": {"threshold": youden(labels, probabilities)}, "half": {"threshold": 0.5}}
-    return {
-        name: {**point, **_reached(labels, probabilities, point["threshold"])}
-        for name, point in chosen.items()
-    }
-
-
 def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     """Choose temperature, intercept and operating points, and fold the first two into the network's head.
 
     Each validation image counts twice, as it is and with proportions swapped between the classes: a threshold
     that is chosen where appearance helps promises too much for images that are taken in another way. What is
     promised holds for both: a threshold is the lower one of the two, a band reaches to the further end.
-    A temperature alone would not do: augmentation, as much as balanced classes, moves the answers to clean
-    films to one side.
 
     Args:
         model: the network, as trained.
         films: their validation split is used, and the appearance of the training images.
-        batch_size: films per forward pass and process.
+        batch_size: images per forward pass and process.
 
     Returns:
         `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
-        point for the calibrated probability; the `target_sensitivity` that it was chosen for; its
-        `sensitivity` and `specificity` on validation as it is; `operating_points`, the same of other
-        thresholds by name; `uncertain`, the band of `uncertain_band` (`low`, `high`, `risk`); and the curve
-        of `trade_off` on validation as it is.
+        point for the calibrated probability; its `target_sensitivity`; its `sensitivity` and `specificity` on
+        validation as it is; `operating_points`, the same of other thresholds by name; `uncertain`, the band
+        of `uncertain_band` (`low`, `high`, `risk`); and the curve of `trade_off` on validation as it is.
 
     Raises:
-        UsageError: an answer of the network is no number, or validation has films of one class only.
+        UsageError: an answer of the network is NaN or infinite, or validation has images of one class only.
     """
     rows = films.rows("validation")
     label = films.label[rows]
@@ -169,23 +115,20 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
         )
     swapped = score_swapped(model, films.store, rows, label, batch_size, films.vertical_class())
     both = np.concatenate([logits, swapped]), np.tile(label, 2)
-    if has_bias(model):
-        temperature, intercept = fit_platt(*both)
-    else:
-        temperature, intercept = fit_temperature(*both), 0.0
+    temperature, intercept = fit_platt(*both) if has_bias(model) else (fit_temperature(*both), 0.0)
     scale_logits(model, 1 / temperature, intercept)
     copies = [expit(_margins(one) / temperature + intercept) for one in (logits, swapped)]
     plain = copies[0]
     points, of_swapped = (operating_points(label, probability) for probability in copies)
     for name, point in points.items():
         point["threshold"] = min(point["threshold"], of_swapped[name]["threshold"])
-        point |= _reached(label, plain, point["threshold"])
+        point |= reached(label, plain, point["threshold"])
     threshold = min(operating_point(label, probability) for probability in copies)
     lows, highs = zip(*(uncertain_band(label, probability, threshold) for probability in copies), strict=True)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
-        **_reached(label, plain, threshold),
+        **reached(label, plain, threshold),
         "temperature": temperature,
         "intercept": intercept,
         "operating_points": points,
@@ -194,21 +137,132 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     }
 
 
+def calibration_report(
+    predictions: Predictions, temperature: float | None = None, intercept: float = 0.0
+) -> dict:
+    """Measure how far the probabilities of one split are from the truth, `before` and `after` calibration.
+
+    Args:
+        predictions: calibrated.
+        temperature, intercept: from `calibrate`; without a temperature there is no `before`.
+
+    Returns:
+        For each: `ece`, `brier` and `nll` as {"value", "ci95"}, and the `reliability` table. `ece` has
+        `if_calibrated` too, the ECE that right probabilities would show on so many images.
+    """
+    check_probabilities(predictions.probability)
+    label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
+    counts, place = bootstrap_counts(predictions.patient_id)
+    stages = {} if temperature is None else {"before": uncalibrated(probability, temperature, intercept)}
+    report = {}
+    for stage, values in {**stages, "after": probability}.items():
+        drawn = bootstrap_errors(counts, place, label, values)
+        errors = reliability_errors(label, values)
+        report[stage] = {name: figure(value, drawn[name]) for name, value in errors.items()}
+        if len(label):
+            calibrated = calibrated_ece(place, values)
+            report[stage]["ece"]["ci95"] = ece_interval(errors["ece"], drawn["ece"], calibrated)
+            report[stage]["ece"]["if_calibrated"] = float(calibrated.mean())
+        report[stage]["reliability"] = reliability_table(label, values)
+    return report
+
+
+def uncalibrated(probability: np.ndarray, temperature: float, intercept: float) -> np.ndarray:
+    """Undo `calibrate`: (n,) calibrated probabilities -> (n,) those of the network before it."""
+    return expit((logit(probability) - intercept) * temperature)
+
+
+def reliability_errors(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """Compute ECE, Brier score and NLL (in nats) of (n,) labels and probabilities; None without images.
+
+    `ece`, the expected calibration error: |mean probability - share of pneumonias| in each of 15 bins of
+    equal width, averaged by their images. The bins are of the probability of pneumonia (Naeini, Cooper,
+    Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015), not of the
+    confidence in whichever class is likelier (Guo et al. 2017): an alarm at 5% matters here. Noise in a bin
+    counts as error, so that few images make it larger. `brier`: mean of (probability - label)^2. `nll`: mean
+    of -log of the probability of the right class.
+    """
+    found = _errors(_terms(labels, probabilities).sum(0)[None])
+    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
+
+
+def bootstrap_errors(
+    counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Compute each error of each replicate: (replicates,). Counts and place from `bootstrap_counts`."""
+    return _errors(bootstrap_sums(counts, place, _terms(labels, probabilities)))
+
+
+def calibrated_ece(place: np.ndarray, probabilities: np.ndarray, replicates: int = REPLICATES) -> np.ndarray:
+    """Draw (replicates,) ECEs of these probabilities if they were right: with labels drawn from them.
+
+    This is the share of an ECE that is noise. The images of a patient are drawn as one.
+    """
+    probabilities, rng = np.asarray(probabilities), np.random.default_rng(0)
+    bins = (_find_bins(probabilities)[:, None] == np.arange(BINS)).astype(np.float64)
+    found = []
+    for rows in chunks(replicates, len(place)):
+        labels = rng.random((len(rows), place.max() + 1))[:, place] < probabilities
+        found.append(np.abs((probabilities - labels) @ bins).sum(1) / len(place))
+    return np.concatenate(found)
+
+
+def ece_interval(value: float, drawn: np.ndarray, calibrated: np.ndarray) -> list[float] | None:
+    """Compute the 95% interval of an ECE, from its (replicates,) by `bootstrap_errors` and `calibrated_ece`.
+
+    An ECE counts noise as error, and a replicate has its own noise besides: percentiles lie too high, most of
+    all for good probabilities. So they are mirrored at the value (the basic bootstrap: Davison, Hinkley:
+    Bootstrap Methods and their Application, 1997, section 5.2), and the lower end is 0 if right probabilities
+    had given as much in 5% of cases.
+    """
+    percentiles = percentile_interval(drawn)
+    if percentiles is None:
+        return None
+    low = 0.0 if value <= np.quantile(calibrated, 0.95) else min(max(0.0, 2 * value - percentiles[1]), value)
+    return [low, max(value, 2 * value - percentiles[0])]
+
+
+def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> list[dict]:
+    """List the bins: edges `low` and `high`, `films`, their `mean_probability`, the `share` of pneumonias and
+    its `wilson95`; the last three are None in a bin without images. A bin has its upper edge, the first one 0
+    too."""
+    bins, edges = _find_bins(probabilities), _EDGES.tolist()
+    films, sick = (np.bincount(bins, weights, BINS) for weights in (None, np.asarray(labels, dtype=float)))
+    mean = ratio(np.bincount(bins, probabilities, BINS), films)
+    return [
+        {
+            "low": edges[index],
+            "high": edges[index + 1],
+            "films": int(films[index]),
+            "mean_probability": float(mean[index]) if films[index] else None,
+            "share": float(sick[index] / films[index]) if films[index] else None,
+            "wilson95": wilson(int(sick[index]), int(films[index])),
+        }
+        for index in range(BINS)
+    ]
+
+
 def _margins(logits: np.ndarray) -> np.ndarray:
     return np.asarray(logits, dtype=np.float64) @ [-1.0, 1.0]
 
 
-def _just_below(probabilities: np.ndarray, last: float) -> float:
-    """Midway, in the logit, between the last probability to include and the next lower one, if any."""
-    below = probabilities[probabilities < last]
-    if not len(below):
-        return float(last)
-    ends = np.clip([last, below.max()], 1e-12, 1 - 1e-12)
-    return float(expit(np.mean(np.log(ends) - np.log1p(-ends))))
+def _find_bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.searchsorted(_EDGES[1:-1], probabilities)
 
 
-def _reached(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    return {
-        "sensitivity": float(np.mean(probabilities[labels == 1] >= threshold)),
-        "specificity": float(np.mean(probabilities[labels == 0] < threshold)),
-    }
+def _terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(n, 18) float64 whose sums over images hold all errors: 1, squared error, -log p, and the image's
+    probability less its label in the column of its bin."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    # Certain and wrong costs 36 nats and not infinitely many; scikit-learn clips there too.
+    rounding = np.finfo(np.float64).eps
+    right = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), rounding, 1 - rounding)
+    gaps = (probabilities - labels)[:, None] * (_find_bins(probabilities)[:, None] == np.arange(BINS))
+    return np.column_stack([np.ones(len(labels)), (probabilities - labels) ** 2, -np.log(right), gaps])
+
+
+def _errors(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """(r, 18) sums over images -> (r,) of each error."""
+    films, squares, logs, gaps = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
+    totals = (np.abs(gaps).sum(1), squares, logs)
+    return {name: ratio(total, films) for name, total in zip(ERRORS, totals, strict=True)}

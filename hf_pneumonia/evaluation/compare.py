@@ -1,49 +1,61 @@
-"""Folders of runs -> their figures side by side, and paired tests where they were tested on the same films.
+"""Comparison of runs: metrics side by side, and paired tests where the test images are the same.
 
-Every figure of a run is its report's own; only the tests are computed, from the predictions.
+Every metric of a run is its report's own; only the tests are computed, from the predictions.
 """
 
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
+from sklearn.metrics import roc_curve
 
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.paired import auroc_difference_interval, delong_test, holm, mcnemar
+from hf_pneumonia.evaluation.intervals import delong_test, holm, mcnemar
+from hf_pneumonia.evaluation.metrics import auroc_difference_interval
+from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
 _COLUMNS = ("file", "patient_id", "label", "probability")
-# Buffers of BatchNorm, which stand among the weights and are no parameters.
+# Buffers of BatchNorm: saved among the weights, but not parameters.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+# Told apart by colour-blind people too (Okabe, Ito: Color Universal Design, 2008).
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = ("-", "--", ":")
+# Area from which on a whole ROC curve is a corner, in which nothing can be told apart.
+_GOOD = 0.97
+
+_HEADER = (
+    "run", "films", "AUROC", "AUROC, swapped", "threshold", "sensitivity", "specificity", "accuracy", "Brier",
+    "ECE", "parameters", "training",
+)  # fmt: skip
+_TEST_HEADER = (
+    "run", "against", "AUROC difference", "DeLong p", "only this right", "only the other", "McNemar p",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's report and the predictions of its test films.
+    """One run's report and the predictions of its test images."""
 
-    Attributes:
-        name: its folder, with as much of the way to it as tells it from the others.
-        folder: where it lies.
-        report: its report.json.
-        predictions: of its test films.
-        key: (n,) what the films are known by, no two alike: the hash of their bytes where the run has a
-            manifest, else their names.
-    """
-
-    name: str
+    name: str  # its folder, with as much of its path as tells it from the others
     folder: Path
     report: dict
     predictions: Predictions
-    key: list[str]
+    key: list[str]  # (n,) unique: hashes of the images' bytes where all runs have a manifest, else names
 
 
 def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]:
@@ -53,13 +65,13 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
         folders: two or more.
 
     Returns:
-        `runs`, the figures of each (`run_figures`); `same_films`, a bool, and `films_shared` by all; `tests`
-        of each run against the first (`paired_tests`), empty where the films are not the same. And the
+        `runs`, the metrics of each (`run_figures`); `same_films`, a bool, and `films_shared` by all; `tests`
+        of each run against the first (`paired_tests`), empty where the images are not the same. And the
         predictions of each run by name.
 
     Raises:
         UsageError: fewer than two, one of them twice, one that is no finished run, or runs that give the same
-            film different labels.
+            image different labels.
     """
     if len(folders) < 2:
         raise UsageError(f"compare expects two runs or more, got {len(folders)}")
@@ -70,7 +82,14 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
     hashed = all((place / MANIFEST).is_file() for place in places)
     runs = [read_run(place, name, hashed) for place, name in zip(places, names, strict=True)]
     labels = [dict(zip(run.key, run.predictions.label.tolist(), strict=True)) for run in runs]
-    _check_labels(runs, labels)
+    for run, label in zip(runs[1:], labels[1:], strict=True):
+        for file, key in zip(run.predictions.file, run.key, strict=True):
+            if labels[0].get(key, label[key]) != label[key]:
+                raise UsageError(
+                    f"{file} is {LABELS[label[key]]} in {run.name} and {LABELS[labels[0][key]]} in "
+                    f"{runs[0].name}: figures on different labels say nothing of each other; evaluate both "
+                    "models on one data set"
+                )
     shared = set.intersection(*map(set, labels))
     same = all(len(label) == len(shared) for label in labels)
     comparison = {
@@ -82,23 +101,17 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
     return comparison, {run.name: run.predictions for run in runs}
 
 
-def read_run(folder: Path, name: str, hashed: bool = False) -> Run:
-    """Read a finished run.
-
-    Args:
-        folder: as train.py or `evaluate` leaves it.
-        name: what to call it.
-        hashed: whether its films are known by the hashes of its manifest.
+def read_run(folder: Path, name: str, hashed: bool) -> Run:
+    """Read a finished run; its images are keyed by the hashes of its manifest, or by their names.
 
     Raises:
-        UsageError: there is no finished run in it, or its files are damaged.
+        UsageError: there is no finished run in the folder, or its files are damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"compare expects folders of runs, got {str(folder)!r}: no such folder")
     for file in ("report.json", "predictions_test.csv"):
         if not (folder / file).is_file():
-            begun = any(folder.glob("checkpoint-*")) or (folder / "audit").is_dir()
-            raise UsageError(f"{folder} is {'an unfinished' if begun else 'no'} run: {file} is missing")
+            raise UsageError(f"{folder} is no finished run: {file} is missing")
     try:
         report = json.loads((folder / "report.json").read_text())
         counts = report["operating_point"]["test"]["confusion_matrix"]
@@ -120,23 +133,27 @@ def read_run(folder: Path, name: str, hashed: bool = False) -> Run:
 
 
 def run_figures(run: Run) -> dict:
-    """What the table says of a run: figures {"value", "ci95"} of its test films, threshold figures at its own
-    operating point; None for what its report does not have."""
+    """Collect the row of a run: metrics {"value", "ci95"} of its test images, those that need a threshold at
+    its own operating point; None for what its report does not have."""
     report = run.report
-    test, at_point = report["splits"]["test"], report["operating_point"]["test"]
+    at_point = report["operating_point"]["test"]
     calibration = report.get("calibration", {}).get("test", {}).get("after", {})
     appearance = report.get("checks", {}).get("appearance")
-    swapped = appearance and appearance["proportions"][str(appearance["factor"])]["auroc"]
+    swapped = appearance["proportions"][str(appearance["factor"])]["auroc"] if appearance else None
     weights = run.folder / "model.safetensors"
+
+    def plain(figure: dict | None) -> dict | None:
+        return figure and {"value": figure["value"], "ci95": figure["ci95"]}
+
     return {
         "name": run.name,
         "films": len(run.key),
         "patients": len(set(run.predictions.patient_id)),
         "threshold": report["operating_point"]["threshold"],
-        "auroc": _figure(test["auroc"]),
-        "auroc_swapped": _figure(swapped) if swapped else None,
-        **{name: _figure(at_point[name]) for name in ("sensitivity", "specificity", "accuracy")},
-        **{name: _figure(calibration[name]) if name in calibration else None for name in ("brier", "ece")},
+        "auroc": plain(report["splits"]["test"]["auroc"]),
+        "auroc_swapped": plain(swapped),
+        **{name: plain(at_point[name]) for name in ("sensitivity", "specificity", "accuracy")},
+        **{name: plain(calibration.get(name)) for name in ("brier", "ece")},
         "parameters": report.get("model", {}).get("parameters") or _parameters(weights),
         "megabytes": round(weights.stat().st_size / 1e6, 1) if weights.is_file() else None,
         "training_seconds": report.get("training_seconds"),
@@ -144,43 +161,35 @@ def run_figures(run: Run) -> dict:
 
 
 def paired_tests(runs: Sequence[Run]) -> list[dict]:
-    """Every run against the first, on the films that all of them have.
+    """Test every run against the first, on the images that all of them have.
 
     Returns:
         For each run but the first: `run`, `against`, `films`; `mcnemar` on what each calls right at its own
-        operating point; `delong` on the areas under the ROC curve, with `ci95` of their difference by
-        patients drawn again. Both have `p_holm` beside `p`, adjusted for the number of runs.
+        operating point; `delong` on the AUROCs, with `ci95` of their difference by patient. Both have `p` and
+        `p_holm`, adjusted for the number of runs.
     """
     first, *others = runs
     place = {key: index for index, key in enumerate(first.key)}
-    label, patient = first.predictions.label, first.predictions.patient_id
-    own, own_called = first.predictions.probability, _called(first)
+    label, patient, own = first.predictions.label, first.predictions.patient_id, first.predictions.probability
+    thresholds = [run.report["operating_point"]["threshold"] for run in runs]
     tests = []
-    for run in others:
-        order = np.empty(len(place), dtype=np.int64)
-        order[[place[key] for key in run.key]] = np.arange(len(place))
-        probability = run.predictions.probability[order]
-        interval = auroc_difference_interval(label, patient, probability, own)
+    for run, threshold in zip(others, thresholds[1:], strict=True):
+        probability = np.empty(len(place))
+        probability[[place[key] for key in run.key]] = run.predictions.probability
+        delong = delong_test(label, probability, own)
         tests.append(
             {
                 "run": run.name,
                 "against": first.name,
                 "films": len(label),
-                "mcnemar": mcnemar(label, _called(run)[order], own_called),
-                "delong": {
-                    **delong_test(label, probability, own),
-                    "ci95": list(interval) if interval else None,
-                },
+                "mcnemar": mcnemar(label, probability >= threshold, own >= thresholds[0]),
+                "delong": {**delong, "ci95": auroc_difference_interval(label, patient, probability, own)},
             }
         )
     for name in ("mcnemar", "delong"):
         for test, adjusted in zip(tests, holm([test[name]["p"] for test in tests]), strict=True):
             test[name]["p_holm"] = adjusted
     return tests
-
-
-def _called(run: Run) -> np.ndarray:
-    return run.predictions.probability >= run.report["operating_point"]["threshold"]
 
 
 def _read_predictions(path: Path) -> Predictions:
@@ -197,8 +206,7 @@ def _read_predictions(path: Path) -> Predictions:
 
 
 def _keys(folder: Path, files: list[str], hashed: bool) -> list[str]:
-    """The second film of equal bytes, or of equal name, is known by its number too: a data set may count one
-    film twice."""
+    """Key each image; one that is there twice, by its number too: a data set may count one image twice."""
     known = files
     if hashed:
         with open(folder / MANIFEST, newline="", encoding="utf-8") as file:
@@ -212,21 +220,6 @@ def _keys(folder: Path, files: list[str], hashed: bool) -> list[str]:
     return keys
 
 
-def _check_labels(runs: Sequence[Run], labels: Sequence[dict[str, int]]) -> None:
-    for run, label in zip(runs[1:], labels[1:], strict=True):
-        for index, key in enumerate(run.key):
-            if labels[0].get(key, label[key]) != label[key]:
-                raise UsageError(
-                    f"{run.predictions.file[index]} is {LABELS[label[key]]} in {run.name} and "
-                    f"{LABELS[labels[0][key]]} in {runs[0].name}: figures on different labels say nothing of "
-                    "each other; evaluate both models on one data set"
-                )
-
-
-def _figure(figure: dict) -> dict:
-    return {"value": figure["value"], "ci95": figure["ci95"]}
-
-
 def _parameters(weights: Path) -> int | None:
     if not weights.is_file():
         return None
@@ -236,3 +229,129 @@ def _parameters(weights: Path) -> int | None:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     except SafetensorError as error:
         raise UsageError(f"{weights} is damaged: {error}") from error
+
+
+@matplotlib.rc_context(STYLE)
+def write_comparison(comparison: dict, predictions: dict[str, Predictions], folder: Path) -> None:
+    """Write compare.json, compare.md and roc.png of what `compare_runs` returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.json").write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n")
+    _roc_overlay(comparison, predictions).savefig(folder / "roc.png")
+    titles, lines = ("# Runs compared", "## Paired tests"), []
+    for title, (header, rows, notes) in zip(titles, _tables(comparison), strict=False):
+        lines += [title, "", *_markdown(header, rows), "", *notes, ""]
+    (folder / "compare.md").write_text("\n".join([*lines, "![ROC curves](roc.png)", ""]))
+
+
+def table_lines(comparison: dict) -> list[str]:
+    """Write the tables and their notes, in columns."""
+    lines = []
+    for header, rows, notes in _tables(comparison):
+        lines += ["", *_aligned(header, rows), *notes]
+    return lines[1:]
+
+
+def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure:
+    """The ROC curve of each run, with a dot at its operating point; only the corner where all are good."""
+    figure = Figure(figsize=(5.6, 5.2 + 0.22 * len(predictions)), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
+    for index, run in enumerate(comparison["runs"]):
+        own = predictions[run["name"]]
+        style = {"color": _COLORS[index % 7], "linestyle": _STYLES[index // 7 % 3]}
+        curve = ([], [])  # of one class
+        if run["auroc"]["value"] is not None:
+            curve = roc_curve(own.label, own.probability)[:2]
+            point = 1 - run["specificity"]["value"], run["sensitivity"]["value"]
+            axes.plot(*point, color=style["color"], marker="o", markersize=5)
+        axes.plot(*curve, **style, label=f"{run['name']}, AUROC {_shown(run['auroc'])}")
+    corner = all((run["auroc"]["value"] or 0) >= _GOOD for run in comparison["runs"])
+    side = 0.25 if corner else 1
+    axes.set(xlim=(-0.01 * side, 1.01 * side), ylim=(1 - 1.01 * side, 1 + 0.01 * side), aspect="equal")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    legend = figure.legend(frameon=False, loc="outside lower center", fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollar signs
+    title = "test films; the dots are the operating points"
+    axes.set_title(title + (" (upper left corner)" if corner else ""), fontsize=10)
+    return figure
+
+
+def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]]:
+    """Header, rows and notes of the table of runs, and of that of the tests where there are any."""
+    runs, tests = comparison["runs"], comparison["tests"]
+    rows = [
+        (
+            run["name"],
+            str(run["films"]),
+            _shown(run["auroc"], 4),
+            _shown(run["auroc_swapped"]),
+            f"{run['threshold']:.3f}",
+            *(_shown(run[name]) for name in ("sensitivity", "specificity", "accuracy", "brier", "ece")),
+            "-" if run["parameters"] is None else f"{run['parameters'] / 1e6:.2f} M",
+            "-" if run["training_seconds"] is None else f"{run['training_seconds']:.0f} s",
+        )
+        for run in runs
+    ]
+    notes = [
+        "In brackets: 95% intervals, as the reports have them. Sensitivity, specificity and accuracy are at "
+        "each run's own threshold. AUROC, swapped: with the proportions of the classes swapped, by what each "
+        "report says."
+    ]
+    if not comparison["same_films"]:
+        films, shared = ", ".join(str(run["films"]) for run in runs), comparison["films_shared"]
+        notes.append(
+            f"No paired tests: the runs were not tested on the same films ({films}; all share {shared}). "
+            "Evaluate their models on one data set, and compare those folders."
+        )
+    if not tests:
+        return [(_HEADER, rows, notes)]
+    several = len(tests) > 1
+    test_rows = [
+        (
+            test["run"],
+            test["against"],
+            _shown({"value": test["delong"]["difference"], "ci95": test["delong"]["ci95"]}, 4, sign="+"),
+            _p(test["delong"], several),
+            str(test["mcnemar"]["right"]),
+            str(test["mcnemar"]["other_right"]),
+            _p(test["mcnemar"], several),
+        )
+        for test in tests
+    ]
+    note = (
+        "Two-sided p. DeLong: are the AUROC equal; McNemar, exact: are both right equally often, each at its "
+        "own threshold. Both take every film for independent; the interval of the difference draws patients."
+        + (f" Behind p: adjusted for {len(tests)} comparisons (Holm)." if several else "")
+    )
+    return [(_HEADER, rows, notes), (_TEST_HEADER, test_rows, [note])]
+
+
+def _shown(figure: dict | None, digits: int = 3, sign: str = "") -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    ends = " [{:{s}.{d}f} {:{s}.{d}f}]".format(*figure["ci95"], s=sign, d=digits) if figure["ci95"] else ""
+    return f"{figure['value']:{sign}.{digits}f}{ends}"
+
+
+def _p(test: dict, several: bool) -> str:
+    if test["p"] is None:
+        return "-"
+    p, adjusted = ("<0.0001" if one < 0.0001 else f"{one:.4f}" for one in (test["p"], test["p_holm"]))
+    return f"{p} [{adjusted}]" if several else p
+
+
+def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    cells = [header, tuple("---" for _ in header), *rows]
+    # Escaped: a name is not markup.
+    escape = partial(re.sub, r"([\\&|<>\[\]*_`])", r"\\\1")
+    plain = [[escape(cell).replace("\n", " ") for cell in row] for row in cells]
+    return [f"| {' | '.join(row)} |" for row in plain]

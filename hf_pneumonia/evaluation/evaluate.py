@@ -1,6 +1,7 @@
-"""A saved model + labelled films -> the folder that a training leaves: report, plots, predictions, audit.
+"""Evaluate a saved model on labelled images: report, plots, predictions and audit, as a training leaves them.
 
-Films that the model was taught are scored like the others, counted, and left out again in figures beside.
+Images that the model was trained on are scored like the others, counted, and left out of a second set of
+metrics.
 """
 
 import dataclasses
@@ -14,19 +15,17 @@ from accelerate import PartialState
 from hf_pneumonia.data.filmset import PATIENT, FilmSet
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.appearance_check import appearance_lines
-from hf_pneumonia.evaluation.audit import taught
-from hf_pneumonia.evaluation.audit_page import write_audit
+from hf_pneumonia.evaluation.appearance import appearance_lines
+from hf_pneumonia.evaluation.audit import taught, write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.figures import figures_line
+from hf_pneumonia.evaluation.metrics import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, write_report
-from hf_pneumonia.evaluation.scoring import Predictions, predict_split
+from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.modeling.saved import SavedModel
 
 logger = logging.getLogger(__name__)
 
-FILMS = ("test", "validation", "all")
 NOT_SCORED = "not scored"
 
 _BATCH = 64
@@ -36,22 +35,22 @@ _POINT = ("threshold", "target_sensitivity", "temperature", "intercept", "operat
 def evaluate_model(
     saved: SavedModel, films: FilmSet, folder: Path, *, seen: list[dict[str, str]] | None, data: dict
 ) -> dict:
-    """Score films and write what a training would of its test split. Runs on every process; one writes.
+    """Score images and write what a training would of its test split. Runs on every process; one writes.
 
     Args:
         saved: the model.
         films: from `choose_films`; its split `test` is scored, and `covid` where there is one.
         folder: made where missing.
         seen: from `films_taught`.
-        data: what is to be known of the source, as plain values.
+        data: facts of the source, as plain values.
 
     Returns:
         The report, as `build_report` makes it. Beside a training's facts it has `model`, `notes` and
-        `seen_in_training` ({"films", "patients"}, None where it is not known); where films were seen, the
-        split `unseen` has the figures and the calibration of the others, and they alone are checked.
+        `seen_in_training` ({"films", "patients"}, None where it is not known); where images were seen, the
+        split `unseen` has the metrics and the calibration of the others, and they alone are checked.
 
     Raises:
-        UsageError: an answer of the model is no number.
+        UsageError: an answer of the model is NaN.
     """
     state = PartialState()
     model = saved.model.to(state.device, memory_format=torch.channels_last)
@@ -62,48 +61,61 @@ def evaluate_model(
         raise UsageError(f"{saved.name}: its answers to {broken} films are no numbers; train it anew")
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
-    known = taught(films, films.rows("test"), seen or [])
+    rows = films.rows("test")
+    known = taught(films, rows, seen or [])
     checked, on = {"test": predictions["test"]}, films
     if known.any() and not known.all():
-        predictions["unseen"] = _part(predictions["test"], ~known)
-        # What a model gets wrong of films it was taught is no finding about either.
-        checked, on = {"unseen": predictions["unseen"]}, _unseen(films, known)
+        # What a model gets wrong of images it was trained on is no finding about either.
+        predictions["unseen"] = predictions["test"].part(np.flatnonzero(~known))
+        split = films.split.astype(object)  # not of a width that cuts longer names
+        split[rows[~known]] = "unseen"
+        checked, on = {"unseen": predictions["unseen"]}, dataclasses.replace(films, split=split)
     checks = run_checks(model, on, checked, point["threshold"], _BATCH)
     if not state.is_main_process:
         return {}
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)  # without one the folder counts as unfinished
+    patients = np.unique(films.patient[rows][known].astype(str))
+    counts = films.counts()
+    unscored = int(np.sum(films.reason == NOT_SCORED))
+    splits = {name: split for name, split in counts["splits"].items() if split["films"]}
+    counts |= {"splits": splits, "left_out": counts["left_out"] - unscored, "not_scored": unscored}
     report = build_report(
         predictions,
         point,
         checks=checks,
-        model=_model_facts(saved),
+        model={
+            "name": saved.name,
+            "architecture": getattr(model.config, "architecture", None) or model.config.model_type,
+            "image_size": saved.image_size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
         notes=saved.notes,
-        seen_in_training=None if seen is None else _count(films, known),
-        data={**data, **_counts(films)},
+        seen_in_training=None if seen is None else {"films": int(known.sum()), "patients": len(patients)},
+        data={**data, **counts},
         audit=write_audit(films, folder / "audit"),
     )
     predictions["test"].write_csv(folder / "predictions_test.csv")
-    plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+    plot_run(folder / "plots", report, predictions, films.store, rows)
     write_checks(folder, checks, model, on, checked)
     write_report(folder, report)
     return report
 
 
 def choose_films(films: FilmSet, which: str | None) -> tuple[FilmSet, str]:
-    """The same films with those that are to be scored in the split `test`, and no others in a split.
+    """Put the images that are to be scored into the split `test`, and no others into a split.
 
     Args:
         films: from `prepare_films`.
-        which: one of FILMS; None for the test split where the source has one, else all. All are those that
-            can be read, each once, and none whose copies contradict each other.
+        which: "test", "validation" or "all"; None for the test split where the source has one, else all. All
+            are those that can be read, each once, and none whose copies contradict each other.
 
     Returns:
-        The films, and one of FILMS.
+        The images, and one of these names.
 
     Raises:
-        UsageError: there is no such film.
+        UsageError: there is no such image.
     """
     which = which or ("test" if "test" in films.given else "all")
     apart = films.given == "covid"  # kept apart: scored, but by itself
@@ -122,7 +134,7 @@ def choose_films(films: FilmSet, which: str | None) -> tuple[FilmSet, str]:
 
 
 def films_taught(name: str) -> list[dict[str, str]] | None:
-    """Lines of the films that a model was trained or chosen by; None where its files don't tell.
+    """Read the lines of the images that a model was trained or chosen by; None where its files don't tell.
 
     Args:
         name: run folder or Hub repository; only a folder tells.
@@ -135,7 +147,7 @@ def films_taught(name: str) -> list[dict[str, str]] | None:
 
 
 def summary(report: dict) -> list[str]:
-    """The report in a few lines, for a terminal: what was scored, what to beware of, and the figures."""
+    """Write the report in a few lines, for a terminal."""
     point, seen = report["operating_point"], report["seen_in_training"]
     lines = [f"note: {note}" for note in report["notes"]]
     if seen and seen["films"]:
@@ -151,43 +163,3 @@ def summary(report: dict) -> list[str]:
             pair = figures_line(point[split], ("sensitivity", "specificity"))
             lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")
     return lines + appearance_lines(report["checks"]["appearance"])
-
-
-def _model_facts(saved: SavedModel) -> dict:
-    config = saved.model.config
-    return {
-        "name": saved.name,
-        "architecture": getattr(config, "architecture", None) or config.model_type,
-        "image_size": saved.image_size,
-        "parameters": sum(parameter.numel() for parameter in saved.model.parameters()),
-    }
-
-
-def _unseen(films: FilmSet, known: np.ndarray) -> FilmSet:
-    """The films with those of the test split that were not taught in a split `unseen`."""
-    split = films.split.astype(object)  # not of a width that cuts longer names
-    split[films.rows("test")[~known]] = "unseen"
-    return dataclasses.replace(films, split=split)
-
-
-def _count(films: FilmSet, known: np.ndarray) -> dict[str, int]:
-    return {
-        "films": int(known.sum()),
-        "patients": len(np.unique(films.patient[films.rows("test")][known].astype(str))),
-    }
-
-
-def _counts(films: FilmSet) -> dict:
-    counts = films.counts()
-    unscored = int(np.sum(films.reason == NOT_SCORED))
-    splits = {name: split for name, split in counts["splits"].items() if split["films"]}
-    return {**counts, "splits": splits, "left_out": counts["left_out"] - unscored, "not_scored": unscored}
-
-
-def _part(predictions: Predictions, chosen: np.ndarray) -> Predictions:
-    return Predictions(
-        [file for file, one in zip(predictions.file, chosen, strict=True) if one],
-        [patient for patient, one in zip(predictions.patient_id, chosen, strict=True) if one],
-        predictions.label[chosen],
-        predictions.probability[chosen],
-    )

@@ -1,38 +1,51 @@
-"""Formulas for intervals: Wilson's of a proportion, DeLong's of the area under the ROC curve.
+"""Confidence intervals and paired tests: Wilson, DeLong, McNemar, Holm, and the bootstrap over patients.
 
-Both count every film as one independent draw. Where patients have several films, trust the bootstrap.
+Wilson's, DeLong's and McNemar's formulas take every image for independent. Where patients have several
+images, trust the bootstrap: it draws patients with all their images (Field, Welsh: Bootstrapping Clustered
+Data, JRSS B 2007), and counts each image as often as its patient was drawn; no replicate is ever laid out.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.special import expit, ndtri
+from scipy.special import expit, ndtr, ndtri
+from scipy.stats import binomtest, rankdata
+
+REPLICATES = 2000
+NOT_DEFINED = {"value": None, "ci95": None}
+
+_Z = float(ndtri(0.975))  # all intervals are 95%
+_CHUNK = 500_000  # replicates times images that are weighed at once: 4 MB for each array of weights
+_UNDEFINED = 0.05  # share of replicates that may leave a metric undefined: beyond it the others are biased
 
 
-def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, float] | None:
-    """Score interval of a proportion; at 0 or all successes it is still an interval.
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the whole is 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, dtype=np.float64), whole)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
 
-    Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
 
-    Args:
-        successes: 0 to `trials`; a share of patients need not be a whole number of them.
-        trials: 0 or more.
-        level: share of intervals that hold the truth, between 0 and 1.
+def wilson(successes: float, trials: int) -> list[float] | None:
+    """Compute the score interval of a proportion; at 0 or all successes it is still an interval.
+
+    Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. `successes`, 0 to
+    `trials`, need not be whole: it may be a share of patients.
 
     Returns:
-        Lower and upper end, in [0, 1]; None where there are no trials.
+        Lower and upper end, in [0, 1]; None without trials.
     """
     if not trials:
         return None
-    z2 = float(ndtri((1 + level) / 2)) ** 2
-    middle = (successes + z2 / 2) / (trials + z2)
-    half = np.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4)) / (trials + z2)
+    middle = (successes + _Z**2 / 2) / (trials + _Z**2)
+    half = _Z * np.sqrt(successes * (trials - successes) / trials + _Z**2 / 4) / (trials + _Z**2)
     # Exactly 0 and 1 at no and at all successes, where rounding may miss them.
     low = 0.0 if successes == 0 else float(max(middle - half, 0))
     high = 1.0 if successes == trials else float(min(middle + half, 1))
-    return low, high
+    return [low, high]
 
 
 def delong(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the ROC curves of several models on the same films, and their covariance.
+    """Compute the AUROCs of several models on the same images, and their covariance.
 
     DeLong, DeLong, Clarke-Pearson: Comparing the Areas under Two or More Correlated Receiver Operating
     Characteristic Curves, Biometrics 1988; by midranks, in n log n, as in Sun, Xu: Fast Implementation of
@@ -43,15 +56,13 @@ def delong(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
         probabilities: (k, n) of class 1, or any score that grows with it; ties count half.
 
     Returns:
-        (k,) areas and (k, k) covariance, float64; the covariance is NaN where a class has one film only.
+        (k,) AUROCs and (k, k) covariance, float64; the covariance is NaN where a class has one image.
     """
-    from scipy.stats import rankdata  # half a second, and a proportion needs none of it
-
     labels, scores = np.asarray(labels), np.atleast_2d(probabilities)
     sick, well = scores[:, labels == 1], scores[:, labels == 0]
     m, n = sick.shape[1], well.shape[1]
     ranks = rankdata(np.concatenate([sick, well], axis=1), axis=1)
-    # The share of normal films below each pneumonia, the share of pneumonias above each normal film.
+    # The share of normal images below each pneumonia, the share of pneumonias above each normal image.
     below = (ranks[:, :m] - rankdata(sick, axis=1)) / n
     above = 1 - (ranks[:, m:] - rankdata(well, axis=1)) / m
     if min(m, n) < 2:
@@ -60,22 +71,15 @@ def delong(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
     return below.mean(1), covariance
 
 
-def delong_interval(
-    labels: np.ndarray, probabilities: np.ndarray, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Interval of one area under the ROC curve, by DeLong's variance on the scale of the logit.
+def delong_interval(labels: np.ndarray, probabilities: np.ndarray) -> list[float] | None:
+    """Compute the interval of one AUROC, by DeLong's variance on the scale of the logit.
 
-    The logit, since areas near 1 are the rule here: a plain interval would reach beyond 1 and put too much of
-    its error on one side (Pepe: The Statistical Evaluation of Medical Tests, 2003, chapter 5).
-
-    Args:
-        labels: (n,) 0 or 1.
-        probabilities: (n,) of class 1.
-        level: share of intervals that hold the truth, between 0 and 1.
+    The logit keeps an interval near 1 inside [0, 1] (Pepe: The Statistical Evaluation of Medical Tests, 2003,
+    chapter 5). Arguments as for `delong`.
 
     Returns:
-        Lower and upper end, in (0, 1); None where a class has fewer than two films, or where the classes are
-        told apart without error, for the variance is then 0 and says nothing.
+        Lower and upper end, in (0, 1); None where a class has fewer than two images, or where the classes are
+        separated without error, for the variance is then 0 and says nothing.
     """
     labels = np.asarray(labels)
     if min(np.sum(labels == 1), np.sum(labels == 0)) < 2:
@@ -83,11 +87,120 @@ def delong_interval(
     area, variance = (float(np.ravel(value)[0]) for value in delong(labels, probabilities))
     if not 0 < area < 1 or variance <= 0:
         return None
-    half = float(ndtri((1 + level) / 2)) * np.sqrt(variance) / (area * (1 - area))
+    half = _Z * np.sqrt(variance) / (area * (1 - area))
     logit = np.log(area) - np.log1p(-area)
-    return float(expit(logit - half)), float(expit(logit + half))
+    return [float(expit(logit - half)), float(expit(logit + half))]
 
 
-def as_list(interval: tuple[float, float] | None) -> list[float] | None:
-    """The form that an interval has in a report, the same before and after it was written as JSON."""
-    return None if interval is None else list(interval)
+def bootstrap_counts(patient: Sequence, replicates: int = REPLICATES) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many patients in each replicate as there are, always in the same way.
+
+    Args:
+        patient: (n,) patient of each image.
+
+    Returns:
+        (replicates, patients) uint8, how often each patient is drawn, and (n,) the place of each image's
+        patient among them: the weights of the images are `counts[:, place]`.
+    """
+    names, place = np.unique(np.asarray(patient), return_inverse=True)
+    rng, patients = np.random.default_rng(0), len(names)
+    counts = np.empty((replicates, patients), dtype=np.uint8)
+    if not patients:
+        return counts, place
+    for rows in chunks(replicates, patients):
+        drawn = rng.integers(0, patients, (len(rows), patients)) + patients * np.arange(len(rows))[:, None]
+        counts[rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    return counts, place
+
+
+def bootstrap_sums(counts: np.ndarray, place: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum (n, q) values over the images drawn: (replicates, q). Counts and place from `bootstrap_counts`."""
+    by_patient = np.zeros((counts.shape[1], values.shape[1]))
+    np.add.at(by_patient, place, values)
+    return np.concatenate([counts[rows].astype(np.float64) @ by_patient for rows in chunks(*counts.shape)])
+
+
+def chunks(rows: int, columns: int) -> list[np.ndarray]:
+    """Split the rows of a large array into parts that need little memory."""
+    return np.array_split(np.arange(rows), max(1, -(-rows * columns // _CHUNK)))
+
+
+def percentile_interval(values: np.ndarray) -> list[float] | None:
+    """Take the middle 95% of a metric's (replicates,) values (Efron's percentile interval); NaN is left out.
+
+    None where more than 5% are undefined, or all are alike: that no replicate misses an image does not prove
+    that other images would not be missed.
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) < (1 - _UNDEFINED) * len(values) or np.ptp(defined) <= 1e-12 * max(1, abs(defined[0])):
+        return None
+    return np.quantile(defined, [0.025, 0.975]).tolist()
+
+
+def figure(value: float | None, drawn: np.ndarray) -> dict:
+    """Put a metric into the form of the report: {"value", "ci95"}, from its (replicates,) values.
+
+    `undefined_replicates` is their number where so many are undefined that there is no interval.
+    """
+    if value is None:
+        return dict(NOT_DEFINED)
+    found = {"value": value, "ci95": percentile_interval(drawn)}
+    missing = int(np.isnan(drawn).sum())
+    return found if missing <= _UNDEFINED * len(drawn) else {**found, "undefined_replicates": missing}
+
+
+def mcnemar(labels: np.ndarray, called: np.ndarray, other: np.ndarray) -> dict:
+    """Test whether two models are right equally often, by the images on which only one of them is right.
+
+    McNemar: Note on the Sampling Error of the Difference between Correlated Proportions or Percentages,
+    Psychometrika 1947; exact, by the binomial distribution.
+
+    Args:
+        labels: (n,) 0 or 1.
+        called, other: (n,) bool, what each model calls pneumonia.
+
+    Returns:
+        `right` and `other_right`, numbers of images on which that model alone is right; the two-sided `p`.
+    """
+    sick = np.asarray(labels) == 1
+    right, other_right = np.asarray(called) == sick, np.asarray(other) == sick
+    alone, other_alone = int(np.sum(right & ~other_right)), int(np.sum(other_right & ~right))
+    discordant = alone + other_alone
+    p = float(binomtest(alone, discordant, 0.5).pvalue) if discordant else 1.0
+    return {"right": alone, "other_right": other_alone, "p": p}
+
+
+def delong_test(labels: np.ndarray, probabilities: np.ndarray, other: np.ndarray) -> dict:
+    """Test whether two models have equal AUROCs, by (n,) labels and the (n,) probabilities of each.
+
+    Returns:
+        `difference`, the first model's AUROC less the other's, and the two-sided `p`. Both are None where a
+        class is missing; p is None where the variance of the difference is not known: one image of a class,
+        or two models that separate the classes without error, each in its own direction.
+    """
+    if len(np.unique(labels)) < 2:
+        return {"difference": None, "p": None}
+    areas, covariance = delong(labels, np.stack([probabilities, other]))
+    difference = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if np.isnan(variance):
+        p = None
+    elif variance <= 1e-15:  # rounding leaves so much of two equal covariances
+        p = 1.0 if abs(difference) < 1e-12 else None
+    else:
+        p = float(2 * ndtr(-abs(difference) / np.sqrt(variance)))
+    return {"difference": difference, "p": p}
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Adjust the p-values of several comparisons for their number; None, no p-value, does not count.
+
+    Holm: A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
+    """
+    adjusted: list[float | None] = [None] * len(p)
+    order = sorted((i for i, one in enumerate(p) if one is not None), key=lambda i: p[i])
+    largest = 0.0
+    for step, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - step) * p[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,4 +1,6 @@
-"""Labels and probabilities -> every figure of a two-class test, as one offline `evaluate.Metric`."""
+"""Metrics of a binary classifier, pneumonia being the positive class, with intervals by patient."""
+
+from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -6,18 +8,24 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hf_pneumonia.errors import UsageError
-
-# The figures that a report has of each split, by their names there.
-METRICS = (
-    "accuracy",
-    "precision",
-    "sensitivity",
-    "specificity",
-    "f1",
-    "auroc",
-    "average_precision",
-    "mcc",
+from hf_pneumonia.evaluation.intervals import (
+    NOT_DEFINED,
+    bootstrap_counts,
+    bootstrap_sums,
+    chunks,
+    delong_interval,
+    figure,
+    percentile_interval,
+    ratio,
+    wilson,
 )
+from hf_pneumonia.evaluation.scoring import Predictions
+
+# The metrics that a report has of each split, by their names there.
+METRICS = (
+    "accuracy", "precision", "sensitivity", "specificity", "f1", "auroc", "average_precision", "mcc",
+)  # fmt: skip
+PREVALENCES = (0.05, 0.2)  # of the predictive values, beside that of the split
 
 _DESCRIPTION = """Accuracy, precision (positive predictive value), sensitivity (recall), specificity, F1,
 Matthews correlation coefficient and confusion matrix at a threshold; area under the ROC curve and average
@@ -25,11 +33,11 @@ precision over all thresholds. Class 1, pneumonia, is the positive one."""
 
 
 class PneumoniaMetric(evaluate.Metric):
-    """`evaluate.load` fetches code from the Hub; this metric is code of the project, simply constructed.
+    """All METRICS and the confusion matrix as one `evaluate.Metric` that fetches no code from the Hub.
 
     `compute(predictions=..., references=..., threshold=0.5)` takes probabilities of pneumonia, 0 to 1,
-    and labels, 0 or 1; a film is called pneumonia where its probability is at least the threshold. A figure
-    that the films do not define (precision where nothing was called, AUROC of one class) is None.
+    and labels, 0 or 1; an image is called pneumonia where its probability is at least the threshold. A metric
+    that the images do not define (precision where nothing was called, AUROC of one class) is None.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -43,25 +51,23 @@ class PneumoniaMetric(evaluate.Metric):
 
     def _compute(self, predictions, references, threshold: float = 0.5) -> dict:
         probability, label = np.asarray(predictions), np.asarray(references)
-        sick, called = label == 1, probability >= threshold
-        cells = (~sick & ~called, ~sick & called, sick & ~called, sick & called)
-        matrix = dict(zip(("tn", "fp", "fn", "tp"), (int(cell.sum()) for cell in cells), strict=True))
+        counts = _cells(label, probability, threshold).sum(0)
+        figures = matrix_figures(*counts)
         both = 0 < label.sum() < len(label)
-        figures = matrix_figures(*(np.array(count) for count in matrix.values()))
         # Sums of many small steps: rounding may carry them beyond 1.
         figures["auroc"] = min(roc_auc_score(label, probability), 1) if both else np.nan
         figures["average_precision"] = min(average_precision_score(label, probability), 1) if both else np.nan
         return {
             **{name: None if np.isnan(figures[name]) else float(figures[name]) for name in METRICS},
-            "confusion_matrix": matrix,
+            "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
         }
 
 
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict:
-    """The figures of `PneumoniaMetric` for (n,) labels and (n,) probabilities, without touching the disk.
+    """Compute `PneumoniaMetric` of (n,) labels and (n,) probabilities, without touching the disk.
 
     Raises:
-        UsageError: a probability is no number from 0 to 1.
+        UsageError: a probability is NaN or not within 0 to 1.
     """
     check_probabilities(probabilities)
     metric = PneumoniaMetric(keep_in_memory=True)
@@ -69,58 +75,229 @@ def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: 
 
 
 def check_probabilities(probability: np.ndarray) -> None:
-    """Raises UsageError where one is no number from 0 to 1."""
-    wrong = ~((np.asarray(probability) >= 0) & (np.asarray(probability) <= 1))
+    """Raise UsageError where one is NaN or not within 0 to 1."""
+    probability = np.asarray(probability)
+    wrong = ~((probability >= 0) & (probability <= 1))
     if wrong.any():
         raise UsageError(
-            f"probabilities: expected numbers from 0 to 1, got {np.asarray(probability)[wrong][0]} "
+            f"probabilities: expected numbers from 0 to 1, got {probability[wrong][0]} "
             f"({wrong.sum()} of {len(wrong)} films); the network's weights are damaged, or it diverged"
         )
 
 
 def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures that follow from a confusion matrix, of many at once.
-
-    Args:
-        tn, fp, fn, tp: numbers of films, arrays of one shape.
+    """Compute the metrics of many confusion matrices at once, from numbers of images in arrays of one shape.
 
     Returns:
         `accuracy`, `precision`, `sensitivity`, `specificity`, `f1` and `mcc` in that shape, float64; NaN
-        where the films do not define a figure. MCC is 0 where all films of two classes are called alike.
+        where undefined. MCC is 0 where all images of two classes are called alike.
     """
     tn, fp, fn, tp = (np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp))
-    # The root of each factor: the product of four counts of films has no room in 53 bits.
+    # The root of each factor: the product of four counts has no room in 53 bits.
     calls, sick = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
-    correlation = np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick))
     return {
         "accuracy": ratio(tp + tn, tp + tn + fp + fn),
         "precision": ratio(tp, tp + fp),
         "sensitivity": ratio(tp, tp + fn),
         "specificity": ratio(tn, tn + fp),
         "f1": ratio(2 * tp, 2 * tp + fp + fn),
-        "mcc": correlation,
+        "mcc": np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick)),
     }
 
 
 def predictive_values(
     sensitivity: np.ndarray, specificity: np.ndarray, prevalence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and negative predictive value where `prevalence` of the films show pneumonia, by Bayes.
+    """Compute positive and negative predictive value at a prevalence, by Bayes.
 
-    Args:
-        sensitivity, specificity: 0 to 1, of one shape.
-        prevalence: 0 to 1.
-
-    Returns:
-        PPV and NPV in that shape; NaN where nothing would be called, or everything.
+    Sensitivity, specificity and both results are of one shape; NaN where nothing would be called, or
+    everything.
     """
-    sick, well = np.float64(prevalence), 1 - np.float64(prevalence)
-    hit, alarm = np.asarray(sensitivity) * sick, (1 - np.asarray(specificity)) * well
-    miss, cleared = (1 - np.asarray(sensitivity)) * sick, np.asarray(specificity) * well
+    sensitivity, specificity = np.asarray(sensitivity), np.asarray(specificity)
+    hit, miss = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    alarm, cleared = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
     return ratio(hit, hit + alarm), ratio(cleared, cleared + miss)
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where the whole is 0."""
-    part, whole = np.broadcast_arrays(np.asarray(part, dtype=np.float64), whole)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
+def bootstrap_matrix_figures(
+    counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, threshold: float
+) -> dict[str, np.ndarray]:
+    """Compute `matrix_figures` of each replicate: (replicates,) each, NaN where undefined."""
+    return matrix_figures(*bootstrap_sums(counts, place, _cells(labels, probabilities, threshold)).T)
+
+
+def bootstrap_rank_figures(
+    counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Compute `auroc`, ties counted half, and `average_precision` of each replicate: (replicates,) each.
+
+    NaN where a class was not drawn.
+    """
+    probabilities = np.asarray(probabilities)
+    if not len(probabilities):
+        return {name: np.full(len(counts), np.nan) for name in ("auroc", "average_precision")}
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, sick = probabilities[order], np.asarray(labels)[order] == 1
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of images of equal probability
+    found = {"auroc": [], "average_precision": []}
+    for rows in chunks(len(counts), len(order)):
+        weights = counts[rows][:, place[order]].astype(np.float64)
+        here = weights * sick  # pneumonias at each probability, from the highest down
+        if len(starts) < len(order):
+            here, weights = (np.add.reduceat(part, starts, axis=1) for part in (here, weights))
+        normal = weights - here
+        above, called = np.cumsum(here, axis=1), np.cumsum(weights, axis=1)
+        pneumonias = above[:, -1]
+        pairs = pneumonias * (called[:, -1] - pneumonias)
+        won = np.einsum("rg,rg->r", normal, above - here / 2)
+        found["auroc"].append(ratio(won, pairs))
+        precision = np.divide(above, called, out=np.zeros_like(above), where=called > 0)
+        area = ratio(np.einsum("rg,rg->r", here, precision), pneumonias)
+        found["average_precision"].append(np.where(pairs > 0, area, np.nan))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list[dict]:
+    """Compute every metric of one split at each threshold: {"value", "ci95"}, both None where undefined.
+
+    `ci95` is the percentile interval of 2,000 bootstrap replicates, drawn by patient. Where there is none (no
+    replicate differs, or too many are undefined, which `undefined_replicates` counts), a proportion has
+    Wilson's interval with patients for trials, another metric None. Proportions also have `wilson95`, and
+    `auroc` has `delong95`, which take every image for independent.
+
+    Returns:
+        For each threshold the METRICS; `predictive_values` at several prevalences; `confusion_matrix`,
+        `threshold`, and the numbers of `films` and `patients`.
+
+    Raises:
+        UsageError: a probability is NaN or not within 0 to 1.
+    """
+    check_probabilities(predictions.probability)
+    label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
+    patient = np.asarray(predictions.patient_id)
+    counts, place = bootstrap_counts(patient)
+    ranks = bootstrap_rank_figures(counts, place, label, probability)
+    sick, reports = label == 1, []
+    for threshold in thresholds:
+        scores = score_predictions(label, probability, threshold)
+        drawn = ranks | bootstrap_matrix_figures(counts, place, label, probability, threshold)
+        figures = {name: figure(scores[name], drawn[name]) for name in METRICS}
+        called = probability >= threshold
+        _add_wilson(figures["accuracy"], patient, called == sick, np.ones_like(sick))
+        _add_wilson(figures["precision"], patient, called & sick, called)
+        _add_wilson(figures["sensitivity"], patient, called & sick, sick)
+        _add_wilson(figures["specificity"], patient, ~called & ~sick, ~sick)
+        figures["auroc"]["delong95"] = delong_interval(label, probability)
+        reports.append(
+            {
+                **figures,
+                "predictive_values": _predictive_values(figures, drawn, label),
+                "confusion_matrix": scores["confusion_matrix"],
+                "threshold": threshold,
+                "films": len(label),
+                "patients": counts.shape[1],
+            }
+        )
+    return reports
+
+
+def metrics_at(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
+    """Compute `auroc`, and the `rates` at a threshold. Arguments as for `auroc`."""
+    return {
+        "auroc": auroc(label, probability, patient),
+        **rates(label, probability, patient, threshold),
+    }
+
+
+def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) -> dict:
+    """Compute the area under the ROC curve and its interval by patient; None where a class is missing.
+
+    Args:
+        label: (n,) 0 or 1.
+        probability: (n,) of class 1.
+        patient: (n,) of each image.
+    """
+    if not 0 < np.sum(label) < len(label):
+        return dict(NOT_DEFINED)
+    drawn = bootstrap_rank_figures(*bootstrap_counts(patient), label, probability)["auroc"]
+    return figure(min(float(roc_auc_score(label, probability)), 1.0), drawn)  # rounding may carry it beyond
+
+
+def rates(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
+    """Compute `sensitivity`, the share of pneumonias at or above the threshold, and `specificity`, the share
+    of normal images below it; None of a class without images. Arguments as for `auroc`."""
+    called, sick = np.asarray(probability) >= threshold, np.asarray(label) == 1
+    counts, place = bootstrap_counts(patient)
+    found = {}
+    for name, right, whole in (
+        ("sensitivity", called & sick, sick),
+        ("specificity", ~called & ~sick, ~sick),
+    ):
+        drawn = ratio(*bootstrap_sums(counts, place, np.stack([right, whole], axis=1)).T)
+        found[name] = figure(float(right.sum() / whole.sum()) if whole.any() else None, drawn)
+        _add_wilson(found[name], np.asarray(patient), right, whole)
+    return found
+
+
+def auroc_difference_interval(
+    labels: np.ndarray, patient: Sequence, probabilities: np.ndarray, other: np.ndarray
+) -> list[float] | None:
+    """Compute the 95% interval of the difference of two models' AUROCs, on the same draws of patients.
+
+    All arguments are (n,); the result is None as in `percentile_interval`.
+    """
+    drawn = bootstrap_counts(patient)
+    first, second = (bootstrap_rank_figures(*drawn, labels, one)["auroc"] for one in (probabilities, other))
+    return percentile_interval(first - second)
+
+
+def figures_line(
+    figures: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+) -> str:
+    """Write metrics of a report with their intervals in one line, for a terminal."""
+    shown = []
+    for name in names:
+        title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " [no interval]"
+        shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
+    return ", ".join(shown)
+
+
+def _cells(label: np.ndarray, probability: np.ndarray, threshold: float) -> np.ndarray:
+    """(n, 4) bool: the cell of the confusion matrix of each image, in the order tn, fp, fn, tp."""
+    called, sick = np.asarray(probability) >= threshold, np.asarray(label) == 1
+    return np.stack([~called & ~sick, called & ~sick, ~called & sick, called & sick], axis=1)
+
+
+def _add_wilson(found: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
+    """Give a proportion {"value", "ci95"} its `wilson95`; and, where no replicate differs, an interval by
+    patient. All others are (n,); `right` are the images that count as right, `whole` all that could.
+    """
+    found["wilson95"] = wilson(int(right.sum()), int(whole.sum()))
+    if found["ci95"] is None and whole.any():
+        patients = len(np.unique(patient[whole]))
+        found["ci95"] = wilson(found["value"] * patients, patients)
+
+
+def _predictive_values(figures: dict, drawn: dict[str, np.ndarray], label: np.ndarray) -> dict:
+    """Compute PPV and NPV of one split and threshold at each prevalence; `own` is the split's.
+
+    Where the replicates give no interval, the ends are those of the worst and the best pair of sensitivity
+    and specificity inside their intervals, which is wider than 95%.
+    """
+    own = {"own": float(np.mean(label == 1))} if len(label) else {}
+    sensitivity, specificity = figures["sensitivity"], figures["specificity"]
+    table = {}
+    for name, prevalence in {**{f"{share:.2f}": share for share in PREVALENCES}, **own}.items():
+        table[name] = {"prevalence": prevalence}
+        if sensitivity["value"] is None or specificity["value"] is None:
+            table[name] |= {key: dict(NOT_DEFINED) for key in ("ppv", "npv")}
+            continue
+        values = predictive_values(sensitivity["value"], specificity["value"], prevalence)
+        replicates = predictive_values(drawn["sensitivity"], drawn["specificity"], prevalence)
+        ends = predictive_values(sensitivity["ci95"], specificity["ci95"], prevalence)
+        for key, value, several, corners in zip(("ppv", "npv"), values, replicates, ends, strict=True):
+            table[name][key] = figure(None if np.isnan(value) else float(value), several)
+            if not np.isnan(value) and table[name][key]["ci95"] is None and not np.isnan(corners).any():
+                table[name][key]["ci95"] = corners.tolist()
+    return table

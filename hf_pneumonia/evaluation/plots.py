@@ -1,5 +1,6 @@
 """Plots of a run and of its checks, and the colour of heat maps."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,6 @@ from sklearn.metrics import roc_curve
 from hf_pneumonia.data.cache import FilmStore
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.scoring import Predictions
-from hf_pneumonia.evaluation.shortcuts import black_out, keep_masks
 
 # Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
 STYLE = {
@@ -26,31 +26,30 @@ STYLE = {
 }
 BLUE, ORANGE, GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
 
-# One colour, and more of it where it is hotter: every eye tells a colour from a film's grays, and more of it
-# from less. Of a rainbow or "plasma" laid over gray, the colour-blind can't tell some levels apart.
+# One colour, and more of it where it is hotter: colour-blind readers can't tell some levels of a rainbow or
+# of "plasma" apart when they lie over gray.
 HEAT = (255, 140, 0)
-OPAQUE = 0.7  # at the hottest place: what lies under it is still seen
+OPAQUE = 0.7  # at the hottest place: the image under it is still seen
 
 # The panels set grids of their own: pictures stand among them.
 _PANELS = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
 _CLASS_COLORS = (GREEN, ORANGE)
-_CURVES = {"auroc": ("AUROC", BLUE), "sensitivity": ("sensitivity", ORANGE)}
-_CURVES |= {"specificity": ("specificity", GREEN)}
-# By what the example of the appearance check is stretched.
-EXAMPLE_FACTORS = (1.0, 1.2, 1.4)
+_CURVES = {"auroc": BLUE, "sensitivity": ORANGE, "specificity": GREEN}
+EXAMPLE_FACTORS = (1.0, 1.2, 1.4)  # by which the example of the appearance check is stretched
+_RATES = ("sensitivity", "specificity")
 _REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
 
 
 def plot_run(
     folder: Path, report: dict, predictions: dict[str, Predictions], store: FilmStore, rows: np.ndarray
 ) -> None:
-    """Write the pictures of a run.
+    """Write the plots of a run.
 
     Args:
         folder: made where missing.
         report: as written to report.json.
         predictions: of the splits by name; `test` is drawn, and `validation` where there is one.
-        store, rows: the films of the test split, in the order of its predictions.
+        store, rows: the images of the test split, in the order of its predictions.
     """
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context(STYLE):
@@ -68,13 +67,13 @@ def plot_run(
 
 
 def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
-    """Loss and accuracy by epoch; lines where weights were kept and where the training changed."""
+    """Draw loss and accuracy by epoch; lines where weights were kept and where the training changed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
     switches = {"backbone released": "frozen_epochs", "full-size films": "small_epochs"}
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", BLUE), ("validation", ORANGE)):
-            values = [np.nan if epoch[split][name] is None else epoch[split][name] for epoch in history]
+            values = np.array([epoch[split][name] for epoch in history], dtype=float)  # None is NaN
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
         axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
         for (switch, key), style in zip(switches.items(), ("--", "-."), strict=True):
@@ -110,10 +109,20 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
     for name, color in (("validation", ORANGE), ("test", BLUE)):
         if name not in predictions or splits[name]["auroc"]["value"] is None:
             continue
+        area, sensitivity, specificity = splits[name]["auroc"], *(point[name][key] for key in _RATES)
+        interval = " ({:.3f} to {:.3f})".format(*area["ci95"]) if area["ci95"] else ""
         false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
-        axes.plot(false_alarms, found, color=color, label=f"{name}, {_auroc(splits[name]['auroc'])}")
-        _mark(axes, point[name], color)
-    axes.plot([], [], color="gray", linestyle="", marker="o", markersize=5, label=_point_name(point))
+        axes.plot(false_alarms, found, color=color, label=f"{name}, AUROC {area['value']:.3f}{interval}")
+        # A dot at the operating point, with the intervals of both rates.
+        x, y = 1 - specificity["value"], sensitivity["value"]
+        least, most = specificity["ci95"]
+        axes.plot([1 - most, 1 - least], [y, y], color=color, linewidth=1)
+        axes.plot([x, x], sensitivity["ci95"], color=color, linewidth=1)
+        axes.plot(x, y, color=color, marker="o", markersize=5)
+    target = point.get("target_sensitivity")
+    aim = f", chosen for sensitivity {target:.0%}" if target else ""
+    label = f"threshold {point['threshold']:.2f}{aim}"
+    axes.plot([], [], color="gray", linestyle="", marker="o", markersize=5, label=label)
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     axes.set(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
@@ -122,29 +131,8 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
     return figure
 
 
-def _mark(axes: Axes, figures: dict, color: str) -> None:
-    """A dot where sensitivity and specificity meet, with the interval of each."""
-    sensitivity, specificity = figures["sensitivity"], figures["specificity"]
-    (low, high), (least, most) = sensitivity["ci95"], specificity["ci95"]
-    x, y = 1 - specificity["value"], sensitivity["value"]
-    axes.plot([1 - most, 1 - least], [y, y], color=color, linewidth=1)
-    axes.plot([x, x], [low, high], color=color, linewidth=1)
-    axes.plot(x, y, color=color, marker="o", markersize=5)
-
-
-def _auroc(figure: dict) -> str:
-    interval = " ({:.3f} to {:.3f})".format(*figure["ci95"]) if figure["ci95"] else ""
-    return f"AUROC {figure['value']:.3f}{interval}"
-
-
-def _point_name(point: dict) -> str:
-    target = point.get("target_sensitivity")
-    aim = f", chosen for sensitivity {target:.0%}" if target else ""
-    return f"threshold {point['threshold']:.2f}{aim}"
-
-
 def _reliability(calibration: dict) -> Figure:
-    """Share of pneumonia at each probability, before and after calibration, of each split; below, films."""
+    """Draw the share of pneumonia at each probability of each split; below, the number of images."""
     splits = [split for split in ("validation", "test") if split in calibration]
     figure = Figure(figsize=(4.5 * len(splits), 5.2), layout="constrained")
     panels = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
@@ -165,7 +153,7 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
     low, high = zip(*(line["wilson95"] for line in filled), strict=True)
     above.vlines(x, low, high, color=color, linewidth=1, alpha=0.5)
     label = f"{stage}, ECE {found['ece']['value']:.3f}"
-    # No line from bin to bin: between two bins of one film each it would leap from 0 to 1.
+    # No line from bin to bin: between two bins of one image each it would leap from 0 to 1.
     above.plot(x, y, color=color, marker=marker, markersize=5, linestyle="", label=label)
     lines = found["reliability"]
     edges = [lines[0]["low"], *(line["high"] for line in lines)]
@@ -190,7 +178,7 @@ def plot_class_distribution(counts: dict) -> Figure:
 
 
 def _samples(test: Predictions, store: FilmStore, rows: np.ndarray) -> Figure:
-    """Films with actual and predicted class: every kind of mistake is shown where there is one."""
+    """Draw images with actual and predicted class; every kind of mistake where there is one."""
     chosen = _sample_indices(test, 12)
     figure = Figure(figsize=(10, 8.2), layout="constrained")
     for panel in figure.subplots(3, 4).flat:
@@ -209,57 +197,60 @@ def _samples(test: Predictions, store: FilmStore, rows: np.ndarray) -> Figure:
 
 
 def _sample_indices(test: Predictions, count: int) -> np.ndarray:
-    """Up to `count` films, true and false, negative and positive in turn, as far as there are such."""
+    """Draw up to `count` images: true and false, negative and positive in turn, as far as there are such."""
     rng = np.random.default_rng(0)
     predicted = test.probability >= 0.5
     groups = [
-        list(rng.permutation(np.flatnonzero((test.label == label) & (predicted == called))))
+        rng.permutation(np.flatnonzero((test.label == label) & (predicted == called)))[::-1]
         for label in (0, 1)
         for called in (False, True)
     ]
-    chosen: list[int] = []
-    while len(chosen) < count and any(groups):
-        for group in groups:
-            if group and len(chosen) < count:
-                chosen.append(group.pop())
-    return np.array(sorted(chosen, key=lambda index: (test.label[index], test.probability[index])))
+    dealt = [index for turn in itertools.zip_longest(*groups) for index in turn if index is not None]
+    return np.array(sorted(dealt[:count], key=lambda index: (test.label[index], test.probability[index])))
 
 
 @matplotlib.rc_context(_PANELS)
-def plot_shortcuts(shortcuts: dict, examples: np.ndarray) -> Figure:
-    """A column per mask: AUROC with its interval, mean probabilities, and films as the network gets them.
+def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
+    """Draw a column per mask: AUROC with its interval, mean probabilities, and the images.
 
     Args:
         shortcuts: from `check_shortcuts`.
-        examples: (k, h, w) uint8, one or two films.
+        examples: (k, h, w) uint8 by mask, one or two images.
     """
-    keep = {"as_they_are": np.True_, **keep_masks(examples.shape[-1])}
-    names, lines = list(shortcuts), len(examples)
+    names, lines = list(shortcuts), len(examples["as_they_are"])
     figure = Figure(figsize=(10, 3 + 2 * lines), layout="constrained")
     grid = figure.add_gridspec(1 + lines, len(names), height_ratios=[3] + [2] * lines)
     axes = figure.add_subplot(grid[0, :])
-    _bars(axes, [shortcuts[name]["auroc"] for name in names])
+    areas = [shortcuts[name]["auroc"] for name in names]
+    heights = np.array([one["value"] for one in areas], dtype=float)
+    axes.bar(range(len(names)), heights, 0.42, color=BLUE, label="AUROC")
+    for place, one in enumerate(areas):
+        if (value := one["value"]) is not None:
+            low, high = one["ci95"] or (value, value)
+            # A percentile interval may lie to one side of its metric.
+            ends = [[max(value - low, 0)], [max(high - value, 0)]]
+            axes.errorbar(place, value, ends, color="black", capsize=3)
+            axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
     for label, color, side in zip(LABELS, _CLASS_COLORS, (-0.28, 0.28), strict=True):
-        means = [_number(shortcuts[name]["mean_probability"][label]) for name in names]
+        means = np.array([shortcuts[name]["mean_probability"][label] for name in names], dtype=float)
         places = np.arange(len(names)) + side
         axes.plot(places, means, "o", color=color, label=f"mean probability, {label} films")
     axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
-    axes.set_xticks(range(len(names)), [_words(name) for name in names])
+    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.12))
     axes.grid(axis="y")
     figure.legend(frameon=False, loc="outside upper center", ncols=4, fontsize=9)
-    for line, film in enumerate(examples, start=1):
-        for column, name in enumerate(names):
-            panel = figure.add_subplot(grid[line, column])
-            panel.imshow(black_out(film[None], keep[name])[0], cmap="gray", vmin=0, vmax=255)
-            panel.axis("off")
+    for line, column in np.ndindex(lines, len(names)):
+        panel = figure.add_subplot(grid[1 + line, column])
+        panel.imshow(examples[names[column]][line], cmap="gray", vmin=0, vmax=255)
+        panel.axis("off")
     return figure
 
 
 @matplotlib.rc_context(_PANELS)
 def plot_robustness(robustness: dict) -> Figure:
-    """A panel per corruption: the figures over its levels, with bands of their intervals; the dotted line is
-    the films as they are."""
+    """Draw a panel per corruption: metrics over its levels, with bands of their intervals. The dotted line
+    marks the images as they are."""
     found = {name: one for name, one in robustness.items() if isinstance(one, dict)}
     figure = Figure(figsize=(10.5, 6), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True)
@@ -310,48 +301,28 @@ def plot_swaps(appearance: dict, examples: np.ndarray, probability: np.ndarray) 
     return figure
 
 
-def _bars(axes: Axes, figures: list[dict]) -> None:
-    values = np.array([_number(one["value"]) for one in figures])
-    axes.bar(range(len(values)), values, 0.42, color=BLUE, label="AUROC")
-    for place, (value, one) in enumerate(zip(values, figures, strict=True)):
-        if one["value"] is None:
-            continue
-        low, high = one["ci95"] or (value, value)
-        # A percentile interval may lie to one side of its figure.
-        axes.errorbar(place, value, [[max(value - low, 0)], [max(high - value, 0)]], color="black", capsize=3)
-        axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
-
-
 def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
-    """AUROC, sensitivity and specificity at each place, with bands of their intervals."""
-    for key, (title, color) in _CURVES.items():
-        values = [_number(level[key]["value"]) for level in levels]
+    """Draw AUROC, sensitivity and specificity at each place, with bands of their intervals."""
+    for key, color in _CURVES.items():
+        values = np.array([level[key]["value"] for level in levels], dtype=float)
         ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in levels], dtype=float)
-        axes.plot(places, values, color=color, marker="o", markersize=4, label=title)
+        axes.plot(places, values, color=color, marker="o", markersize=4, label=key.replace("auroc", "AUROC"))
         axes.fill_between(places, *ends.T, color=color, alpha=0.15, linewidth=0)
 
 
 def _floor(levels: list[dict]) -> float:
-    """The tenth below all that is drawn."""
+    """Return the tenth below everything that is drawn."""
     ends = [level[key]["ci95"] for level in levels for key in _CURVES]
     ends += [[level[key]["value"]] for level in levels for key in _CURVES]
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:
-    """Colour a film by its heat map, the more the hotter; where nothing was seen, the film stays as it is.
+    """Colour an image by its heat map; where the map is 0, the image stays as it is.
 
     Args:
         film: of mode 'L'.
-        heat: of mode 'L' and the film's size, 0 (nothing) to 255 (the most).
+        heat: of mode 'L' and the image's size, 0 (nothing) to 255 (the most).
 
     Returns:
         Image of mode 'RGB' and that size.

@@ -1,63 +1,77 @@
-"""Predictions -> report: the only source of every published figure."""
+"""Report of a run, the only source of every published metric, and the summary of one recipe over seeds."""
 
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from accelerate import PartialState
 
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.evaluation.figures import split_reports
-from hf_pneumonia.evaluation.reliability import BINS, calibration_report
+from hf_pneumonia.evaluation.calibration import BINS, calibration_report
+from hf_pneumonia.evaluation.metrics import METRICS, split_reports
 from hf_pneumonia.evaluation.scoring import Predictions
-from hf_pneumonia.evaluation.trade_off import left_open
+from hf_pneumonia.evaluation.thresholds import left_open
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "evaluate")
 
 
 def build_report(predictions: dict[str, Predictions], operating_point: dict, **facts: object) -> dict:
-    """What report.json holds.
+    """Build the contents of report.json.
 
     Args:
         predictions: of each split by name.
         operating_point: from `calibrate`, or a `threshold` alone where nothing else is known.
-        facts: whatever else is to be known of the run (recipe, seed, data, history), as plain values.
+        facts: whatever else is known of the run (recipe, seed, data, history), as plain values.
 
     Returns:
-        `splits` with the figures at threshold 0.5, `operating_point` with those of validation and test at its
+        `splits` with the metrics at threshold 0.5, `operating_point` with those of validation and test at its
         own threshold, `operating_points` with sensitivity and specificity of both at every threshold that
         was chosen, `uncertain` with what the band of that name comes to on both, `calibration` of both, the
-        facts, and the environment.
+        facts, and the environment (package versions, device; no host or path).
 
     Raises:
-        UsageError: a probability is no number from 0 to 1.
+        UsageError: a probability is NaN or not within 0 to 1.
     """
-    main, points = dict(operating_point), dict(operating_point.get("operating_points", {}))
+    main, points = dict(operating_point), operating_point.get("operating_points", {})
     main.pop("operating_points", None)
-    main.pop("trade_off", None)  # the figures of points that nobody chose
+    main.pop("trade_off", None)  # the metrics of points that nobody chose
+    fitted = {name: main[name] for name in ("temperature", "intercept") if name in main}
+    band = main.get("uncertain")
     thresholds = [0.5, main["threshold"], *(point["threshold"] for point in points.values())]
     tested = [split for split in ("validation", "test", "unseen") if split in predictions]
     scored = {
         name: split_reports(split, thresholds if name in tested else [0.5])
         for name, split in predictions.items()
     }
+    at_points, gpu = {}, torch.cuda.is_available()
+    for index, (name, point) in enumerate(points.items(), start=2):
+        at_points[name] = {key: point[key] for key in ("threshold", "target_sensitivity") if key in point}
+        for split in tested:
+            report = scored[split][index]
+            at_points[name][split] = {key: report[key] for key in ("sensitivity", "specificity")}
     return {
         "splits": {name: reports[0] for name, reports in scored.items()},
         "operating_point": {**main, **{split: scored[split][1] for split in tested}},
-        "operating_points": {
-            name: _pairs(point, {split: scored[split][index] for split in tested})
-            for index, (name, point) in enumerate(points.items(), start=2)
+        "operating_points": at_points,
+        "uncertain": {
+            split: left_open(
+                predictions[split].label, predictions[split].probability, (band["low"], band["high"])
+            )
+            for split in (tested if band else ())
         },
-        "uncertain": {split: _left_open(predictions[split], main) for split in tested if "uncertain" in main},
         "calibration": {
             "bins": BINS,
-            **{split: calibration_report(predictions[split], **_fitted(main)) for split in tested},
+            **{split: calibration_report(predictions[split], **fitted) for split in tested},
         },
         **facts,
-        **environment(),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name() if gpu else f"CPU ({os.cpu_count()} cores)",
+        "processes": PartialState().num_processes,
     }
 
 
@@ -67,30 +81,62 @@ def write_report(folder: Path, report: dict) -> None:
         aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
-def environment() -> dict:
-    """What the figures were made with: package versions, Python, device; no host or path."""
-    gpu = torch.cuda.is_available()
+def spread_over_seeds(reports: dict[int, dict]) -> dict:
+    """Summarise every metric over runs that differ in nothing but their seed.
+
+    The spread is that of training (initial weights, order, augmentation); how far a metric depends on the
+    patients in the split is what its interval in each report says.
+
+    Args:
+        reports: report.json of each run, by seed.
+
+    Returns:
+        `seeds`, and under `splits` and `operating_point` for each split and metric `mean`, `sd` (of the
+        sample, None for one seed) and `values` in the order of `seeds`. The same for the AUROC, sensitivity
+        and specificity of `proportions_swapped`, where every run has them, with their `factor`. A metric that
+        a run does not have is left out.
+    """
+    first = next(iter(reports.values()))
+    spread = {
+        "seeds": list(reports),
+        "splits": {
+            split: _spread([report["splits"][split] for report in reports.values()])
+            for split in first["splits"]
+        },
+        "operating_point": {
+            split: _spread([report["operating_point"][split] for report in reports.values()])
+            for split in ("validation", "test")
+        },
+    }
+    checks = [report.get("checks", {}).get("appearance") for report in reports.values()]
+    if all(checks):
+        factor = checks[0]["factor"]
+        levels = [check["proportions"][str(factor)] for check in checks]
+        swapped = _spread(levels, ("auroc", "sensitivity", "specificity"))
+        spread["proportions_swapped"] = {"factor": factor, **swapped}
+    return spread
+
+
+def spread_line(spread: dict) -> str:
+    """Write mean and spread of the test split in one line: at threshold 0.5, and with proportions swapped, at
+    the operating point, where there are any."""
+    line = f"test films, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
+    if swapped := dict(spread.get("proportions_swapped", {})):
+        line += f"; proportions swapped by {swapped.pop('factor')}: {_shown(swapped)}"
+    return line
+
+
+def _shown(figures: dict) -> str:
+    return ", ".join(
+        f"{name} {figure['mean']:.4f}" + (f" ± {figure['sd']:.4f}" if figure["sd"] is not None else "")
+        for name, figure in figures.items()
+    )
+
+
+def _spread(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
+    figures = {name: [split[name]["value"] for split in splits] for name in names}
     return {
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name() if gpu else f"CPU ({os.cpu_count()} cores)",
-        "processes": PartialState().num_processes,
+        name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
+        for name, values in figures.items()
+        if None not in values
     }
-
-
-def _pairs(point: dict, reports: dict[str, dict]) -> dict:
-    """A threshold that was chosen, with what it comes to on each split."""
-    kept = {name: point[name] for name in ("threshold", "target_sensitivity") if name in point}
-    figures = {
-        split: {name: report[name] for name in ("sensitivity", "specificity")}
-        for split, report in reports.items()
-    }
-    return {**kept, **figures}
-
-
-def _left_open(split: Predictions, point: dict) -> dict:
-    band = point["uncertain"]
-    return left_open(split.label, split.probability, (band["low"], band["high"]))
-
-
-def _fitted(operating_point: dict) -> dict:
-    return {name: operating_point[name] for name in ("temperature", "intercept") if name in operating_point}

@@ -1,4 +1,4 @@
-"""Model + films -> logits -> probabilities, each film just once. Knows nothing of thresholds or figures."""
+"""Score images with a network: as they are, changed, or with the appearance of the other class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import softmax
 
 from hf_pneumonia.data.labels import LABELS
@@ -19,25 +20,27 @@ if TYPE_CHECKING:
     from hf_pneumonia.data.cache import FilmStore
     from hf_pneumonia.data.filmset import FilmSet
 
+# By how much proportions are swapped where one metric has to do: about the difference between the classes of
+# Kermany's images (medians of width / height 1.25 and 1.49).
+FACTOR = 1.2
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scored films of one split, in the order of the source.
+    """The scored images of one split, in the order of the source."""
 
-    Attributes:
-        file: (n,) file names.
-        patient_id: (n,) patient ids.
-        label: (n,) int, index into LABELS.
-        probability: (n,) float64, of pneumonia.
-    """
+    file: list[str]  # (n,)
+    patient_id: list[str]  # (n,)
+    label: np.ndarray  # (n,) int, index into LABELS
+    probability: np.ndarray  # (n,) float64, of pneumonia
 
-    file: list[str]
-    patient_id: list[str]
-    label: np.ndarray
-    probability: np.ndarray
+    def part(self, chosen: np.ndarray) -> Predictions:
+        """Return the images at (k,) indices."""
+        names = ([column[index] for index in chosen] for column in (self.file, self.patient_id))
+        return Predictions(*names, self.label[chosen], self.probability[chosen])
 
     def write_csv(self, path: Path) -> None:
-        """One line per film: file, patient_id, label (its name) and probability."""
+        """Write one line per image: file, patient_id, label (its name) and probability."""
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "patient_id", "label", "probability"])
@@ -54,15 +57,15 @@ def score_films(
     batch_size: int,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Logits of films, each scored exactly once however many processes share the work.
+    """Score images, each exactly once however many processes share the work.
 
     Args:
         model: the network, on this process's device; left in evaluation mode.
-        store: the films.
+        store: the images; an array of them will do.
         rows: (n,) rows of the store.
-        batch_size: films per forward pass and process.
-        change: what is done to the films first, (b, h, w) uint8 to the same; which films are together in a
-            batch must make no difference to it.
+        batch_size: images per forward pass and process.
+        change: applied to the images first, (b, h, w) uint8 to the same; its result for an image must not
+            depend on the others in the batch.
 
     Returns:
         (n, 2) float32 logits in the order of `rows`, the same on every process.
@@ -88,14 +91,106 @@ def score_films(
 
 
 def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
-    """(n, 2) logits -> (n,) float64 probability of class 1."""
+    """Turn (n, 2) logits into (n,) float64 probabilities of class 1."""
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, 1]
 
 
 def predict_split(model: torch.nn.Module, films: FilmSet, split: str, batch_size: int) -> Predictions:
-    """Score the films of one split; arguments as for `score_films`."""
+    """Score the images of one split; arguments as for `score_films`."""
     rows = films.rows(split)
     probability = pneumonia_probability(score_films(model, films.store, rows, batch_size))
     return Predictions(
         films.file[rows].tolist(), films.patient[rows].tolist(), films.label[rows], probability
     )
+
+
+def draw_evenly(label: np.ndarray, count: int) -> np.ndarray:
+    """Draw up to `count` indices into (n,) labels, half of each class as far as there are, in order; always
+    the same ones."""
+    rng = np.random.default_rng(0)
+    groups = [rng.permutation(np.flatnonzero(label == index)) for index in (0, 1)]
+    # Where a class has too few for its half, the other fills up.
+    normal = min(len(groups[0]), max(count // 2, count - len(groups[1])))
+    return np.sort(np.concatenate([groups[0][:normal], groups[1][: count - normal]]))
+
+
+def stretch(films: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.ndarray:
+    """Stretch (b, h, w) uint8 images about their middle by factors of 1 or more, with bicubic interpolation.
+
+    What leaves the square is cut off; no border comes in.
+    """
+    height, width = films.shape[1:]
+    left, top = (width - width / across) / 2, (height - height / down) / 2
+    box = (left, top, width - left, height - top)
+    resize = (Image.fromarray(film).resize((width, height), Image.Resampling.BICUBIC, box) for film in films)
+    return np.stack(list(resize))
+
+
+def score_swapped(
+    model: torch.nn.Module,
+    store: FilmStore,
+    rows: np.ndarray,
+    label: np.ndarray,
+    batch_size: int,
+    vertical: int,
+    factor: float = FACTOR,
+) -> np.ndarray:
+    """Score images whose proportions are swapped between the classes: (n, 2) float32 logits.
+
+    A network that reads the lungs answers alike; one that reads how an image was taken does not.
+
+    Args:
+        model, store, rows, batch_size: as for `score_films`.
+        label: (n,) 0 or 1.
+        vertical: the class that is stretched vertically (`vertical_class`), the other horizontally.
+        factor: by how much, 1 or more.
+    """
+    logits = np.empty((len(rows), 2), dtype=np.float32)
+    for index in (0, 1):
+        way = {"down": factor} if index == vertical else {"across": factor}
+        chosen = np.asarray(label) == index
+        logits[chosen] = score_films(
+            model, store, rows[chosen], batch_size, change=lambda films, way=way: stretch(films, **way)
+        )
+    return logits
+
+
+def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Give an (h, w) image the radial amplitude spectrum of another of that shape, and keep its phases.
+
+    The result is float64. Over frequencies, in cycles per side, that round to the same whole number, its mean
+    amplitude is the partner's.
+    """
+    height, width = image.shape
+    radius = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.fftfreq(width, 1 / width))
+    radius = np.rint(radius).astype(int)
+    own, other = np.fft.fft2(image), np.fft.fft2(partner)
+    sums = [np.bincount(radius.ravel(), np.abs(spectrum).ravel()) for spectrum in (own, other)]
+    return np.fft.ifft2(own * (sums[1] / np.maximum(sums[0], 1e-6))[radius]).real
+
+
+def match_histogram(values: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Give an (h, w) image exactly the gray values of another, uint8: the k-th darkest pixel gets its k-th
+    darkest value. Equal values are ranked from the top left.
+    """
+    matched = np.empty(values.size, dtype=np.uint8)
+    matched[np.argsort(values, axis=None, kind="stable")] = np.sort(partner, axis=None)
+    return matched.reshape(values.shape)
+
+
+def score_matched(
+    model: torch.nn.Module, store: FilmStore, rows: np.ndarray, label: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Score images with the radial amplitude spectrum and the histogram of an image of the other class, drawn
+    with a fixed seed: (n, 2) float32 logits.
+
+    Args:
+        model, store, batch_size: as for `score_films`.
+        rows: (n,) rows of the store; all are in memory at once.
+        label: (n,) 0 or 1, both present.
+    """
+    rng, rows = np.random.default_rng(0), np.asarray(rows)
+    others = [rng.choice(rows[label == 1 - index], len(rows)) for index in (0, 1)]
+    pairs = zip(store[rows], store[np.where(label == 0, *others)], strict=True)
+    matched = np.stack([match_histogram(match_spectrum(image, other), other) for image, other in pairs])
+    return score_films(model, matched, np.arange(len(rows)), batch_size)

@@ -14,7 +14,7 @@ from PIL import Image
 from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
 from hf_pneumonia.data.film import is_one_film, read_any_film, squash
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.evaluation.trade_off import moved_band
+from hf_pneumonia.evaluation.thresholds import moved_band
 from hf_pneumonia.inference.gate import image_problem
 
 # What a film is called.

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from hf_pneumonia.evaluation.metrics import predictive_values
-from hf_pneumonia.evaluation.trade_off import moved_band
+from hf_pneumonia.evaluation.thresholds import moved_band
 from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.wording import percent
 

@@ -27,8 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
-from hf_pneumonia.evaluation.scoring import pneumonia_probability
-from hf_pneumonia.evaluation.swaps import score_swapped
+from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_swapped
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input, trains_on_one_film
 from hf_pneumonia.training.arguments import Recipe

@@ -1,0 +1,173 @@
+"""Errors of a network for a person to look at: misses, false alarms, suspected label errors.
+
+Only of images that the network was not trained on. Names of files and patients stay in the run folder; the
+report gets counts.
+"""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_pneumonia.data.labels import LABELS
+from hf_pneumonia.evaluation.plots import lay_over
+from hf_pneumonia.evaluation.scoring import Predictions
+
+MISS, FALSE_ALARM, SUSPECT = "miss", "false alarm", "suspected label error"
+KINDS = (MISS, FALSE_ALARM, SUSPECT)
+
+_TITLES = {MISS: "misses", FALSE_ALARM: "false alarms", SUSPECT: "suspected label errors"}
+_SHOWN = 8  # images of each kind
+_PAIRS = 4  # in a line
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One image of one kind; an image may be found twice. `index` is its place in its split's predictions."""
+
+    kind: str
+    split: str
+    index: int
+    file: str
+    patient_id: str
+    label: int
+    probability: float
+
+
+def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> list[Finding]:
+    """Find all misses and false alarms at a threshold and all suspected label errors, by kind, the network's
+    most confident first.
+
+    Args:
+        predictions: of each split by name; none that was trained on.
+        threshold: from which an image is called pneumonia.
+    """
+    if not predictions:
+        return []
+    places = [(name, index) for name, split in predictions.items() for index in range(len(split.label))]
+    label = np.concatenate([split.label for split in predictions.values()])
+    probability = np.concatenate([split.probability for split in predictions.values()])
+    called = probability >= threshold
+    chosen = {
+        MISS: (label == 1) & ~called,
+        FALSE_ALARM: (label == 0) & called,
+        SUSPECT: suspected_label_errors(label, probability),
+    }
+    # How sure the network is of the other class.
+    order = np.argsort(-np.where(label == 1, 1 - probability, probability), kind="stable")
+    findings = []
+    for kind, films in chosen.items():
+        for film in order[films[order]]:
+            split, index = places[film]
+            names = predictions[split].file[index], predictions[split].patient_id[index]
+            findings.append(Finding(kind, split, index, *names, int(label[film]), float(probability[film])))
+    return findings
+
+
+def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Find images that the network puts into the other class with confidence (confident learning).
+
+    A class's threshold is the mean probability that images labelled so have of it. An image is counted into
+    the class whose threshold its probability reaches, into the more probable one if it reaches both.
+    Northcutt, Jiang, Chuang: Confident Learning, Estimating Uncertainty in Dataset Labels, JAIR 2021.
+
+    Args:
+        label: (n,) 0 or 1, as given.
+        probability: (n,) of class 1, by a network that did not train on the image.
+
+    Returns:
+        (n,) bool, whether an image is counted into the class that it is not labelled; all false where a class
+        is missing.
+    """
+    label = np.asarray(label)
+    of_class = np.stack([1 - np.asarray(probability), probability], axis=1).astype(np.float64)
+    if not 0 < label.sum() < len(label):
+        return np.zeros(len(label), dtype=bool)
+    thresholds = np.array([of_class[label == index, index].mean() for index in (0, 1)])
+    # Means of equal numbers may differ from them in the last bit.
+    reached = of_class >= thresholds - 1e-12
+    films = np.arange(len(label))
+    own, other = of_class[films, label], of_class[films, 1 - label]
+    return reached[films, 1 - label] & (~reached[films, label] | (other > own))
+
+
+def count_errors(findings: list[Finding], predictions: Mapping[str, Predictions]) -> dict:
+    """Count, by split, `films` and the findings of each kind. Names no image."""
+    counts = {name: {"films": len(split.label)} for name, split in predictions.items()}
+    for name, count in counts.items():
+        for kind in KINDS:
+            found = sum(one.kind == kind and one.split == name for one in findings)
+            count[kind.replace(" ", "_")] = found
+    return counts
+
+
+def write_errors(path: Path, findings: list[Finding]) -> None:
+    """Write a CSV file, a line per finding: split, file, patient_id, label (its name), probability, kind."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "file", "patient_id", "label", "probability", "kind"])
+        writer.writerows(
+            [one.split, one.file, one.patient_id, LABELS[one.label], f"{one.probability:.9g}", one.kind]
+            for one in findings
+        )
+
+
+def shown_findings(findings: list[Finding]) -> list[Finding]:
+    """Take the first 8 of each kind, in the order in which they are drawn."""
+    return [one for kind in KINDS for one in [other for other in findings if other.kind == kind][:_SHOWN]]
+
+
+def draw_errors(
+    shown: list[Finding], films: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
+) -> Figure:
+    """Draw each image, and beside it the same image under its heat map.
+
+    Args:
+        shown: from `shown_findings`.
+        films: (n, h, w) uint8 of these.
+        maps: (n, h, w) float, 0 to 1, of these; None draws the images alone.
+        threshold: for the heading.
+        note: why there are no maps.
+    """
+    lines = []
+    for kind in KINDS:
+        numbers = [number for number, one in enumerate(shown) if one.kind == kind]
+        lines.append([numbers[start : start + _PAIRS] for start in range(0, len(numbers), _PAIRS)])
+    heights = [0.4, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
+    figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
+    top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+    heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
+    shade = "" if maps is None else "; in orange: what spoke for pneumonia, as a share of the film's most"
+    top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
+    for part, kind, places in zip(parts, KINDS, lines, strict=True):
+        part.suptitle(_TITLES[kind] + ("" if places else ": none"), x=0.01, ha="left", weight="bold")
+        if not places:
+            continue
+        grid = part.subplots(len(places), 2 * _PAIRS, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for line, numbers in zip(grid, places, strict=True):
+            for column, number in enumerate(numbers):
+                heat = None if maps is None else maps[number]
+                _pair(line[2 * column : 2 * column + 2], shown[number], films[number], heat)
+    return figure
+
+
+def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarray | None) -> None:
+    for axes in panels:
+        axes.imshow(film, cmap="gray", vmin=0, vmax=255)
+    name = PurePath(finding.file).name
+    name = name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
+    caption = f"{name}\np = {finding.probability:.3f}"
+    panels[0].set_title(caption, fontsize=7.5, loc="left", parse_math=False)  # a name may hold dollar signs
+    panels[1].set_title(f"{finding.split}\nlabel {LABELS[finding.label]}", fontsize=7.5, loc="left")
+    if heat is None:
+        return
+    levels = Image.fromarray((heat * 255).round().astype(np.uint8))
+    panels[1].imshow(lay_over(Image.fromarray(film), levels))
+    if not heat.any():
+        panels[1].text(0.5, 0.04, "nothing", color="white", ha="center", transform=panels[1].transAxes)
