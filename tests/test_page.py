@@ -219,8 +219,8 @@ def test_a_picture_is_pasted_anywhere_and_text_only_where_it_belongs(tab, classi
         const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
         if (encoded) clipboard.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
         else clipboard.setData("text/plain", "20");
-        const event = new ClipboardEvent("paste", { clipboardData: clipboard, bubbles: true, cancelable: true });
-        return document.querySelector(place).dispatchEvent(event);
+        const options = { clipboardData: clipboard, bubbles: true, cancelable: true };
+        return document.querySelector(place).dispatchEvent(new ClipboardEvent("paste", options));
     }"""
     assert tab.evaluate(paste, ["#film-prevalence input", ""])  # not taken over by the page
     assert not tab.evaluate(paste, ["body", base64.b64encode(data.getvalue()).decode()])
