@@ -86,20 +86,14 @@ def _contents(repository) -> dict[str, bytes]:
     return {name: file.content for name, file in repository.head.items() if name != ".gitattributes"}
 
 
-def _bytes(files: dict[str, Path | bytes]) -> dict[str, bytes]:
-    return {
-        name: content if isinstance(content, bytes) else content.read_bytes()
-        for name, content in files.items()
-    }
-
-
 def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finished_run, local_hub, script):
     flags = (finished_run, "--repo", "ann/x", "--space", "ann/demo")
     (code, first, said), (again, second, _) = script(*flags), script(*flags)
     assert (code, again, said) == (0, 0, "")
     model, space = (local_hub.repositories[key] for key in (("model", "ann/x"), ("space", "ann/demo")))
-    assert _contents(model) == _bytes(public_files(finished_run, "ann/x"))
-    assert _contents(space) == _bytes(space_files("ann/x"))
+    for repository, files in ((model, public_files(finished_run, "ann/x")), (space, space_files("ann/x"))):
+        sent = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in files.items()}
+        assert _contents(repository) == sent
     assert len(model.messages) == len(space.messages) == 2  # the first is the Hub's own
     for kind, repository in (("ann/x", model), ("spaces/ann/demo", space)):
         address = f"{local_hub.url}/{kind}/commit/{repository.branches['main']}"
@@ -164,23 +158,18 @@ def test_a_wrong_token_is_told_and_not_shown(finished_run, local_hub, script, mo
 
 def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, script):
     seeds = tmp_path / "seeds"
-    for seed in (0, 1):
-        (seeds / f"seed-{seed}").mkdir(parents=True)
-    (seeds / "seeds.json").write_text("{}")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun" / "checkpoint-9").mkdir(parents=True)
-    (tmp_path / "somebodys" / "checkpoint-best").mkdir(parents=True)
-    (tmp_path / "evaluation").mkdir()
+    folders = ["seeds/seed-0", "seeds/seed-1", "begun/checkpoint-9", "somebodys/checkpoint-best"]
+    for name in (*folders, "evaluation"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "evaluation" / "report.json").write_text("{}")
-    for name, problem in (
-        ("none", "no such folder"),
-        ("empty", "report.json is missing"),
-        ("somebodys", "report.json is missing"),
-        ("begun", "not finished; go on with --resume_from_checkpoint"),
-        ("seeds", f"choose one of {seeds / 'seed-0'}, {seeds / 'seed-1'}"),
-        ("evaluation", "it has a report but no weights, as an evaluation has"),
-        ("run/config.json", "it is a file"),
-    ):
+    for name, problem in {
+        "none": "no such folder",
+        "somebodys": "report.json is missing",
+        "begun": "not finished; go on with --resume_from_checkpoint",
+        "seeds": f"choose one of {seeds / 'seed-0'}, {seeds / 'seed-1'}",
+        "evaluation": "it has a report but no weights, as an evaluation has",
+        "run/config.json": "it is a file",
+    }.items():
         assert problem in _mistake(script, tmp_path / name, "--repo", "ann/x")
 
 
@@ -214,22 +203,11 @@ def test_a_private_run_and_its_space_are_seen_by_nobody_else_unless_the_space_is
     assert "everybody can see ann/open, and ask the private ann/x there" in said
 
 
-def test_a_branch_of_its_own_leaves_main_as_it_is(finished_run, ann, local_hub):
-    files = prepare_run(finished_run, "ann/x")
-    commit = publish_model(ann, finished_run, files, "ann/x", revision="trial")
-    repository = local_hub.repositories["model", "ann/x"]
-    assert repository.branches["trial"] == commit.sha and _contents(repository) == {}
-
-
-def _other_weights(run: Path) -> None:
-    tensors = load_file(run / "model.safetensors")
-    tensors["fc.bias"] = tensors["fc.bias"] + 1
-    save_file(tensors, run / "model.safetensors", {"format": "pt"})
-
-
 def test_what_comes_back_is_compared_by_its_answers(run_copy, finished_run, ann, local_hub):
     files = prepare_run(finished_run, "ann/x")
-    _other_weights(run_copy)  # as if the run had been trained anew meanwhile
+    tensors = load_file(run_copy / "model.safetensors")  # as if the run had been trained anew meanwhile
+    tensors["fc.bias"] = tensors["fc.bias"] + 1
+    save_file(tensors, run_copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match="answers otherwise than .*; publish again"):
         publish_model(ann, run_copy, files, "ann/x")
 
