@@ -61,12 +61,7 @@ print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_na
 
 
 def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
-    """Add both to the open gr.Blocks.
-
-    Args:
-        classifier: answers.
-        read: an image's path or bytes -> an image of mode 'L', or UnreadableFilm.
-    """
+    """Add both to the open gr.Blocks. Arguments as `build_page`."""
 
     @errors_told()
     def predict(film: FileData) -> dict:
@@ -86,15 +81,9 @@ def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Imag
 
 
 def _answer(row: FilmRow) -> dict:
-    return {
-        "prediction": WORDS[row.decision],
-        "confidence": confidence(row),
-        "decision": row.decision,
-        "label": row.label,
-        "probability": row.probability,
-        "threshold": row.threshold,
-        "reason": row.reason,
-    }
+    names = ("decision", "label", "probability", "threshold", "reason")
+    said = {"prediction": WORDS[row.decision], "confidence": confidence(row)}
+    return said | {name: getattr(row, name) for name in names}
 
 
 def _row(row: FilmRow) -> dict:

@@ -39,7 +39,7 @@ class UploadFolder:
 
     Enter it before the page is built, as Gradio's components remember their folder. Gradio's own
     `delete_cache` leaves interrupted uploads, and everything of a server that was killed. This deletes by age
-    whatever is there, except the page's own files, and the folders of killed servers.
+    whatever is there, and the folders of killed servers.
 
     Attributes:
         folder: GRADIO_TEMP_DIR while entered.
@@ -47,7 +47,6 @@ class UploadFolder:
 
     def __init__(self, kept_seconds: float = KEPT_SECONDS, sweep_seconds: float = SWEEP_SECONDS) -> None:
         self._kept_seconds, self._sweep_seconds = kept_seconds, sweep_seconds
-        self._own: frozenset[Path] = frozenset()
         self._stop = threading.Event()
 
     def __enter__(self) -> "UploadFolder":
@@ -66,10 +65,6 @@ class UploadFolder:
             os.environ["GRADIO_TEMP_DIR"] = self._before
         shutil.rmtree(self.folder, ignore_errors=True)  # a file may still arrive
 
-    def keep_what_is_here(self) -> None:
-        """Never delete the files that are here now: they are the page's own."""
-        self._own = frozenset(path for path, _ in self._files())
-
     def stored(self) -> int:
         """Return the bytes of all files in the folder."""
         return sum(status.st_size for _, status in self._files())
@@ -87,7 +82,7 @@ class UploadFolder:
         oldest = time.time() - self._kept_seconds
         for path, status in self._files():
             # A copy may bring an old time of change along; ctime says when it came here.
-            if max(status.st_mtime, status.st_ctime) < oldest and path not in self._own:
+            if max(status.st_mtime, status.st_ctime) < oldest:
                 path.unlink(missing_ok=True)
         os.utime(self.folder)
         for folder in self.folder.parent.glob(f"{_PREFIX}*"):

@@ -80,12 +80,7 @@ class FilmRow:
 
 
 def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
-    """Add the tab's parts to the open gr.Blocks or gr.Tab.
-
-    Args:
-        classifier: answers.
-        read: an image's path or bytes -> an image of mode 'L', or UnreadableFilm.
-    """
+    """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
 
     # A generator: when the tab is closed, Gradio asks for no further batch.
     def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
@@ -122,16 +117,8 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
     # Not preprocessed: Gradio would leave an empty file per image behind, and lose the images' own names.
     reading = button.click(read_them, files, answers, preprocess=False, api_visibility="private", **IN_TURN)
     # With other files the table goes, and so does a table that is still being made.
-    files.change(
-        None,
-        None,
-        answers,
-        js="() => ''",
-        cancels=reading,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    files.change(None, None, answers, js="() => ''", cancels=reading, **hidden)
 
 
 def score_films(
@@ -183,14 +170,9 @@ def score_films(
 def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> FilmRow:
     """Return the row of an image that could be read. A refused one has no probability."""
     refused = prediction.decision == NOT_A_FILM
+    label, probability = (None, None) if refused else (prediction.label, prediction.probability)
     return FilmRow(
-        file,
-        prediction.decision,
-        None if refused else prediction.label,
-        None if refused else prediction.probability,
-        prediction.threshold,
-        prediction.reason,
-        thumbnail,
+        file, prediction.decision, label, probability, prediction.threshold, prediction.reason, thumbnail
     )
 
 
@@ -207,11 +189,8 @@ def count_rows(rows: Iterable[FilmRow]) -> dict[str, int]:
 
 def summary(rows: list[FilmRow]) -> str:
     """Return the line of counts; both classes are named, other decisions only where they occur."""
-    named = [
-        f"{count} {decision}"
-        for decision, count in count_rows(rows).items()
-        if count or decision in (PNEUMONIA, NORMAL)
-    ]
+    counts = count_rows(rows).items()
+    named = [f"{count} {decision}" for decision, count in counts if count or decision in (PNEUMONIA, NORMAL)]
     return f"{len(rows)} film{'s' if len(rows) != 1 else ''}: {', '.join(named)}."
 
 
@@ -225,10 +204,9 @@ def csv_text(rows: list[FilmRow]) -> str:
     writer = csv.writer(file)  # its lines end as RFC 4180 has it, so that a lone "\r" in a cell is quoted too
     writer.writerow(COLUMNS)
     for row in rows:
-        file_name, reason = (
-            f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in (row.file, row.reason)
-        )
-        writer.writerow([file_name, row.decision, row.label, row.probability, row.threshold, reason])
+        cells = [getattr(row, column) for column in COLUMNS]
+        # Numbers are not negative here: only text begins as a formula does.
+        writer.writerow(f"'{cell}" if str(cell).startswith(_FORMULA) else cell for cell in cells)
     return file.getvalue()
 
 

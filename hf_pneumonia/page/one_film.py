@@ -117,13 +117,7 @@ def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
 def one_film_tab(
     classifier: FilmClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
-    """Put the tab's parts into the open Blocks.
-
-    Args:
-        classifier: answers.
-        read: path -> image of mode 'L', or UnreadableFilm.
-        examples: that can be taken instead of an own image.
-    """
+    """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
     settings = settings_of(classifier)
     own = own_setting(settings, classifier.threshold)
     heat_map = classifier.makes_heat_maps()
@@ -149,8 +143,8 @@ def one_film_tab(
         number = getattr(event, "number", None)
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise UsageError("there is no such example")
-        example = examples[number]
-        return answer(getattr(event, "choice", None), example.caption, example.note, lambda: example.film)
+        example, choice = examples[number], getattr(event, "choice", None)
+        return answer(choice, example.caption, example.note, lambda: example.film)
 
     @errors_told()
     def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str, str]:
@@ -174,19 +168,11 @@ def one_film_tab(
         done.then(None, said, [card, short], js="(said) => said ? [] : ['', '']", **_AT_ONCE)
 
     # Each choice is scored, and the browser knows whether its answer is still awaited.
-    scoring: dict[str, Any] = {
-        "show_progress_on": [card],
-        "trigger_mode": "multiple",
-        "api_visibility": "private",
-    }
-    of_file = parts.file.upload(
-        from_file,
-        [parts.file, parts.choice],
-        answered,
-        preprocess=False,  # which would lose the image's own name
-        js="(file) => window.oneFilm.file(file)",
-        **scoring,
-    )
+    scoring = {"show_progress_on": [card], "trigger_mode": "multiple", "api_visibility": "private"}
+    number = "(file) => window.oneFilm.file(file)"
+    # Not preprocessed, which would lose the image's own name.
+    chosen = [parts.file, parts.choice]
+    of_file = parts.file.upload(from_file, chosen, answered, preprocess=False, js=number, **scoring)
     for done in (of_file, parts.gallery.select(from_example, None, answered, **scoring)):
         # The field is emptied: the next image can be dropped where this one was.
         show = "(answer) => window.oneFilm.show(answer)"
@@ -196,17 +182,12 @@ def one_film_tab(
         fail = "() => window.oneFilm.fail('No answer came. Try again.')"
         done.failure(None, None, [said, card, parts.file], js=fail, **_AT_ONCE)
     # With a new choice the last image goes, though the new one may never come.
-    parts.gallery.input(
-        None, None, [said, view, card, short, answered], js="() => [null, null, '', '', null]", **_AT_ONCE
-    )
-    parts.clear.click(
-        None,
-        None,
-        [parts.slider, parts.prevalence, parts.file, said, view, answered, *moved],
-        js="() => { window.oneFilm.clear(); return "
-        f"{json.dumps([own, USUAL_PREVALENCE, None, None, None, None, *fresh])}; }}",
-        **_AT_ONCE,
-    )
+    empty = "() => [null, null, '', '', null]"
+    parts.gallery.input(None, None, [said, view, card, short, answered], js=empty, **_AT_ONCE)
+    everything = [parts.slider, parts.prevalence, parts.file, said, view, answered, *moved]
+    as_new = json.dumps([own, USUAL_PREVALENCE, None, None, None, None, *fresh])
+    clear = f"() => {{ window.oneFilm.clear(); return {as_new}; }}"
+    parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
     sliding = {"trigger_mode": "always_last", **_AT_ONCE}
     then_check(gr.on([parts.slider.input, parts.prevalence.input], move, setting, moved, **sliding))
 

@@ -93,7 +93,6 @@ def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
 @contextmanager
 def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Iterator[list[str]]:
     """Yield the addresses of a page while it is served. Arguments as `serve`."""
-    uploads.keep_what_is_here()
     # Closed API: nobody passes the queue by.
     page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
     try:

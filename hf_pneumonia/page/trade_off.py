@@ -124,12 +124,7 @@ def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
 
 
 def setting_html(classifier: FilmClassifier, settings: list[Setting], index: int) -> str:
-    """Return the text beside the slider: a setting on validation, and compared with the model's own one.
-
-    Args:
-        settings: as `settings_of` gives them.
-        index: of the setting, 0 to len(settings) - 1.
-    """
+    """Return the text beside the slider: a setting on validation, and compared with the model's own one."""
     if not settings:
         return _paragraphs(
             f"This model states no figures of its validation films: its operating point "
@@ -154,12 +149,7 @@ def setting_html(classifier: FilmClassifier, settings: list[Setting], index: int
 def worth_html(
     classifier: FilmClassifier, settings: list[Setting], index: int, prevalence: float | None
 ) -> str:
-    """Return the text beside the prevalence: predictive values, the uncertain band, and their limits.
-
-    Args:
-        settings, index: as for `setting_html`.
-        prevalence: as for `predictive_sentence`.
-    """
+    """Return the text beside the prevalence, in percent: predictive values, uncertain band, their limits."""
     if not settings:
         return ""
     setting = settings[index]
