@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -222,7 +223,11 @@ def test_no_address_and_no_path_of_the_server_is_taken_for_a_film(server, tmp_pa
         threading.Thread(target=other.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{other.server_port}/film.jpg"
         # Gradio itself fetches an address of the Internet, and refuses one of this machine.
+        beside = server.uploads.folder.with_name(f"{server.uploads.folder.name}2")
+        beside.mkdir()
+        (beside / "film.jpg").write_bytes(_jpeg())
         places = [url, "https://example.com/", str(tmp_path / "film.jpg"), "/etc/passwd", str(link), inside]
+        places += [str(beside / "film.jpg"), str(server.uploads.folder), f"{server.uploads.folder}/gone", ""]
         for place in (*places, "\0"):
             for film in ({"path": place}, {"path": place, "url": url}, [{"path": place, "is_stream": True}]):
                 assert _call(server.address, film).status_code == 400
@@ -230,6 +235,7 @@ def test_no_address_and_no_path_of_the_server_is_taken_for_a_film(server, tmp_pa
         assert _result(server.address, _call(server.address, {"path": path, "url": url}))["model"] == "stub"
         other.shutdown()
     link.unlink()
+    shutil.rmtree(beside)
     assert not asked
 
 

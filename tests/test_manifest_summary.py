@@ -82,7 +82,6 @@ def test_the_hash_can_be_recomputed_and_knows_uses_and_films_but_no_names_and_pl
 @pytest.mark.parametrize(
     ("given", "shown", "path", "kind"),
     [
-        ("phantom", "phantom", "/home/x/phantom-v1/train/NORMAL/p_1.png", "phantom"),
         ("phantom:shortcut", "phantom:shortcut", "/home/x/phantom-shortcut-v1/p_1.png", "phantom"),
         ("kaggle:a/b", "kaggle:a/b", "/home/x/.cache/b/train/NORMAL/p_1.png", "kaggle"),
         ("user/name", "user/name", "train/000017/p_1.png", "hub"),
@@ -107,15 +106,13 @@ def test_weights_of_an_earlier_run_are_said_to_have_seen_so_many_films(tmp_path)
 
 
 def test_sources_keep_the_order_of_the_recipe_and_a_comma_in_one_name_does_not_part_it():
-    report = written_report()
-    report["data"]["source"] = "films, of mine"
-    assert source_names(report) == ["films, of mine"]
-    report["recipe"]["dataset"] = ["/home/x/b", "/home/x/a"]
-    report["data"]["source"] = "b, a"
-    assert source_names(report) == ["b", "a"]
-    report["data"]["source"] = "b, c, a"
+    def named(given: list[str], shown: str) -> list[str]:
+        return source_names({"recipe": {"dataset": given}, "data": {"source": shown}})
+
+    assert named(["/home/x/films, of mine"], "films, of mine") == ["films, of mine"]
+    assert named(["/home/x/b", "/home/x/a"], "b, a") == ["b", "a"]
     with pytest.raises(UsageError, match="which is which"):
-        source_names(report)
+        named(["/home/x/b", "/home/x/a"], "b, c, a")
 
 
 def test_a_damaged_manifest_is_refused(tmp_path):

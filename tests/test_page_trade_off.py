@@ -76,10 +76,6 @@ def test_what_validation_saw_no_case_of_is_not_promised():
     # None missed: 200 found, 400 of 800 in vain. PPV 200 / 600 = 0.333.
     said = predictive_sentence(Setting(0.1, 1, 0.5), 20)
     assert _shares(said) == ["20 of 100", "33 of 100"] and "NPV can't be told" in said
-    perfect = predictive_sentence(Setting(0.5, 1, 1), 20)
-    assert "Where" not in perfect and "PPV can't be told" in perfect and "NPV can't be told" in perfect
-    assert "No pneumonia of validation was found" in predictive_sentence(Setting(0.9, 0, 0.5), 20)
-    assert "No normal film of validation was cleared" in predictive_sentence(Setting(0.1, 0.5, 0), 20)
     for sensitivity in (0, 0.5, 1):
         for specificity in (0, 0.5, 1):
             said = predictive_sentence(Setting(0.5, sensitivity, specificity), 20)
