@@ -20,14 +20,14 @@ def client(page_server) -> Client:
 
 @pytest.fixture(scope="module")
 def films(film_folder, tmp_path_factory) -> list[str]:
-    """Films of every kind of file."""
+    """A JPEG, a PNG, a TIFF and a DICOM file."""
     folder = tmp_path_factory.mktemp("formats")
-    paths = sorted((film_folder / "test").rglob("*.jpeg"))[:3]
-    for number, film in enumerate(list(paths)):
-        paths.append(folder / f"{film.stem}{('.png', '.tif', '.bmp')[number]}")
-        Image.open(film).save(paths[-1])
-    (folder / "1.2.840").write_bytes(DICOM)
-    return [str(path) for path in [*paths, folder / "1.2.840"]]
+    jpeg = min((film_folder / "test").rglob("*.jpeg"))
+    paths = [folder / name for name in ("film.png", "film.tif", "1.2.840")]
+    for path in paths[:2]:
+        Image.open(jpeg).save(path)
+    paths[2].write_bytes(DICOM)
+    return [str(path) for path in (jpeg, *paths)]
 
 
 def test_films_are_answered_as_by_the_class(client, page_server, films):

@@ -14,35 +14,20 @@ from hf_pneumonia.publishing.private import check_private, check_source_code
 NAMED = [
     ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000_bacteria", *FILMS[0][4:]),
     ("/data/x/Müller, Anna 3.jpeg", *FILMS[0][1:3], "films:Schmidt-Hans", *FILMS[0][4:]),
-    ("C:\\films\\scan 0042.dcm", *FILMS[0][1:3], "1.2.840.113619.2", *FILMS[0][4:]),
+    ("C:\\films\\scan 0042.dcm", *FILMS[0][1:3], "1.2.840.11", *FILMS[0][4:]),
     ("/data/x/film.png", *FILMS[0][1:3], "12", *FILMS[0][4:]),
     ("/data/x/NORMAL-131.png", *FILMS[0][1:3], "0.844", *FILMS[0][4:]),
     ("/data/x/7.png", *FILMS[0][1:3], "20190314", *FILMS[0][4:]),
 ]
 
+PATHS = r"/home/somebody/films /tmp/pytest/x ~/films/train C:\films\x file:///data \\server\patients\x"
+NAMES = "person1000_bacteria_2931.jpeg PERSON1000_BACTERIA_2931 person1000 Schmidt-Hans 1.2.840.11 20190314"
+# The first name's umlaut is of two code points, as in names of files on a Mac.
+MORE_NAMES = ["Mu\u0308ller, Anna 3", "Müller, Anna 3", "scan 0042", "x_person1000_virus"]
 SECRETS = {
-    "a path of this machine": [
-        "/home/somebody/films",
-        "/tmp/pytest-of-root/x",
-        "~/films/train",
-        "C:\\films\\x",
-        "file:///data",
-        "\\\\server\\patients\\x",
-        "/mnt/Röntgen/ä",
-    ],
+    "a path of this machine": [*PATHS.split(), "/mnt/Röntgen/ä"],
     "a token": ["hf_" + "aB3" * 11, "hf_secretofmine"],
-    "the name of a film or patient": [
-        "person1000_bacteria_2931.jpeg",
-        "PERSON1000_BACTERIA_2931",
-        "person1000",
-        "Müller, Anna 3",
-        "Schmidt-Hans",
-        "scan 0042",
-        "1.2.840.113619.2",
-        "20190314",
-        "x_person1000_virus",
-        "Mu\u0308ller, Anna 3",  # of two code points, as names of files on a Mac
-    ],
+    "the name of a film or patient": [*NAMES.split(), *MORE_NAMES],
 }
 
 

@@ -109,9 +109,9 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
     files = gr.File(label="Films, or zip files of them", file_count="multiple", height=180)
     button = gr.Button("Read them", variant="primary")
     answers = gr.HTML(
-        css_template=(_HERE / "film_table.css").read_text(encoding="utf-8"),
+        css_template=(_HERE / "many_films.css").read_text(encoding="utf-8"),
         apply_default_css=False,
-        js_on_load=(_HERE / "film_table.js").read_text(encoding="utf-8"),
+        js_on_load=(_HERE / "many_films.js").read_text(encoding="utf-8"),
         min_height=80,
     )
     # Not preprocessed: Gradio would leave an empty file per image behind, and lose the images' own names.
