@@ -23,18 +23,15 @@ def main(argv: list[str]) -> None:
     # Here, as the decoding processes import this file, and need neither torch nor Gradio.
     from hf_pneumonia.inference.classifier import PneumoniaClassifier, which_model
     from hf_pneumonia.page.decoder import Decoder
-    from hf_pneumonia.page.evidence import example_files
     from hf_pneumonia.page.examples import real_examples, simulated_examples
-    from hf_pneumonia.page.page import build_page, looks
-    from hf_pneumonia.page.serving import serve
-    from hf_pneumonia.page.upload_folder import UploadFolder
+    from hf_pneumonia.page.guard import UploadFolder
+    from hf_pneumonia.page.page import build_page, serve
 
     model = args.model or which_model(Path(__file__).parent)
     classifier = PneumoniaClassifier.from_pretrained(model)
     with Decoder() as decoder, UploadFolder() as uploads:
-        examples = simulated_examples() + real_examples(example_files(model), decoder.read)
-        page = build_page(classifier, decoder.read, examples, model)
-        serve(page, uploads, args.share, **looks())
+        examples = simulated_examples() + real_examples(model, decoder.read)
+        serve(build_page(classifier, decoder.read, examples, model), uploads, args.share)
 
 
 if __name__ == "__main__":

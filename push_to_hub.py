@@ -22,8 +22,13 @@ def main(argv: list[str]) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space
-    from hf_pneumonia.publishing.space import space_files
+    from hf_pneumonia.publishing.publish import (
+        listing,
+        prepare_run,
+        publish_model,
+        publish_space,
+        space_files,
+    )
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason

@@ -36,14 +36,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Commit:
-    """What is on the Hub now.
+    """The state of a repository after `commit_files`.
 
     Attributes:
         url: of the commit, for a person.
         sha: its hash, 40 hex digits.
         changed: false where everything was there already, and no commit was made.
         others: names of the files in it that were left alone.
-        private: whether the repository is seen by its owner only.
+        private: whether only its owner sees the repository.
     """
 
     url: str
@@ -54,18 +54,18 @@ class Commit:
 
 
 def check_repo_name(repo: str) -> None:
-    """Refuse a name that no repository of the Hub can have. Asks nobody.
+    """Refuse a name that no repository of the Hub can have, without a request.
 
     Raises:
         UsageError: it is not USER/NAME, or has characters that no name has.
     """
+    reason = "" if "/" in repo else ": the user's name is missing"
     try:
-        validate_repo_id(repo)
-        reason = "" if "/" in repo else ": the user's name is missing"
+        if repo.count("/") == 1:
+            return validate_repo_id(repo)
     except HFValidationError as error:
-        reason = f": {str(error).splitlines()[0]}" if repo.count("/") == 1 else ""
-    if reason or repo.count("/") != 1:
-        raise UsageError(f"expected a repository of the Hub as USER/NAME, got {repo!r}{reason}")
+        reason = f": {str(error).splitlines()[0]}"
+    raise UsageError(f"expected a repository of the Hub as USER/NAME, got {repo!r}{reason}")
 
 
 def commit_files(
@@ -79,10 +79,10 @@ def commit_files(
     revision: str = "main",
     stale: Collection[str] = (),
 ) -> Commit:
-    """Bring files to the Hub in one commit: all of them become visible at once, or none.
+    """Publish files in one commit: all of them become visible at once, or none.
 
-    Repository and branch are made where missing. Where somebody else commits at the same time, it is tried
-    once more on top of theirs. Files that are the same already are not sent.
+    Repository and branch are made where missing. Where somebody else commits at the same time, a second try
+    is made on top of theirs. Files that are the same already are not sent.
 
     Args:
         api: with the token to use, or none for HF_TOKEN or the saved login.
@@ -92,8 +92,7 @@ def commit_files(
         repo_type: "model", or "space" for one of Gradio's.
         private: only its owner may see a repository that is made now.
         revision: branch; a new one starts from the main one.
-        stale: names, and folders as "name/", that would say or do something else than `files` do: what is
-            there of them is deleted by the same commit.
+        stale: names, and folders as "name/", that would contradict `files`: the same commit deletes them.
 
     Raises:
         UsageError: no token, no right, no connection, a repository that everybody can see while `private` was
@@ -103,18 +102,31 @@ def commit_files(
     _check_token(api)
     with _explained(api, repo):
         private = _ensure_repo(api, repo, repo_type, private)
-        try:
-            return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
-        except HfHubHTTPError as error:
-            if error.response.status_code not in _LOST_RACE:
-                raise
-        return _commit_once(api, repo, files, message, repo_type, revision, stale, private)
+        for is_last in (False, True):
+            try:
+                head = _head(api, repo, repo_type, revision)
+                there = set(api.list_repo_files(repo, repo_type=repo_type, revision=head)) - files.keys()
+                old = {name for name in there if any(_covers(pattern, name) for pattern in stale)}
+                # It sends no file that is the same there, and makes no commit where all are.
+                done = api.create_commit(
+                    repo,
+                    [
+                        *(CommitOperationAdd(name, file) for name, file in files.items()),
+                        *(CommitOperationDelete(name) for name in sorted(old)),
+                    ],
+                    commit_message=message,
+                    repo_type=repo_type,
+                    revision=revision,
+                    parent_commit=head,
+                )
+                return Commit(done.commit_url, done.oid, done.oid != head, sorted(there - old), private)
+            except HfHubHTTPError as error:
+                if is_last or error.response.status_code not in _LOST_RACE:
+                    raise
 
 
-def download_files(
-    api: HfApi, repo: str, sha: str, files: dict[str, Path | bytes], folder: Path, repo_type: str = "model"
-) -> None:
-    """Fetch files of a commit, and compare them with what was sent.
+def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | bytes], folder: Path) -> None:
+    """Fetch files of a model's commit, and compare them with what was sent.
 
     Args:
         api: as for `commit_files`.
@@ -130,9 +142,7 @@ def download_files(
         for name, content in files.items():
             try:
                 # Forced: what lies in the cache tells nothing of what lies on the Hub.
-                api.hf_hub_download(
-                    repo, name, repo_type=repo_type, revision=sha, local_dir=folder, force_download=True
-                )
+                api.hf_hub_download(repo, name, revision=sha, local_dir=folder, force_download=True)
             except RemoteEntryNotFoundError as error:
                 raise UsageError(
                     f"{repo}: {name} is missing on the Hub; does its .gitignore name it?"
@@ -142,42 +152,12 @@ def download_files(
 
 
 def file_size(content: Path | bytes) -> int:
-    """Size in bytes of a file that is to be sent."""
+    """Return the size in bytes of a file that is to be sent."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _commit_once(
-    api: HfApi,
-    repo: str,
-    files: dict[str, Path | bytes],
-    message: str,
-    repo_type: str,
-    revision: str,
-    stale: Collection[str],
-    private: bool,
-) -> Commit:
-    """One try on top of the branch as it is now; 409 or 412 where somebody else was faster."""
-    head = _head(api, repo, repo_type, revision)
-    others = sorted(set(api.list_repo_files(repo, repo_type=repo_type, revision=head)) - files.keys())
-    left = [name for name in others if any(_covers(pattern, name) for pattern in stale)]
-    # It sends no file that is the same there, and makes no commit where all are.
-    done = api.create_commit(
-        repo,
-        [
-            *(CommitOperationAdd(name, file) for name, file in files.items()),
-            *(CommitOperationDelete(name) for name in left),
-        ],
-        commit_message=message,
-        repo_type=repo_type,
-        revision=revision,
-        parent_commit=head,
-    )
-    others = [name for name in others if name not in left]
-    return Commit(done.commit_url, done.oid, done.oid != head, others, private)
-
-
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
-    """Make the repository where it is missing; whether it is private."""
+    """Make the repository where it is missing; return whether it is private."""
     try:
         info = api.repo_info(repo, repo_type=repo_type)
     except RepositoryNotFoundError:
@@ -219,7 +199,7 @@ def _covers(pattern: str, name: str) -> bool:
 
 
 def content_sha256(content: Path | bytes) -> str:
-    """SHA-256 of what is to be sent, as hexadecimal digits."""
+    """Return the SHA-256 of a file that is to be sent, as hexadecimal digits."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with open(content, "rb") as file:
@@ -228,7 +208,7 @@ def content_sha256(content: Path | bytes) -> str:
 
 @contextmanager
 def _explained(api: HfApi, repo: str) -> Iterator[None]:
-    """What the Hub may refuse, and what may happen on the way to it, as one line without the token."""
+    """Turn errors of the Hub and of the connection into one line without the token."""
     try:
         yield
     except OfflineModeIsEnabled as error:

@@ -277,8 +277,7 @@ def predict(bench: Bench, rng: np.random.Generator) -> None:
 def upload(bench: Bench, rng: np.random.Generator) -> None:
     """What the page does with uploads, without its decoder's processes, which would catch the rest."""
     from hf_pneumonia.data.film import read_film
-    from hf_pneumonia.page.film_rows import score_films
-    from hf_pneumonia.page.film_table import table
+    from hf_pneumonia.page.many_films import score_films, table
     from hf_pneumonia.page.uploads import Upload, films_of
 
     uploads = []

@@ -12,16 +12,11 @@ _BROWSERS = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome
 LAPTOP, PHONE = {"width": 1366, "height": 850}, {"width": 390, "height": 844}
 
 
-def find_browser() -> str | None:
-    """Path of a browser of this machine."""
-    return next((found for name in _BROWSERS if (found := shutil.which(name))), None)
-
-
 @pytest.fixture(scope="session")
 def browser():
     """Playwright's browser; a test that wants one skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install -e '.[test]'")
-    if (path := find_browser()) is None:
+    if (path := next(filter(None, map(shutil.which, _BROWSERS)), None)) is None:
         pytest.skip("needs Chromium or Chrome: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         # As root, as in a container, Chromium starts without its sandbox only.
@@ -31,9 +26,9 @@ def browser():
 
 
 @contextmanager
-def served(page: gr.Blocks, **flags) -> Iterator[str]:
+def served(page: gr.Blocks) -> Iterator[str]:
     """Address of a page while it is served from this process."""
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **flags)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         yield address
     finally:

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse
 
 _LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".onnx", ".pkl", ".zip", ".parquet")
 _LFS_SIZE = 10_000_000
-_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+_COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
 class Refusal(Exception):
@@ -275,9 +275,8 @@ def _routes(hub: LocalHub) -> FastAPI:
     @app.post("/api/validate-yaml")
     async def validate_yaml(request: Request) -> JSONResponse:
         card = await request.json()
-        errors, warnings = _check_card(card["content"], card["repoType"])
-        answer = {"errors": [{"message": e} for e in errors], "warnings": [{"message": w} for w in warnings]}
-        return JSONResponse(answer, 400 if errors else 200)
+        errors = [{"message": error} for error in _check_card(card["content"], card["repoType"])]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     @app.get("/api/{kind}s/{user}/{name}")
     @app.get("/api/{kind}s/{user}/{name}/revision/{revision}")
@@ -298,21 +297,11 @@ def _routes(hub: LocalHub) -> FastAPI:
         return {}
 
     @app.get("/api/{kind}s/{user}/{name}/tree/{revision}")
-    @app.get("/api/{kind}s/{user}/{name}/tree/{revision}/{folder}")
-    def tree(
-        request: Request, kind: str, user: str, name: str, revision: str, folder: str = ""
-    ) -> list[dict]:
-        repository, start = hub.find(request, kind, f"{user}/{name}"), f"{unquote(folder)}/".lstrip("/")
+    def tree(request: Request, kind: str, user: str, name: str, revision: str) -> list[dict]:
+        assert request.query_params["recursive"].lower() in ("true", "1")
+        repository = hub.find(request, kind, f"{user}/{name}")
         files = repository.trees[repository.resolve(unquote(revision))]
-        inside = {path: file for path, file in sorted(files.items()) if path.startswith(start)}
-        if request.query_params.get("recursive", "false").lower() not in ("true", "1"):
-            below = {path: path[len(start) :].partition("/") for path in inside}
-            folders = sorted({start + first for first, slash, _ in below.values() if slash})
-            inside = {path: file for path, file in inside.items() if not below[path][1]}
-        else:
-            folders = []
-        listed = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
-        return listed + [file.entry(path) for path, file in inside.items()]
+        return [file.entry(path) for path, file in sorted(files.items())]
 
     @app.post("/api/{kind}s/{user}/{name}/preupload/{revision}")
     async def preupload(request: Request, kind: str, user: str, name: str, revision: str) -> dict:
@@ -388,32 +377,17 @@ def _prefix(kind: str) -> str:
     return "" if kind == "model" else f"{kind}s/"
 
 
-def _check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
-    """Errors and warnings for the front matter of a README.md, the commonest of the Hub's own."""
+def _check_card(text: str, kind: str) -> list[str]:
+    """Errors in the front matter of a README.md, the commonest of the Hub's own."""
     found = re.match(r"\A---\n(.*?)\n---(\n|\Z)", text, re.DOTALL)
-    if found is None:
-        return [], ["empty or missing yaml metadata in repo card"]
-    try:
-        facts = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
-        return [f"YAML metadata is invalid: {error}"], []
+    facts = yaml.safe_load(found[1]) if found else {}
+    if kind != "space":
+        return []
     errors = []
-    if kind == "space":
-        if facts.get("sdk") not in ("gradio", "docker", "static"):
-            errors.append('"sdk" must be one of [gradio, docker, static]')
-        errors += [
-            f'"{key}" must be one of {_COLOURS}'
-            for key in ("colorFrom", "colorTo")
-            if facts.get(key, "red") not in _COLOURS
-        ]
-        if len(facts.get("short_description", "")) > 60:
-            errors.append('"short_description" length must be less than or equal to 60 characters long')
-    for model in facts.get("model-index", []):
-        for result in model.get("results", [None]):
-            if not result or not result.get("task", {}).get("type"):
-                errors.append('"model-index[0].results[0].task.type" is required')
-            elif not {"type", "name"} <= result.get("dataset", {}).keys():
-                errors.append('"model-index[0].results[0].dataset" needs type and name')
-            elif not all({"type", "value"} <= metric.keys() for metric in result.get("metrics", [])):
-                errors.append('"model-index[0].results[0].metrics" need type and value')
-    return errors, []
+    if facts.get("sdk") not in ("gradio", "docker", "static"):
+        errors.append('"sdk" must be one of [gradio, docker, static]')
+    if {facts.get("colorFrom", "red"), facts.get("colorTo", "red")} - _COLOURS:
+        errors.append(f'"colorFrom" and "colorTo" must be of {_COLOURS}')
+    if len(facts.get("short_description", "")) > 60:
+        errors.append('"short_description" length must be less than or equal to 60 characters long')
+    return errors

@@ -5,13 +5,36 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier, Prediction
 
+# What would run, or be fetched, if a card could do more than be read. Each sets `window.ran`.
+HOSTILE = """---
+license: x
+---
+# A model <script>window.ran = 1</script>
+
+<img src="x" onerror="window.ran = 2"> <svg onload="window.ran = 3"></svg>
+
+<iframe srcdoc="<script>parent.ran = 4</script>"></iframe>
+
+[a](javascript:window.ran=6) [b](data:text/html,<script>window.ran=7</script>) [d](https://example.org/x)
+
+![there](https://elsewhere.example/pixel.png) !![again](https://elsewhere.example/pixel.png)
+![by reference][far] [![a link](https://elsewhere.example/pixel.png)](https://example.org)
+
+[far]: https://elsewhere.example/pixel.png
+
+${window.ran = 9} {{window.ran}}
+
+<style>body { display: none }</style> <link rel="stylesheet" href="https://elsewhere.example/style.css">
+"""
+
 
 class StubClassifier(FilmClassifier):
-    """The probability is a square's mean gray. Answers while `free` is set."""
+    """The probability is a square's mean gray. Answers while `free` is set, white images while `white` is."""
 
     def __init__(self) -> None:
         self.name, self.image_size, self.notes = "stub", 64, []
@@ -25,11 +48,12 @@ class StubClassifier(FilmClassifier):
         self.operating_point = {
             "threshold": 0.5, "sensitivity": 0.9, "specificity": 0.8, "uncertain": band
         }  # fmt: skip
-        self.free = threading.Event()
+        self.free, self.white = threading.Event(), threading.Event()
         self.free.set()
+        self.white.set()
 
     def predict_squares(self, squares, heat_map=False, problems=None):
-        assert self.free.wait(60)
+        assert self.free.wait(60) and (np.min(squares) < 250 or self.white.wait(60))
         found = []
         for square, problem in zip(squares, problems or [""] * len(squares), strict=True):
             probability = float(square.mean() / 255)
@@ -41,16 +65,21 @@ class StubClassifier(FilmClassifier):
 
 
 @pytest.fixture(scope="session")
-def page_server():
-    """The whole page, as app.py serves it: its address, classifier, upload folder and Blocks."""
+def page_server(tmp_path_factory):
+    """The whole page, as app.py serves it: its address, classifier, upload folder and Blocks.
+
+    The model's card is HOSTILE, and there is one plot.
+    """
     from hf_pneumonia.page.decoder import Decoder
     from hf_pneumonia.page.examples import simulated_examples
-    from hf_pneumonia.page.page import build_page, looks
-    from hf_pneumonia.page.serving import served
-    from hf_pneumonia.page.upload_folder import UploadFolder
+    from hf_pneumonia.page.guard import UploadFolder
+    from hf_pneumonia.page.page import build_page, served
 
-    classifier = StubClassifier()
+    classifier, model = StubClassifier(), tmp_path_factory.mktemp("model")
+    (model / "README.md").write_text(HOSTILE)
+    (model / "plots").mkdir()
+    Image.new("L", (900, 600)).save(model / "plots" / "roc.png")
     with Decoder(seconds=10) as decoder, UploadFolder() as uploads:
-        page = build_page(classifier, decoder.read, simulated_examples())
-        with served(page, uploads, **looks()) as (address,):
+        page = build_page(classifier, decoder.read, simulated_examples(), str(model))
+        with served(page, uploads) as (address,):
             yield SimpleNamespace(address=address, classifier=classifier, uploads=uploads, page=page)

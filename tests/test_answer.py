@@ -1,16 +1,13 @@
-"""The answer card: its words and numbers as plain text, and its places in a real browser."""
+"""The answer card: its words and numbers as plain text."""
 
 import re
 from html import unescape
 
-import gradio as gr
 import numpy as np
 import pytest
-from browser import served
 
-from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
-from hf_pneumonia.page.answer import answer_html, answer_panel, prediction_line
-from hf_pneumonia.page.wording import percent
+from hf_pneumonia.inference.classifier import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.page.answer import answer_html, percent, prediction_line
 
 
 def text(html: str) -> str:
@@ -80,59 +77,3 @@ def test_a_reason_is_text_and_never_markup():
     reason = "<img src=x onerror=alert(1)>\" & ${alert(1)} {{value}} `'"
     html = answer_html(None, 0.5, None, NOT_A_FILM, reason)
     assert "<img" not in html and reason in text(html)
-
-
-CARDS = [
-    answer_html(0.0, 0.0004, (0.00001, 0.02), UNCERTAIN),
-    answer_html(1.0, 0.99999, (0.999, 0.99999), PNEUMONIA),
-    answer_html(0.5, 0.5, None, PNEUMONIA),
-    answer_html(0.42, 0.31, (0.13, 0.85), UNCERTAIN),
-    answer_html(0.03, 0.8437, (0.234, 0.8437), NORMAL),
-    answer_html(None, 0.5, None, NOT_A_FILM, "a colour picture: ${alert(1)} <b>bold</b> {{value}} `"),
-]
-
-
-@pytest.fixture(scope="module")
-def cards(browser):
-    with gr.Blocks() as page:
-        panels = [answer_panel() for _ in CARDS]
-        page.load(lambda: CARDS, outputs=panels, queue=False)
-    with served(page) as address:
-        yield address
-
-
-def shown(browser, address: str, **context):
-    tab = browser.new_page(viewport={"width": 340, "height": 900}, **context)
-    tab.goto(address)
-    tab.wait_for_function(f"document.querySelectorAll('.answer').length == {len(CARDS)}")
-    return tab
-
-
-def test_on_the_smallest_phone_no_label_leaves_its_card_or_meets_another(browser, cards):
-    tab = shown(browser, cards)
-    assert tab.evaluate("document.documentElement.scrollWidth") == 340
-    for card in tab.locator(".answer-region").all():
-        edge = card.bounding_box()
-        boxes = [label.bounding_box() for label in card.locator(".answer-scale span, .answer-scale b").all()]
-        for box in boxes:
-            assert edge["x"] <= box["x"] and box["x"] + box["width"] <= edge["x"] + edge["width"]
-        for number, a in enumerate(boxes):
-            for b in boxes[:number]:
-                apart = max(a["x"], b["x"]) >= min(a["x"] + a["width"], b["x"] + b["width"]) - 0.5
-                assert apart or max(a["y"], b["y"]) >= min(a["y"] + a["height"], b["y"] + b["height"]) - 0.5
-    tab.close()
-
-
-def test_the_region_is_there_ahead_of_its_answer_and_announces_it(browser):
-    with gr.Blocks() as page:
-        panel, button = answer_panel(), gr.Button("Answer")
-        button.click(lambda: answer_html(0.96, 0.5, None, PNEUMONIA), None, panel, queue=False)
-    with served(page) as address:
-        tab = browser.new_page()
-        tab.goto(address)
-        tab.get_by_text("The answer appears here.").wait_for()
-        region = tab.locator("[aria-live=polite].answer-region").element_handle()
-        tab.get_by_role("button", name="Answer").click()
-        tab.get_by_text("Prediction: Pneumonia (Confidence: 96%)").wait_for()
-        assert region.is_visible() and "Prediction: Pneumonia" in region.inner_text()
-        tab.close()

@@ -6,7 +6,7 @@ from written import written_report
 
 from hf_pneumonia.data.manifest import COLUMNS
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.publishing.manifest_summary import manifest_sha256, source_names, summarise_manifest
+from hf_pneumonia.publishing.public_report import source_names, summarise_manifest
 
 # path, split, label, patient, hash, group, kept, reason
 FILMS = [
@@ -54,32 +54,25 @@ def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
     assert "Anna" not in str(summary) and "/home" not in str(summary) and "jpeg" not in str(summary)
 
 
-@pytest.mark.parametrize(
-    ("place", "patient", "known_by"),
-    [
+def test_an_id_is_a_films_own_place_only_where_it_is_all_of_it(tmp_path):
+    for place, patient, known_by in (
         ("test/000007", "7", "source"),
         ("/data/films/train/1.2.3.11.dcm", "11", "source"),
         ("test/000007", "test/000007", "nothing"),
         ("/data/films/a/scan.png", "films:a/scan.png", "nothing"),
         ("/data/films/a/person7_virus_1.png", "person7_virus", "file name"),
         ("/data/films/a/person7_virus_1.png", "person7", "file name"),  # as earlier versions wrote it
-    ],
-)
-def test_an_id_is_a_films_own_place_only_where_it_is_all_of_it(tmp_path, place, patient, known_by):
-    write_run(tmp_path, [(place, "train", "NORMAL", patient, *FILMS[0][4:])])
-    known = summarise_manifest(tmp_path, written_report())["patients_known_by"]
-    assert [name for name, films in known.items() if films] == [known_by]
+    ):
+        write_run(tmp_path, [(place, "train", "NORMAL", patient, *FILMS[0][4:])])
+        known = summarise_manifest(tmp_path, written_report())["patients_known_by"]
+        assert [name for name, films in known.items() if films] == [known_by]
 
 
-def test_the_hash_can_be_recomputed_as_the_card_says():
-    rows = [{"split": one[1], "label": one[2], "content_hash": one[4], "kept": one[6]} for one in FILMS]
-    lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in FILMS)
-    assert manifest_sha256(rows[::-1]) == hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def test_the_hash_knows_uses_and_films_but_no_names_and_places(tmp_path):
+def test_the_hash_can_be_recomputed_and_knows_uses_and_films_but_no_names_and_places(tmp_path):
     report = written_report()
     first = summarise_manifest(write_run(tmp_path / "a"), report)["manifest_sha256"]
+    lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in FILMS)
+    assert first == hashlib.sha256("".join(lines).encode()).hexdigest()
     moved = [(f"/other/{row}.png", *film[1:3], str(row), *film[4:]) for row, film in enumerate(FILMS)]
     other = [*FILMS[:-1], (*FILMS[-1][:6], "true", "")]
     assert summarise_manifest(write_run(tmp_path / "b", moved), report)["manifest_sha256"] == first
@@ -89,7 +82,6 @@ def test_the_hash_knows_uses_and_films_but_no_names_and_places(tmp_path):
 @pytest.mark.parametrize(
     ("given", "shown", "path", "kind"),
     [
-        ("phantom", "phantom", "/home/x/phantom-v1/train/NORMAL/p_1.png", "phantom"),
         ("phantom:shortcut", "phantom:shortcut", "/home/x/phantom-shortcut-v1/p_1.png", "phantom"),
         ("kaggle:a/b", "kaggle:a/b", "/home/x/.cache/b/train/NORMAL/p_1.png", "kaggle"),
         ("user/name", "user/name", "train/000017/p_1.png", "hub"),
@@ -114,22 +106,18 @@ def test_weights_of_an_earlier_run_are_said_to_have_seen_so_many_films(tmp_path)
 
 
 def test_sources_keep_the_order_of_the_recipe_and_a_comma_in_one_name_does_not_part_it():
-    report = written_report()
-    report["data"]["source"] = "films, of mine"
-    assert source_names(report) == ["films, of mine"]
-    report["recipe"]["dataset"] = ["/home/x/b", "/home/x/a"]
-    report["data"]["source"] = "b, a"
-    assert source_names(report) == ["b", "a"]
-    report["data"]["source"] = "b, c, a"
+    def named(given: list[str], shown: str) -> list[str]:
+        return source_names({"recipe": {"dataset": given}, "data": {"source": shown}})
+
+    assert named(["/home/x/films, of mine"], "films, of mine") == ["films, of mine"]
+    assert named(["/home/x/b", "/home/x/a"], "b, a") == ["b", "a"]
     with pytest.raises(UsageError, match="which is which"):
-        source_names(report)
+        named(["/home/x/b", "/home/x/a"], "b, c, a")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"path,split\na,b\n", b"\xff\xfe", b",".join(map(str.encode, COLUMNS)) + b"\na,b\n"]
-)
-def test_a_damaged_manifest_is_refused(tmp_path, content):
+def test_a_damaged_manifest_is_refused(tmp_path):
     (tmp_path / "audit").mkdir()
-    (tmp_path / "audit" / "manifest.csv").write_bytes(content)
-    with pytest.raises(UsageError, match="manifest.csv.*train again"):
-        summarise_manifest(tmp_path, written_report())
+    for content in (b"", b"path,split\na,b\n", b"\xff\xfe"):
+        (tmp_path / "audit" / "manifest.csv").write_bytes(content)
+        with pytest.raises(UsageError, match="manifest.csv.*train again"):
+            summarise_manifest(tmp_path, written_report())

@@ -3,22 +3,32 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, constants
+from conftest import ROOT
+from gradio_client import Client, handle_file
+from huggingface_hub import HfApi, constants, metadata_load
 from safetensors.torch import load_file, save_file
 
 import push_to_hub
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.hub import commit_files
+from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
 from hf_pneumonia.publishing.contents import public_files
-from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space
-from hf_pneumonia.publishing.space import space_files
+from hf_pneumonia.publishing.publish import (
+    listing,
+    prepare_run,
+    publish_model,
+    publish_space,
+    space_files,
+)
 
 # Importing anything of ours is an error: a published model is nothing but a timm checkpoint.
 OTHER_TOOLS = """
@@ -76,20 +86,14 @@ def _contents(repository) -> dict[str, bytes]:
     return {name: file.content for name, file in repository.head.items() if name != ".gitattributes"}
 
 
-def _bytes(files: dict[str, Path | bytes]) -> dict[str, bytes]:
-    return {
-        name: content if isinstance(content, bytes) else content.read_bytes()
-        for name, content in files.items()
-    }
-
-
 def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finished_run, local_hub, script):
     flags = (finished_run, "--repo", "ann/x", "--space", "ann/demo")
     (code, first, said), (again, second, _) = script(*flags), script(*flags)
     assert (code, again, said) == (0, 0, "")
     model, space = (local_hub.repositories[key] for key in (("model", "ann/x"), ("space", "ann/demo")))
-    assert _contents(model) == _bytes(public_files(finished_run, "ann/x"))
-    assert _contents(space) == _bytes(space_files("ann/x"))
+    for repository, files in ((model, public_files(finished_run, "ann/x")), (space, space_files("ann/x"))):
+        sent = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in files.items()}
+        assert _contents(repository) == sent
     assert len(model.messages) == len(space.messages) == 2  # the first is the Hub's own
     for kind, repository in (("ann/x", model), ("spaces/ann/demo", space)):
         address = f"{local_hub.url}/{kind}/commit/{repository.branches['main']}"
@@ -97,6 +101,7 @@ def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finish
         assert f"nothing has changed: {address}\n" in second
 
 
+@pytest.mark.slow
 def test_other_peoples_tools_load_it_from_the_hub_and_give_trainings_own_answers(
     finished_run, ann, local_hub, tmp_path
 ):
@@ -138,50 +143,45 @@ def test_the_table_gives_each_file_or_a_folder_of_many_and_their_sum(tmp_path):
     ]
 
 
-def test_a_wrong_token_is_one_line_and_exit_code_2(finished_run, local_hub, script, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    code, _, said = script(finished_run, "--repo", "ann/x")
-    assert code == 2 and said.count("\n") == 1 and "the token is not valid" in said
-    assert "hf_wrong" not in said and local_hub.repositories == {}
-
-
 def _mistake(script, *flags: object) -> str:
-    """What is said of a mistake that is found before anybody is asked."""
+    """The one line on a mistake, with exit code 2."""
     code, _, said = script(*flags)
     assert code == 2 and said.count("\n") == 1
     return said
 
 
+def test_a_wrong_token_is_told_and_not_shown(finished_run, local_hub, script, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    said = _mistake(script, finished_run, "--repo", "ann/x")
+    assert "the token is not valid" in said and "hf_wrong" not in said and local_hub.repositories == {}
+
+
 def test_what_is_no_finished_run_is_said_to_be_what_it_is(run_copy, tmp_path, script):
     seeds = tmp_path / "seeds"
-    for seed in (0, 1):
-        (seeds / f"seed-{seed}").mkdir(parents=True)
-    (seeds / "seeds.json").write_text("{}")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun" / "checkpoint-9").mkdir(parents=True)
-    (tmp_path / "somebodys" / "checkpoint-best").mkdir(parents=True)
-    (tmp_path / "evaluation").mkdir()
+    folders = ["seeds/seed-0", "seeds/seed-1", "begun/checkpoint-9", "somebodys/checkpoint-best"]
+    for name in (*folders, "evaluation"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "evaluation" / "report.json").write_text("{}")
-    for name, problem in (
-        ("none", "no such folder"),
-        ("empty", "report.json is missing"),
-        ("somebodys", "report.json is missing"),
-        ("begun", "not finished; go on with --resume_from_checkpoint"),
-        ("seeds", f"choose one of {seeds / 'seed-0'}, {seeds / 'seed-1'}"),
-        ("evaluation", "it has a report but no weights, as an evaluation has"),
-        ("run/config.json", "it is a file"),
-    ):
+    for name, problem in {
+        "none": "no such folder",
+        "somebodys": "report.json is missing",
+        "begun": "not finished; go on with --resume_from_checkpoint",
+        "seeds": f"choose one of {seeds / 'seed-0'}, {seeds / 'seed-1'}",
+        "evaluation": "it has a report but no weights, as an evaluation has",
+        "run/config.json": "it is a file",
+    }.items():
         assert problem in _mistake(script, tmp_path / name, "--repo", "ann/x")
 
 
 def test_damaged_weights_and_configs_are_refused(run_copy, script):
     weights, config = run_copy / "model.safetensors", run_copy / "config.json"
     whole = weights.read_bytes()
-    for damaged in (b"", whole[:1000], whole[:-1]):
-        weights.write_bytes(damaged)
-        assert f"{run_copy} can't be published" in _mistake(script, run_copy, "--repo", "ann/x")
+    weights.write_bytes(whole[:-1])
+    assert f"{run_copy} can't be published" in _mistake(script, run_copy, "--repo", "ann/x")
+    weights.write_bytes(whole[:-1000] + bytes(1000))
+    assert "model.safetensors is missing or damaged" in _mistake(script, run_copy, "--repo", "ann/x")
     weights.write_bytes(whole)
-    for damaged in ("", "{", "{}"):
+    for damaged in ("{", "{}"):
         config.write_text(damaged)
         assert f"{run_copy} can't be published" in _mistake(script, run_copy, "--repo", "ann/x")
 
@@ -203,43 +203,13 @@ def test_a_private_run_and_its_space_are_seen_by_nobody_else_unless_the_space_is
     assert "everybody can see ann/open, and ask the private ann/x there" in said
 
 
-def test_a_branch_of_its_own_leaves_main_as_it_is(finished_run, ann, local_hub):
-    files = prepare_run(finished_run, "ann/x")
-    commit = publish_model(ann, finished_run, files, "ann/x", revision="trial")
-    repository = local_hub.repositories["model", "ann/x"]
-    assert repository.branches["trial"] == commit.sha and _contents(repository) == {}
-
-
-def _other_weights(run: Path) -> None:
-    tensors = load_file(run / "model.safetensors")
-    tensors["fc.bias"] = tensors["fc.bias"] + 1
-    save_file(tensors, run / "model.safetensors", {"format": "pt"})
-
-
 def test_what_comes_back_is_compared_by_its_answers(run_copy, finished_run, ann, local_hub):
     files = prepare_run(finished_run, "ann/x")
-    _other_weights(run_copy)  # as if the run had been trained anew meanwhile
+    tensors = load_file(run_copy / "model.safetensors")  # as if the run had been trained anew meanwhile
+    tensors["fc.bias"] = tensors["fc.bias"] + 1
+    save_file(tensors, run_copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match="answers otherwise than .*; publish again"):
         publish_model(ann, run_copy, files, "ann/x")
-
-
-def test_weights_that_the_report_does_not_speak_of_are_not_published(run_copy):
-    weights = bytearray((run_copy / "model.safetensors").read_bytes())
-    weights[-1000:] = bytes(1000)
-    (run_copy / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UsageError, match="model.safetensors is missing or damaged, or not the one"):
-        prepare_run(run_copy, "ann/x")
-
-
-def test_a_check_that_fails_says_that_the_run_is_on_the_hub(finished_run, ann, local_hub, monkeypatch):
-    def lose(*_, **__):
-        raise UsageError("the connection failed")
-
-    monkeypatch.setattr("hf_pneumonia.publishing.publish.download_files", lose)
-    with pytest.raises(
-        UsageError, match=f"sent as {local_hub.url}/ann/x/commit/.*, but not checked: the conn"
-    ):
-        publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
 
 
 def test_of_files_of_others_those_that_loaders_would_read_go_and_pickles_are_warned_about(
@@ -255,12 +225,6 @@ def test_of_files_of_others_those_that_loaders_would_read_go_and_pickles_are_war
     assert set(foreign) <= there.keys() and not set(read_along) & there.keys()
 
 
-def test_a_space_is_made_anew_only_where_it_changed(ann, local_hub):
-    first = publish_space(ann, "ann/x", "ann/demo")
-    assert first.changed and not publish_space(ann, "ann/x", "ann/demo").changed
-    assert local_hub.repositories["space", "ann/demo"].messages[first.sha] == "Serve ann/x"
-
-
 def test_a_module_that_was_renamed_since_is_taken_out_of_the_space(ann, local_hub):
     old = {"hf_pneumonia/data/renamed.py": b"", "notes.txt": b"the owner's own"}
     commit_files(ann, "ann/demo", old, message="Before", repo_type="space")
@@ -269,6 +233,40 @@ def test_a_module_that_was_renamed_since_is_taken_out_of_the_space(ann, local_hu
     assert there.keys() == {*space_files("ann/x"), "notes.txt", ".gitattributes"}
 
 
-def test_the_table_is_of_the_folder_that_was_named_however_it_is_written(run_copy, monkeypatch):
-    monkeypatch.chdir(run_copy)
-    assert prepare_run(Path("."), "ann/x").keys() == prepare_run(run_copy, "ann/x").keys()
+def test_a_space_has_the_page_and_the_package_and_what_they_need_pinned(tmp_path):
+    files = space_files("user/name")
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hf_pneumonia").rglob("*.*")}
+    package = {name for name in package if name.endswith((".py", ".css", ".js", ".html", ".md"))}
+    assert files.keys() == {"README.md", "app.py", "requirements.txt", *package}
+    (tmp_path / "README.md").write_bytes(files["README.md"])
+    head = metadata_load(tmp_path / "README.md")
+    assert (head["sdk"], head["sdk_version"], head["app_file"]) == ("gradio", version("gradio"), "app.py")
+    assert head["models"] == ["user/name"]
+    assert head["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    pinned = dict(line.split("==") for line in files["requirements.txt"].decode().splitlines())
+    named = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in "#"]
+    assert set(pinned) == {re.split(r"[~=<>!\[]", line)[0] for line in named} | {"torch", "torchvision"}
+    assert all(version(name).split("+")[0] == number for name, number in pinned.items())
+
+
+@pytest.mark.slow
+def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model(
+    finished_run, film_folder, ann, local_hub, tmp_path
+):
+    publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
+    publish_space(ann, "ann/x", "ann/demo")
+    folder = Path(ann.snapshot_download("ann/demo", repo_type="space", local_dir=tmp_path / "fetched"))
+    film = next((film_folder / "test" / "PNEUMONIA").iterdir())
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
+    environment = kept | local_hub.environment(None, tmp_path / "home")
+    command = [sys.executable, "app.py"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            address = next(found[0] for line in page.stdout if (found := re.search(r"http://\S+", line)))
+            answer = Client(address, verbose=False).predict(handle_file(str(film)), api_name="/predict")
+        finally:
+            page.kill()
+    expected = PneumoniaClassifier.from_pretrained(finished_run)(film)
+    assert answer["decision"] == expected.decision
+    shown = None if expected.decision == NOT_A_FILM else pytest.approx(expected.probability, abs=1e-6)
+    assert answer["probability"] == shown

@@ -1,38 +1,92 @@
-"""The tab "About the model": its card and its plots, from its run folder or repository."""
+"""The tab "About the model": the model's card and plots, from its run folder or repository.
+
+Anybody may have written these files. A model without them is no error.
+"""
 
 import base64
+import re
 from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.page.evidence import Evidence
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.hub import content_sha256
+from hf_pneumonia.modeling.fetch import LARGEST_PLOT, evidence_folder
 
+# The plots that are published, and what a screen reader says of each.
 _ALT = {
+    "plots/curves.png": "Loss and metrics by epoch of the training.",
+    "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
     "plots/roc.png": "ROC curves of validation and test: sensitivity by 1 - specificity.",
     "plots/reliability.png": "Reliability of validation and test: share of pneumonia by probability.",
-    "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
-    "plots/curves.png": "Loss and metrics by epoch of the training.",
     "plots/robustness.png": "Metrics by degree of blur, noise, compression, exposure, rotation, resolution.",
     "plots/class_distribution.png": "Images of each class in each split.",
 }
 
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?:.*?\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_WEIGHTS = re.compile(r"SHA-256 of `model\.safetensors`:\s*([0-9a-f]{64})")
+_LARGEST_CARD = 100_000  # characters; a card of this project has 18,000
 
-def about_tab(evidence: Evidence) -> None:
-    """Add the tab's parts to the open gr.Blocks or gr.Tab."""
-    text = "\n\n".join(filter(None, [*evidence.missing, evidence.card]))
-    if evidence.examples_source:
-        text += f"\n\n## Where its examples come from\n\n{evidence.examples_source}"
+
+def about_tab(model: str) -> None:
+    """Add the tab's parts to the open gr.Blocks or gr.Tab.
+
+    Args:
+        model: run folder, any local folder, or a repository of the Hub (user/name).
+    """
+    text, plots = read_evidence(model)
     gr.Markdown(text, latex_delimiters=[], elem_classes="about")
-    if evidence.plots:
+    if plots:
+        images = "".join(_image(name, file) for name, file in plots.items())
         gr.HTML(
-            f'<div class="plots">{"".join(map(_image, evidence.plots.items()))}</div>',
+            f'<div class="plots">{images}</div>',
             css_template=Path(__file__).with_name("about.css").read_text(encoding="utf-8"),
             apply_default_css=False,
         )
 
 
-def _image(plot: tuple[str, Path]) -> str:
+def read_evidence(model: str) -> tuple[str, dict[str, Path]]:
+    """Return a model's card as Markdown without HTML and images, and its plots by their names.
+
+    The README.md or LICENSE of its examples follows. Instead of a card that is missing, or of other weights,
+    there is a sentence that says so.
+
+    Args:
+        model: as for `about_tab`.
+    """
+    try:
+        folder = evidence_folder(model)
+    except UsageError as error:
+        return f"The model card can't be read: {error}.", {}
+    card, plots = _read_text(folder / "README.md"), {}
+    stated, weights = _WEIGHTS.search(card), folder / "model.safetensors"
+    if stated and weights.is_file() and stated[1] != content_sha256(weights):
+        parts = ["The card is of other weights than these, so it is not shown."]
+    elif card:
+        parts = [plain_markdown(card)]
+        plots = {name: folder / name for name in _ALT if _is_plot(folder / name)}
+    else:
+        parts = ["This model has no card."]
+    if source := _read_text(folder / "examples" / "README.md") or _read_text(folder / "examples" / "LICENSE"):
+        parts += ["## Where its examples come from", plain_markdown(source)]
+    return "\n\n".join(parts), plots
+
+
+def plain_markdown(text: str) -> str:
+    """Return Markdown without front matter and images, its HTML escaped: it fetches and runs nothing."""
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", _FRONT_MATTER.sub("", text[:_LARGEST_CARD]))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"!+\[", "[", text))
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _is_plot(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= LARGEST_PLOT
+
+
+def _image(name: str, file: Path) -> str:
     """The plot as HTML that needs no other request."""
-    name, file = plot
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{_ALT[name]}">'

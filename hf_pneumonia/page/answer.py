@@ -1,46 +1,84 @@
-"""One answer -> the card that says it: decision, probability, operating point, uncertain band."""
+"""One answer -> the card that shows it: decision, probability, operating point, uncertain band."""
 
+import math
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.inference.prediction import NOT_A_FILM, PNEUMONIA, UNCERTAIN
-from hf_pneumonia.page.wording import WORDS, percent, shape
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
 
-_STYLE = Path(__file__).with_name("answer.css")
+# For one image of many, beside the classifier's DECISIONS.
+UNREADABLE = "could not be read"
+
+# The decision as the first line of an answer.
+WORDS = {
+    PNEUMONIA: "Pneumonia",
+    UNCERTAIN: "Uncertain - have it read",
+    NORMAL: "Normal",
+    NOT_A_FILM: "Not a chest film",
+    UNREADABLE: "Could not be read",
+}
+
+# A full, a half, an empty and two struck circles: told apart without their colours.
+_LINE = 'stroke="currentColor" stroke-width="2.5"'
+_CIRCLE = f'<circle cx="10" cy="10" r="8" fill="none" {_LINE}/>'
+_SHAPES = {
+    PNEUMONIA: '<circle cx="10" cy="10" r="9.25" fill="currentColor"/>',
+    UNCERTAIN: _CIRCLE + '<path d="M10 2a8 8 0 0 1 0 16z" fill="currentColor"/>',
+    NORMAL: _CIRCLE,
+    NOT_A_FILM: f'{_CIRCLE}<path d="M4.5 4.5l11 11" {_LINE}/>',
+    UNREADABLE: f'{_CIRCLE}<path d="M4.5 4.5l11 11m0-11l-11 11" {_LINE}/>',
+}
+
+# In percent: 0.29 as a float32 (or 100 * 0.29) is a little less than 29, and must not be floored to 28%.
+_ROUNDING = 1e-5
+
+
+def shape(decision: str) -> str:
+    """Return a decision's sign: an svg element in the colour of the text around it, not read out."""
+    return f'<svg viewBox="0 0 20 20" aria-hidden="true">{_SHAPES[decision]}</svg>'
+
+
+def percent(probability: float) -> str:
+    """Return a probability in whole percent, floored; nothing is certain: "< 1%" and "> 99%" at the ends."""
+    hundredths = 100 * probability
+    if hundredths < 1 - _ROUNDING:
+        return "< 1%"
+    if hundredths > 99 + _ROUNDING:
+        return "> 99%"
+    return f"{math.floor(hundredths + _ROUNDING)}%"
 
 
 def answer_panel() -> gr.HTML:
-    """The component; its value is "" or an `answer_html`. What changes in it is read out."""
+    """Return the component; its value is "" or an `answer_html`. A screen reader reads its changes out."""
     return gr.HTML(
         "",
         # The region has to be there before its content for a screen reader to notice it.
         html_template='<div class="answer-region" role="status" aria-live="polite" aria-atomic="false">'
         "${value || '<p class=\"answer-empty\">The answer appears here.</p>'}</div>",
-        css_template=_STYLE.read_text(encoding="utf-8"),
+        css_template=Path(__file__).with_name("answer.css").read_text(encoding="utf-8"),
         js_on_load=None,
         apply_default_css=False,
     )
 
 
 def prediction_line(decision: str, probability: float | None) -> str:
-    """The answer as one line of plain text.
+    """Return the answer as one line of plain text.
 
     Args:
         decision: one of `prediction.DECISIONS`.
-        probability: of pneumonia, 0 to 1; looked at for "pneumonia" and "normal" only.
+        probability: of pneumonia, 0 to 1; used for "pneumonia" and "normal" only.
 
     Returns:
-        With a confidence, that is never below 50%; with the probability of pneumonia where the class that is
-        named is the less likely one.
+        The class with its confidence, which is never below 50%. Away from 0.5 the operating point may name
+        the less likely class; then the line has the probability of pneumonia instead.
     """
     if decision == NOT_A_FILM:
         return WORDS[decision]
     if decision == UNCERTAIN:
         return f"Prediction: {WORDS[decision]}"
     confidence = probability if decision == PNEUMONIA else 1 - probability
-    # Away from 0.5 the operating point may name the less likely class: nobody is confident of that one.
     if confidence < 0.5:
         return (
             f"Prediction: {WORDS[decision]} at this operating point "
@@ -56,35 +94,31 @@ def answer_html(
     decision: str,
     reason: str = "",
 ) -> str:
-    """The card of one answer.
+    """Return the card of one answer as HTML for `answer_panel`.
 
     Args:
-        probability: of pneumonia, 0 to 1; None, or not looked at, for what is no chest film.
-        threshold: the operating point that the decision was made at.
-        band: lowest and highest probability that is left open there, or None.
-        decision: one of `prediction.DECISIONS`.
-        reason: why it is refused, one line of plain text.
-
-    Returns:
-        HTML for `answer_panel`. Of what is no chest film it holds no number.
+        probability: of pneumonia, 0 to 1; not used, and may be None, for a refused image.
+        threshold: the operating point of the decision.
+        band: lowest and highest uncertain probability at that operating point, or None.
+        decision: one of `prediction.DECISIONS`. The card of NOT_A_FILM holds no number.
+        reason: why the image is refused, one line of plain text.
     """
-    kind = decision.replace(" ", "-")
     said, parted, confidence = prediction_line(decision, probability).partition(" (")
     if parted:  # the best place to break the line at
         confidence = f' <span class="answer-whole">({escape(confidence)}</span>'
-    head = f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>'
-    rest = _refusal(reason) if decision == NOT_A_FILM else _bar(probability, threshold, band)
-    return f'<div class="answer answer-{kind}">{head}{rest}</div>'
-
-
-def _refusal(reason: str) -> str:
-    why = f"<p>Reason: {escape(reason)}</p>" if reason else ""
-    return f'{why}<p class="answer-quiet">Such a picture gets no probability.</p>'
+    if decision == NOT_A_FILM:
+        rest = f"<p>Reason: {escape(reason)}</p>" if reason else ""
+        rest += '<p class="answer-quiet">Such a picture gets no probability.</p>'
+    else:
+        rest = _bar(probability, threshold, band)
+    return (
+        f'<div class="answer answer-{decision.replace(" ", "-")}">'
+        f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>{rest}</div>'
+    )
 
 
 def _bar(probability: float, threshold: float, band: tuple[float, float] | None) -> str:
-    """The value's label above the bar and the tick's below it, so that they can't meet. Each is moved to the
-    left by as much of its own width as it stands to the right, so that none leaves the bar at an end."""
+    """The value's label stands above the bar and the tick's below it, so that they can't meet."""
     said = [f"Probability of pneumonia {percent(probability)}", f"operating point {percent(threshold)}"]
     stretch = legend = ""
     if band is not None:
@@ -109,11 +143,9 @@ def _bar(probability: float, threshold: float, band: tuple[float, float] | None)
 
 
 def _label(name: str, at: float, text: str) -> str:
-    place = _place(at)
-    return (
-        f'<div class="{name}"><span style="left:{place};transform:translateX(-{place})">{escape(text)}'
-        "</span></div>"
-    )
+    """Moved to the left by as much of its width as it stands to the right: it stays within the bar."""
+    style = f"left:{_place(at)};transform:translateX(-{_place(at)})"
+    return f'<div class="{name}"><span style="{style}">{escape(text)}</span></div>'
 
 
 def _place(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The endpoints for programs: /predict for one film, /predict_batch for many."""
+"""The endpoints for programs: /predict for one image, /predict_batch for many."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,7 @@ from PIL import Image
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.prediction import FilmClassifier
-from hf_pneumonia.page.film_rows import FilmRow, confidence, count_rows, row_of, score_films
-from hf_pneumonia.page.handler_errors import errors_told
+from hf_pneumonia.page.answer import UNREADABLE, WORDS
 from hf_pneumonia.page.limits import (
     MANY_FILMS_SECONDS,
     MAX_FILE_BYTES,
@@ -17,9 +16,8 @@ from hf_pneumonia.page.limits import (
     MAX_PIXELS,
     MAX_UNPACKED_BYTES,
 )
-from hf_pneumonia.page.many_films import IN_TURN
-from hf_pneumonia.page.uploads import films_of, uploaded
-from hf_pneumonia.page.wording import UNREADABLE, WORDS
+from hf_pneumonia.page.many_films import IN_TURN, FilmRow, confidence, count_rows, row_of, score_films
+from hf_pneumonia.page.uploads import errors_told, films_of, uploaded
 
 _PREDICT = f"""What the model says of one chest film.
 
@@ -63,12 +61,7 @@ print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_na
 
 
 def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
-    """Add both to the open gr.Blocks.
-
-    Args:
-        classifier: answers.
-        read: a film's path or bytes -> an image of mode 'L', or UnreadableFilm.
-    """
+    """Add both to the open gr.Blocks. Arguments as `build_page`."""
 
     @errors_told()
     def predict(film: FileData) -> dict:
@@ -81,27 +74,20 @@ def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Imag
             raise UsageError("expected a list of files, got one thing")
         found = films_of(map(uploaded, films))
         rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
-        answers = [{"file": row.file, **_answer(row), "error": _error(row)} for row in rows]
-        return {"films": answers, "counts": count_rows(rows), "model": classifier.name}
+        return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}
 
     gr.api(predict, api_name="predict", api_description=_PREDICT)
     gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **IN_TURN)
 
 
 def _answer(row: FilmRow) -> dict:
+    names = ("decision", "label", "probability", "threshold", "reason")
+    said = {"prediction": WORDS[row.decision], "confidence": confidence(row)}
+    return said | {name: getattr(row, name) for name in names}
+
+
+def _row(row: FilmRow) -> dict:
+    answer = {"file": row.file, **_answer(row), "error": None}
     if row.decision == UNREADABLE:
-        names = ("prediction", "confidence", "decision", "label", "probability")
-        return {**dict.fromkeys(names), "threshold": row.threshold, "reason": ""}
-    return {
-        "prediction": WORDS[row.decision],
-        "confidence": confidence(row),
-        "decision": row.decision,
-        "label": row.label,
-        "probability": row.probability,
-        "threshold": row.threshold,
-        "reason": row.reason,
-    }
-
-
-def _error(row: FilmRow) -> str | None:
-    return row.reason if row.decision == UNREADABLE else None
+        answer |= {"prediction": None, "decision": None, "reason": "", "error": row.reason}
+    return answer

@@ -28,10 +28,10 @@ NO_MEMORY = "more memory is needed to decode it than a film may take"
 
 
 class Decoder:
-    """Reads films as `read_film` does, each in one of a few processes that are started with it.
+    """Decodes images as `read_film` does, each in one of a few processes that are started with it.
 
-    Each process is a pool of one, so that its death is that of one film. It ends itself where a film takes
-    too long, and is replaced. It is no sandbox: crashes, hangs and memory stay in the process, but it runs as
+    Each process is a pool of one, so that its death costs one image. It ends itself where an image takes too
+    long, and is replaced. It is not a sandbox: crashes, hangs and memory stay in the process, but it runs as
     the server's user, and the server unpickles what it sends.
     """
 
@@ -40,25 +40,22 @@ class Decoder:
         processes: int = DECODING_PROCESSES,
         seconds: float = DECODING_SECONDS,
         memory: int = DECODING_BYTES,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Start the processes, without waiting for them.
 
         Args:
-            processes: films decoded at a time.
-            seconds: for one film.
+            processes: images decoded at a time.
+            seconds: for one image.
             memory: bytes of address space that a process may take beyond those it starts with.
-            max_pixels: of a film.
         """
-        self._processes, self._seconds = processes, seconds
-        self._memory, self._max_pixels = memory, max_pixels
+        self._processes, self._seconds, self._memory = processes, seconds, memory
         # The one that was used last is warm.
         self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(self._start())
 
     def read(self, source: str | bytes) -> Image.Image:
-        """Decode one film. Any number of threads may ask; they wait for a process to be free.
+        """Decode one image. Any number of threads may ask; they wait for a process to be free.
 
         Args:
             source: path of a file, or its bytes.
@@ -67,7 +64,7 @@ class Decoder:
             as `read_film`.
 
         Raises:
-            UnreadableFilm: as `read_film`, and where it is above MAX_FILE_BYTES, or a process died of it.
+            UnreadableFilm: as `read_film`, and where it is above MAX_FILE_BYTES, or its process died.
             OSError: as `read_film`, without a file's name.
         """
         _check_size(source)
@@ -75,7 +72,7 @@ class Decoder:
         try:
             try:
                 film = self._submit(pool, source)
-            except BrokenProcessPool:  # killed while it had nothing to do: no fault of this film
+            except BrokenProcessPool:  # killed while it had nothing to do, not by this image
                 pool = self._start()
                 film = self._submit(pool, source)
             return film.result()
@@ -86,7 +83,7 @@ class Decoder:
             self._idle.put(pool)
 
     def close(self) -> None:
-        """End the processes, once the films that are being read are done. Later ones meet a RuntimeError."""
+        """End the processes, once the images that are being read are done."""
         for pool in [self._idle.get() for _ in range(self._processes)]:
             pool.shutdown()
             self._idle.put(pool)
@@ -98,7 +95,7 @@ class Decoder:
         return pool
 
     def _submit(self, pool: ProcessPoolExecutor, source: str | bytes) -> "Future[Image.Image]":
-        return pool.submit(_decode, source, self._max_pixels, self._seconds)
+        return pool.submit(_decode, source, self._seconds)
 
     def __enter__(self) -> "Decoder":
         return self
@@ -134,10 +131,10 @@ def _end_with_the_server() -> None:
     os._exit(1)
 
 
-def _decode(source: str | bytes, max_pixels: int, seconds: float) -> Image.Image:
+def _decode(source: str | bytes, seconds: float) -> Image.Image:
     signal.setitimer(signal.ITIMER_REAL, seconds)  # at its end the kernel ends this process
     try:
-        return read_film(source, max_pixels)
+        return read_film(source, MAX_PIXELS)
     except UnreadableFilm as error:
         if isinstance(error.__cause__, MemoryError):
             raise UnreadableFilm(NO_MEMORY) from None

@@ -1,7 +1,7 @@
-"""Films to try the page with: simulated ones, and those that the model brings. They stay in memory."""
+"""Images to try the page with: simulated ones, and those that the model brings. They stay in memory."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -9,12 +9,13 @@ from pathlib import Path
 from PIL import Image
 
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.page.data_uri import thumbnail_uri
+from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.modeling.fetch import EXAMPLES, LARGEST_EXAMPLE, MOST_EXAMPLES, evidence_folder
+from hf_pneumonia.page.viewer import thumbnail_uri
 
 logger = logging.getLogger(__name__)
 
-# Two pairs of the simulated data set's test split (`phantom_folder`): no network trained on it has met them.
+# Two pairs of the simulated data set's test split (`phantom_folder`): no network was trained on them.
 _PATIENTS, _SEED = (1, 2, 11, 12), 0
 
 _THUMBNAIL = 160  # pixels on a side: sharp at the 80 that a thumbnail is wide, on a phone's screen too
@@ -24,7 +25,7 @@ SIMULATED = "This film is simulated. A model that was trained on films of patien
 
 @dataclass(frozen=True)
 class Example:
-    """A film, and what the page says under its thumbnail and with its answer."""
+    """An image, the caption of its thumbnail, and a note for its answer."""
 
     film: Image.Image  # of mode 'L'
     caption: str
@@ -32,7 +33,7 @@ class Example:
 
 
 def simulated_examples() -> list[Example]:
-    """Four simulated films, of two patients in health and two with pneumonia, the same ones each time."""
+    """Return four simulated images, two normal and two with pneumonia, the same ones each time."""
     films = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
     films.sort(key=lambda film: film.label)
     return [
@@ -40,16 +41,17 @@ def simulated_examples() -> list[Example]:
     ]
 
 
-def real_examples(paths: Iterable[Path], read: Callable[[str], Image.Image]) -> list[Example]:
-    """The films that a model brings, numbered: their names may be patients'. What can't be read is warned of
-    and left out.
+def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Example]:
+    """Return the images of a model's folder `examples`, numbered: their names may be patients'.
+
+    What can't be read is left out with a warning.
 
     Args:
-        paths: of the files.
+        model: run folder, or a repository of the Hub (user/name).
         read: `read_film`, or the page's own decoder.
     """
     examples = []
-    for path in paths:
+    for path in _example_files(model):
         try:
             film = read(str(path))
         except UnreadableFilm as error:
@@ -61,13 +63,25 @@ def real_examples(paths: Iterable[Path], read: Callable[[str], Image.Image]) -> 
 
 
 def gallery_html(examples: list[Example]) -> str:
-    """A button with a thumbnail for each example; what a press of it means is the tab's business."""
-    return '<div class="gallery">' + "".join(map(_button, range(len(examples)), examples)) + "</div>"
-
-
-def _button(number: int, example: Example) -> str:
-    caption = escape(example.caption)
-    return (
+    """Return a button with a thumbnail for each example; one_film.js acts on them."""
+    buttons = [
         f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
-        f'<img src="{thumbnail_uri(example.film, _THUMBNAIL)}" alt=""><span>{caption}</span></button>'
-    )
+        f'<img src="{thumbnail_uri(example.film, _THUMBNAIL)}" alt="">'
+        f"<span>{escape(example.caption)}</span></button>"
+        for number, example in enumerate(examples)
+    ]
+    return f'<div class="gallery">{"".join(buttons)}</div>'
+
+
+def _example_files(model: str) -> list[Path]:
+    """Images by name: MOST_EXAMPLES at most, none above LARGEST_EXAMPLE."""
+    try:
+        folder = evidence_folder(model) / "examples"
+    except UsageError:
+        return []  # the tab "About the model" says why
+    found = [
+        path
+        for path in sorted(folder.glob("[!.]*"))
+        if path.suffix.lower() in EXAMPLES and path.is_file() and path.stat().st_size <= LARGEST_EXAMPLE
+    ]
+    return found[:MOST_EXAMPLES]

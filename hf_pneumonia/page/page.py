@@ -1,19 +1,26 @@
-"""The page as a whole: its head, its tabs, its looks. What a tab does is the tab's business."""
+"""The page as a whole: its head, its tabs, its looks, and its server."""
 
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from hf_pneumonia.data.film import read_film
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.prediction import FilmClassifier
 from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
-from hf_pneumonia.page.evidence import read_evidence
 from hf_pneumonia.page.examples import Example
+from hf_pneumonia.page.guard import Guard, UploadFolder
+from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.many_films import many_films_tab
 from hf_pneumonia.page.one_film import one_film_tab
 
@@ -24,8 +31,6 @@ NOTE = "Not a medical device. For research and teaching: a film is read by a per
 _FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _FONT_MONO = ("ui-monospace", "Consolas", "monospace")
 
-_HERE = Path(__file__).parent
-
 
 def build_page(
     classifier: FilmClassifier,
@@ -33,43 +38,83 @@ def build_page(
     examples: Sequence[Example] = (),
     model: str | None = None,
 ) -> gr.Blocks:
-    """The page, to be launched with `looks()`.
+    """Build the page.
 
     Args:
-        classifier: that answers.
-        read: path or bytes -> film of mode 'L', or UnreadableFilm.
-        examples: that the tab "One film" offers.
-        model: the run folder or repository of which the tab "About the model" tells; None
-            leaves that tab out.
+        classifier: answers.
+        read: path or bytes -> image of mode 'L', or UnreadableFilm.
+        examples: offered by the tab "One film".
+        model: run folder or repository that the tab "About the model" describes; None leaves that tab out.
     """
-    evidence = None if model is None else read_evidence(model)
+    notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
+    head = f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(_head(classifier), apply_default_css=False, elem_id="head")
+        gr.HTML(head, apply_default_css=False, elem_id="head")
         gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="no-device")
         with gr.Tabs():
             with gr.Tab("One film"):
                 one_film_tab(classifier, read, examples)
             with gr.Tab("Many films"):
                 many_films_tab(classifier, read)
-            if evidence is not None:
+            if model is not None:
                 with gr.Tab("About the model"):
-                    about_tab(evidence)
+                    about_tab(model)
         add_endpoints(classifier, read)
     return page
 
 
 def looks() -> dict[str, Any]:
-    """Arguments of `launch` that say how the page looks: sober, light or dark as the reader's machine is."""
+    """Return the arguments of `launch` for a sober page, light or dark as the reader's machine is."""
     theme = gr.themes.Default(
         primary_hue="sky", secondary_hue="sky", neutral_hue="slate", font=_FONT, font_mono=_FONT_MONO
     )
-    return {
-        "theme": theme,
-        "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "footer_links": ["api"],
-    }
+    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return {"theme": theme, "css": css, "footer_links": ["api"]}
 
 
-def _head(classifier: FilmClassifier) -> str:
-    notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
-    return f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'
+def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
+    """Serve a page until Ctrl-C or SIGTERM; prints its address.
+
+    Args:
+        page: built while `uploads` was entered.
+        uploads: stores its uploads.
+        share: whether Gradio makes a public address for it.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: when it is stopped; nothing of it is left then.
+        UsageError: no port is free, or GRADIO_SERVER_NAME is no address of this machine.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with served(page, uploads, share) as addresses:
+        print("The page is at", " and ".join(addresses), flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Iterator[list[str]]:
+    """Yield the addresses of a page while it is served. Arguments as `serve`."""
+    # Closed API: nobody passes the queue by.
+    page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
+    try:
+        _, address, public = page.launch(
+            share=share,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_FILE_BYTES,
+            run_history=False,
+            enable_monitoring=False,
+            strict_cors=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            num_workers=0,
+            app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
+            **looks(),
+        )
+    except OSError as error:
+        raise UsageError(f"expected a free port for the page: {error}") from error
+    try:
+        yield [address, public] if public else [address]
+    finally:
+        page.close(verbose=False)

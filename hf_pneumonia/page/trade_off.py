@@ -1,4 +1,4 @@
-"""Validation's ROC curve -> the settings of a slider, and what each of them means in sentences.
+"""Validation's ROC curve -> the settings of a slider, and a sentence on each of them.
 
 Knows nothing of Gradio or of networks: moving the slider asks neither.
 """
@@ -11,10 +11,10 @@ import numpy as np
 from hf_pneumonia.evaluation.metrics import predictive_values
 from hf_pneumonia.evaluation.thresholds import moved_band
 from hf_pneumonia.inference.prediction import FilmClassifier
-from hf_pneumonia.page.wording import percent
+from hf_pneumonia.page.answer import percent
 
-# Percent of the films that show pneumonia, where the person says nothing: about what a ward for coughing
-# children sends. And how far it may be moved: at 0 and 100 there is nothing to tell apart.
+# Percent of the images that show pneumonia: the default is about what a ward for coughing children sends. At
+# 0 and 100 there is nothing to tell apart.
 USUAL_PREVALENCE, LEAST_PREVALENCE, MOST_PREVALENCE = 20, 0.1, 99.9
 
 _ELSEWHERE = (
@@ -24,7 +24,7 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A threshold, and the shares (0 to 1) of validation's pneumonias and normal films that it calls so."""
+    """A threshold, and its sensitivity and specificity (0 to 1) on validation."""
 
     threshold: float
     sensitivity: float
@@ -32,11 +32,10 @@ class Setting:
 
 
 def settings_of(classifier: FilmClassifier) -> list[Setting]:
-    """What the slider can be set to, from the most sensitive setting to the most specific one.
+    """Return the slider's settings, from the most sensitive one to the most specific one.
 
-    Returns:
-        The points of the model's trade-off; its operating point alone where it states only that; nothing
-        where it states no figures at all.
+    These are the points of the model's trade-off; its operating point alone where it states only that; none
+    where it states no metrics at all.
     """
     points = classifier.trade_off
     if points:
@@ -49,19 +48,19 @@ def settings_of(classifier: FilmClassifier) -> list[Setting]:
 
 
 def own_setting(settings: list[Setting], threshold: float) -> int:
-    """Index of the setting that is nearest to the model's own operating point; 0 where there is none."""
+    """Return the index of the setting nearest to the model's operating point; 0 where there is none."""
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
 
 
 def band_at(classifier: FilmClassifier, threshold: float) -> tuple[float, float] | None:
-    """The uncertain band around another threshold than the model's; None where the model has none."""
+    """Return the uncertain band around a threshold; None where the model has no band."""
     if classifier.band is None or threshold == classifier.threshold:
         return classifier.band
     return moved_band(classifier.band, classifier.threshold, threshold)
 
 
 def of_100(share: float) -> str:
-    """A share in words: "95 of 100". "100 of 100" and "0 of 100" are said only where they are exactly so."""
+    """Return a share as "95 of 100". "100 of 100" and "0 of 100" are exact, never rounded."""
     count = round(100 * share)
     if count == 100 and share < 1:
         return "more than 99 of 100"
@@ -71,40 +70,19 @@ def of_100(share: float) -> str:
 
 
 def in_words(probability: float) -> str:
-    """A threshold as the answer's bar gives it, for a sentence: "84%", "less than 1%", "more than 99%"."""
+    """Return a threshold for a sentence: "84%", "less than 1%", "more than 99%"."""
     return percent(probability).replace("< ", "less than ").replace("> ", "more than ")
 
 
-def found_sentence(setting: Setting) -> str:
-    """What the setting did on validation's films."""
-    return (
-        f"At this setting the model found {of_100(setting.sensitivity)} pneumonias and cleared "
-        f"{of_100(setting.specificity)} normal films in validation."
-    )
-
-
-def compared_sentence(setting: Setting, own: Setting) -> str:
-    """How a setting stands to the model's own operating point, on validation's films."""
-    if setting == own:
-        return f"This is the model's own operating point ({in_words(own.threshold)})."
-    found, cleared = (
-        _more_or_fewer(getattr(setting, name), getattr(own, name)) for name in ("sensitivity", "specificity")
-    )
-    return (
-        f"Against the model's own operating point ({in_words(own.threshold)}: {of_100(own.sensitivity)} and "
-        f"{of_100(own.specificity)}) it found {found} pneumonias and cleared {cleared} normal films."
-    )
-
-
 def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
-    """What an answer is worth where so many films show pneumonia, by Bayes.
+    """Return PPV and NPV at a setting by Bayes' theorem, in words.
 
     Args:
-        prevalence: percent, LEAST_PREVALENCE to MOST_PREVALENCE; taken to the first decimal. None where the
+        prevalence: percent, LEAST_PREVALENCE to MOST_PREVALENCE, rounded to the first decimal; None where the
             field is empty.
 
     Returns:
-        The sentence; and why PPV or NPV can't be told, where validation's films give only an exact 0 or 1.
+        The sentence; and why PPV or NPV can't be told, where validation's images give only an exact 0 or 1.
     """
     if prevalence is None or not LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE:
         return f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
@@ -119,12 +97,12 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
         cleared = f"{of_100(float(npv))} called normal show none (NPV)"
     unknown = _never_seen(setting)
     known = ", and ".join(said for name, said in (("PPV", called), ("NPV", cleared)) if name not in unknown)
-    first = f"Where {films} films show pneumonia, {known}." if known else ""
-    return " ".join(filter(None, (first, *unknown.values())))
+    first = [f"Where {films} films show pneumonia, {known}."] if known else []
+    return " ".join([*first, *unknown.values()])
 
 
 def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
-    """What it means that a film is left open; "" where the model has no band."""
+    """Return what the uncertain band means at a setting; "" where the model has no band."""
     band = band_at(classifier, setting.threshold)
     if band is None:
         return ""
@@ -146,31 +124,32 @@ def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
 
 
 def setting_html(classifier: FilmClassifier, settings: list[Setting], index: int) -> str:
-    """What is said beside the slider: what a setting did in validation, and how it stands to the model's own.
-
-    Args:
-        settings: as `settings_of` gives them.
-        index: of the setting, 0 to len(settings) - 1.
-    """
+    """Return the text beside the slider: a setting on validation, and compared with the model's own one."""
     if not settings:
         return _paragraphs(
             f"This model states no figures of its validation films: its operating point "
             f"({in_words(classifier.threshold)}) can't be moved here, and how often it is right is not known."
         )
     setting, own = settings[index], settings[own_setting(settings, classifier.threshold)]
+    found = (
+        f"At this setting the model found {of_100(setting.sensitivity)} pneumonias and cleared "
+        f"{of_100(setting.specificity)} normal films in validation."
+    )
+    compared = f"This is the model's own operating point ({in_words(own.threshold)})."
+    if setting != own:
+        compared = (
+            f"Against the model's own operating point ({in_words(own.threshold)}: {of_100(own.sensitivity)} "
+            f"and {of_100(own.specificity)}) it found {_more_or_fewer(setting.sensitivity, own.sensitivity)} "
+            f"pneumonias and cleared {_more_or_fewer(setting.specificity, own.specificity)} normal films."
+        )
     fixed = "" if len(settings) > 1 else " The model states no other, so that it can't be moved here."
-    return _paragraphs(f"{found_sentence(setting)} {compared_sentence(setting, own)}{fixed}")
+    return _paragraphs(f"{found} {compared}{fixed}")
 
 
 def worth_html(
     classifier: FilmClassifier, settings: list[Setting], index: int, prevalence: float | None
 ) -> str:
-    """What is said beside the prevalence: what an answer at a setting is worth, and what the figures are of.
-
-    Args:
-        settings, index: as for `setting_html`.
-        prevalence: as for `predictive_sentence`.
-    """
+    """Return the text beside the prevalence, in percent: predictive values, uncertain band, their limits."""
     if not settings:
         return ""
     setting = settings[index]
@@ -180,9 +159,8 @@ def worth_html(
 
 
 def _never_seen(setting: Setting) -> dict[str, str]:
-    """Of PPV and NPV those that can't be told, and why: by a kind of answer that validation saw none
-    of, they would be exactly 0 or 1, and promise that there is none elsewhere either.
-    """
+    """Why PPV or NPV can't be told: where validation has no image of a kind, they would be exactly 0 or 1,
+    and promise that there is none elsewhere either."""
     found, missed = setting.sensitivity > 0, setting.sensitivity < 1
     cleared, in_vain = setting.specificity > 0, setting.specificity < 1
     why = {}

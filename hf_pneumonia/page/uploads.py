@@ -1,13 +1,17 @@
-"""What a request uploaded -> the films in it, under the limits of a page that anybody may use.
+"""Requests: the uploaded images that they mean, within the limits, and the errors that they are told.
 
 Nothing is unpacked onto the disk, and nothing is read that was not uploaded.
 """
 
+import logging
 import os
+import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gradio as gr
 from gradio.utils import get_upload_folder
 
 from hf_pneumonia.data.archive import open_zip
@@ -15,18 +19,43 @@ from hf_pneumonia.errors import UnreadableFilm, UsageError
 from hf_pneumonia.inference.inputs import Source, find_films
 from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
 
+logger = logging.getLogger(__name__)
+
+BUG = "This went wrong here, for a reason that nobody expected. The server's log says where."
+
 _ENTRY = b"PK\1\2"  # each entry of a zip file's directory begins so
 
 _NAME_LENGTH = 200
 
 
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Decorate a handler of an event, or wrap the body of one that is a generator.
+
+    Mistakes become gr.Error. A bug is logged by its type and place alone: its message may hold the name of an
+    image, and Gradio would print it.
+    """
+    try:
+        yield
+    except gr.Error:
+        raise
+    except UsageError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except UnreadableFilm as error:
+        raise gr.Error(f"This file can't be read as a film: {error}", print_exception=False) from None
+    except Exception as error:
+        place = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("%s (its message is not logged)\n%s", type(error).__qualname__, place)
+        raise gr.Error(BUG, print_exception=False) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that somebody uploaded.
+    """An uploaded file.
 
     Attributes:
-        name: as they named it; for people, and never opened.
-        path: where it lies.
+        name: as the sender named it; for people, and never opened.
+        path: where it is.
     """
 
     name: str
@@ -34,10 +63,10 @@ class Upload:
 
 
 def uploaded(file: Any) -> Upload:
-    """The upload that a request means.
+    """Return the upload that a request means.
 
     Args:
-        file: a gradio.FileData as JSON has it; whatever a stranger sent in its place.
+        file: a gradio.FileData as JSON has it, or anything else that a stranger may send.
 
     Raises:
         UsageError: it is none, or means a file that was not uploaded.
@@ -59,14 +88,14 @@ def uploaded(file: Any) -> Upload:
 
 
 def films_of(uploads: Iterable[Upload]) -> list[Source]:
-    """The films of files and zip files in their order, each to be read by `inputs.FilmReader`.
+    """Return the images of files and zip files in their order, each to be read by `inputs.FilmReader`.
 
-    Zip files by the rules of `inputs.find_films`. What can't be read is a Source with its problem: a file
-    that is too large, a damaged zip file, one that is packed otherwise than by deflate, one in another.
+    Zip files are searched as `inputs.find_films` does. What can't be read is a Source with its problem: a
+    file that is too large, a damaged zip file, one of a rare compression, one in another.
 
     Raises:
-        UsageError: more than MAX_FILMS; or than MAX_UNPACKED_BYTES by the directories of the zip files,
-            before anything is unpacked.
+        UsageError: more than MAX_FILMS, or more than MAX_UNPACKED_BYTES by the directories of the zip files;
+            nothing is unpacked before.
     """
     films: list[Source] = []
     for upload in uploads:
@@ -82,7 +111,7 @@ def films_of(uploads: Iterable[Upload]) -> list[Source]:
 
 
 def shown_name(name: str) -> str:
-    """A name without what hides or turns round its letters, and not longer than a line or two."""
+    """Return a name without characters that hide or turn round its letters, and of a line or two at most."""
     name = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
@@ -105,11 +134,10 @@ def _films_of_zip(upload: Upload) -> Iterator[Source]:
     if not films and not zips:
         yield _problem(upload.name, upload.path, "no film in this zip file")
     for film in films:
-        name = shown_name(upload.name + film.name[len(upload.path) :])
-        too_large = not film.problem and _size(film) > MAX_FILE_BYTES
-        yield replace(
-            film, name=name, problem=f"more than {_mb(MAX_FILE_BYTES)}" if too_large else film.problem
-        )
+        name, problem = shown_name(upload.name + film.name[len(upload.path) :]), film.problem
+        if not problem and _size(film) > MAX_FILE_BYTES:
+            problem = f"more than {_mb(MAX_FILE_BYTES)}"
+        yield replace(film, name=name, problem=problem)
     for name in zips:
         yield _problem(f"{upload.name}/{name}", upload.path, "a zip file in a zip file is not opened")
 
@@ -134,7 +162,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _size(film: Source) -> int:
-    """Bytes unpacked: a file's come first in its stamp, an entry's before its checksum."""
+    """Bytes unpacked: in a file's stamp they are first, in an entry's they precede its checksum."""
     return film.stamp[0] if film.member is None else film.stamp[-2]
 
 

@@ -1,5 +1,7 @@
-"""A film and its heat map, side by side, with opacity and zoom that the browser does alone."""
+"""An image and its heat map, side by side, with opacity and zoom that the browser does alone; thumbnails."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +13,7 @@ from PIL import Image
 
 from hf_pneumonia.evaluation.plots import HEAT, OPAQUE
 
-# Longest side of the film that the browser gets. A laptop has room for half of that, before it is zoomed.
+# Longest side of the image that the browser gets. A laptop has room for half of that, before it is zoomed.
 MOST_PIXELS = 1024
 
 _QUALITY = 90  # of its JPEG
@@ -24,10 +26,10 @@ _HERE = Path(__file__).parent
 
 
 def viewer() -> gr.HTML:
-    """The component; its value is None or a `viewer_value`.
+    """Return the component; its value is None or a `viewer_value`.
 
     The markup is fixed, and viewer.js fills it: no text of a file is ever read as HTML, and zoom and opacity
-    live through a new film.
+    live through a new image.
     """
     return gr.HTML(
         html_template=(_HERE / "viewer.html").read_text(encoding="utf-8"),
@@ -41,30 +43,27 @@ def viewer() -> gr.HTML:
 def viewer_value(
     film: Image.Image, heat_map: np.ndarray | None, no_heat_map: str = NO_HEAT_MAP
 ) -> dict[str, Any]:
-    """What the viewer shows of a film.
+    """Return the viewer's value for an image.
 
     Args:
         film: of mode 'L', of any size; it is left as it is.
-        heat_map: (h, w) float, 0 to 1, of the whole film squashed to the network's input, from `heat_maps`;
+        heat_map: (h, w) float, 0 to 1, of the whole image squashed to the network's input, from `heat_maps`;
             None where there is none.
         no_heat_map: the caption then.
 
     Returns:
         `film`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
         gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
-        orange all over, and opaque as much as it is hot: stretched over the film at an opacity of OPAQUE it
-        looks as `lay_over` does.
-
-    Raises:
-        ValueError: the film is not gray, or the heat map is not one of numbers from 0 to 1.
+        orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks as
+        `lay_over` does.
     """
-    if film.mode != "L":
-        raise ValueError(f"expected a film of mode 'L', got {film.mode!r}; read_film gives one")
-    film = _at_most(film, MOST_PIXELS)
+    film = _shrunk(film, MOST_PIXELS)
     heat, caption = None, no_heat_map
     if heat_map is not None:
-        heat = _cached(_layer(heat_map), "png")
-        caption = _WHERE if np.any(heat_map) else _NOWHERE
+        layer = Image.new("RGB", heat_map.shape[::-1], HEAT)
+        layer.putalpha(Image.fromarray((heat_map * 255).round().astype(np.uint8)))
+        heat = _cached(layer, "png")
+        caption = _WHERE if heat_map.any() else _NOWHERE
     return {
         "film": _cached(film, "jpeg", quality=_QUALITY),
         "heat": heat,
@@ -74,30 +73,24 @@ def viewer_value(
     }
 
 
+def thumbnail_uri(film: Image.Image, side: int) -> str:
+    """Return a JPEG of at most `side` pixels a side as a data URI: it is part of the page, and in no file."""
+    data = io.BytesIO()
+    _shrunk(film, side).save(data, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _shrunk(film: Image.Image, side: int) -> Image.Image:
+    """A copy that fits a square, without comments, which may name a patient and which Pillow keeps."""
+    film = film.copy()
+    film.thumbnail((side, side), Image.Resampling.LANCZOS)
+    film.info = {}
+    return film
+
+
 def _cached(image: Image.Image, kind: str, **options: int) -> dict[str, Any]:
-    image = image.copy()
-    image.info = {}  # what a file said beside its pixels stays here
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{uuid4().hex}.{kind}"  # which nobody guesses
+    path = folder / f"{uuid4().hex}.{kind}"  # a name that nobody guesses
     image.save(path, **options)
     return gr.FileData(path=str(path)).model_dump()
-
-
-def _at_most(film: Image.Image, side: int) -> Image.Image:
-    scale = side / max(film.size)
-    if scale >= 1:
-        return film
-    size = tuple(max(1, round(scale * length)) for length in film.size)
-    return film.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
-
-
-def _layer(heat_map: np.ndarray) -> Image.Image:
-    heat_map = np.asarray(heat_map)
-    # Written so that nan fails.
-    if heat_map.ndim != 2 or not heat_map.size or not (heat_map.min() >= 0 and heat_map.max() <= 1):
-        raise ValueError(f"expected a heat map (h, w) of numbers from 0 to 1, got shape {heat_map.shape}")
-    heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
-    layer = Image.new("RGB", heat.size, HEAT)
-    layer.putalpha(heat)
-    return layer

@@ -4,19 +4,25 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
+
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
-from hf_pneumonia.publishing.card import TEMPLATE, card
-from hf_pneumonia.publishing.card_data import eval_result_files
-from hf_pneumonia.publishing.manifest_summary import summarise_manifest
+from hf_pneumonia.publishing.card import TEMPLATE, card, eval_result_files
 from hf_pneumonia.publishing.private import check_private
-from hf_pneumonia.publishing.public_report import RECIPE_KEYS, public_recipe, public_report, recipe_yaml
+from hf_pneumonia.publishing.public_report import (
+    RECIPE_KEYS,
+    public_recipe,
+    public_report,
+    recipe_yaml,
+    summarise_manifest,
+)
 
 AS_THEY_ARE = ("config.json", "model.safetensors")
-WHERE_THERE = ("gate.safetensors",)  # a network taught a handful of films has none
+WHERE_THERE = ("gate.safetensors",)  # a network trained on a handful of images has none
 
-# Of figures only: plots/shortcuts.png and plots/samples.png show films, and stay.
+# Plots of numbers only: plots/shortcuts.png and plots/samples.png show images, and stay.
 PLOTS = (
     "plots/curves.png",
     "plots/confusion_matrix.png",
@@ -26,39 +32,18 @@ PLOTS = (
     "plots/class_distribution.png",
 )
 
-# Words at the head of every card.
+# Words in the front matter of every card.
 _FRONT_MATTER = ("license", "library name", "pipeline tag", "datasets", "model index", "type", "value")
-
-_READ = ("report.json", "recipe.yaml", MANIFEST)
-
-# Of the report, before the card asks for the rest.
-_NEEDED = (
-    "splits.test",
-    "operating_point.threshold",
-    "operating_point.test",
-    "calibration",
-    "checks.robustness",
-    "checks.subgroups.families",
-    "recipe.dataset",
-    "recipe.pretrained",
-    "recipe.split",
-    "data.source",
-    "data.notes",
-    "data.split_sha256",
-    "audit",
-    "versions",
-    "device",
-)
 
 
 def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """Everything that publishing a run sends: files of it as they are, and what is made of it here.
+    """Return everything that publishing a run sends: files of it as they are, and files made of it here.
 
-    Nothing in it is new: the same run gives the same bytes.
+    The same run gives the same bytes.
 
     Args:
         run: folder of a finished run of train.py.
-        repo: user/name, under which it will stand.
+        repo: user/name of the published model.
 
     Returns:
         Path in the repository -> file, or its content.
@@ -67,31 +52,20 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         UsageError: a file is missing or damaged, the report lacks what the card needs, or something names
             this machine, a film or a patient (`check_private`).
     """
-    for name in (*_READ, *AS_THEY_ARE, *PLOTS):
+    for name in ("report.json", "recipe.yaml", MANIFEST, *AS_THEY_ARE, *PLOTS):
         if not (run / name).is_file():
             raise UsageError(f"{run} is no finished run of train.py: {name} is missing; train again")
     report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
-    _check_report(run, report, config)
-    manifest = summarise_manifest(run, report)
-    sources = list(manifest["sources"])
-    recipe = public_recipe(report["recipe"], sources)
-    public = public_report(report, sources)
-    everybodys = all(source["kind"] != "local" for source in manifest["sources"].values())
+    try:
+        _check_weights(run, report, config)
+        made, innocent = _made_files(run, report, config, repo)
+    except (KeyError, TypeError, jinja2.UndefinedError) as error:
+        raise UsageError(
+            f"{run / 'report.json'} lacks {error}, which the card needs; train again with this version"
+        ) from error
     there = [name for name in WHERE_THERE if (run / name).is_file()]
-    files: dict[str, Path | bytes] = {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
-    files |= {
-        "README.md": card(public, config, recipe, manifest, repo).encode(),
-        "report.json": _json(public),
-        "recipe.yaml": recipe_yaml(recipe, everybodys, report["recipe"]).encode(),
-        "manifest.json": _json(manifest),
-        **eval_result_files(public, recipe, manifest, repo),
-    }
-    # What stands in every card, whatever its films are called.
-    said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
-    said += public["checks"]["subgroups"]["families"]  # letters that films of five patients or more share
-    said += [*_keys(public), *_keys(config), *_FRONT_MATTER]
-    said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
-    check_private(files, run, " ".join(said))
+    files = made | {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
+    check_private(files, run, innocent)
     return dict(sorted(files.items()))
 
 
@@ -102,6 +76,27 @@ def write_card(run: Path) -> None:
         UsageError: as `public_files`.
     """
     (run / "README.md").write_bytes(public_files(run, f"USER/{run.resolve().name}")["README.md"])
+
+
+def _made_files(run: Path, report: dict, config: dict, repo: str) -> tuple[dict[str, Path | bytes], str]:
+    """The files that are made of a run; and the words of every card, whatever its images are called."""
+    manifest = summarise_manifest(run, report)
+    sources = list(manifest["sources"])
+    recipe = public_recipe(report["recipe"], sources)
+    public = public_report(report, sources)
+    everybodys = all(source["kind"] != "local" for source in manifest["sources"].values())
+    files: dict[str, Path | bytes] = {
+        "README.md": card(public, config, recipe, manifest, repo).encode(),
+        "report.json": _json(public),
+        "recipe.yaml": recipe_yaml(recipe, everybodys, report["recipe"]).encode(),
+        "manifest.json": _json(manifest),
+        **eval_result_files(public, recipe, manifest, repo),
+    }
+    said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
+    said += public["checks"]["subgroups"]["families"]  # letters that images of five patients or more share
+    said += [*_keys(public), *_keys(config), *_FRONT_MATTER]
+    said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
+    return files, " ".join(said)
 
 
 def _keys(value: object) -> Iterator[str]:
@@ -115,16 +110,8 @@ def _keys(value: object) -> Iterator[str]:
             yield from _keys(one if key != "families" else list(one.values()))
 
 
-def _check_report(run: Path, report: dict, config: dict) -> None:
-    """Refuse a report that no card can be made of, before a half one is."""
-    for name in _NEEDED:
-        found: object = report
-        for key in name.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        if found is None:
-            raise UsageError(
-                f"{run / 'report.json'} has no {name!r}, which the card needs; train again with this version"
-            )
+def _check_weights(run: Path, report: dict, config: dict) -> None:
+    """Refuse weights and a config that the report does not describe."""
     stated = config.get("pneumonia")
     if not isinstance(stated, dict) or "threshold" not in stated:
         raise UsageError(f"{run / 'config.json'} states no operating point; train again with this version")

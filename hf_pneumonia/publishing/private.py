@@ -1,6 +1,6 @@
-"""The last look at what is about to leave: ways on this machine, tokens, names of films and patients.
+"""The last check of what is published: paths of this machine, tokens, names of images and patients.
 
-Knows nothing of what the files are for: allow-lists made them (public_report.py), and this finds their holes.
+Allow-lists made the files (public_report.py), and this finds their holes.
 """
 
 import io
@@ -17,10 +17,9 @@ from PIL import Image
 from hf_pneumonia.data.labels import coarse_patient
 from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.publishing.manifest_summary import source_names
+from hf_pneumonia.publishing.public_report import source_names
 
-# Two folders deep, from the root of a disk or from a home folder. What stands before must not make it a part
-# of a word, of an address of the net, or of a tag.
+# Two folders deep, from the root of a disk or from a home folder, and not a part of a word, a URL or a tag.
 _PATH = re.compile(
     r"(?<![\w./:<~-])~?/[^\s/\"'`|,;()<>]+/[^\s\"'`|,;()<>]+|(?<!\w)[A-Za-z]:\\+\w"
     r"|(?<!\w)\\+\w[\w.$-]*\\+\w|file:/+\w"
@@ -37,28 +36,26 @@ _TEXTUAL = {".md", ".yaml", ".yml", ".txt", ".py", ".toml", ".csv", ".html", ".c
 
 
 def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = "") -> None:
-    """Refuse to publish what names this machine, its keys, its films or its patients.
+    """Refuse to publish what names this machine, its keys, its images or its patients.
 
-    Looked through are text files, the text in PNG files, and the header of safetensors files. The names
-    searched for are those of the run's manifest and of `seen_before.csv`: files, with and without ending, and
-    patients, in any case. Names that mean nothing by themselves are passed over: shorter than four letters,
-    or numbers shorter than six digits ("12" is a figure too).
+    Search text files, the text in PNG files, and the header of safetensors files. The names are those of the
+    run's manifest and of `seen_before.csv`: files, with and without ending, and patients, in any case. Names
+    shorter than four letters, or numbers shorter than six digits, are skipped ("12" is a metric too).
 
     Args:
         files: path in the repository -> file, or its content.
         run: folder of the run that they are of.
-        innocent: text whose words are no names, though a film be called so ("film.png").
+        innocent: text with words that are not names, even if an image is called so ("film.png").
 
     Raises:
         UsageError: naming the file and what kind of thing is in it; a token is not shown.
     """
-    ways, tokens = _ways(run), _tokens()
+    paths, tokens = _paths(run), _tokens()
     names = _Names(_named(run), innocent)
     for place, content in files.items():
         for text, said in _texts(place, content):
             _refuse_token(place, text, tokens)
-            _refuse_way(place, text, ways)
-            _refuse_way(place, text, [way.group() for way in _PATH.finditer(text)])
+            _refuse_path(place, text, [*paths, *(path.group() for path in _PATH.finditer(text))])
             if said and (name := names.found_in(text)):
                 raise UsageError(
                     f"{place} holds the name of a film or patient ({name}): nothing is sent; take it out"
@@ -66,8 +63,8 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
 
 
 def check_source_code(files: Mapping[str, Path | bytes]) -> None:
-    """Refuse to publish code with a token, or the way to the home folder, in it. It may speak of other
-    places, and of films as examples.
+    """Refuse to publish code with a token, or the path of the home folder, in it. Other paths, and names of
+    images as examples, are allowed.
 
     Args:
         files: path in the repository -> file, or its content.
@@ -79,7 +76,7 @@ def check_source_code(files: Mapping[str, Path | bytes]) -> None:
     for place, content in files.items():
         for text, _ in _texts(place, content):
             _refuse_token(place, text, tokens)
-            _refuse_way(place, text, [f"{home}/"] if len(home) > 4 else [])
+            _refuse_path(place, text, [f"{home}/"] if len(home) > 4 else [])
 
 
 def _refuse_token(place: str, text: str, tokens: Iterable[str]) -> None:
@@ -87,9 +84,9 @@ def _refuse_token(place: str, text: str, tokens: Iterable[str]) -> None:
         raise UsageError(f"{place} holds a token: nothing is sent; take it out, and revoke it")
 
 
-def _refuse_way(place: str, text: str, ways: Iterable[str]) -> None:
-    if way := next((way for way in ways if way in text), None):
-        raise UsageError(f"{place} holds a path of this machine ({way}): nothing is sent; take it out")
+def _refuse_path(place: str, text: str, paths: Iterable[str]) -> None:
+    if path := next((path for path in paths if path in text), None):
+        raise UsageError(f"{place} holds a path of this machine ({path}): nothing is sent; take it out")
 
 
 class _Names:
@@ -125,20 +122,19 @@ def _alike(text: str) -> str:
 
 def _means_something(words: tuple[str, ...], innocent: set[str]) -> bool:
     """Whether words can be taken for a name where they are found."""
-    letters = any(not word.replace(".", "").isdigit() for word in words)
-    if not letters:
-        return any(map(_is_number_of_somebody, words))
+    if all(word.replace(".", "").isdigit() for word in words):
+        return any(map(_is_id, words))
     return sum(map(len, words)) >= 4 and not (len(words) == 1 and words[0] in innocent)
 
 
-def _is_number_of_somebody(word: str) -> bool:
-    """Whether digits are a number that somebody gave: 123456, 0115, 1.2.840; but 0.844 is a figure."""
+def _is_id(word: str) -> bool:
+    """Whether digits are an id: 123456, 0115, 1.2.840; but 0.844 is a metric."""
     parts = word.split(".")
     return len(parts) > 2 or len(parts[0]) >= 6 or (len(parts) == 1 and len(word) >= 4 and word[0] == "0")
 
 
 def _named(run: Path) -> set[str]:
-    """Names of every film and patient that the run knows of, in lower case."""
+    """Names of every image and patient that the run knows, in lower case."""
     manifest, seen = run / MANIFEST, (run / MANIFEST).parent / SEEN
     rows = read_manifest(manifest) + (read_manifest(seen) if seen.exists() else [])
     names = set()
@@ -151,16 +147,16 @@ def _named(run: Path) -> set[str]:
     return names - {""}
 
 
-def _ways(run: Path) -> set[str]:
-    """Ways on this machine that are known: home, the run, its sources and its starting weights."""
-    recipe = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    public = set(source_names(recipe))
-    given = [*recipe["recipe"]["dataset"], recipe["recipe"]["pretrained"]]
+def _paths(run: Path) -> set[str]:
+    """Paths of this machine that are known: home, the run, its sources and its starting weights."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    public = set(source_names(report))
+    given = [*report["recipe"]["dataset"], report["recipe"]["pretrained"]]
     local = [name for name in given if name not in public and "/" in name and ":" not in name]
     places = [Path.home(), run.resolve(), *(Path(name).expanduser().resolve() for name in local)]
-    ways = {str(place) for place in places} | {name for name in local if name.count("/") > 1}
+    paths = {str(place) for place in places} | {name for name in local if name.count("/") > 1}
     # "/" is a home folder in some containers.
-    return {way for way in ways if len(way) > 4}
+    return {path for path in paths if len(path) > 4}
 
 
 def _tokens() -> set[str]:
@@ -169,8 +165,8 @@ def _tokens() -> set[str]:
 
 
 def _texts(place: str, content: Path | bytes) -> Iterable[tuple[str, bool]]:
-    """The texts in one file, and whether each is what somebody said, and not JSON's own marks around it:
-    "null" stands in those, and may be somebody's name."""
+    """The texts in one file, and whether to search each for names: raw JSON also has its own words, and
+    "null" may be a name."""
     ending = Path(place).suffix.lower()
     if ending == ".png":
         yield from ((text, True) for text in _png_texts(place, content))
@@ -216,13 +212,9 @@ def _header(place: str, content: Path | bytes) -> bytes:
     with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, 10**8))  # the format allows no more than 100 MB
-    try:
-        if len(header) != length:
-            raise ValueError(f"{length} bytes long, and {len(header)} are there")
-        json.loads(header)
-        return header
-    except ValueError as error:
-        raise UsageError(f"{place} is no safetensors file: its header is damaged ({error})") from error
+    if len(header) != length:
+        raise UsageError(f"{place} is no safetensors file: its header is cut off")
+    return header
 
 
 def _png_texts(place: str, content: Path | bytes) -> Iterable[str]:

@@ -1,66 +1,56 @@
-"""report.json and recipe of a run -> what of them may leave this machine, by an allow-list of keys and kinds.
+"""report.json, recipe and manifest of a run -> what of them may leave this machine.
 
-What is not named here stays at home, so that a key of a later version can't slip out.
+An allow-list of keys and kinds: a key of a later version stays private until it is named here. The manifest
+becomes counts.
 """
 
+import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
+from hf_pneumonia.data.labels import PHANTOMS, is_global_id
+from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
+from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.rows import SPLITS
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
 
 # Kinds of leaves.
 NUMBER, TEXT = "number", "text"  # a number may be a list of numbers, a boolean or null
 ANY = "*"  # any key of a table whose keys come from the data, or from a list in the code
 
-_FIGURE = {
-    name: NUMBER
-    for name in ("value", "ci95", "wilson95", "delong95", "undefined_replicates", "if_calibrated")
-}
-_CLASSES = {ANY: NUMBER}
+
+def _numbers(keys: str) -> dict[str, str]:
+    return dict.fromkeys(keys.split(), NUMBER)
+
+
+_FIGURE = _numbers("value ci95 wilson95 delong95 undefined_replicates if_calibrated")
+_COUNTS = {ANY: NUMBER}
 _SPLIT = {
     **{name: _FIGURE for name in METRICS},
     "predictive_values": {ANY: {"prevalence": NUMBER, "ppv": _FIGURE, "npv": _FIGURE}},
-    "confusion_matrix": {name: NUMBER for name in ("tn", "fp", "fn", "tp")},
-    "threshold": NUMBER,
-    "films": NUMBER,
-    "patients": NUMBER,
+    "confusion_matrix": _numbers("tn fp fn tp"),
+    **_numbers("threshold films patients"),
 }
-_BIN = {name: NUMBER for name in ("low", "high", "films", "mean_probability", "share", "wilson95")}
+_BIN = _numbers("low high films mean_probability share wilson95")
 _CALIBRATION = {"ece": _FIGURE, "brier": _FIGURE, "nll": _FIGURE, "reliability": [_BIN]}
-_POINT = {
-    name: NUMBER
-    for name in (
-        "threshold",
-        "target_sensitivity",
-        "sensitivity",
-        "specificity",
-        "temperature",
-        "intercept",
-    )
-}
-_BAND = {name: NUMBER for name in ("low", "high", "risk")}
+_POINT = _numbers("threshold target_sensitivity sensitivity specificity temperature intercept")
 _PAIR = {"sensitivity": _FIGURE, "specificity": _FIGURE}
-_GROUP = {
-    "films": NUMBER,
-    "patients": NUMBER,
-    "classes": _CLASSES,
-    **_PAIR,
-    "auroc": _FIGURE,
-    "auroc_against": TEXT,
-}
 _METRICS_AT = {"auroc": _FIGURE, **_PAIR}
-_LEVEL = {"level": NUMBER, **_METRICS_AT}
-_EPOCH = {"epoch": NUMBER, "train": {ANY: NUMBER}, "validation": {ANY: NUMBER}}
-_CROSSING = {ANY: NUMBER}
+_GROUP = {**_numbers("films patients"), "classes": _COUNTS, **_METRICS_AT, "auroc_against": TEXT}
 
 _REPORT = {
     "splits": {name: _SPLIT for name in (*SPLITS, "covid")},
-    "operating_point": {**_POINT, "uncertain": _BAND, "validation": _SPLIT, "test": _SPLIT},
+    "operating_point": {
+        **_POINT,
+        "uncertain": _numbers("low high risk"),
+        "validation": _SPLIT,
+        "test": _SPLIT,
+    },
     "operating_points": {ANY: {**_POINT, "validation": _PAIR, "test": _PAIR}},
     "calibration": {
         "bins": NUMBER,
@@ -70,135 +60,83 @@ _REPORT = {
         "split": TEXT,
         "threshold": NUMBER,
         "appearance": {
-            "images": NUMBER,
-            "threshold": NUMBER,
+            **_numbers("images threshold factor"),
             "vertical": TEXT,
-            "factor": NUMBER,
             "proportions": {ANY: _METRICS_AT},
             "histogram_and_spectrum": _METRICS_AT,
             "appearance_auroc": _FIGURE,
             "matched_auroc": _FIGURE,
-            "contradicting": {"images": _CLASSES, **_PAIR},
+            "contradicting": {"images": _COUNTS, **_PAIR},
         },
-        "shortcuts": {ANY: {"films": NUMBER, "auroc": _FIGURE, "mean_probability": {ANY: NUMBER}}},
+        "shortcuts": {ANY: {"films": NUMBER, "auroc": _FIGURE, "mean_probability": _COUNTS}},
         "robustness": {
-            "films": NUMBER,
-            "threshold": NUMBER,
+            **_numbers("films threshold"),
             **{
-                name: {"unit": TEXT, "clean": NUMBER, "levels": [_LEVEL]}
+                name: {"unit": TEXT, "clean": NUMBER, "levels": [{"level": NUMBER, **_METRICS_AT}]}
                 for name in ("blur", "noise", "jpeg", "exposure", "rotation", "resolution")
             },
         },
         # A family of file names is letters that five patients or more have in common (subgroups.py).
         "subgroups": {"sources": {ANY: _GROUP}, "families": {ANY: _GROUP}},
-        "errors": {ANY: {ANY: NUMBER}},
+        "errors": {ANY: _COUNTS},
     },
-    "seed": NUMBER,
     "data": {
         "source": TEXT,
-        "simulated": NUMBER,
-        "splits": {ANY: {"films": NUMBER, "patients": NUMBER, "classes": _CLASSES}},
-        "sources": {ANY: NUMBER},
-        "left_out": NUMBER,
-        "removed": {ANY: NUMBER},
+        **_numbers("simulated left_out"),
+        "splits": {ANY: {"films": NUMBER, "patients": NUMBER, "classes": _COUNTS}},
+        "sources": _COUNTS,
+        "removed": _COUNTS,
         # Sentences of splits.py, of counts and names of splits.
         "notes": [TEXT],
         "split_sha256": TEXT,
-        "leakage": _CROSSING,
+        "leakage": _COUNTS,
     },
     "audit": {
-        "films": NUMBER,
-        "sources": {ANY: NUMBER},
-        "removed": {ANY: NUMBER},
-        "duplicates": {ANY: NUMBER},
-        "leakage": {"as_given": _CROSSING, "as_used": _CROSSING},
-        "overlays": {"text": _CLASSES, "colour": _CLASSES},
-        "searched_for_text": NUMBER,
-        "blank": NUMBER,
-        "balance": {ANY: {ANY: {ANY: NUMBER}}},
-        "label_told_by": {ANY: NUMBER},
+        **_numbers("films searched_for_text blank"),
+        **dict.fromkeys(("sources", "removed", "duplicates", "label_told_by"), _COUNTS),
+        "leakage": {"as_given": _COUNTS, "as_used": _COUNTS},
+        "overlays": {"text": _COUNTS, "colour": _COUNTS},
+        "balance": {ANY: {ANY: _COUNTS}},
         "appearance": {
             "images": NUMBER,
             "auroc": _FIGURE,
-            "statistics": [{"statistic": TEXT, "auroc": NUMBER, "median": _CLASSES, "words": TEXT}],
+            "statistics": [{"statistic": TEXT, "auroc": NUMBER, "median": _COUNTS, "words": TEXT}],
             "test_against_train": {ANY: _FIGURE},
         },
     },
-    "history": [_EPOCH],
-    "kept_epoch": NUMBER,
-    "training_seconds": NUMBER,
+    "history": [{"epoch": NUMBER, "train": _COUNTS, "validation": _COUNTS}],
+    **_numbers("seed kept_epoch training_seconds processes"),
     "versions": {ANY: TEXT},
-    "device": TEXT,
-    "processes": NUMBER,
-    "weights_sha256": TEXT,
-    "gate_sha256": TEXT,
-    "gate": {
-        "films": {ANY: {"films": NUMBER, "refused": NUMBER, "share": _FIGURE}},
-    },
+    **dict.fromkeys(("device", "weights_sha256", "gate_sha256"), TEXT),
+    "gate": {"films": {ANY: {**_numbers("films refused"), "share": _FIGURE}}},
     "uncertain": {split: {name: _FIGURE for name in ("share", "missed", "false_alarms")} for split in SPLITS},
 }
 
-# Every choice that a run depends on, and nothing of where its films, weights and outputs lie.
-RECIPE_KEYS = (
-    "dataset",
-    "model",
-    "pretrained",
-    "image_size",
-    "drop_rate",
-    "split",
-    "split_seed",
-    "covid",
-    "allow_leakage",
-    "max_unreadable",
-    "seed",
-    "data_seed",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "adam_l2",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "lr_step_epochs",
-    "warmup_steps",
-    "layer_decay",
-    "label_smoothing_factor",
-    "imbalance",
-    "frozen_epochs",
-    "frozen_learning_rate",
-    "ema_decay",
-    "early_stopping_epochs",
-    "metric_for_best_model",
-    "rotation",
-    "zoom",
-    "proportions",
-    "shift",
-    "resolution",
-    "blur",
-    "exposure",
-    "noise",
-    "horizontal_flip",
-    "mixup",
-    "cutmix",
-    "small_epochs",
-    "small_size",
-    "checks",
-    "ood",
-    "bf16",
-    "fp16",
+# Every choice that a run depends on, but not where its images, weights and outputs are.
+RECIPE_KEYS = tuple(
+    """
+    dataset model pretrained image_size drop_rate split split_seed covid allow_leakage max_unreadable seed
+    data_seed num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps optim adam_l2 learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon
+    max_grad_norm lr_scheduler_type lr_scheduler_kwargs lr_step_epochs warmup_steps layer_decay
+    label_smoothing_factor imbalance frozen_epochs frozen_learning_rate ema_decay early_stopping_epochs
+    metric_for_best_model rotation zoom proportions shift resolution blur exposure noise horizontal_flip mixup
+    cutmix small_epochs small_size checks ood bf16 fp16
+    """.split()
 )
+
+# An image of a Hub data set has such a name in a manifest; a file of this machine has its path.
+_HUB_FILM = re.compile(r"(train|validation|test)/\d{6}(/|$)")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+_REASONS = (UNREADABLE, CONFLICT, COPIES, PATIENT)
+_KNOWN_BY = ("file name", "source", "nothing")
+
+_STAYS = object()  # in place of a value that is not let through; None is a value
 
 
 def public_report(report: dict, sources: list[str]) -> dict:
-    """What of a report may be published: its figures as they are, lists of files as counts.
+    """Return what of a report may be published: its metrics as they are, lists of files as counts.
 
     Args:
         report: report.json of a run.
@@ -220,8 +158,10 @@ def public_report(report: dict, sources: list[str]) -> dict:
 
 
 def public_recipe(recipe: dict, sources: list[str]) -> dict:
-    """What of a resolved recipe may be published: the short names of its sources, and the last folder of
-    starting weights that lie on this machine."""
+    """Return what of a resolved recipe may be published.
+
+    Its sources have their short names, and starting weights of this machine the name of their folder.
+    """
     public = {key: recipe[key] for key in RECIPE_KEYS if key in recipe}
     public["dataset"] = list(sources)
     if recipe["pretrained"] not in ("true", "false"):
@@ -230,7 +170,7 @@ def public_recipe(recipe: dict, sources: list[str]) -> dict:
 
 
 def recipe_yaml(recipe: dict, all_public: bool, given: Iterable[str] = ()) -> str:
-    """A published recipe as a file that `train.py FILE --dataset ...` takes.
+    """Return a published recipe as a file that `train.py FILE --dataset ...` takes.
 
     Args:
         recipe: from `public_recipe`.
@@ -257,6 +197,70 @@ def recipe_yaml(recipe: dict, all_public: bool, given: Iterable[str] = ()) -> st
     return "\n".join(lines) + "\n" + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
+def summarise_manifest(run: Path, report: dict) -> dict:
+    """Return what of a manifest may be published: counts that name no file and no patient.
+
+    Args:
+        run: folder of a finished run.
+        report: its report.json.
+
+    Returns:
+        `films`, as found; `sources`, by name and in the order of the recipe: `kind` (phantom, hub, kaggle, or
+        local for what only this machine has) and `splits`: split -> label -> {"films", "patients"} of the
+        images that are used; `removed`, by reason; `copies`, groups and images; `patients_known_by`, the
+        images whose patient is known by the file's name, by the source, or by nothing; `seen_before`, the
+        images that the starting weights were trained on; `split_sha256` of the report; `manifest_sha256`.
+
+    Raises:
+        UsageError: the manifest is missing, or none that this version writes.
+    """
+    rows = read_manifest(run / MANIFEST)
+    by_source: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        by_source[row["source"]].append(row)
+    groups = Counter(row["duplicate_group"] for row in rows if row["duplicate_group"])
+    seen = (run / MANIFEST).parent / SEEN
+    trained_on = {row["content_hash"] for row in read_manifest(seen)} if seen.exists() else set()
+    return {
+        "films": len(rows),
+        "sources": {
+            name: {"kind": _kind(given, name, by_source[name]), "splits": _counts(by_source[name])}
+            for given, name in zip(report["recipe"]["dataset"], source_names(report), strict=True)
+        },
+        "removed": _count(_REASONS, (_reason(row["reason"]) for row in rows if row["kept"] != "true")),
+        "copies": {"groups": len(groups), "films": sum(groups.values())},
+        "patients_known_by": _count(_KNOWN_BY, map(_known_by, rows)),
+        "seen_before": len(trained_on),
+        "split_sha256": report["data"]["split_sha256"],
+        "manifest_sha256": manifest_sha256(rows),
+    }
+
+
+def manifest_sha256(rows: list[dict[str, str]]) -> str:
+    """Return the SHA-256 over the sorted lines `content_hash,split,label,kept`, each ended by a line feed.
+
+    It is equal where the same images were used in the same way, whatever their names and folders.
+    """
+    lines = sorted(f"{row['content_hash']},{row['split']},{row['label']},{row['kept']}\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def source_names(report: dict) -> list[str]:
+    """Return the sources of a run by their names in its report, in the order of its recipe.
+
+    Raises:
+        UsageError: they can't be told apart.
+    """
+    given, shown = report["recipe"]["dataset"], report["data"]["source"]
+    names = [shown] if len(given) == 1 else shown.split(", ")
+    if len(names) != len(given):
+        raise UsageError(
+            f"report.json names {len(given)} sources as {shown!r}: which is which can't be told; "
+            "train again from folders without a comma in their names"
+        )
+    return names
+
+
 def _pick(value: object, allowed: object) -> object:
     """The part of a plain value that an allow-list of its keys and kinds lets through."""
     if isinstance(allowed, dict):
@@ -274,9 +278,57 @@ def _pick(value: object, allowed: object) -> object:
     return _STAYS
 
 
-_STAYS = object()  # what is not let through; None is a value
-
-
 def _plain_reason(reason: str) -> str:
     """Why a film can't be read: decoders may quote what they were given, so that only plain words pass."""
     return reason if re.fullmatch(r"[\w .,:;()+x-]{1,120}", reason) else "another reason"
+
+
+def _kind(given: str, name: str, rows: list[dict[str, str]]) -> str:
+    if given in PHANTOMS:
+        return "phantom"
+    if given.startswith("kaggle:") and given == name:
+        return "kaggle"
+    # A relative folder can look like user/name too.
+    is_hub = given == name and _HUB_NAME.fullmatch(name) and rows
+    return "hub" if is_hub and all(_HUB_FILM.match(row["path"]) for row in rows) else "local"
+
+
+def _counts(rows: list[dict[str, str]]) -> dict:
+    films: dict = defaultdict(lambda: defaultdict(int))
+    patients: dict = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        if row["kept"] == "true":
+            films[row["split"]][row["label"]] += 1
+            patients[row["split"]][row["label"]].add(row["patient_id"])
+    return {
+        split: {
+            label: {"films": count, "patients": len(patients[split][label])}
+            for label, count in sorted(films[split].items())
+        }
+        for split in sorted(films)
+    }
+
+
+def _count(names: Iterable[str], found: Iterable[str]) -> dict[str, int]:
+    """How often each name was found, 0 included."""
+    counted = Counter(found)
+    return {name: counted[name] for name in names}
+
+
+def _reason(said: str) -> str:
+    """Why a film is not used, without what names it or its copy."""
+    for reason in _REASONS:
+        if said.startswith(reason):
+            return reason
+    raise UsageError(f"{MANIFEST} has an unknown reason; train again with this version")
+
+
+def _known_by(row: dict[str, str]) -> str:
+    patient = row["patient_id"].removeprefix(f"{row['source']}:")
+    if is_global_id(patient):
+        return "file name"
+    # A film without an id is called by its place in the source, below the name of its split.
+    path = "/" + row["path"].replace("\\", "/")
+    return (
+        "nothing" if path.endswith((f"/{patient}", f"/{patient.partition('/')[2] or patient}")) else "source"
+    )

@@ -1,20 +1,25 @@
 """A finished run -> a model on the Hub, checked after it arrived, and a Space that serves it."""
 
 import logging
+import platform
+import re
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import yaml
 from huggingface_hub import HfApi
 
+import hf_pneumonia
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import Commit, commit_files, download_files, file_size
 from hf_pneumonia.inference.classifier import READ_ALONG
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 from hf_pneumonia.publishing.contents import public_files
-from hf_pneumonia.publishing.space import space_files
+from hf_pneumonia.publishing.private import check_source_code
 from hf_pneumonia.training.checkpoints import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -29,9 +34,40 @@ _MANY = 20  # files of a folder, from which on nobody reads their names
 
 _FILMS = 4  # on which what came back is compared
 
+_PACKAGE = Path(hf_pneumonia.__file__).parent
+_ROOT = _PACKAGE.parent
+
+# Brought by timm, and not named in requirements.txt for the reason given there. Together they fit, and a
+# Space that is rebuilt next year answers as it does today.
+_BESIDE = ("torch", "torchvision")
+
+_SUFFIXES = (".py", ".md", ".css", ".js", ".html")
+
+_SPACE_README = """
+Films in, answers out: this page serves [{repo}](https://huggingface.co/{repo}), whose card says what it was
+trained on, how good it is, and where it is not to be used.
+
+**This is no medical device.** It is for research and teaching. Uploads are deleted within ten minutes, and no
+name or pixel of them is logged.
+
+Films may be JPEG, PNG (16 bits too) or DICOM files, of 20 MB and 40 megapixels at most; many of them at a
+time, or a zip file of them. From a program:
+
+```python
+from gradio_client import Client, handle_file
+
+answer = Client("USER/SPACE").predict(handle_file("film.jpeg"), api_name="/predict")
+print(answer["decision"], answer["probability"])  # such as: pneumonia 0.96
+```
+
+`python app.py` in a copy of this folder, after `pip install -r requirements.txt`, serves the same page
+elsewhere; `--model`, or `MODEL_ID` in the environment, another model. A private model needs `HF_TOKEN` among
+the Space's secrets.
+"""
+
 
 def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """What publishing a run would send, after the run was looked at. No network.
+    """Check a run, and return what publishing it would send. No network.
 
     Args:
         run: folder of a finished run of train.py.
@@ -52,7 +88,7 @@ def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 
 def listing(files: dict[str, Path | bytes]) -> list[str]:
-    """The files and their sizes, a line each, or one for a folder of many; and their sum."""
+    """Return the files and their sizes, a line each, or one for a folder of many; and their sum."""
     inside = Counter(name.partition("/")[0] for name in files if "/" in name)
     sizes: Counter[str] = Counter()
     for name, content in sorted(files.items()):
@@ -73,7 +109,7 @@ def publish_model(
     private: bool = False,
     revision: str = "main",
 ) -> Commit:
-    """Send a run as one commit, fetch it again by the commit's hash, and see that it answers as the run does.
+    """Send a run as one commit, fetch it again by the commit's hash, and compare its answers with the run's.
 
     Args:
         api: with the token to use, or none for HF_TOKEN or the saved login.
@@ -125,6 +161,38 @@ def publish_space(api: HfApi, repo: str, space: str, *, private: bool = False) -
     )
 
 
+def space_files(repo: str) -> dict[str, Path | bytes]:
+    """Return the files of a Gradio Space that serves a model: page, package, and pinned requirements.
+
+    Args:
+        repo: the model's repository, user/name. It is under `models` in the front matter of README.md, where
+            the Hub and app.py look for it.
+
+    Returns:
+        Path in the Space -> file, or its content.
+
+    Raises:
+        UsageError: app.py and requirements.txt are not beside the package, as in an installation by pip; or
+            there is a token or the home folder in a file.
+    """
+    beside = [_ROOT / name for name in ("app.py", "requirements.txt")]
+    if missing := [path.name for path in beside if not path.is_file()]:
+        raise UsageError(f"--space needs a checkout of the project: {missing[0]} is not beside its package")
+    package = {
+        path.relative_to(_ROOT).as_posix(): path
+        for path in sorted(_PACKAGE.rglob("*"))
+        if path.suffix in _SUFFIXES
+    }
+    files = {
+        "README.md": _space_readme(repo).encode(),
+        "app.py": _ROOT / "app.py",
+        "requirements.txt": _pinned((_ROOT / "requirements.txt").read_text()).encode(),
+        **package,
+    }
+    check_source_code(files)
+    return files
+
+
 def _check_run(run: Path) -> None:
     problem = None
     if not run.is_dir():
@@ -164,3 +232,28 @@ def _readable(size: float) -> str:
             return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def _space_readme(repo: str) -> str:
+    head = {
+        "title": "Pneumonia on chest films",
+        "emoji": "🩻",
+        "colorFrom": "gray",
+        "colorTo": "blue",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "app_file": "app.py",
+        "models": [repo],
+        "license": "apache-2.0",
+        "short_description": "Research and teaching only: no medical device",
+    }
+    front_matter = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    return f"---\n{front_matter}---\n{_SPACE_README.format(repo=repo)}"
+
+
+def _pinned(requirements: str) -> str:
+    """The requirements at the versions that run here, which are those that the model was verified with."""
+    names = re.findall(r"^([\w.-]+)", requirements, re.MULTILINE)
+    # A wheel's local version (2.15.0+cpu) is on no index.
+    return "".join(f"{name}=={version(name).split('+')[0]}\n" for name in (*names, *_BESIDE))
