@@ -15,8 +15,8 @@ from PIL import Image
 from test_inputs import PNG
 
 from hf_pneumonia.data.film import read_film
-from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN, Prediction
 from hf_pneumonia.inference.inputs import find_films
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN, Prediction
 from hf_pneumonia.page import many_films
 from hf_pneumonia.page.answer import UNREADABLE, answer_html
 from hf_pneumonia.page.many_films import (

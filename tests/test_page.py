@@ -12,7 +12,8 @@ from browser import LAPTOP, PHONE
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from hf_pneumonia.inference.classifier import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN, PneumoniaClassifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.answer import answer_html, prediction_line
 from hf_pneumonia.page.examples import SIMULATED, simulated_examples
 from hf_pneumonia.page.limits import MAX_FILE_BYTES

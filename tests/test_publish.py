@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 import push_to_hub
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.hub import commit_files
-from hf_pneumonia.inference.classifier import NOT_A_FILM, PneumoniaClassifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.prediction import NOT_A_FILM
 from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.publish import (
     listing,

@@ -13,8 +13,7 @@ from pathlib import Path
 import yaml
 
 from hf_pneumonia.data.labels import PHANTOMS, is_global_id
-from hf_pneumonia.data.manifest import MANIFEST, SEEN, read_manifest
-from hf_pneumonia.data.reasons import CONFLICT, COPIES, PATIENT, UNREADABLE
+from hf_pneumonia.data.manifest import CONFLICT, COPIES, MANIFEST, PATIENT, SEEN, UNREADABLE, read_manifest
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
