@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from trainings import changed, scored, weights
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.training.averaging import WeightAverage
+from hf_pneumonia.training.callbacks import WeightAverage
 
 FLAGS = ("--ema_decay", "0.8", "--num_train_epochs", "3", "--save_total_limit", "9")
 

@@ -17,10 +17,12 @@ from trainings import changed, scored, weights
 from transformers import TrainerCallback, TrainingArguments
 
 import train
+from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.training import checkpoints, faults, resuming
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.checkpoints import complete, damage, find_checkpoint, keep_newest, remove_leftovers
+from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.resuming import decisive_values, read_state, write_state
 from hf_pneumonia.training.run_folder import finish_run_folder
 
@@ -452,7 +454,7 @@ def test_a_network_that_is_no_numbers_is_never_written(trainer, tmp_path):
 
 @pytest.mark.parametrize("epoch, way_on", [(0, "start again"), (1, "--resume_from_checkpoint true")])
 def test_a_film_store_that_is_cut_off_while_training_is_one_line_that_says_how_to_go_on(
-    trainer, epoch, way_on
+    trainer, film_folder, tmp_path, epoch, way_on
 ):
     class CutOff(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -460,6 +462,7 @@ def test_a_film_store_that_is_cut_off_while_training_is_one_line_that_says_how_t
                 os.truncate(run.train_dataset.store.folder / "films.uint8", 32 * 32)
 
     run = trainer("--num_train_epochs", "2")
+    run.train_dataset = FilmDataset(prepare_films(str(film_folder), 32, tmp_path), "train")
     run.add_callback(CutOff())
     with pytest.raises(UsageError, match=f"cut short: delete it, and .*{way_on}") as ended:
         with faults.explained(run.args):

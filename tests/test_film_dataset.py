@@ -3,18 +3,12 @@ import pytest
 import torch
 from trainings import changed, weights
 
-from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.training.film_dataset import FilmDataset
 
 
-@pytest.fixture
-def films(film_folder, tmp_path):
-    return prepare_films(str(film_folder), 32, tmp_path)
-
-
 @pytest.mark.parametrize("laid", [False, True])
-def test_a_batch_is_the_films_and_labels_of_its_rows_laid_on_a_device_or_not(films, laid):
-    dataset = FilmDataset(films, "train")
+def test_a_batch_is_the_films_and_labels_of_its_rows_laid_on_a_device_or_not(small_films, laid):
+    films, dataset = small_films, FilmDataset(small_films, "train")
     assert not dataset.on_device  # the CPU is not given them
     if laid:
         dataset.lay_on("cpu")

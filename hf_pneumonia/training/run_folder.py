@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
-from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
+from hf_pneumonia.training.checkpoints import checkpoints, discard, remove_leftovers
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         raise UsageError(
             f"--output_dir {folder}: no permission to write in {existing}; choose another folder"
         )
-    if resume is True and not holds_training(folder):
+    if resume is True and not checkpoints(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
     if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
         raise UsageError(
@@ -69,12 +69,12 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
             f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
             "--overwrite_output_dir"
         )
-    if not holds_training(folder) and (folder / "model.safetensors").exists():
+    if not checkpoints(folder) and (folder / "model.safetensors").exists():
         raise UsageError(
             f"{folder} already holds a model; choose another --output_dir, or replace it with "
             "--overwrite_output_dir"
         )
-    if not resume and holds_training(folder):
+    if not resume and checkpoints(folder):
         raise UsageError(
             f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or start over with "
             "--overwrite_output_dir"
