@@ -54,7 +54,7 @@ if second and fault == "films":
 sys.exit(run_script("train.py", train.main, argv))
 """
 FLAGS = (
-    *TINY, "--pretrained", "false", "--model", "resnet10t", "--image_size", 32, "--bf16", "false",
+    *TINY, "--pretrained", "false", "--model", "test_resnet", "--image_size", 32, "--bf16", "false",
     "--num_train_epochs", 2, "--per_device_train_batch_size", 8, "--frozen_epochs", 1, "--ema_decay", 0.9,
     "--drop_rate", 0.2, "--save_strategy", "steps", "--save_steps", 4, "--eval_strategy", "steps",
     "--eval_steps", 4, "--save_total_limit", 9, "--imbalance", "sampler",

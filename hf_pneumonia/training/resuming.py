@@ -125,10 +125,6 @@ class ResumableTrainer(Trainer):
         checkpoint = self._chosen(resume_from_checkpoint)
         self._started, self._seconds_before = time.monotonic(), 0.0
         if checkpoint:
-            if not Path(checkpoint).is_dir():
-                failure = self._not_shared()
-                said_here(failure, self.args.process_index)
-                raise failure
             self._seconds_before = read_facts(Path(checkpoint))["seconds"]
             # Its line is in the log; one more would have another epoch stop the training.
             self.args.eval_on_start = False
@@ -187,9 +183,6 @@ class ResumableTrainer(Trainer):
             },
         }
 
-    def _not_shared(self) -> UsageError:
-        return UsageError(f"--output_dir {self.args.output_dir} must be a folder that all machines share")
-
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         check_best(best)
@@ -241,7 +234,7 @@ class ResumableTrainer(Trainer):
         aside = writing(folder, step)
         with self._together(step):
             if not aside.is_dir():
-                raise self._not_shared()
+                raise UsageError(f"--output_dir {folder} must be a folder that all machines share")
             if first:
                 # Without `training_args.bin`, a pickle that holds the Hub token.
                 self.accelerator.unwrap_model(self.model).save_pretrained(aside)
