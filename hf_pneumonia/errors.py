@@ -1,27 +1,18 @@
-"""The exceptions that mean something to whoever catches them, and how a script ends on them."""
+"""The project's exceptions, and the exit codes of its scripts."""
 
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
 # A disk, or a user's share of it.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Faults of the disk, of rights to it and of names, which a user can mend; any other OSError is a bug.
-_MENDABLE = (
-    *FULL,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-    errno.ESTALE,
-)
+# Faults of the disk, of rights to it and of names, which a user can fix; any other OSError is a bug.
+_FIXABLE = {
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
+}  # fmt: skip
 
 
 class UsageError(Exception):
@@ -32,10 +23,10 @@ class UsageError(Exception):
 
 
 class Stopped(Exception):
-    """The program was told to stop by a signal, and did so in good order. The message says how to go on.
+    """A signal told the program to stop, and it did so in good order. The message says how to go on.
 
     Attributes:
-        code: of the program's exit, 128 + the signal's number, as the shell counts: 143 for SIGTERM.
+        code: exit code of the program, 128 + the signal's number: 143 for SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -44,13 +35,13 @@ class Stopped(Exception):
 
 
 class UnreadableFilm(ValueError):
-    """The file is no image that can be read as a film; the message says why, without the file's name."""
+    """The file can't be read as an image; the message says why, without the file's name."""
 
 
 def run_script(program: str, main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Exit code of a script's `main`; a mistake that the user can mend is one line on stderr, and 2.
+    """Run a script's `main` and return the exit code: 2 for a mistake of the user, with one line on stderr.
 
-    Of several processes one per machine says it.
+    Of several processes one per machine prints it.
     """
     code = 2
     try:
@@ -64,15 +55,9 @@ def run_script(program: str, main: Callable[[list[str]], None], argv: list[str])
     except UsageError as error:
         message = str(error)
     except OSError as error:
-        if error.errno not in _MENDABLE and not _made_a_folder(error):
+        if error.errno not in _FIXABLE:
             raise
         message = f"{error.filename or 'a file'}: {error.strerror}; free some space, or choose another folder"
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{program}: {message}", file=sys.stderr)
     return code
-
-
-def _made_a_folder(error: OSError) -> bool:
-    """Whether it was about a folder that was to be made: /proc answers that there is no such one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].name in ("mkdir", "makedirs", "mkdtemp")

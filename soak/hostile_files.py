@@ -1,12 +1,12 @@
 """Spoilt files through every entry point: each must end in an answer, or in one of two errors.
 
-    python -m soak.hostile_files [--files 10000] [--seed 0] [--processes 1] [--only KIND] [--repeat KIND:SEED]
+    python -m soak.hostile_files [--files 10000] [--seed 0] [--only KIND] [--repeat KIND:SEED]
 
-Films, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by
+Images, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by
 seeds. A case is right if it gives an answer (probabilities that are numbers, weights that are those of the
-file), or ends in UnreadableFilm or UsageError of one line; it is wrong if it ends in another exception or
+file), or ends in UnreadableFilm or UsageError of one line. It is wrong if it ends in another exception or
 kills its process, takes more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is
-printed with what repeats it. The last line is JSON, exit code 1 where a case was wrong.
+printed with the flag that repeats it. The last line is JSON, exit code 1 where a case was wrong.
 """
 
 import argparse
@@ -16,19 +16,35 @@ import json
 import logging
 import os
 import resource
+import select
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 
+import numpy as np
+import torch
+
+from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.film import read_film, squash
+from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.inference import batch
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
+from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers, load_gate, stage_statistics
+from hf_pneumonia.modeling.build import build_model
+from hf_pneumonia.page import many_films
+from hf_pneumonia.page.many_films import table
+from hf_pneumonia.page.uploads import Upload, films_of
+from hf_pneumonia.training.arguments import parse_recipe
+from hf_pneumonia.training.checkpoints import begin, complete, find_checkpoint
 from soak import mutate
 
 SECONDS = 10
@@ -45,12 +61,6 @@ class Bench:
     """What the cases of a process share: a small model that is whole, good films, and a folder to work in."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-
-        from hf_pneumonia.data.film import read_film, squash
-        from hf_pneumonia.inference.classifier import PneumoniaClassifier
-        from hf_pneumonia.modeling.build import build_model
-
         torch.set_num_threads(1)
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
@@ -74,8 +84,6 @@ class Bench:
 
     def answers(self, folder: Path) -> None:
         """Have a model answer for a film; it may refuse to be loaded."""
-        from hf_pneumonia.inference.classifier import PneumoniaClassifier
-
         classifier = PneumoniaClassifier.from_pretrained(folder)
         _check_weights(classifier.model, folder)
         side = classifier.image_size
@@ -83,8 +91,6 @@ class Bench:
 
 
 def _gate(model, squares: np.ndarray):
-    from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers, stage_statistics
-
     def spread(numbers: np.ndarray) -> Spread:
         directions = np.eye(4, numbers.shape[1])
         parts = (numbers.mean(0), numbers.std(0) + 1, directions, np.ones(4))
@@ -133,8 +139,6 @@ def _one_of(choices: dict[str, bytes], rng: np.random.Generator) -> tuple[str, b
 
 
 def image(bench: Bench, rng: np.random.Generator) -> None:
-    from hf_pneumonia.data.film import read_film
-
     data = mutate.spoil(_one_of(bench.films, rng)[1], rng, _one_of(bench.films, rng)[1])
     film = read_film(data)
     _check_film(film)
@@ -142,8 +146,6 @@ def image(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def dicom(bench: Bench, rng: np.random.Generator) -> None:
-    from hf_pneumonia.data.film import read_film
-
     film = read_film(mutate.spoil(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
     _check_film(film)
     _check_answers(bench.classifier([film]))
@@ -162,8 +164,6 @@ def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
 
 def store(bench: Bench, rng: np.random.Generator) -> None:
     """A folder of films, some of them spoilt, decoded twice; in between a file of the store is spoilt."""
-    from hf_pneumonia.data.cache import open_store
-
     rows = []
     for number, data in enumerate(_members(bench, rng).values()):
         path = bench.folder / "case" / str(number)
@@ -180,9 +180,6 @@ def store(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def _all_of(source: Path, bench: Bench) -> None:
-    from hf_pneumonia.data.cache import open_store
-    from hf_pneumonia.data.sources import load_films
-
     cache = bench.folder / "case" / "cache"
     films = load_films(str(source), cache)
     for path in (one["path"] for one in films["image"]):
@@ -227,8 +224,6 @@ def folder(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def recipe(bench: Bench, rng: np.random.Generator) -> None:
-    from hf_pneumonia.training.arguments import parse_recipe
-
     path = bench.folder / "case" / "recipe.yaml"
     path.write_bytes(mutate.spoil_text(_RECIPE.read_text(), rng))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -251,8 +246,6 @@ def weights(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def gate(bench: Bench, rng: np.random.Generator) -> None:
-    from hf_pneumonia.inference.gate import load_gate
-
     folder = bench.model(gate=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
     found = load_gate(folder)
     if not all(np.isfinite(part).all() for part in found.tensors().values()):
@@ -262,24 +255,18 @@ def gate(bench: Bench, rng: np.random.Generator) -> None:
 
 def predict(bench: Bench, rng: np.random.Generator) -> None:
     """`predict` on a zip file, by its parts that come after the model is loaded."""
-    from hf_pneumonia.inference.batch import list_films, rows_of, score_films
-
     path = bench.folder / "case" / "films.zip"
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
-    sources = list_films([str(path)])
+    sources = batch.list_films([str(path)])
     output = bench.folder / "case" / "scores.csv"
-    progress = score_films(bench.classifier, sources, output, None, 4)
-    rows = list(rows_of(bench.classifier, sources, progress))
+    progress = batch.score_films(bench.classifier, sources, output, None, 4)
+    rows = list(batch.rows_of(bench.classifier, sources, progress))
     if len(rows) != len(sources) or not all(row.error or 0 <= row.probability <= 1 for row in rows):
         raise Wrong("rows without a probability or a reason")
 
 
 def upload(bench: Bench, rng: np.random.Generator) -> None:
     """What the page does with uploads, without its decoder's processes, which would catch the rest."""
-    from hf_pneumonia.data.film import read_film
-    from hf_pneumonia.page.many_films import score_films, table
-    from hf_pneumonia.page.uploads import Upload, films_of
-
     uploads = []
     for number, (name, data) in enumerate(
         {"films.zip": mutate.zips(_members(bench, rng), rng), **_members(bench, rng)}.items()
@@ -288,7 +275,7 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
         path.write_bytes(data)
         uploads.append(Upload(f"<img src=x onerror=alert(1)>{name}", str(path)))
     films = films_of(uploads)
-    rows = [row for batch in score_films(bench.classifier, read_film, films) for row in batch]
+    rows = [row for part in many_films.score_films(bench.classifier, read_film, films) for row in part]
     if len(rows) != len(films) or not all(row.reason or 0 <= row.probability <= 1 for row in rows):
         raise Wrong("rows without a probability or a reason")
     if "<img src=x" in table(rows):
@@ -297,8 +284,6 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
 
 def checkpoint(bench: Bench, rng: np.random.Generator) -> None:
     """A complete checkpoint of which one file is spoilt: it is passed by, or it was not changed."""
-    from hf_pneumonia.training.checkpoints import begin, complete, find_checkpoint
-
     run = bench.folder / "case" / "run"
     run.mkdir()
     aside = begin(run, 1)
@@ -348,8 +333,6 @@ def cases(files: int, seed: int, only: str | None) -> Iterator[tuple[str, int]]:
 
 def run_case(bench: Bench, kind: str, seed: int) -> dict:
     """Outcome of one case: `answer`, `UnreadableFilm`, `UsageError`, or `wrong` with what it was."""
-    import shutil
-
     place = bench.folder / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -374,81 +357,31 @@ def run_case(bench: Bench, kind: str, seed: int) -> dict:
     return {**outcome, "grown": max(grown, 0)}
 
 
-def work(pipe: int) -> None:
-    """Cases come in as lines, and outcomes go out as lines, until there are no more."""
-    # A process of its own, and nothing is to be said but by the pipe.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    logging.disable(logging.CRITICAL)
-    import warnings
-
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(prefix="hostile-") as name, os.fdopen(pipe, "w", buffering=1) as answers:
-        os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = f"{name}/home"
-        bench = Bench(Path(name).resolve() / "work")
-        for kind in KINDS:  # what is imported late
-            with contextlib.suppress(Exception):
-                run_case(bench, kind, 2**31)
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * BYTES, size + 4 * BYTES))
-        answers.write('{"ready": true}\n')
-        for line in sys.stdin:
-            kind, seed = json.loads(line)
-            answers.write(json.dumps(run_case(bench, kind, seed)) + "\n")
-
-
-class Worker:
-    """A process that runs cases; killed and started anew where a case takes too long, or kills it."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        read, write = os.pipe()
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "soak.hostile_files", "--worker", str(write)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            pass_fds=[write],
-            text=True,
-        )
-        os.close(write)
-        self._answers = os.fdopen(read)
-        if not self._answers.readline():
-            self._errors.seek(0)
-            raise RuntimeError(f"no worker starts: {self._errors.read().decode(errors='replace')[-2000:]}")
-
-    def run(self, kind: str, seed: int) -> dict:
-        """The outcome of a case, and how long it took."""
-        started, late = time.monotonic(), threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(SECONDS, end)
-        timer.start()
-        self._process.stdin.write(json.dumps([kind, seed]) + "\n")
-        self._process.stdin.flush()
-        line = self._answers.readline()
-        timer.cancel()
-        seconds = time.monotonic() - started
-        if line:
-            return {**json.loads(line), "seconds": seconds}
-        code = self._process.wait()
-        self.close()
-        self._start()
-        died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        what = f"more than {SECONDS} s" if late.is_set() else f"the process was {died}"
-        return {"kind": kind, "seed": seed, "outcome": "wrong", "what": what, "seconds": seconds, "grown": 0}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._answers.close()
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+def run_in_a_fork(bench: Bench, kind: str, seed: int) -> dict:
+    """Return the outcome of a case in a fork of this process, and the seconds it took."""
+    started = time.monotonic()
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        try:
+            for output in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + 4 * BYTES, size + 4 * BYTES))
+            os.write(write, json.dumps(run_case(bench, kind, seed)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    late = not select.select([read], [], [], SECONDS)[0]
+    if late:
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(read) as answer:
+        outcome = answer.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    seconds = time.monotonic() - started
+    if outcome:
+        return {**json.loads(outcome), "seconds": seconds}
+    what = f"more than {SECONDS} s" if late else f"the process ended with {code}"
+    return {"kind": kind, "seed": seed, "outcome": "wrong", "what": what, "seconds": seconds, "grown": 0}
 
 
 def _reset_peak() -> int:
@@ -467,38 +400,19 @@ def _status(name: str) -> int:
     return int(text.split(f"{name}:")[1].split()[0]) * 1024
 
 
-def soak(files: int, seed: int, processes: int = 1, only: str | None = None) -> dict:
-    """Run the cases; prints those that are wrong as they come.
+def soak(bench: Bench, files: int, seed: int, only: str | None = None) -> dict:
+    """Run the cases; print those that are wrong as they come.
 
     Returns:
         `kinds`: outcomes of each kind, its longest time in seconds and largest growth in bytes; `wrong`: the
         cases that were; `files` and `seconds`.
     """
     started = time.monotonic()
-    waiting, lock = cases(files, seed, only), threading.Lock()
-    outcomes: list[dict] = []
-
-    def run() -> None:
-        worker = Worker()
-        try:
-            while True:
-                with lock:
-                    case = next(waiting, None)
-                if case is None:
-                    return
-                outcome = worker.run(*case)
-                with lock:
-                    outcomes.append(outcome)
-                    if outcome["outcome"] == "wrong":
-                        print(f"{outcome['kind']}:{outcome['seed']}  {outcome['what']}", flush=True)
-        finally:
-            worker.close()
-
-    threads = [threading.Thread(target=run) for _ in range(processes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    outcomes = []
+    for kind, number in cases(files, seed, only):
+        outcomes.append(run_in_a_fork(bench, kind, number))
+        if outcomes[-1]["outcome"] == "wrong":
+            print(f"--repeat {kind}:{number}  {outcomes[-1]['what']}", flush=True)
     kinds = {}
     for kind in KINDS:
         of_it = [one for one in outcomes if one["kind"] == kind]
@@ -523,22 +437,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", choices=list(KINDS), help="cases of one kind")
     parser.add_argument("--repeat", help="KIND:SEED of one case, run in this process with its traceback")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker is not None:
-        work(args.worker)
-        return 0
-    if args.repeat:
-        kind, seed = args.repeat.split(":")
-        with tempfile.TemporaryDirectory(prefix="hostile-") as name:
-            bench = Bench(Path(name).resolve() / "work")
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        bench = Bench(Path(name).resolve() / "work")
+        if args.repeat:
+            kind, seed = args.repeat.split(":")
             (bench.folder / "case").mkdir()
             KINDS[kind][0](bench, np.random.default_rng([int(seed), list(KINDS).index(kind)]))
-        return 0
-    found = soak(args.files, args.seed, args.processes, args.only)
+            return 0
+        logging.disable(logging.CRITICAL)
+        found = soak(bench, args.files, args.seed, args.only)
     print(
         f"{'':10}{'answer':>9}{'unreadable':>12}{'usage error':>13}{'wrong':>7}{'longest':>10}{'memory':>10}"
     )
@@ -549,7 +460,7 @@ def main() -> int:
             f"{row['largest_bytes'] / 1e6:7.0f} MB"
         )
     wrong = found.pop("wrong")
-    settings = {name: getattr(args, name) for name in ("files", "seed", "processes", "only")}
+    settings = {name: getattr(args, name) for name in ("files", "seed", "only")}
     head = {"soak": "hostile_files", "settings": settings, "failures": len(wrong)}
     print(json.dumps({**head, **found, "cases": wrong[:100]}))
     return int(bool(wrong))

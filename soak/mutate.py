@@ -14,20 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 
 _EXTREMES = (
-    0,
-    1,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0x8000,
-    0xFFFF,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    2**63 - 1,
-    2**64 - 1,
-)
+    0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1,
+)  # fmt: skip
 
 # What stands in settings where a plain value is expected.
 _VALUES = (
@@ -39,12 +27,8 @@ _VALUES = (
 
 # Keys that name files or code to transformers or timm, and what they may name.
 _KEYS = (
-    "transformers_weights",
-    "auto_map",
-    "quantization_config",
-    "base_model_name_or_path",
-    "_name_or_path",
-)
+    "transformers_weights", "auto_map", "quantization_config", "base_model_name_or_path", "_name_or_path",
+)  # fmt: skip
 _FILES = ("gate.safetensors", "model.bin", "../model.safetensors", "/etc/passwd", {"AutoConfig": "x.Y"}, {})
 
 
@@ -176,12 +160,8 @@ def zips(members: dict[str, bytes], rng: np.random.Generator) -> bytes:
         for name, data in members.items():
             archive.writestr(name, data)
         if kind == 0:
-            for name in (
-                "/abs/NORMAL/a.png",
-                "../../NORMAL/a.png",
-                "C:\\NORMAL\\a.png",
-                "NORMAL/" + "a" * 300 + ".png",
-            ):
+            long = f"NORMAL/{'a' * 300}.png"
+            for name in ("/abs/NORMAL/a.png", "../../NORMAL/a.png", "C:\\NORMAL\\a.png", long):
                 archive.writestr(name, next(iter(members.values())))
         elif kind == 1:
             link = zipfile.ZipInfo("NORMAL/link.png")
@@ -222,11 +202,9 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     header, content = json.loads(data[8 : 8 + length]), data[8 + length :]
     kind = rng.integers(8)
     if kind == 0:
-        return (
-            spoil(data, rng)
-            if rng.random() < 0.5
-            else data[: 8 + length] + spoil(content[:-512], rng) + content[-512:]
-        )
+        if rng.random() < 0.5:
+            return spoil(data, rng)
+        return data[: 8 + length] + spoil(content[:-512], rng) + content[-512:]
     if kind == 1:
         return spoil(data[:8], rng).ljust(8, b"\0")[:8] + data[8:]
     if kind == 2:
@@ -258,18 +236,12 @@ def spoil_text(text: str, rng: np.random.Generator) -> bytes:
             for old, new in zip("abcdefgh", "bcdefghi", strict=True)
         ]
     elif kind == 3:
-        tags = (
-            "!!python/object/apply:os.system ['true']",
-            "!!python/name:os.system",
-            "!!binary x",
-            "!!set {a}",
-            "!x y",
-        )
+        tags = ("!!python/object/apply:os.system ['true']", "!!python/name:os.system")
+        tags += ("!!binary x", "!!set {a}", "!x y")
         lines[place] = f"model: {tags[rng.integers(len(tags))]}"
     elif kind == 4:
-        lines[place] = "model: " + str(rng.choice(["[", "{a: ", "- ", "? "])) * int(
-            rng.choice([10, 1000, 40_000])
-        )
+        opening = str(rng.choice(["[", "{a: ", "- ", "? "]))
+        lines[place] = "model: " + opening * int(rng.choice([10, 1000, 40_000]))
     elif kind == 5:
         key = lines[place].split(":")[0]
         value = _VALUES[rng.integers(len(_VALUES))]

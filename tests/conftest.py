@@ -151,27 +151,33 @@ def vit_folder(tmp_path) -> Path:
     return tmp_path / "vit"
 
 
+@pytest.fixture(scope="session")
+def small_films(film_folder, tmp_path_factory):
+    """FilmSet of the folder, decoded to 32 pixels. Read-only."""
+    from hf_pneumonia.data.filmset import prepare_films
+
+    return prepare_films(str(film_folder), 32, tmp_path_factory.mktemp("small"))
+
+
 @pytest.fixture
-def trainer(film_folder, tmp_path):
-    """Makes a PneumoniaTrainer of a small ResNet, by the flags of a recipe."""
+def trainer(small_films, tmp_path):
+    """Makes a PneumoniaTrainer of timm's smallest ResNet, by the flags of a recipe."""
     # Late: the environment above comes before any library.
     import torch
 
-    from hf_pneumonia.data.filmset import prepare_films
     from hf_pneumonia.modeling.augment import Augment
     from hf_pneumonia.modeling.build import build_model
     from hf_pneumonia.training.arguments import parse_recipe
     from hf_pneumonia.training.film_dataset import FilmDataset
     from hf_pneumonia.training.trainer import PneumoniaTrainer
 
-    films = prepare_films(str(film_folder), 32, tmp_path)
-    train, validation = (FilmDataset(films, split) for split in ("train", "validation"))
+    train, validation = (FilmDataset(small_films, split) for split in ("train", "validation"))
 
     def make(*flags, recipe="quickstart"):
         flags = ("--image_size", "32", "--output_dir", str(tmp_path / "run"), "--bf16", "false", *flags)
         args, _ = parse_recipe([str(ROOT / "recipes" / f"{recipe}.yaml"), *flags], default=None)
         torch.manual_seed(0)
-        model = build_model("resnet10t", 32, args.drop_rate)
+        model = build_model("test_resnet", 32, args.drop_rate)
         return PneumoniaTrainer(model, args, train, validation, Augment(**args.augmentation))
 
     return make

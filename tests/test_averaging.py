@@ -1,11 +1,14 @@
+"""The moving average of the weights: its values, and where it takes the network's place."""
+
 import copy
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import changed, scored, weights
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.training.averaging import WeightAverage
+from hf_pneumonia.training.callbacks import WeightAverage
 
 FLAGS = ("--ema_decay", "0.8", "--num_train_epochs", "3", "--save_total_limit", "9")
 
@@ -20,16 +23,12 @@ def _average_by_hand(states, decay):
     return average
 
 
-def _state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def test_the_average_is_that_of_the_weights_after_every_step(trainer):
-    run = trainer(*FLAGS, "--load_best_model_at_end", "false")
-    states, step = [_state(run.model)], run.average.on_step_end
+    run = trainer(*FLAGS, "--load_best_model_at_end", "false", "--save_strategy", "no")
+    states, step = [weights(run.model)], run.average.on_step_end
 
     def remember(args, state, control, model=None, **kwargs):
-        states.append(_state(model))
+        states.append(weights(model))
         step(args, state, control, model=model, **kwargs)
 
     run.average.on_step_end = remember
@@ -40,57 +39,39 @@ def test_the_average_is_that_of_the_weights_after_every_step(trainer):
         torch.testing.assert_close(left[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_average_is_what_is_scored_and_the_network_trains_on_with_its_own_weights(trainer):
-    run = trainer(*FLAGS)
-    scored, own = [], []
-    scores = run.compute_metrics
-
-    def score(predicted):
-        scored.append((_state(run.model), _state(run.average.network)))
-        return scores(predicted)
-
-    run.compute_metrics = score
-    run.callback_handler.callbacks[-1].on_epoch_end = lambda *a, model=None, **k: own.append(_state(model))
+def test_the_average_is_scored_and_kept_and_the_network_trains_on_with_its_own_weights(trainer, tmp_path):
+    run = scored(trainer(*FLAGS), 0.6, 0.9, 0.7)
+    seen, own, scores = [], [], run.compute_metrics
+    run.compute_metrics = lambda one: (
+        seen.append((weights(run.model), weights(run.average.network))) or scores(one)
+    )
+    run.callback_handler.callbacks[-1].on_epoch_end = lambda *a, model=None, **k: own.append(weights(model))
     run.train()
     # While it is scored, each stands in the other's place.
-    for (inside, outside), weights in zip(scored, own, strict=True):
-        assert all(torch.equal(outside[name], weights[name]) for name in weights)
-        assert not torch.equal(inside["timm_model.fc.weight"], weights["timm_model.fc.weight"])
-
-
-def test_what_is_left_is_the_average_at_the_best_epoch(trainer, tmp_path):
-    run = trainer(*FLAGS)
-    scores = iter([0.6, 0.9, 0.7])
-    run.compute_metrics = lambda _: {"auroc": 0.5, "auroc_swapped": next(scores), "accuracy": 0.5}
-    run.train()
+    for (inside, outside), trained in zip(seen, own, strict=True):
+        assert not changed(outside, trained) and "timm_model.fc.weight" in changed(inside, trained)
     best = tmp_path / "run" / "checkpoint-6"
     assert run.kept_epoch == 2
-    average, weights = load_file(best / "ema.safetensors"), load_file(best / "model.safetensors")
-    left = run.model.state_dict()
-    assert all(torch.equal(left[name], average[name]) for name in left)
-    assert not torch.equal(left["timm_model.fc.weight"], weights["fc.weight"])
+    assert not changed(load_file(best / "ema.safetensors"), run.model.state_dict())
+    kept = load_file(best / "model.safetensors")
+    assert not torch.equal(run.model.state_dict()["timm_model.fc.weight"], kept["fc.weight"])
 
 
 def test_standing_in_ends_with_an_error_too():
     network = torch.nn.Linear(2, 2)
-    before = _state(network)
+    before = weights(network)
     average = WeightAverage(network, 0.9)
     average.network.weight.data.zero_()
     with pytest.raises(ZeroDivisionError), average.standing_in(network):
         assert not network.weight.any()
         raise ZeroDivisionError
-    assert torch.equal(network.weight, before["weight"])
+    assert not changed(before, network.state_dict())
 
 
-def test_going_on_with_an_average_from_a_checkpoint_without_one_is_an_error(trainer, tmp_path):
-    trainer("--num_train_epochs", "1").train()
+@pytest.mark.parametrize("then, now", [("0.0", "0.9"), ("0.9", "0.0")])
+def test_going_on_with_or_without_an_average_unlike_before_is_an_error(trainer, tmp_path, then, now):
+    flags = ("--num_train_epochs", "1", "--ema_decay")
+    trainer(*flags, then).train()
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    with pytest.raises(UsageError, match="made with ema_decay 0.0, and not 0.9"):
-        trainer("--num_train_epochs", "1", "--ema_decay", "0.9").train(resume_from_checkpoint=str(checkpoint))
-
-
-def test_going_on_without_the_average_that_chose_the_best_epoch_is_an_error(trainer, tmp_path):
-    trainer("--num_train_epochs", "1", "--ema_decay", "0.9").train()
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    with pytest.raises(UsageError, match="made with ema_decay 0.9, and not 0.0"):
-        trainer("--num_train_epochs", "1").train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(UsageError, match=f"ema_decay {then}, and not {now}"):
+        trainer(*flags, now).train(resume_from_checkpoint=str(checkpoint))

@@ -1,26 +1,30 @@
-"""Several processes train one model: told to stop, killed or given other images they end, and they go on."""
+"""Several processes train one model: they share the images, end when told to stop or killed, and go on."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, TORCHRUN, run_train
+from conftest import ROOT, TINY, TORCHRUN
 
 from hf_pneumonia.training.checkpoints import checkpoints, damage
+from hf_pneumonia.training.imbalance import BalancedSampler
 from hf_pneumonia.training.launch import use_machine
 
-# train.py whose second process fails in a way that the environment names; the weights of both are kept.
+# train.py whose second process fails in a way that the environment names. What both are left with is kept:
+# their weights, the rows of the training split that they read, and its labels.
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 import train
+from pathlib import Path
 from safetensors.torch import save_file
 from hf_pneumonia.errors import run_script
 from hf_pneumonia.training import resuming
 
 fault, step = os.environ.get("FAULT", ""), int(os.environ.get("STEP", 0))
-second, argv = os.environ["RANK"] == "1", sys.argv[1:]
+second, argv, rows = os.environ["RANK"] == "1", sys.argv[1:], []
 
 class Failing(train.PneumoniaTrainer):
     def training_step(self, *args, **kwargs):
@@ -28,14 +32,21 @@ class Failing(train.PneumoniaTrainer):
             signal.raise_signal(getattr(signal, fault))
         return super().training_step(*args, **kwargs)
 
-def keep_weights(trainer, args, *_, **facts):
+    def get_train_dataloader(self):
+        read = self.train_dataset.__getitems__
+        self.train_dataset.__getitems__ = lambda indices: rows.append(list(indices)) or read(indices)
+        return super().get_train_dataloader()
+
+def keep(trainer, args, *_, **facts):
     state = {name: value.contiguous() for name, value in trainer.model.state_dict().items()}
-    save_file(state, f"{args.output_dir}-{args.process_index}.safetensors")
+    place = f"{args.output_dir}-{args.process_index}"
+    save_file(state, f"{place}.safetensors")
+    Path(f"{place}.json").write_text(json.dumps([rows, trainer.train_dataset.labels.tolist()]))
 
 def full(path, state):
     raise OSError(28, "No space left on device")
 
-train.PneumoniaTrainer, train.judge = Failing, keep_weights
+train.PneumoniaTrainer, train.judge = Failing, keep
 if second and fault == "full":
     resuming.write_state = full
 if second and fault == "films":
@@ -43,10 +54,10 @@ if second and fault == "films":
 sys.exit(run_script("train.py", train.main, argv))
 """
 FLAGS = (
-    *TINY, "--pretrained", "false", "--model", "resnet10t", "--image_size", 32, "--bf16", "false",
+    *TINY, "--pretrained", "false", "--model", "test_resnet", "--image_size", 32, "--bf16", "false",
     "--num_train_epochs", 2, "--per_device_train_batch_size", 8, "--frozen_epochs", 1, "--ema_decay", 0.9,
     "--drop_rate", 0.2, "--save_strategy", "steps", "--save_steps", 4, "--eval_strategy", "steps",
-    "--eval_steps", 4, "--save_total_limit", 9,
+    "--eval_steps", 4, "--save_total_limit", 9, "--imbalance", "sampler",
 )  # fmt: skip
 
 
@@ -73,15 +84,23 @@ def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_tha
     whole = two("whole")
     assert whole.returncode == 0, whole.stderr
     assert "the backbone is released after epoch 1" in whole.stderr
+    # Batches by turns, in the order of the sampler; the last are filled up.
+    (first, labels), (second, _) = (json.loads((tmp_path / f"whole-{i}.json").read_text()) for i in range(2))
+    sampler = BalancedSampler(torch.tensor(labels), 42)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        turns = zip(first[6 * epoch :][:6], second[6 * epoch :][:6], strict=True)
+        drawn = [row for turn in turns for batch in turn for row in batch]
+        assert drawn[: len(labels)] == list(sampler) and len(drawn) == 96
 
-    # The second process hears it in its second step, and the third is under way when both know.
+    # The second process hears it before its second step, and both stop after that.
     stopped = two("run", FAULT="SIGTERM", STEP="1")
     assert stopped.returncode != 0
-    assert stopped.stderr.count("train.py: stopped by SIGTERM after step 3 of 12") == 1
+    assert stopped.stderr.count("train.py: stopped by SIGTERM after step 2 of 12") == 1
     killed = two("run", FAULT="SIGKILL", STEP="5")
     assert killed.returncode != 0
     found = checkpoints(tmp_path / "run")
-    assert [path.name for path in found] == ["checkpoint-3", "checkpoint-4"] and not any(map(damage, found))
+    assert [path.name for path in found] == ["checkpoint-2", "checkpoint-4"] and not any(map(damage, found))
 
     again = two("run")
     assert again.returncode == 0, again.stderr
@@ -99,27 +118,32 @@ def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, 
     assert checkpoints(tmp_path / "run") == []
 
 
-def test_processes_with_other_images_do_not_train(two, tmp_path):
+def test_processes_with_other_images_do_not_train_and_one_line_says_so_once(two, tmp_path):
     failed = two("run", FAULT="films")
-    assert failed.returncode != 0
+    assert failed.returncode != 0 and "RuntimeError" not in failed.stderr
     assert failed.stderr.count("train.py: --dataset: the films of process 1 on") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_is_said_once_by_several_processes(tmp_path):
-    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run", launcher=TORCHRUN)
-    assert done.returncode != 0 and not (tmp_path / "run").exists()
-    assert done.stderr.count("train.py: --dataset expects") == 1 and "RuntimeError" not in done.stderr
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables where no launcher set any; afterwards there are as many threads as before."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_USE_DYNAMIC", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield monkeypatch.setenv
+    torch.set_num_threads(before)
 
 
-def test_accelerate_on_cpus_starts_one_process_and_the_log_names_torchrun(tmp_path):
-    launcher = ("accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu", "--num_processes", "2")
-    done = run_train("--dataset", tmp_path / "none", "--output_dir", tmp_path / "run", launcher=launcher)
-    assert done.stderr.count("torchrun --nproc_per_node 2 train.py") == 1
+def test_one_process_where_accelerate_was_asked_for_several_is_told_of_torchrun(environment, caplog):
+    environment("MASTER_ADDR", "127.0.0.1")
+    use_machine(torch.device("cpu"))
+    assert "torchrun --nproc_per_node 2 train.py" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "environment, expected",
+    "variables, expected",
     [
         ({}, 6),  # all cores
         ({"OMP_NUM_THREADS": "1"}, 2),  # as torch took it at its start, here 2
@@ -128,16 +152,9 @@ def test_accelerate_on_cpus_starts_one_process_and_the_log_names_torchrun(tmp_pa
         ({"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "1"}, 2),
     ],
 )
-def test_the_number_of_threads_is_the_persons_or_all_cores(monkeypatch, environment, expected):
+def test_the_number_of_threads_is_the_persons_or_all_cores(environment, monkeypatch, variables, expected):
     monkeypatch.setattr("hf_pneumonia.training.launch.available_cores", lambda: 6)
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_USE_DYNAMIC"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        use_machine(torch.device("cpu"))
-        assert torch.get_num_threads() == expected
-    finally:
-        torch.set_num_threads(before)
+    for name, value in variables.items():
+        environment(name, value)
+    use_machine(torch.device("cpu"))
+    assert torch.get_num_threads() == expected

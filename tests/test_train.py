@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, TORCHRUN, run_train, write_films
+from conftest import ROOT, TORCHRUN, run_train, write_films
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainingArguments
@@ -62,18 +61,22 @@ print(json.dumps({
 
 # A training of seconds, where it matters not what it learns.
 QUICK = (
-    "--image_size", 32, "--model", "resnet10t", "--num_train_epochs", 1, "--per_device_train_batch_size", 16,
+    "--image_size", 32, "--model", "test_resnet", "--num_train_epochs", 1, "--per_device_train_batch_size", 16,
     "--learning_rate", 1e-3, "--bf16", "false", "--checks", "false", "--ood", "false",
 )  # fmt: skip
 
 
 def _train(films: Path, run: Path, *flags: object) -> None:
-    train.main([*map(str, ("--dataset", films, "--output_dir", run, *flags))])
+    train.main([*map(str, ("--output_dir", run, "--dataset", films, *flags))])
 
 
 def _predictions(run: Path, split: str) -> list[dict]:
     with open(run / f"predictions_{split}.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _labels(run: Path, split: str) -> np.ndarray:
+    return np.array([row["label"] == "PNEUMONIA" for row in _predictions(run, split)])
 
 
 def _probabilities(run: Path, split: str = "test") -> np.ndarray:
@@ -97,24 +100,23 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
     }  # fmt: skip
 
 
-def test_the_network_learns_what_the_films_show(finished_run):
-    assert _report(finished_run)["splits"]["test"]["auroc"]["value"] > 0.9
-
-
 def test_every_published_figure_follows_from_the_predictions(finished_run):
     report = _report(finished_run)
-    for split in ("validation", "test"):
-        labels = [int(row["label"] == "PNEUMONIA") for row in _predictions(finished_run, split)]
-        scores = score_predictions(labels, _probabilities(finished_run, split))
+    labels = {split: _labels(finished_run, split) for split in ("validation", "test")}
+    for split, of_split in labels.items():
         found = report["splits"][split]
-        assert {name: found[name]["value"] for name in METRICS} == pytest.approx(
-            {name: scores[name] for name in METRICS}
-        )
+        scores = score_predictions(of_split, _probabilities(finished_run, split))
+        values = {name: found[name]["value"] for name in METRICS}
+        assert values == pytest.approx({name: scores[name] for name in METRICS})
         assert found["confusion_matrix"] == scores["confusion_matrix"]
         for name in METRICS:
             low, high = found[name]["ci95"] or (0, 1)
             assert low <= found[name]["value"] <= high
     assert set(report["splits"]["train"]) == set(report["splits"]["test"])
+    assert report["splits"]["test"]["auroc"]["value"] > 0.9  # it learned what the films show
+    point = report["operating_point"]
+    caught = _probabilities(finished_run, "validation")[labels["validation"]] >= point["threshold"]
+    assert np.mean(caught) == pytest.approx(point["sensitivity"]) and np.mean(caught) >= 0.95
 
 
 def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
@@ -123,14 +125,8 @@ def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
     assert report["data"]["splits"]["train"]["films"] == 85 and not report["data"]["simulated"]
     assert [epoch["epoch"] for epoch in report["history"]] == [1, 2, 3]
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text()) == report["recipe"]
-
-
-def test_the_test_predictions_are_the_test_folder_and_nothing_else(finished_run, film_folder):
     files = [row["file"] for row in _predictions(finished_run, "test")]
     assert sorted(files) == sorted(str(path) for path in (film_folder / "test").glob("*/*"))
-    assert {row["patient_id"] for row in _predictions(finished_run, "test")}.isdisjoint(
-        row["patient_id"] for row in _predictions(finished_run, "validation")
-    )
 
 
 def test_other_peoples_tools_load_the_folder_and_give_trainings_own_answers(finished_run, tmp_path):
@@ -151,23 +147,10 @@ def test_other_peoples_tools_load_the_folder_and_give_trainings_own_answers(fini
     }
 
 
-def test_the_operating_point_reaches_its_sensitivity_on_validation(finished_run):
-    point = _report(finished_run)["operating_point"]
-    labels = np.array([row["label"] == "PNEUMONIA" for row in _predictions(finished_run, "validation")])
-    found = _probabilities(finished_run, "validation")[labels] >= point["threshold"]
-    assert (
-        np.mean(found) == pytest.approx(point["sensitivity"])
-        and np.mean(found) >= point["target_sensitivity"]
-    )
-
-
 def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finished_run):
     output = (finished_run.parent / "output.txt").read_text()
-    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch")] == [
-        "1/3",
-        "2/3",
-        "3/3",
-    ]
+    epochs = [line.split()[1] for line in output.splitlines() if line.startswith("epoch")]
+    assert epochs == ["1/3", "2/3", "3/3"]
     audit = finished_run / "audit" / "audit.html"
     assert "appearance alone predicts the label with AUROC 1.000" in output and f"; see {audit}\n" in output
     assert "30 test films: AUROC" in output and "95% sensitive on validation: sensitivity" in output
@@ -177,42 +160,30 @@ def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finish
     assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
 
 
-@pytest.fixture(scope="module")
-def merged_run(film_folder, tmp_path_factory):
-    """Trained on the folder, and on a second one with 12 of its training films and 6 of its test films, all
-    enlarged and renamed, and 4 films of COVID-19."""
-    folder, run = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("runs") / "merged"
+def test_copies_in_a_second_source_are_removed_and_films_of_covid_are_only_scored(
+    film_folder, finished_run, tmp_path
+):
+    """The second source has 12 training and 6 test films of the first, enlarged, and 4 of COVID-19."""
+    second, run = tmp_path / "second", tmp_path / "run"
     for label in ("NORMAL", "PNEUMONIA"):
+        (second / label).mkdir(parents=True)
         for split, count in (("train", 6), ("test", 3)):
             for number, path in enumerate(sorted((film_folder / split / label).iterdir())[:count]):
                 film = Image.open(path)
-                copy = folder / label / f"{split}{number}.png"
-                copy.parent.mkdir(exist_ok=True)
-                film.resize((2 * film.width, 2 * film.height)).save(copy)
-    write_films(folder, 4, 0, first=900, names=("COVID-19", ""))
-    flags = ("--dataset", film_folder, folder, "--covid", "keep", "--output_dir", run, *QUICK)
-    train.main([*map(str, flags)])
-    return run
-
-
-def test_copies_in_a_second_source_are_removed_and_reported(merged_run, finished_run):
-    data = _report(merged_run)["data"]
+                enlarged = film.resize((2 * film.width, 2 * film.height))
+                enlarged.save(second / label / f"{split}{number}.png")
+    write_films(second, 4, 0, first=900, names=("COVID-19", ""))
+    _train(film_folder, run, second, *QUICK, "--covid", "keep")
+    data = _report(run)["data"]
     assert data["removed"]["copy"] == 18 and sum(data["sources"].values()) == 135 + 18 + 4
     before = _report(finished_run)["data"]["splits"]
     assert [data["splits"][name]["films"] for name in before] == [count["films"] for count in before.values()]
-    assert {row["kept"] for row in _manifest(merged_run) if row["split"] == "test"} == {"true"}
-
-
-def _manifest(run: Path) -> list[dict]:
     with open(run / "audit" / "manifest.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_films_of_covid_that_are_kept_are_scored_and_nothing_else(merged_run):
-    report = _report(merged_run)
-    matrix = report["splits"]["covid"]["confusion_matrix"]
+        manifest = list(csv.DictReader(file))
+    assert {row["kept"] for row in manifest if row["split"] == "test"} == {"true"}
+    assert sum(row["split"] == "covid" for row in manifest) == 4
+    matrix = _report(run)["splits"]["covid"]["confusion_matrix"]
     assert (matrix["tp"] + matrix["fn"], matrix["tn"] + matrix["fp"]) == (4, 0)
-    assert sum(row["split"] == "covid" for row in _manifest(merged_run)) == 4
 
 
 def test_weights_of_a_run_that_saw_the_test_films_are_refused_and_the_flag_is_remembered(
@@ -229,19 +200,7 @@ def test_weights_of_a_run_that_saw_the_test_films_are_refused_and_the_flag_is_re
     assert config["leakage"]["films_seen"] == _report(tmp_path / "run")["data"]["leakage"]["films_seen"] > 0
 
 
-def test_the_same_seed_gives_the_same_model(finished_run, film_folder, tmp_path):
-    """The checks and the statistics that are left out touch no weight and no figure."""
-    _train(film_folder, tmp_path / "again", *TINY, "--checks", "false", "--ood", "false")
-    first, second = _report(finished_run), _report(tmp_path / "again")
-    assert first["splits"] == second["splits"] and first["history"] == second["history"]
-    weights = [(run / "model.safetensors").read_bytes() for run in (tmp_path / "again", finished_run)]
-    assert weights[0] == weights[1]
-    left_out = {"checks", "gate", "gate_sha256"}
-    assert first.keys() - second.keys() == left_out
-    assert not {"errors", "gate.safetensors"} & {path.name for path in (tmp_path / "again").iterdir()}
-
-
-def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder, tmp_path, capsys):
+def test_a_recipe_over_seeds_is_a_run_for_each_as_alone_with_mean_and_spread(film_folder, tmp_path, capsys):
     _train(film_folder, tmp_path / "alone", *QUICK, "--seed", 4)
     _train(film_folder, tmp_path, *QUICK, "--seeds", 4, 9)
     spread = json.loads((tmp_path / "seeds.json").read_text())
@@ -253,6 +212,7 @@ def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder,
     for name in ("model.safetensors", "recipe.yaml"):
         one, other = ((tmp_path / run / name).read_bytes() for run in ("alone", "seed-4"))
         assert one == other
+    assert not {"checks", "gate"} & reports[0].keys()  # left out by QUICK
     assert reports[0]["data"] == reports[1]["data"] and reports[0]["history"] != reports[1]["history"]
 
     with pytest.raises(UsageError, match="already holds a finished run"):
@@ -270,7 +230,7 @@ def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder,
 
 def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_folder, tmp_path):
     run = tmp_path / "two"
-    flags = (*QUICK, "--num_train_epochs", 3, "--checks", "true", "--per_device_eval_batch_size", 7)
+    flags = (*QUICK, "--num_train_epochs", 2, "--checks", "true", "--per_device_eval_batch_size", 7)
     flags += ("--dataset", film_folder, "--output_dir", run, "--per_device_train_batch_size", 8)
     done = run_train(*flags, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
@@ -333,24 +293,14 @@ def test_overwriting_leaves_nothing_of_the_old_run(finished_run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_training_that_diverges_says_so(film_folder, tmp_path):
-    flags = ("--learning_rate", 1000, "--lr_scheduler_type", "constant", "--max_grad_norm", 0)
-    with pytest.raises(UsageError, match="diverged.*lower --learning_rate"):
-        _train(film_folder, tmp_path / "run", *QUICK, "--num_train_epochs", 3, *flags)
-
-
-def test_a_run_that_balanced_the_classes_has_the_shift_mended(film_folder, tmp_path):
-    _train(film_folder, tmp_path / "run", *QUICK, "--imbalance", "weights")
+def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(film_folder, tmp_path):
+    flags = ("--imbalance", "weights", "--eval_strategy", "no", "--load_best_model_at_end", "false")
+    _train(film_folder, tmp_path / "run", *QUICK, *flags)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
     assert config["intercept"] != 0
     # By maximum likelihood the mean probability is the share of pneumonias, here one in two: exactly so over
     # the images and their copies with swapped proportions.
     assert _probabilities(tmp_path / "run", "validation").mean() == pytest.approx(0.5, abs=0.02)
-
-
-def test_a_run_without_validation_by_epoch_still_finishes(film_folder, tmp_path):
-    flags = ("--eval_strategy", "no", "--load_best_model_at_end", "false")
-    _train(film_folder, tmp_path / "run", *QUICK, *flags)
     assert _report(tmp_path / "run")["history"] == [] and _report(tmp_path / "run")["kept_epoch"] == 1
 
 
@@ -387,20 +337,6 @@ def test_of_two_trainings_in_one_folder_the_second_is_an_error(film_folder, tmp_
     (tmp_path / "run" / ".training.lock").touch()  # as one that was killed leaves it
     with run_folder.only_training(tmp_path / "run"):
         pass
-
-
-def test_what_another_training_finished_while_this_one_read_films_is_not_lost(
-    film_folder, tmp_path, monkeypatch
-):
-    @contextmanager
-    def late(folder):
-        (folder / "report.json").write_text("{}")
-        yield
-
-    monkeypatch.setattr(train, "only_training", late)
-    with pytest.raises(UsageError, match="already holds a finished run"):
-        _train(film_folder, tmp_path / "run", *QUICK)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.json"]
 
 
 def test_the_readme_names_every_recipe_and_flag():

@@ -24,65 +24,31 @@ from hf_pneumonia.training.imbalance import IMBALANCE
 
 # Fields of TrainingArguments that decide what a run computes: written to the resolved recipe though unsaid.
 _DECISIVE = (
-    "seed",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "label_smoothing_factor",
-    "metric_for_best_model",
-    "bf16",
-    "fp16",
-)
+    "seed num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim "
+    "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type "
+    "lr_scheduler_kwargs warmup_steps label_smoothing_factor metric_for_best_model bf16 fp16"
+).split()
 
-# Where a run is written and kept is no part of what it does; a token must not reach a file.
-_NOT_IN_RECIPE = {"output_dir", "overwrite_output_dir", "cache_dir", "hub_token", "resume_from_checkpoint"}
-_NOT_IN_RECIPE |= {"seeds"}  # each run has its own
+# Where a run is written is not part of it, a token must not reach a file, and each run has its own seed.
+_NOT_IN_RECIPE = "output_dir overwrite_output_dir cache_dir hub_token resume_from_checkpoint seeds".split()
 
 # Bounds, both included, of what would otherwise fail late or train nonsense.
 _RANGES = {
-    "image_size": (32, 2048),
-    "drop_rate": (0, 0.99),
-    "rotation": (0, 180),
-    "zoom": (0, 0.9),
-    "proportions": (0, 2),
-    "shift": (0, 1),
-    "resolution": (0, 0.9),
-    "blur": (0, 20),
-    "exposure": (0, 5),
-    "noise": (0, 1),
-    "horizontal_flip": (0, 1),
-    "max_unreadable": (0, 1),
-    "mixup": (0, 100),
-    "cutmix": (0, 100),
-    "small_size": (32, 2048),
-    "small_epochs": (0, 100_000),
-    "frozen_epochs": (0, 100_000),
-    "frozen_learning_rate": (0, 1000),
-    "layer_decay": (0.01, 1),
-    "ema_decay": (0, 0.999999),
-    "early_stopping_epochs": (0, 100_000),
-    "lr_step_epochs": (0, 100_000),
-    "seed": (0, 2**32 - 1),
-    "seeds": (0, 2**32 - 1),
-    "split_seed": (0, 2**32 - 1),
-    "data_seed": (0, 2**32 - 1),
-    "per_device_train_batch_size": (1, 100_000),
-    "per_device_eval_batch_size": (1, 100_000),
-    "gradient_accumulation_steps": (1, 100_000),
-    "learning_rate": (0, 1000),
-    "weight_decay": (0, 1000),
-    "label_smoothing_factor": (0, 0.99),
+    (32, 2048): "image_size small_size",
+    (0, 0.99): "drop_rate label_smoothing_factor",
+    (0, 180): "rotation",
+    (0, 0.9): "zoom resolution",
+    (0, 2): "proportions",
+    (0, 1): "shift noise horizontal_flip max_unreadable",
+    (0, 20): "blur",
+    (0, 5): "exposure",
+    (0, 100): "mixup cutmix",
+    (0, 100_000): "small_epochs frozen_epochs early_stopping_epochs lr_step_epochs",
+    (0, 1000): "learning_rate frozen_learning_rate weight_decay",
+    (0.01, 1): "layer_decay",
+    (0, 0.999999): "ema_decay",
+    (0, 2**32 - 1): "seed seeds split_seed data_seed",
+    (1, 100_000): "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
 }
 
 # Strengths of the augmentation that may differ by class.
@@ -90,199 +56,126 @@ _BY_CLASS = ("rotation", "zoom", "proportions", "shift", "resolution", "blur", "
 
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "label_smoothing_factor",
-    "seed",
-    "resume_from_checkpoint",
-)
+    "num_train_epochs learning_rate lr_scheduler_type warmup_steps weight_decay label_smoothing_factor seed "
+    "resume_from_checkpoint"
+).split()
 
 
-def _strength(text: str) -> list[float]:
-    """A field of `_BY_CLASS`: one number for every film, or two."""
-    text += "; 0: off. Two numbers: for NORMAL, for PNEUMONIA."
-    return field(default_factory=lambda: [0.0], metadata={"help": text})
+def _option(default: object, text: str):
+    """Return a field with its default and its line of `--help`."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _strength(text: str):
+    """Return a field of `_BY_CLASS`: one number for every image, or two."""
+    return _option([0.0], f"Largest random {text}; 0: off. Two numbers: for NORMAL, for PNEUMONIA.")
 
 
 @dataclass
 class Recipe(TrainingArguments):
-    """transformers' TrainingArguments, with the films, the network and the augmentation beside them, and
-    with other defaults where its own do not suit films."""
+    """transformers' TrainingArguments with the data, the network and the augmentation beside them."""
 
-    dataset: list[str] = field(
-        default_factory=lambda: ["phantom"],
-        metadata={
-            "help": "One source or several: phantom, phantom:shortcut, a folder, a .zip or .csv file, "
-            "kaggle:owner/name, or a Hub id (user/name)."
-        },
+    dataset: list[str] = _option(
+        ["phantom"],
+        "One source or several: phantom, phantom:shortcut, a folder, a .zip or .csv file, kaggle:owner/name, "
+        "or a Hub id (user/name).",
     )
-    split: str = field(
-        default="official",
-        metadata={
-            "help": "official: the splits that the sources have, cut where they have none; the shares of "
-            "train, validation and test, as in 70/20/10, to split all images anew; or shifted, to test on "
-            "the patients whose images look most like the other class."
-        },
+    split: str = _option(
+        "official",
+        "official: the splits that the sources have, cut where they have none; the shares of train, "
+        "validation and test, as in 70/20/10, to split all images anew; or shifted, to test on the patients "
+        "whose images look most like the other class.",
     )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the splits that are cut."})
-    covid: str = field(
-        default="drop",
-        metadata={
-            "help": "Films of COVID-19: drop; pneumonia, to count them as such; or keep, to score them apart."
-        },
+    split_seed: int = _option(0, "Seed of the splits that are cut.")
+    covid: str = _option(
+        "drop", "Images of COVID-19: drop; pneumonia, to count them as such; or keep, apart."
     )
-    allow_leakage: bool = field(
-        default=False,
-        metadata={"help": "Train though leakage is left; said in the report and in the model's config.json."},
+    allow_leakage: bool = _option(False, "Train in spite of leakage; the report and config.json say so.")
+    model: str = _option("resnet18.a1_in1k", "timm architecture, by name.")
+    pretrained: str = _option(
+        "true", "true: fetch timm's weights; false: from scratch; or a folder with model.safetensors."
     )
-    model: str = field(default="resnet18.a1_in1k", metadata={"help": "timm architecture, by name."})
-    pretrained: str = field(
-        default="true",
-        metadata={
-            "help": "true: fetch timm's weights; false: from scratch; or a folder with model.safetensors."
-        },
-    )
-    image_size: int = field(
-        default=224, metadata={"help": "Side of the square film that the network sees, in pixels."}
-    )
-    drop_rate: float = field(
-        default=0.0, metadata={"help": "Dropout before the head, 0 to 1; 0 turns it off."}
+    image_size: int = _option(224, "Side of the square image that the network sees, in pixels.")
+    drop_rate: float = _option(0.0, "Dropout before the head, 0 to 1; 0: off.")
+
+    rotation: list[float] = _strength("rotation, in degrees")
+    zoom: list[float] = _strength("change of scale (0.1: 10%%)")
+    proportions: list[float] = _strength("change of log(width / height) (0.35: 0.7 to 1.4 times as wide)")
+    shift: list[float] = _strength("shift, as a share of the side")
+    resolution: list[float] = _strength("reduction of the resolution, as a share of the side, enlarged again")
+    blur: list[float] = _strength("Gaussian blur, sigma in pixels")
+    exposure: list[float] = _strength("change of gamma, contrast and brightness")
+    noise: list[float] = _strength("noise, sigma as a share of the gray range")
+    horizontal_flip: float = _option(
+        0.0, "Probability of a mirrored image, heart and side marker with it; 0: off."
     )
 
-    rotation: list[float] = _strength("Largest random rotation, in degrees")
-    zoom: list[float] = _strength("Largest random change of scale (0.1: 10%%)")
-    proportions: list[float] = _strength(
-        "Largest random change of log(width / height), either way (0.35: 0.7 to 1.4 times as wide)"
+    mixup: float = _option(0.0, "Blend pairs of images: alpha of the Beta distribution; 0: off.")
+    cutmix: float = _option(
+        0.0, "Paste a box of one image into another: alpha of the Beta distribution; 0: off."
     )
-    shift: list[float] = _strength("Largest random shift, as a share of the side")
-    resolution: list[float] = _strength(
-        "Largest random reduction of the resolution, as a share of the side, enlarged again"
-    )
-    blur: list[float] = _strength("Largest random Gaussian blur, sigma in pixels")
-    exposure: list[float] = _strength("Largest random change of gamma, contrast and brightness")
-    noise: list[float] = _strength("Largest random noise, sigma as a share of the gray range")
-    horizontal_flip: float = field(
-        default=0.0,
-        metadata={"help": "Probability of a mirrored film, heart and side marker with it; 0: off."},
-    )
+    small_epochs: int = _option(0, "Train the first epochs on smaller images (progressive resizing); 0: off.")
+    small_size: int = _option(128, "Side of the smaller images, in pixels.")
 
-    mixup: float = field(
-        default=0.0, metadata={"help": "Blend pairs of films: alpha of the Beta distribution; 0: off."}
+    imbalance: str = _option(
+        "none",
+        "Classes of unequal size: none; weights in the loss; or a sampler that draws as many images of each. "
+        "The last two change what a probability means: see the README.",
     )
-    cutmix: float = field(
-        default=0.0,
-        metadata={"help": "Paste a box of one film into another: alpha of the Beta distribution; 0: off."},
+    adam_l2: bool = _option(
+        False,
+        "torch.optim.Adam with L2 on every parameter. Off: AdamW (or `optim`), and neither biases nor "
+        "normalisation layers decay.",
     )
-    small_epochs: int = field(
-        default=0,
-        metadata={"help": "Train the first epochs on smaller films (progressive resizing); 0: off."},
+    frozen_epochs: int = _option(0, "Train only the head for the first epochs; 0: off.")
+    frozen_learning_rate: float = _option(
+        0.0, "Constant learning rate of those epochs; 0: `learning_rate`, that of the rest."
     )
-    small_size: int = field(default=128, metadata={"help": "Side of the smaller films, in pixels."})
+    layer_decay: float = _option(
+        1.0, "Factor of the learning rate from each layer to the one before it; 1: off."
+    )
+    ema_decay: float = _option(
+        0.0,
+        "Validate, keep and publish an exponential moving average of the weights, with this decay per step "
+        "(0.99 to 0.9999); 0: off.",
+    )
+    early_stopping_epochs: int = _option(0, "Stop after so many epochs without a new best one; 0: off.")
+    lr_step_epochs: int = _option(0, "Divide the learning rate by ten every so many epochs (StepLR); 0: off.")
 
-    imbalance: str = field(
-        default="none",
-        metadata={
-            "help": "Classes of unequal size: none; weights in the loss; or a sampler that draws as many "
-            "films of each. The last two change what a probability means: see the README."
-        },
+    seeds: list[int] = _option([], "Train once per seed (0 1 2), and give mean and spread of the metrics.")
+    checks: bool = _option(True, "Check robustness, shortcuts, appearance and errors after the training.")
+    ood: bool = _option(True, "Fit the statistics by which a model refuses what is no chest X-ray.")
+    max_unreadable: float = _option(0.05, "Stop where a larger share of the images can't be read; 1: never.")
+    cache_dir: str | None = _option(
+        None, "Where decoded and simulated images are kept (default ~/.cache/hf-pneumonia)."
     )
-    adam_l2: bool = field(
-        default=False,
-        metadata={
-            "help": "torch.optim.Adam: weight decay as a term of the gradient, on every parameter. Off: "
-            "AdamW (or `optim`), and neither biases nor normalisation layers decay."
-        },
-    )
-    frozen_epochs: int = field(
-        default=0,
-        metadata={"help": "Train only the head for the first epochs, and all layers after them; 0: off."},
-    )
-    frozen_learning_rate: float = field(
-        default=0.0,
-        metadata={"help": "Constant learning rate of those epochs; 0: `learning_rate`, that of the rest."},
-    )
-    layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "Factor of the learning rate from each layer to the one before it; 1: off."},
-    )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={
-            "help": "Validate, keep and publish an exponential moving average of the weights, with this "
-            "decay per step (0.99 to 0.9999); 0: off."
-        },
-    )
-    early_stopping_epochs: int = field(
-        default=0, metadata={"help": "Stop after so many epochs without a new best one; 0: off."}
-    )
-    lr_step_epochs: int = field(
-        default=0, metadata={"help": "Divide the learning rate by ten every so many epochs (StepLR); 0: off."}
-    )
+    overwrite_output_dir: bool = _option(False, "Start over in an output folder that already holds a run.")
 
-    seeds: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Train once per seed (0 1 2), and give mean and spread of the figures."},
+    # Defaults of TrainingArguments that do not suit images.
+    output_dir: str | None = _option(None, "The run folder (default runs/<recipe>).")
+    bf16: bool | None = _option(
+        None, "Compute in bfloat16; unset: where the processor or GPU has it in hardware."
     )
-    checks: bool = field(
-        default=True,
-        metadata={"help": "Check robustness, shortcuts, appearance and errors after the training."},
+    per_device_train_batch_size: int = _option(32, "Images per step and process.")
+    per_device_eval_batch_size: int = _option(128, "Images per forward pass when scoring.")
+    eval_strategy: str = _option("epoch", "When validation is scored.")
+    save_strategy: str = _option("epoch", "When a checkpoint is written.")
+    logging_strategy: str = _option("epoch", "When the training loss is logged.")
+    save_total_limit: int | None = _option(1, "Checkpoints kept beside the best one.")
+    load_best_model_at_end: bool = _option(True, "Keep the best epoch, not the last.")
+    metric_for_best_model: str | None = _option(
+        "auroc_swapped",
+        "What makes an epoch the best: a metric of validation, auroc_swapped (with proportions swapped "
+        "between the classes) or loss.",
     )
-    ood: bool = field(
-        default=True,
-        metadata={"help": "Fit the statistics by which a model refuses pictures that are no chest X-rays."},
-    )
-    max_unreadable: float = field(
-        default=0.05, metadata={"help": "Stop where a larger share of the films can't be read; 1: never."}
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where decoded and simulated films are kept (default ~/.cache/hf-pneumonia)."},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start over in an output folder that already holds a run."}
-    )
-
-    # Defaults of TrainingArguments that do not suit films.
-    output_dir: str | None = field(default=None, metadata={"help": "The run folder (default runs/<recipe>)."})
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Compute in bfloat16; unset: where the processor or GPU has it in hardware."},
-    )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Films per step and process."})
-    per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Films per forward pass when scoring."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When validation is scored."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When the training loss is logged."})
-    save_total_limit: int | None = field(
-        default=1, metadata={"help": "Checkpoints kept beside the best one."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the best epoch, not the last."}
-    )
-    metric_for_best_model: str | None = field(
-        default="auroc_swapped",
-        metadata={
-            "help": "What makes an epoch the best: a metric of validation, auroc_swapped (with proportions "
-            "swapped between the classes) or loss."
-        },
-    )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hides a diverged loss; off."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Would drop the films; off."})
-    disable_tqdm: bool | None = field(
-        default=True, metadata={"help": "The Trainer's own bar; ours replaces it."}
-    )
-    report_to: str = field(
-        default="none", metadata={"help": "Experiment tracker: tensorboard, wandb, trackio ..."}
-    )
+    logging_nan_inf_filter: bool = _option(False, "Hides a diverged loss; off.")
+    remove_unused_columns: bool = _option(False, "Would drop the images; off.")
+    disable_tqdm: bool | None = _option(True, "The Trainer's own bar; ours replaces it.")
+    report_to: str = _option("none", "Experiment tracker: tensorboard, wandb, trackio ...")
     # Every parameter takes part in every step, and looking for others costs a pass over the graph.
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "See TrainingArguments."}
-    )
+    ddp_find_unused_parameters: bool | None = _option(False, "See TrainingArguments.")
 
     def __post_init__(self) -> None:
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
@@ -324,11 +217,11 @@ class Recipe(TrainingArguments):
         for name in _BY_CLASS:
             if len(values := _numbers(getattr(self, name))) not in (1, 2):
                 raise UsageError(f"--{name} expects one number, or two: NORMAL, PNEUMONIA; got {len(values)}")
-        for name, (low, high) in _RANGES.items():
-            for value in _numbers(getattr(self, name)):
-                # Written so that nan, which is neither less nor more than anything, fails.
-                if not low <= value <= high:
-                    raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {value}")
+        for (low, high), names in _RANGES.items():
+            for name in names.split():
+                # Written so that NaN, which is neither less nor more than anything, fails.
+                if wrong := [value for value in _numbers(getattr(self, name)) if not low <= value <= high]:
+                    raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {wrong[0]}")
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
         if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
@@ -344,24 +237,20 @@ class Recipe(TrainingArguments):
         if self.push_to_hub:
             raise UsageError("--push_to_hub: a run is published when it is finished, by push_to_hub.py")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise UsageError(
-                "--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one"
-            )
+            raise UsageError("--overwrite_output_dir and --resume_from_checkpoint exclude each other")
         if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
             raise UsageError("--frozen_epochs does not go with a plateau scheduler: choose cosine or linear")
         for name in ("frozen_epochs", "small_epochs"):
-            if self.max_steps <= 0 and 0 < self.num_train_epochs <= getattr(self, name):
-                raise UsageError(
-                    f"--{name} expects less than --num_train_epochs {self.num_train_epochs:g}, "
-                    f"got {getattr(self, name)}"
-                )
+            epochs = getattr(self, name)
+            if self.max_steps <= 0 and 0 < self.num_train_epochs <= epochs:
+                limit = f"--num_train_epochs {self.num_train_epochs:g}"
+                raise UsageError(f"--{name} expects less than {limit}, got {epochs}")
         if self.frozen_epochs and not self.learning_rate:
             raise UsageError("--frozen_epochs needs a --learning_rate above 0 for what comes after them")
         self.lr_scheduler_kwargs = _settings("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if self.small_epochs and self.small_size >= self.image_size:
-            raise UsageError(
-                f"--small_size expects less than --image_size {self.image_size}, got {self.small_size}"
-            )
+            limit = f"--image_size {self.image_size}"
+            raise UsageError(f"--small_size expects less than {limit}, got {self.small_size}")
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds expects each seed once, got {' '.join(map(str, self.seeds))}")
         if self.seeds and self.resume_from_checkpoint not in (None, True, False, "auto"):

@@ -1,8 +1,7 @@
 """Checkpoints as folders that are complete or absent: written aside, sealed with a manifest, then renamed.
 
-A folder `checkpoint-12` with a manifest whose sizes and hashes hold is one that was finished. What is being
-written or deleted has a hidden name, which the next start takes away. Knows files and nothing of what is in
-them.
+A folder `checkpoint-12` is complete if the sizes and hashes in its manifest hold. A folder that is being
+written or deleted has a hidden name; the next start deletes it. This module knows files, not their content.
 """
 
 import hashlib
@@ -24,48 +23,47 @@ MANIFEST = "manifest.json"
 FORMAT = 2  # raise it when a checkpoint is read otherwise
 
 _PREFIX = "checkpoint-"
+_WITHOUT_BEST = (
+    "to keep the last epoch instead, go on with --load_best_model_at_end false and "
+    "--resume_from_checkpoint true"
+)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a run folder, the latest step last; complete or not. What else is called
-    checkpoint-something is somebody's own."""
+    """Return the checkpoints of a run folder, the latest step last, complete or not.
+
+    Only folders called checkpoint- and a step are taken for checkpoints.
+    """
     return sorted(_folders(folder), key=_step)
-
-
-def holds_training(folder: Path) -> bool:
-    """Whether there is something in a run folder to go on from, complete or not."""
-    return bool(
-        checkpoints(folder) or any((one / MANIFEST).exists() for one in _folders(folder, ".", "-writing"))
-    )
 
 
 def checkpoint_name(step: int) -> str:
     return f"{_PREFIX}{step}"
 
 
+def writing(folder: Path, step: int) -> Path:
+    """Return the hidden folder in which the checkpoint of a step is written."""
+    return folder / f".{checkpoint_name(step)}-writing"
+
+
 def begin(folder: Path, step: int) -> Path:
-    """Make the hidden folder in which the checkpoint of a step is written."""
+    """Make that folder, empty."""
     aside = writing(folder, step)
     _remove(aside)
     aside.mkdir(parents=True)
     return aside
 
 
-def writing(folder: Path, step: int) -> Path:
-    """The name of that folder."""
-    return folder / f".{checkpoint_name(step)}-writing"
-
-
 def complete(folder: Path, step: int, facts: dict) -> Path:
     """Seal what was written for a step, and give it its name.
 
-    Its files reach the disk first, then the manifest with their sizes and hashes, then the name: whenever
-    this is cut short, there is no checkpoint of that name, or the one that was there before.
+    The files reach the disk first, then the manifest, then the name. Cut short at any moment, there is no
+    checkpoint of that name, or the one before.
 
     Args:
         folder: the run folder.
         step: for which `begin` was called.
-        facts: what else the manifest says.
+        facts: further entries of the manifest.
     """
     aside, checkpoint = writing(folder, step), folder / checkpoint_name(step)
     files = {}
@@ -77,8 +75,7 @@ def complete(folder: Path, step: int, facts: dict) -> Path:
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     sync(aside / MANIFEST)
     sync(aside)
-    # One that is there already is damaged, or of a training that went on from an earlier one. Killed between
-    # here and the next line, `remove_leftovers` finishes.
+    # One that is there already is damaged, or of a training that went on from an earlier one.
     discard(checkpoint)
     aside.rename(checkpoint)
     sync(folder)
@@ -86,7 +83,7 @@ def complete(folder: Path, step: int, facts: dict) -> Path:
 
 
 def read_facts(checkpoint: Path) -> dict:
-    """The manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
         ValueError: it is missing or damaged; the message says how, without the checkpoint's name.
@@ -105,12 +102,10 @@ def read_facts(checkpoint: Path) -> dict:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, by the sizes and hashes of its files; "" where it is complete."""
+    """Return what the manifest says is wrong with a checkpoint; "" where it is complete."""
     try:
         files = read_facts(checkpoint)["files"]
         for name, expected in files.items():
-            if name != Path(name).name:
-                return f"{MANIFEST} names {name!r}, which is no file in it"
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
             size = (checkpoint / name).stat().st_size
@@ -125,13 +120,13 @@ def damage(checkpoint: Path) -> str:
 
 
 def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path | None:
-    """The checkpoint to go on from. Says which are passed by, a line each.
+    """Return the checkpoint to go on from. Log a line for each that is skipped.
 
     Args:
         folder: the run folder.
         resume: true for the newest complete one in it, or the path of one; "auto" for the newest complete
             one, and None where there is none.
-        with_best: whether the checkpoint of the best epoch so far has to be whole, too.
+        with_best: whether the checkpoint of the best epoch so far has to be complete, too.
 
     Raises:
         UsageError: there is none, or the one that was named is damaged.
@@ -148,7 +143,7 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
         reason = _unusable(checkpoint, with_best)
         if not reason:
             return checkpoint
-        logger.warning("%s is passed by: %s", checkpoint.name, reason)
+        logger.warning("%s is skipped: %s", checkpoint.name, reason)
     if resume == "auto":
         return None
     raise UsageError(
@@ -158,34 +153,26 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """Where the weights of the best epoch lay when a checkpoint was made, if there was one."""
+    """Return where the best epoch's checkpoint lay when this one was made, if there was one."""
     best = read_facts(checkpoint)["best"]
     return Path(os.path.normpath(checkpoint.absolute().parent / best)) if best else None
 
 
-def check_whole(checkpoint: Path, what: str) -> None:
-    """Refuse to load from a damaged checkpoint.
+def check_best(checkpoint: Path) -> None:
+    """Refuse to load the best epoch from a damaged checkpoint.
 
     Raises:
         UsageError: it is damaged.
     """
     if reason := damage(checkpoint):
-        raise UsageError(f"{what} can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}")
-
-
-_WITHOUT_BEST = (
-    "to keep the last epoch in its place, go on with --load_best_model_at_end false and "
-    "--resume_from_checkpoint true"
-)
+        raise UsageError(f"the best epoch can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}")
 
 
 def _unusable(checkpoint: Path, with_best: bool) -> str:
     if reason := damage(checkpoint):
         return reason
     best = best_of(checkpoint) if with_best else None
-    if best is None or best == checkpoint.absolute():
-        return ""
-    if reason := damage(best):
+    if best and best != checkpoint.absolute() and (reason := damage(best)):
         return f"{best.name}, its best epoch so far, is damaged: {reason}; {_WITHOUT_BEST}"
     return ""
 
@@ -197,17 +184,16 @@ def keep_newest(folder: Path, limit: int | None, newest: Path, best: Path | None
         folder: the run folder.
         limit: None or 0: all are kept.
         newest: the one just completed, which stays.
-        best: that of the best epoch, which stays; in another folder, perhaps.
+        best: that of the best epoch, which stays; perhaps in another folder.
     """
     if not limit:
         return
-    kept = {newest.name} | (
-        {best.name} if best and best.absolute().parent == newest.absolute().parent else set()
-    )
+    kept = {newest.name}
+    if best and best.absolute().parent == newest.absolute().parent:
+        kept.add(best.name)
     # Those of later steps are left from before the training went on from an earlier one, or are damaged.
-    late = _step(newest)
     others = [one for one in checkpoints(folder) if one.name not in kept]
-    others.sort(key=lambda one: (_step(one) <= late, _step(one)))
+    others.sort(key=lambda one: (_step(one) <= _step(newest), _step(one)))
     for checkpoint in others[: max(len(others) + len(kept) - max(limit, len(kept)), 0)]:
         discard(checkpoint)
 
@@ -222,39 +208,14 @@ def discard(checkpoint: Path) -> None:
         _remove(gone)
 
 
-def name_complete(folder: Path) -> None:
-    """Give those their name that a killed process left complete but for that."""
-    for path in _folders(folder, ".", "-writing"):
-        checkpoint = folder / path.name[1:].removesuffix("-writing")
-        if not checkpoint.exists() and not damage(path):
-            path.rename(checkpoint)
-            sync(folder)
-
-
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written or half deleted. What lacks only its name gets it."""
-    name_complete(folder)
+    """Delete what a killed process left half written or half deleted."""
     for path in (*_folders(folder, ".", "-writing"), *_folders(folder, ".", "-deleting")):
         _remove(path)
 
 
-def first_difference(then: dict, now: dict, default: dict) -> tuple[str, object, object] | None:
-    """Return the first name with another value, and both values.
-
-    Args:
-        then: what a checkpoint says.
-        now: the same of this start.
-        default: values of names that one of the two does not know.
-    """
-    for name in {**now, **then}:
-        old, new = (values.get(name, default.get(name)) for values in (then, now))
-        if old != new:
-            return name, old, new
-    return None
-
-
 def _folders(folder: Path, before: str = "", after: str = "") -> list[Path]:
-    """Folders of a step, with what stands before and after their name."""
+    """Return the folders of a step, with what is before and after their name."""
     ours = re.compile(re.escape(f"{before}{_PREFIX}") + "[0-9]+" + re.escape(after))
     found = folder.glob(f"{before}{_PREFIX}*")
     return [path for path in found if ours.fullmatch(path.name) and path.is_dir()]

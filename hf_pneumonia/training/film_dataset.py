@@ -1,4 +1,4 @@
-"""The films of one split, in batches: read from the store, or laid on the GPU once and for all."""
+"""The images of one split, in batches: read from the image cache, or all of them on the GPU."""
 
 import hashlib
 
@@ -7,21 +7,20 @@ import torch
 
 from hf_pneumonia.data.filmset import FilmSet
 
-# Share of a GPU's free memory that the films of one split may take: three take less than half of it, and the
-# rest is for the network.
+# Share of a GPU's free memory that the images of one split may take: two splits leave more than half of it.
 _SHARE = 0.2
 
-_CHUNK = 1024  # films that are sent to a GPU at a time
+_CHUNK = 1024  # images that are sent to a GPU at a time
 
 
 class FilmDataset(torch.utils.data.Dataset):
-    """The films of one split with their labels. A whole batch is one read: no worker processes are needed.
+    """The images of one split with their labels. A whole batch is one read: no worker processes are needed.
 
-    100,000 films of 224 pixels are 5 GB, of which most GPUs have many times as much. Where they fit, a step
-    sends nothing but the numbers of its films, and waits for nothing.
+    100,000 images of 224 pixels are 5 GB. Where they fit on the GPU, a step sends only the numbers of its
+    images there, and waits for nothing.
 
     Args:
-        films: the splits and their store.
+        films: the splits and the image cache.
         split: name of the split.
         device: where the network is trained.
 
@@ -29,7 +28,7 @@ class FilmDataset(torch.utils.data.Dataset):
         labels: (n,) int64, on the CPU.
         fingerprint: of all splits.
         vertical: the class that a swap of the proportions stretches vertically (`FilmSet.vertical_class`).
-        on_device: whether the films lie on the GPU.
+        on_device: whether the images are on the GPU.
     """
 
     def __init__(self, films: FilmSet, split: str, device: torch.device | str = "cpu") -> None:
@@ -41,7 +40,7 @@ class FilmDataset(torch.utils.data.Dataset):
             self.lay_on(device)
 
     def lay_on(self, device: torch.device | str) -> None:
-        """Send all films to a device, from which batches are taken from now on."""
+        """Send all images to a device, from which batches are taken from now on."""
         self.on_device, self._labels = True, self.labels.to(device)
         side = self.store.size
         self._films = torch.empty((len(self), side, side), dtype=torch.uint8, device=device)
@@ -62,7 +61,7 @@ class FilmDataset(torch.utils.data.Dataset):
         return {"pixel_values": torch.from_numpy(films), "labels": self.labels[indices]}
 
     def content(self) -> str:
-        """Number and hash of its films, in their order: by the bytes of their files, and by their labels."""
+        """Return the number of images, and a hash of their files and labels in their order."""
         digest = hashlib.sha256(self.store.facts["sha256"][self.rows].tobytes())
         digest.update(self.labels.numpy().tobytes())
         return f"{len(self)} ({digest.hexdigest()[:16]})"

@@ -1,10 +1,9 @@
-"""What can be done about classes of unequal size: films drawn in equal numbers, or weights in the loss.
+"""Classes of unequal size: images drawn in equal numbers, or weights in the loss.
 
-Both train the network for a population with as many sick as healthy: where it fits, its logit of pneumonia
-lies log(pneumonias / normals) of the training split below what it would be without. AUROC does not notice
-such a shift, and the operating point, a threshold chosen on validation, moves along. Probabilities are those
-of the balanced population until `calibrate` shifts them back, by an intercept that is fitted to validation in
-its own proportions. The figures of each epoch come before that.
+Both train the network for a population with as many positive as negative patients: its logit of pneumonia is
+log(pneumonias / normals) of the training split below what it would be without. AUROC does not change, and
+`calibrate` shifts the probabilities back, by an intercept fitted to validation. The metrics of each epoch are
+computed before that.
 """
 
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ IMBALANCE = ("none", "weights", "sampler")
 
 
 class BalancedSampler(torch.utils.data.Sampler[int]):
-    """As many films as there are, half of each class (one more of the larger where the number is odd).
+    """As many images as there are, half of each class (one more of the larger where the number is odd).
 
-    Of the larger class a new part is drawn each epoch, no film twice; the smaller is repeated whole, so that
-    the times that two of its films are drawn differ by one at most. Films of the two classes alternate: every
-    batch is half and half, and so are those films that Accelerate repeats to give each process as many.
+    Of the larger class a new part is drawn each epoch, without repetition; the smaller is repeated whole, so
+    that its images are drawn equally often, or once more. The two classes alternate: every batch is half and
+    half, and so are the images that Accelerate repeats to fill the last batches.
 
     The order follows from seed and epoch alone. It is the same in every process, and Accelerate hands each
     its own batches of it.
@@ -59,14 +58,14 @@ def class_weights(labels: torch.Tensor) -> torch.Tensor:
 def weighted_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross entropy in which a film counts as often as its class's weight says.
+    """Return the cross entropy with each image weighted by its class.
 
-    Divided by the number of films, and not by the sum of their weights as torch's own: that sum differs from
-    batch to batch, and the mean over batches or processes would not be that over their films.
+    It is divided by the number of images, and not by the sum of their weights as torch's own: that sum
+    differs from batch to batch, and the mean over batches or processes would not be that over their images.
 
     Args:
         logits: (b, 2) float.
-        labels: (b,) int64, or (b, 2) float shares of the classes in a blended film.
+        labels: (b,) int64, or (b, 2) float shares of the classes in a blended image.
         weights: (2,) float32, of each class.
         label_smoothing: share of a label spread over both classes, 0 to 1.
 

@@ -25,11 +25,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 
 @contextmanager
 def local_main_first(state: PartialState) -> Iterator[None]:
-    """Run a block on each machine's main process, and then on the others.
-
-    Accelerate's own context leaves the others waiting where the main process fails. Here they go on, and meet
-    the same mistake of the user by themselves.
-    """
+    """Run a block on each machine's main process, and then on the others, even where it fails: Accelerate's
+    own context would leave them waiting."""
     if not state.is_local_main_process:
         state.wait_for_everyone()
     try:
@@ -40,10 +37,10 @@ def local_main_first(state: PartialState) -> Iterator[None]:
 
 
 def check_same_films(films: FilmSet) -> None:
-    """Refuse to train on what each machine takes for the same films.
+    """Refuse images that differ between machines.
 
     Raises:
-        UsageError: on every process, where the films, their order, labels or splits differ.
+        UsageError: on every process, where the images, their order, labels or splits differ.
     """
     state = PartialState()
     digest = hashlib.sha256(films.fingerprint().encode())
@@ -62,13 +59,9 @@ def check_same_films(films: FilmSet) -> None:
 
 
 def use_machine(device: torch.device) -> None:
-    """Let torch use what the machine has. To be called before the first tensor is made.
-
-    Args:
-        device: of the network.
-    """
+    """Set torch up for the device of the network. To be called before the first tensor is made."""
     if device.type == "cuda":
-        # Films are all of one size: the quickest convolution is sought once, in the first steps.
+        # Images are all of one size: the quickest convolution is searched once, in the first steps.
         torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         if "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
@@ -82,18 +75,17 @@ def use_machine(device: torch.device) -> None:
 
 
 def _threads_are_chosen() -> bool:
-    """Whether a person set OMP_NUM_THREADS. Both launchers set it to 1, half the speed or less, where nobody
-    did: a 1 that comes through them is theirs."""
+    """Return whether a person set OMP_NUM_THREADS. Both launchers set it to 1 where nobody did."""
     threads = os.environ.get("OMP_NUM_THREADS")
     launched = {"LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_USE_DYNAMIC"} & os.environ.keys()
     return threads is not None and not (launched and threads == "1")
 
 
 def _keep_memory() -> None:
-    """Have what a step gives back kept for the next step, and taken from the system in large pages.
+    """Keep the memory of a step for the next one, in large pages.
 
-    By default a large tensor goes back to the system at once, and the next one is handed out anew in cleared
-    pages of 4 kB: ResNet18 at 224 pixels trains a fifth faster without that (docs/LOG.md).
+    By default malloc returns a large tensor to the system at once, and the next one is cleared page by page:
+    ResNet18 at 224 pixels trains a fifth faster without that (docs/LOG.md).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own, heeded where the kernel offers it
     if platform.libc_ver()[0] == "glibc":
@@ -103,7 +95,6 @@ def _keep_memory() -> None:
 
 
 def join_processes() -> PartialState:
-    """This process among those that were started, as a training has it. On CPUs Accelerate leaves each by
-    itself, without a word, unless told that these are meant."""
+    """Join the processes that were started, as a training does. On CPUs Accelerate has to be told."""
     no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return PartialState(cpu=no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")

@@ -1,6 +1,7 @@
-"""A Trainer whose checkpoints hold all that a training depends on, so that it goes on as if never stopped.
+"""A Trainer with complete checkpoints: a training goes on from one as if it had never stopped.
 
-What is not in them, and is compared instead, is what was asked for: recipe, films, number of processes.
+A checkpoint holds all state that the weights depend on. The recipe, the data and the number of processes are
+compared with those of the start.
 """
 
 import io
@@ -25,82 +26,61 @@ from transformers.training_args import ParallelMode
 from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe, default_values
-from hf_pneumonia.training.callbacks import is_best
+from hf_pneumonia.training.callbacks import EarlyStop, WeightAverage, check_finite, is_best
 from hf_pneumonia.training.checkpoints import (
     begin,
     best_of,
-    check_whole,
+    check_best,
     checkpoint_name,
     complete,
     find_checkpoint,
-    first_difference,
     keep_newest,
-    name_complete,
     read_facts,
     remove_leftovers,
     writing,
 )
-from hf_pneumonia.training.faults import check_finite, said_here, way_on
+from hf_pneumonia.training.faults import said_here, way_on
+from hf_pneumonia.training.stopping import StopBySignal
 
 WEIGHTS = "model.safetensors"
 
-# What may be another when a training goes on, since no weight depends on it. Films are compared by content,
-# and not by where they lie; going without the best epoch is the way out where its checkpoint is damaged.
-_FREE = {
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "cache_dir",
-    "dataset",
-    "max_unreadable",
-    "allow_leakage",
-    "seeds",
-    "checks",
-    "ood",
-    "load_best_model_at_end",
-    "greater_is_better",
-    "per_device_eval_batch_size",
-    "eval_accumulation_steps",
-    "torch_empty_cache_steps",
-    "use_cpu",
-    "local_rank",
-    "disable_tqdm",
-    "report_to",
-    "run_name",
-    "project",
-    "debug",
-    "skip_memory_metrics",
-    "enable_jit_checkpoint",
-    "restore_callback_states_from_checkpoint",
-    "ddp_backend",
-    "ddp_timeout",
-}
+# What may change when a training goes on, since no weight depends on it. Images are compared by content, and
+# going on without the best epoch is the fix where its checkpoint is damaged.
+_FREE = set(
+    (
+        "output_dir overwrite_output_dir resume_from_checkpoint cache_dir dataset max_unreadable "
+        "allow_leakage seeds checks ood load_best_model_at_end greater_is_better per_device_eval_batch_size "
+        "eval_accumulation_steps torch_empty_cache_steps use_cpu local_rank disable_tqdm report_to run_name "
+        "project debug skip_memory_metrics enable_jit_checkpoint restore_callback_states_from_checkpoint "
+        "ddp_backend ddp_timeout"
+    ).split()
+)
 _FREE_PREFIXES = ("hub_", "push_", "log_", "logging_", "save_", "trackio_", "do_", "dataloader_")
-_NOT_FREE = {"dataloader_drop_last"}
 
 
 def decisive_values(args: Recipe) -> dict:
-    """Every field of a recipe that the weights depend on, as JSON has it."""
+    """Return every field of a recipe that the weights depend on, as JSON has it."""
     values = {
         name: value
         for name, value in args.to_dict().items()
-        if name in _NOT_FREE or not (name in _FREE or name.startswith(_FREE_PREFIXES))
+        if name == "dataloader_drop_last" or not (name in _FREE or name.startswith(_FREE_PREFIXES))
     }
-    accelerator = values.get("accelerator_config")
-    if isinstance(accelerator, dict):
-        values["accelerator_config"] = {k: v for k, v in accelerator.items() if k != "non_blocking"}
+    if isinstance(values["accelerator_config"], dict):
+        values["accelerator_config"].pop("non_blocking", None)
     return values
 
 
 class ResumableTrainer(Trainer):
     """transformers' Trainer with complete checkpoints in place of its own.
 
-    Each process writes its own part: its generators, and in `rank-0.pt` sums since the last log and buffers
-    such as BatchNorm's statistics, which differ between processes. The first writes the rest and, last of
-    all, the manifest. All but `rank-0.pt` is read back by the Trainer itself.
+    Each process writes its own part: the state of its generators, and in `rank-0.pt` sums since the last log
+    and buffers such as BatchNorm's statistics, which differ between processes. The first process writes the
+    rest and, last of all, the manifest. The Trainer itself reads back all but `rank-0.pt`.
 
-    A subclass adds what it has beside the network by `_own_state`, `write_model` and `read_average`, and what
-    its films are by `_data_facts`.
+    Attributes:
+        average, early_stop: set by a subclass that has them.
+        seen: (3,) right answers, images and their loss since the last log, kept on the device: reading them
+            every step would wait for it.
     """
 
     def __init__(self, *, args: Recipe, **settings) -> None:
@@ -111,39 +91,32 @@ class ResumableTrainer(Trainer):
             raise UsageError("a network is trained whole on each GPU: leave out FSDP and DeepSpeed")
         # It would delete the last checkpoint in the end, before anything is made of it.
         self._limit, args.save_total_limit = args.save_total_limit, None
-        self._at_end = _EpochEnd(self.restore)
+        self._at_end, self._stop = _EpochEnd(self.restore), StopBySignal(self.is_saved)
         self.add_callback(self._at_end)
+        self.add_callback(self._stop)
+        self.average: WeightAverage | None = None
+        self.early_stop: EarlyStop | None = None
+        self.seen = torch.zeros(3, device=args.device)
         self._checkpoint: Path | None = None
         self._started = self._seconds_before = 0.0
 
-    # What a subclass says.
-
-    def _data_facts(self) -> dict:
-        """What must be equal when the training goes on, by names for people."""
-        return {}
-
     def _own_state(self) -> dict[str, torch.Tensor]:
-        """Tensors of this process, which are written, and filled in place when the training goes on."""
-        return dict(self.model.named_buffers())
-
-    def write_model(self, folder: Path) -> None:
-        """Write the weights; without `training_args.bin`, a pickle that holds the Hub token."""
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-
-    def read_average(self, checkpoint: Path) -> None:
-        """Read what `write_model` wrote beside the weights."""
-
-    def _networks(self) -> dict[str, nn.Module]:
-        """Networks that must hold finite numbers."""
-        return {"model": self.model}
+        """Return tensors of this process, to be written, and filled in place when the training goes on."""
+        average = self.average.network.named_buffers() if self.average else ()
+        return {
+            **dict(self.model.named_buffers()),
+            **{f"average.{name}": tensor for name, tensor in average},
+            "right answers, films and loss since the last log": self.seen,
+        }
 
     def _is_over(self) -> bool:
-        """Whether the log says that the training stops here."""
-        return self.state.global_step >= self.state.max_steps
+        """Return whether the log says that the training stops here."""
+        stopped = self.early_stop is not None and self.early_stop.is_due(self.args, self.state)
+        return stopped or self.state.global_step >= self.state.max_steps
 
     @property
     def seconds(self) -> float:
-        """How long the training has taken, with what came before it was interrupted."""
+        """Seconds of training, those before an interruption included."""
         return self._seconds_before + (time.monotonic() - self._started)
 
     # Going on.
@@ -152,29 +125,29 @@ class ResumableTrainer(Trainer):
         checkpoint = self._chosen(resume_from_checkpoint)
         self._started, self._seconds_before = time.monotonic(), 0.0
         if checkpoint:
-            if not Path(checkpoint).is_dir():
-                failure = self._not_shared()
-                said_here(failure, self.args.process_index)
-                raise failure
-            then = read_facts(Path(checkpoint))
-            self._check_same(checkpoint, then)
-            self._seconds_before = then["seconds"]
+            self._seconds_before = read_facts(Path(checkpoint))["seconds"]
             # Its line is in the log; one more would have another epoch stop the training.
             self.args.eval_on_start = False
-            self.read_average(Path(checkpoint))
+            if self.average:
+                self.average.load(Path(checkpoint))
         self._checkpoint = Path(checkpoint) if checkpoint else None
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            self._stop.hand_back()
+        if self.average:
+            self.average.copy_to(self.model)
+        return result
 
     def _chosen(self, resume: str | bool | None) -> str | None:
-        """The checkpoint to go on from, which the first process looks for."""
+        """Return the checkpoint to go on from, which the first process looks for."""
         answer: list[str | None] = [None, None]
         if self.is_world_process_zero():
             folder = self._folder
             try:
-                name_complete(folder)
                 found = resume and find_checkpoint(folder, resume, self.args.load_best_model_at_end)
                 if found:
-                    self._check_same(str(found), read_facts(found))
+                    self._check_same(found)
                     answer[0] = str(found)
                 remove_leftovers(folder)
             except UsageError as error:
@@ -186,32 +159,37 @@ class ResumableTrainer(Trainer):
             raise UsageError(answer[1])
         return answer[0]
 
-    def _check_same(self, checkpoint: str, then: dict) -> None:
+    def _check_same(self, checkpoint: Path) -> None:
+        then = read_facts(checkpoint)
         for part, now in self._facts().items():
             # A checkpoint of an earlier version lacks the settings that came after it.
-            if found := first_difference(then[part], now, default_values() if part == "recipe" else {}):
-                name, old, new = found
-                raise UsageError(
-                    f"{checkpoint} was made with {name} {old}, and not {new}: go on as it was made, or start "
-                    "over with --overwrite_output_dir"
-                )
+            default = default_values() if part == "recipe" else {}
+            for name in {**now, **then[part]}:
+                old, new = (one.get(name, default.get(name)) for one in (then[part], now))
+                if old != new:
+                    raise UsageError(
+                        f"{checkpoint} was made with {name} {old}, and not {new}: go on as it was made, or "
+                        "start over with --overwrite_output_dir"
+                    )
 
     def _facts(self) -> dict[str, dict]:
         return {
             "start": {"processes": self.args.world_size, "devices": max(self.args.n_gpu, 1)},
             "recipe": self._recipe,
-            "data": self._data_facts(),
+            "data": {
+                "training films": self.train_dataset.content(),
+                "validation films": self.eval_dataset.content(),
+                "splits": self.train_dataset.fingerprint[:16],
+            },
         }
-
-    def _not_shared(self) -> UsageError:
-        return UsageError(f"--output_dir {self.args.output_dir} must be a folder that all machines share")
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        check_whole(best, "the best epoch")
-        self._check_same(str(best), read_facts(best))
+        check_best(best)
+        self._check_same(best)
         self.model.load_state_dict(load_file(best / WEIGHTS))
-        self.read_average(best)
+        if self.average:
+            self.average.load(best)
 
     def restore(self) -> None:
         """Restore at the start what the Trainer does not read from a checkpoint by itself."""
@@ -236,7 +214,7 @@ class ResumableTrainer(Trainer):
     # Writing.
 
     def is_saved(self) -> bool:
-        """Whether the checkpoint that was due was written, and does not wait for the end of the epoch."""
+        """Return whether the checkpoint that was due is written, and not delayed to the epoch's end."""
         return not self._at_end.save_then
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
@@ -249,27 +227,29 @@ class ResumableTrainer(Trainer):
         self._at_end.save_then = False
         first = self.is_world_process_zero()
         with self._together(step):
-            for network in self._networks().values():
+            for network in (self.model, *([self.average.network] if self.average else [])):
                 check_finite(network, step)
             if first:
                 begin(folder, step)
         aside = writing(folder, step)
         with self._together(step):
             if not aside.is_dir():
-                raise self._not_shared()
+                raise UsageError(f"--output_dir {folder} must be a folder that all machines share")
             if first:
-                self.write_model(aside)
+                # Without `training_args.bin`, a pickle that holds the Hub token.
+                self.accelerator.unwrap_model(self.model).save_pretrained(aside)
+                if self.average:
+                    self.average.save(aside)
                 self._write_optimizer(aside)
                 self._write_trainer_state(aside / TRAINER_STATE_NAME)
-            own = {self._random_file: self._random_state(), self._rank_file: self._own_state()}
-            for name, state in own.items():
+            for name, state in (
+                (self._random_file, self._random_state()),
+                (self._rank_file, self._own_state()),
+            ):
                 write_state(aside / name, state)
                 sync(aside / name)
         with self._together(step):
             if first:
-                # Two machines can have a folder of this name each, left by an earlier start.
-                if not all((aside / _rank_file(rank)).is_file() for rank in range(self.args.world_size)):
-                    raise self._not_shared()
                 best = self._best_checkpoint(step)
                 facts = {"best": os.path.relpath(best, folder) if best else None, "seconds": self.seconds}
                 newest = complete(folder, step, {**facts, **self._facts()})
@@ -279,7 +259,7 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _together(self, step: int) -> Iterator[None]:
-        """Where one process can't do its part all stop, instead of waiting for it for ever."""
+        """Stop all processes where one can't do its part, instead of waiting for it."""
         failure = None
         try:
             yield
@@ -308,32 +288,32 @@ class ResumableTrainer(Trainer):
         )
 
     def _best_checkpoint(self, step: int) -> Path | None:
-        """Where the weights of the best epoch lie once the checkpoint of this step is written."""
+        """Return where the best epoch's weights lie once the checkpoint of this step is written."""
         best = self.state.best_global_step
         if not best:
             return None
         here, before = self._folder / checkpoint_name(best), Path(self.state.best_model_checkpoint or "")
         if best != step and before.name == here.name:
-            # In another run folder, perhaps, from which this training went on; this one can hold a namesake.
+            # Perhaps in another run folder, from which this training went on; this one can hold a namesake.
             return before.absolute()
         return here if best == step or here.is_dir() else None
 
     @property
     def _folder(self) -> Path:
-        """The run folder. Absolute: the best checkpoint is told from others by its path."""
+        """The run folder, absolute: the best checkpoint is known by its path."""
         return Path(self.args.output_dir).absolute()
 
     @property
     def _rank_file(self) -> str:
-        return _rank_file(self.args.process_index)
+        return f"rank-{self.args.process_index}.pt"
 
     @property
     def _random_file(self) -> str:
-        """The name under which the Trainer looks for the generators' state."""
+        """The name under which the Trainer looks for the state of the generators."""
         return f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
 
     def _random_state(self) -> dict:
-        """The state of every generator that a training draws from, as the Trainer sets it."""
+        """Return the state of every generator that a training draws from, as the Trainer sets it."""
         state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             several = self.args.parallel_mode == ParallelMode.DISTRIBUTED
@@ -355,10 +335,6 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = best
 
 
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank}.pt"
-
-
 def write_state(path: Path, state: Any) -> None:
     """Write nested tensors and plain values in torch's own format."""
     buffer = io.BytesIO()
@@ -372,8 +348,8 @@ def read_state(path: Path) -> Any:
 
 
 class _EpochEnd(TrainerCallback):
-    """Knows whether an epoch's last step is done, or the whole epoch with its log and its scores; and has the
-    best epoch saved. Scored more often than saved, it would be lost.
+    """Delays a checkpoint that is due at an epoch's last step until the epoch is logged and scored, and has
+    the best epoch saved where it is scored more often than saved.
 
     Args:
         restore: called once the Trainer has read what it reads from a checkpoint.

@@ -1,4 +1,4 @@
-"""The run folder: taken at the start, filled at the end, finished when report.json stands in it."""
+"""The run folder: locked at the start, filled at the end, finished when report.json is in it."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
-from hf_pneumonia.training.checkpoints import checkpoints, discard, holds_training, remove_leftovers
+from hf_pneumonia.training.checkpoints import checkpoints, discard, remove_leftovers
 
 
 @contextmanager
 def only_training(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder, which is made. To be entered by one process of a training.
+    """Make a run folder and keep other trainings out of it. To be entered by one process of a training.
 
     Raises:
         UsageError: another training is at work in it.
@@ -53,10 +53,8 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     if not existing.is_dir():
         raise UsageError(f"--output_dir {folder}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK):
-        raise UsageError(
-            f"--output_dir {folder}: no permission to write in {existing}; choose another folder"
-        )
-    if resume is True and not holds_training(folder):
+        raise UsageError(f"--output_dir {folder}: {existing} can't be written; choose another folder")
+    if resume is True and not checkpoints(folder):
         raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
     if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
         raise UsageError(
@@ -64,34 +62,28 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         )
     if overwrite:
         return
+    over = "start over in it with --overwrite_output_dir"
     if is_finished(folder):
+        raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or {over}")
+    if not checkpoints(folder) and (folder / "model.safetensors").exists():
+        raise UsageError(f"{folder} already holds a model; choose another --output_dir, or {over}")
+    if not resume and checkpoints(folder):
         raise UsageError(
-            f"{folder} already holds a finished run; choose another --output_dir, or start over in it with "
-            "--overwrite_output_dir"
-        )
-    if not holds_training(folder) and (folder / "model.safetensors").exists():
-        raise UsageError(
-            f"{folder} already holds a model; choose another --output_dir, or replace it with "
-            "--overwrite_output_dir"
-        )
-    if not resume and holds_training(folder):
-        raise UsageError(
-            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or start over with "
-            "--overwrite_output_dir"
+            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or {over}"
         )
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Take away what an earlier run left, its report first: without one it counts as unfinished."""
+    """Delete what an earlier run left, its report first: without one it counts as unfinished."""
     for path in _left(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     _drop_checkpoints(folder)
 
 
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
-    """Write the recipe and, last of all, the report with the hashes of weights and gate that it speaks of.
-    Once all of it is on the disk, drop the checkpoints, which the model replaces."""
-    # Seconds of imports, which who only asks for finished runs does without.
+    """Write the recipe and, last of all, the report with the hashes of weights and gate. Once all is on the
+    disk, delete the checkpoints."""
+    # Late: seconds of imports, which `is_finished` does without.
     from hf_pneumonia.evaluation.report import write_report
 
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -120,12 +112,12 @@ def check_same_recipe(folder: Path, recipe: dict) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a finished run."""
+    """Return whether the folder holds a finished run."""
     return (folder / "report.json").is_file()
 
 
 def read_report(folder: Path) -> dict:
-    """The report of a finished run."""
+    """Read the report of a finished run."""
     return json.loads((folder / "report.json").read_text())
 
 
@@ -135,7 +127,7 @@ def check_free_space(folder: Path, weights: int) -> None:
     Args:
         folder: the run folder.
         weights: size of the network in bytes. A checkpoint takes three times that (Adam keeps two moments);
-            the best, the last and the one being written stand side by side, and the model itself comes last.
+            there are up to three, the best, the last and the one being written, and the model itself.
 
     Raises:
         UsageError: less than ten times `weights` is free.
@@ -149,7 +141,7 @@ def check_free_space(folder: Path, weights: int) -> None:
 
 
 def _left(folder: Path) -> list[Path]:
-    """What a run leaves in its folder, the report first, as far as it is there."""
+    """Return what a run has left in its folder, the report first."""
     names = ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors")
     names += ("README.md", "plots", "audit", "errors")
     return [path for name in names if (path := folder / name).exists()] + [*folder.glob("predictions_*.csv")]

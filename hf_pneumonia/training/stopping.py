@@ -13,20 +13,19 @@ from hf_pneumonia.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds in which a second signal is the first one's echo: Slurm signals every process of a job, and torchrun
-# hands on to its processes what it got.
+# hands its own on to its processes.
 ONE_SIGNAL = 2.0
 
 
 class StopBySignal(TrainerCallback):
-    """Ends a training that is told to, as Slurm, Kubernetes and Ctrl-C do, by `Stopped`.
+    """Ends a training by `Stopped` when Slurm, Kubernetes or Ctrl-C tell it to stop.
 
-    Only while it trains: before there is nothing to keep, and after it the last checkpoint stands. The second
-    signal does at once what it would have done without this.
+    It listens only while the training runs: before that there is nothing to keep, and after it the last
+    checkpoint stays. A second signal does at once what it would have done without this.
 
-    An exception, and no `should_training_stop`: where a training ends, the Trainer takes the best checkpoint
-    for its result and deletes the newest.
-
-    Whoever trains calls `hand_back` in the end: by an error a training ends without a word to its callbacks.
+    An exception and not `should_training_stop`: where a training ends, the Trainer takes the best checkpoint
+    for its result and deletes the newest. `train` calls `hand_back` in the end: a training that ends by an
+    error tells its callbacks nothing.
 
     Args:
         is_saved: whether there is a checkpoint of the step that was just done. One of an epoch's last step
@@ -37,7 +36,6 @@ class StopBySignal(TrainerCallback):
         self.is_saved = is_saved
         self.caught, self.agreed, self._caught_at = 0, 0, 0.0
         self._before: dict[int, object] = {}
-        self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._group: dist.ProcessGroup | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -62,11 +60,8 @@ class StopBySignal(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self._pending:
-            self._pending[0].wait()
-            self._pending = None
         self.hand_back()
-        if self.caught:  # too late to stop the training, and what comes after it has no checkpoint to make
+        if self.caught:  # too late to stop the training, and what follows it makes no checkpoint
             signal.raise_signal(self.caught)
 
     def _catch(self, number: int, frame: object) -> None:
@@ -83,17 +78,11 @@ class StopBySignal(TrainerCallback):
         self._before = {}
 
     def _agree(self) -> int:
-        """The signal that any process had caught by the end of its last step: asked on the CPU, and while the
-        step between is computed, so that nobody waits for it. A process alone need not ask."""
+        """Return the signal that any process has caught. Asked on the CPU: on a GPU the question would wait
+        for all that is still to be computed."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.caught
         self._group = self._group or dist.new_group(backend="gloo")
-        caught = 0
-        if self._pending:
-            work, flag = self._pending
-            work.wait()
-            caught, self._pending = int(flag), None
-        if not caught:
-            flag = torch.tensor(self.caught)
-            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag
-        return caught
+        caught = torch.tensor(self.caught)
+        dist.all_reduce(caught, dist.ReduceOp.MAX, self._group)
+        return int(caught)

@@ -1,21 +1,20 @@
-"""The Trainer subclass: films from the store, augmented on the device, and steps as a recipe wants them.
+"""The Trainer subclass: images from the cache, augmented on the device, and steps as a recipe wants them.
 
-What is overridden of transformers' Trainer is public but for three methods (resuming.py). Each has a test in
+Three private methods of transformers' Trainer are overridden (resuming.py). Each has a test in
 test_checkpoints.py that fails when transformers changes it:
 
 | method             | what the Trainer's own does                                     | test                |
 |--------------------|-----------------------------------------------------------------|---------------------|
-| `_save_checkpoint` | writes in place, and pickles the arguments with the Hub token   | ..._holds_all_...   |
+| `_save_checkpoint` | writes in place, and pickles the arguments with the Hub token   | ..._goes_on_from_...|
 | `_load_best_model` | takes a damaged checkpoint, and leaves out the average          | ..._was_damaged_... |
-| `_run_epoch`       | trains a step too many where the end lies within an epoch       | ..._at_its_end_...  |
+| `_run_epoch`       | trains a step too many where the end lies within an epoch       | ..._that_is_over_...|
 
-A checkpoint's optimizer.pt, scheduler.pt, scaler.pt, rng_state.pth and trainer_state.json are read back by
-the Trainer itself: their names and contents are its own.
+The Trainer itself reads a checkpoint's optimizer.pt, scheduler.pt, scaler.pt, rng_state.pth and
+trainer_state.json: their names and contents are its own.
 """
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,14 +30,18 @@ from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_swapped
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
 from hf_pneumonia.modeling.build import network_input, trains_on_one_film
 from hf_pneumonia.training.arguments import Recipe
-from hf_pneumonia.training.averaging import WeightAverage
-from hf_pneumonia.training.callbacks import EarlyStop, EpochLines
-from hf_pneumonia.training.faults import StopWhereDiverged, WatchStore, check_finite_loss
+from hf_pneumonia.training.callbacks import (
+    EarlyStop,
+    EpochLines,
+    FrozenBackbone,
+    StopWhereDiverged,
+    WeightAverage,
+    after_frozen_phase,
+    keep_statistics,
+)
 from hf_pneumonia.training.film_dataset import FilmDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
-from hf_pneumonia.training.phases import FrozenBackbone, after_frozen_phase, keep_statistics
 from hf_pneumonia.training.resuming import ResumableTrainer
-from hf_pneumonia.training.stopping import StopBySignal
 
 
 class PneumoniaTrainer(ResumableTrainer):
@@ -74,20 +77,17 @@ class PneumoniaTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             data_collator=_as_is,
             compute_metrics=self._validation_scores,
-            callbacks=[StopWhereDiverged(), WatchStore(train_dataset.store), EpochLines()],
+            callbacks=[StopWhereDiverged(), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
-        self.stop = StopBySignal(self.is_saved)
-        self.add_callback(self.stop)
         if args.frozen_epochs:
             self.add_callback(FrozenBackbone(args.frozen_epochs))
-        self.early_stop = None
         if args.early_stopping_epochs:
             after = max(args.frozen_epochs, args.small_epochs)
             self.early_stop = EarlyStop(args.early_stopping_epochs, after)
             self.add_callback(self.early_stop)
-        self.average = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
-        if self.average:
+        if args.ema_decay:
+            self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
         self.augment, self.mix = augment, mixing(args.mixup, args.cutmix)
         # Weights of the classes in the loss, by whether the network is training.
@@ -96,9 +96,6 @@ class PneumoniaTrainer(ResumableTrainer):
             training: (class_weights(films.labels) if weighted[training] else torch.ones(2)).to(args.device)
             for training, films in ((True, train_dataset), (False, eval_dataset))
         }
-        # Right answers, films and their loss since the last log, kept on the device: reading them every step
-        # would wait for it.
-        self._seen = torch.zeros(3, device=args.device)
         self._check_last_batch()
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -139,7 +136,7 @@ class PneumoniaTrainer(ResumableTrainer):
         if training:
             right = (outputs["logits"].detach().argmax(1) == labels).sum()
             count = torch.full_like(right, len(labels))
-            self._seen += torch.stack([right, count, loss.detach() * count])
+            self.seen += torch.stack([right, count, loss.detach() * count])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -171,23 +168,18 @@ class PneumoniaTrainer(ResumableTrainer):
         # As Python's own: numpy's would not be read back from the state of a plateau scheduler.
         return {name: float(value) for name, value in scores.items() if isinstance(value, float)}
 
-    def train(self, *args, **kwargs):
-        try:
-            result = super().train(*args, **kwargs)
-        finally:
-            self.stop.hand_back()
-        if self.average:
-            self.average.copy_to(self.model)
-        return result
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            right, films, loss = self.accelerator.reduce(self._seen, "sum").tolist()
+            right, films, loss = self.accelerator.reduce(self.seen, "sum").tolist()
             # The Trainer's own loss forgets, when a training goes on, what was before it.
             logs["accuracy"], logs["loss"] = right / max(films, 1), loss / max(films, 1)
-            self._seen.zero_()
-            # Of float16 the weights do not say it: its scaler passes over every step that is no number.
-            check_finite_loss(logs["loss"], self.state.global_step)
+            self.seen.zero_()
+            # The weights do not show it with float16, whose scaler skips every step with a NaN.
+            if not math.isfinite(logs["loss"]):
+                raise UsageError(
+                    f"the training diverged: the loss up to step {self.state.global_step} is NaN or "
+                    "infinite; start over with a lower --learning_rate, or without --fp16 true"
+                )
         super().log(logs, start_time)
 
     def history(self) -> list[dict]:
@@ -288,38 +280,6 @@ class PneumoniaTrainer(ResumableTrainer):
 
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # nobody reads it, and counting parameters every step takes time
-
-    def write_model(self, folder: Path) -> None:
-        super().write_model(folder)
-        if self.average:
-            self.average.save(folder)
-
-    def read_average(self, checkpoint: Path) -> None:
-        if self.average:
-            self.average.load(checkpoint)
-
-    def _is_over(self) -> bool:
-        stopped = self.early_stop is not None and self.early_stop.is_due(self.args, self.state)
-        return stopped or super()._is_over()
-
-    def _networks(self) -> dict[str, nn.Module]:
-        return super()._networks() | ({"average": self.average.network} if self.average else {})
-
-    def _own_state(self) -> dict[str, torch.Tensor]:
-        # Each process averages the statistics of the films that it has met.
-        average = self.average.network.named_buffers() if self.average else ()
-        return {
-            **super()._own_state(),
-            **{f"average.{name}": tensor for name, tensor in average},
-            "right answers, films and loss since the last log": self._seen,
-        }
-
-    def _data_facts(self) -> dict[str, str]:
-        return {
-            "training films": self.train_dataset.content(),
-            "validation films": self.eval_dataset.content(),
-            "splits": self.train_dataset.fingerprint[:16],
-        }
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
