@@ -47,7 +47,7 @@ class ByGray:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, images, batch_size: int) -> list[Prediction]:
+    def __call__(self, images, batch_size: int, force: bool = False) -> list[Prediction]:
         answers = []
         for image in images:
             answers.append(self._answer(float(np.asarray(image).mean() / 255)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, NOT_ASSESSED, PNEUMONIA, REFUSED, UNCERTAIN
 
 # For one image of many, beside the classifier's DECISIONS.
 UNREADABLE = "could not be read"
@@ -17,10 +17,11 @@ WORDS = {
     UNCERTAIN: "Uncertain - have it read",
     NORMAL: "Normal",
     NOT_A_FILM: "Not a chest film",
+    NOT_ASSESSED: "Not assessed",
     UNREADABLE: "Could not be read",
 }
 
-# A full, a half, an empty and two struck circles: told apart without their colours.
+# A full, a half, an empty and three struck circles: told apart without their colours.
 _LINE = 'stroke="currentColor" stroke-width="2.5"'
 _CIRCLE = f'<circle cx="10" cy="10" r="8" fill="none" {_LINE}/>'
 _SHAPES = {
@@ -28,6 +29,7 @@ _SHAPES = {
     UNCERTAIN: _CIRCLE + '<path d="M10 2a8 8 0 0 1 0 16z" fill="currentColor"/>',
     NORMAL: _CIRCLE,
     NOT_A_FILM: f'{_CIRCLE}<path d="M4.5 4.5l11 11" {_LINE}/>',
+    NOT_ASSESSED: f'{_CIRCLE}<path d="M4.5 10h11" {_LINE}/>',
     UNREADABLE: f'{_CIRCLE}<path d="M4.5 4.5l11 11m0-11l-11 11" {_LINE}/>',
 }
 
@@ -74,7 +76,7 @@ def prediction_line(decision: str, probability: float | None) -> str:
         The class with its confidence, which is never below 50%. Away from 0.5 the operating point may name
         the less likely class; then the line has the probability of pneumonia instead.
     """
-    if decision == NOT_A_FILM:
+    if decision in REFUSED:
         return WORDS[decision]
     if decision == UNCERTAIN:
         return f"Prediction: {WORDS[decision]}"
@@ -100,17 +102,18 @@ def answer_html(
         probability: of pneumonia, 0 to 1; not used, and may be None, for a refused image.
         threshold: the operating point of the decision.
         band: lowest and highest uncertain probability at that operating point, or None.
-        decision: one of `prediction.DECISIONS`. The card of NOT_A_FILM holds no number.
-        reason: why the image is refused, one line of plain text.
+        decision: one of `prediction.DECISIONS`. The card of a refused image holds no number.
+        reason: why the image is refused, one line of plain text; beside another decision a warning.
     """
     said, parted, confidence = prediction_line(decision, probability).partition(" (")
     if parted:  # the best place to break the line at
         confidence = f' <span class="answer-whole">({escape(confidence)}</span>'
-    if decision == NOT_A_FILM:
+    if decision in REFUSED:
         rest = f"<p>Reason: {escape(reason)}</p>" if reason else ""
         rest += '<p class="answer-quiet">Such a picture gets no probability.</p>'
     else:
-        rest = _bar(probability, threshold, band)
+        warning = f"<p>Warning: {escape(reason)}. This answer may mean nothing.</p>" if reason else ""
+        rest = warning + _bar(probability, threshold, band)
     return (
         f'<div class="answer answer-{decision.replace(" ", "-")}">'
         f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>{rest}</div>'

@@ -18,8 +18,8 @@ from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
 from hf_pneumonia.inference.prediction import (
     DECISIONS,
     NORMAL,
-    NOT_A_FILM,
     PNEUMONIA,
+    REFUSED,
     FilmClassifier,
     Prediction,
 )
@@ -63,10 +63,10 @@ class FilmRow:
     Attributes:
         file: its name, for people.
         decision: one of `prediction.DECISIONS`, or UNREADABLE.
-        label: one of LABELS; None for what is not a chest X-ray, or could not be read.
+        label: one of LABELS; None for what is refused, or could not be read.
         probability: of pneumonia; None where there is no label.
         threshold: from which it is called pneumonia.
-        reason: why it is refused, or could not be read; "" otherwise.
+        reason: why it is refused, would be without `force`, or could not be read; "" otherwise.
         thumbnail: data URI of a small JPEG; "" where it could not be read, or none was asked for.
     """
 
@@ -83,7 +83,11 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
     """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
 
     # A generator: when the tab is closed, Gradio asks for no further batch.
-    def read_them(files: list[dict] | None, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008
+    def read_them(
+        files: list[dict] | None,
+        force: bool,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[str]:
         with errors_told():
             try:
                 films = films_of(map(uploaded, files or []))
@@ -96,7 +100,7 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
             rows: list[FilmRow] = []
             progress((0, len(films)), unit="films")
             try:
-                for batch in score_films(classifier, read, films):
+                for batch in score_films(classifier, read, films, force=force):
                     rows += batch
                     progress((len(rows), len(films)), unit="films")
                     yield gr.skip()
@@ -107,6 +111,7 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
 
     gr.Markdown(_LIMITS)
     files = gr.File(label="Films, or zip files of them", file_count="multiple", height=180)
+    force = gr.Checkbox(label="Answer also for images that are refused, with a warning")
     button = gr.Button("Read them", variant="primary")
     answers = gr.HTML(
         css_template=(_HERE / "many_films.css").read_text(encoding="utf-8"),
@@ -115,7 +120,9 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
         min_height=80,
     )
     # Not preprocessed: Gradio would leave an empty file per image behind, and lose the images' own names.
-    reading = button.click(read_them, files, answers, preprocess=False, api_visibility="private", **IN_TURN)
+    reading = button.click(
+        read_them, [files, force], answers, preprocess=False, api_visibility="private", **IN_TURN
+    )
     # With other files the table goes, and so does a table that is still being made.
     hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     files.change(None, None, answers, js="() => ''", cancels=reading, **hidden)
@@ -126,6 +133,7 @@ def score_films(
     read: Callable[[str | bytes], Image.Image],
     films: list[Source],
     thumbnails: bool = True,
+    force: bool = False,
 ) -> Iterator[list[FilmRow]]:
     """Yield rows of the images in their order, BATCH at a time. At most one full-size image is in memory.
 
@@ -136,6 +144,7 @@ def score_films(
         read: as `data.film.read_film`.
         films: from `uploads.films_of`.
         thumbnails: whether rows have one.
+        force: answer also for refused images.
     """
     end = monotonic() + MANY_FILMS_SECONDS
     with FilmReader() as reader:
@@ -158,7 +167,7 @@ def score_films(
         for start in range(0, len(films), BATCH):
             batch, problems, pictures = films[start : start + BATCH], {}, {}
             # A generator: the classifier keeps of each image no more than the network takes.
-            predictions = iter(classifier(images(batch, problems, pictures), batch_size=BATCH))
+            predictions = iter(classifier(images(batch, problems, pictures), batch_size=BATCH, force=force))
             yield [
                 FilmRow(film.name, UNREADABLE, None, None, classifier.threshold, problems[number])
                 if number in problems
@@ -169,7 +178,7 @@ def score_films(
 
 def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> FilmRow:
     """Return the row of an image that could be read. A refused one has no probability."""
-    refused = prediction.decision == NOT_A_FILM
+    refused = prediction.decision in REFUSED
     label, probability = (None, None) if refused else (prediction.label, prediction.probability)
     return FilmRow(
         file, prediction.decision, label, probability, prediction.threshold, prediction.reason, thumbnail

@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier
+from hf_pneumonia.inference.prediction import REFUSED, FilmClassifier
 from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
 from hf_pneumonia.page.examples import Example, gallery_html
 from hf_pneumonia.page.trade_off import (
@@ -51,24 +51,29 @@ def look_at(
         note: to stand with the answer.
 
     Returns:
-        The answer for `card_html` as plain values, since the browser keeps it, and the viewer's value. The
-        answer to a refused image holds no probability.
+        The answer for `card_html` as plain values, since the browser keeps it, and the viewer's value.
     """
     prediction = classifier(film, heat_map=heat_map)
-    said = {"name": name, "note": note, "probability": prediction.probability, "reason": prediction.reason}
-    if prediction.decision == NOT_A_FILM:
-        said["probability"] = None
-        return said, viewer_value(film, None, "Without a heat map: this is not a chest film.")
+    refused = prediction.decision if prediction.decision in REFUSED else ""
+    said = {
+        "name": name, "note": note, "probability": prediction.probability, "refused": refused,
+        "reason": prediction.reason,
+    }  # fmt: skip
+    if refused:
+        return said, viewer_value(film, None, f"Without a heat map: {refused}.")
     return said, viewer_value(film, prediction.heat_map)
 
 
-def card_html(classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+def card_html(
+    classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+) -> str:
     """Return the content of `answer_panel`.
 
     Args:
         said: of `look_at`; {"problem": ...}, with the image's "name" if it has one, where there is no answer;
             None before any image.
         threshold: of the setting.
+        force: give an answer also for a refused image, with the reason as a warning.
     """
     if not said:
         return ""
@@ -78,27 +83,30 @@ def card_html(classifier: FilmClassifier, said: dict[str, Any] | None, threshold
         return f"<p>{escape(said['problem'])}</p>" + _quiet(lines)
     probability = said["probability"]
     lines.append(said["note"])
-    if probability is not None and threshold != classifier.threshold:
+    decision = _decision(classifier, said, threshold, force)
+    if decision not in REFUSED and threshold != classifier.threshold:
         lines.append(
             f"The operating point is moved to {in_words(threshold)}; the model's own is "
             f"{in_words(classifier.threshold)}."
         )
-    decision, band = _decision(classifier, probability, threshold), band_at(classifier, threshold)
+    band = band_at(classifier, threshold)
     return answer_html(probability, threshold, band, decision, said["reason"]) + _quiet(lines)
 
 
-def short_html(classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float) -> str:
+def short_html(
+    classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+) -> str:
     """Return the answer in one line, for under the slider where a phone has no room for the card beside it.
 
     Args:
-        said, threshold: as for `card_html`.
+        said, threshold, force: as for `card_html`.
     """
     if not said or "problem" in said:
         return ""
     probability = said["probability"]
-    decision = _decision(classifier, probability, threshold)
+    decision = _decision(classifier, said, threshold, force)
     line = prediction_line(decision, probability).partition(" (")[0].removeprefix("Prediction: ")
-    of_it = "" if probability is None else f" (probability of pneumonia: {percent(probability)})"
+    of_it = "" if decision in REFUSED else f" (probability of pneumonia: {percent(probability)})"
     return f"<p>{escape(f'This film: {line}{of_it}')}</p>"
 
 
@@ -147,12 +155,14 @@ def one_film_tab(
         return answer(choice, example.caption, example.note, lambda: example.film)
 
     @errors_told()
-    def move(index: float, percent: float | None, said: dict | None) -> tuple[str, str, str, str]:
+    def move(
+        index: float, percent: float | None, said: dict | None, force: bool = False
+    ) -> tuple[str, str, str, str]:
         index = int(index)
         threshold = settings[index].threshold if settings else classifier.threshold
         return (
-            card_html(classifier, said, threshold),
-            short_html(classifier, said, threshold),
+            card_html(classifier, said, threshold, force),
+            short_html(classifier, said, threshold, force),
             setting_html(classifier, settings, index),
             worth_html(classifier, settings, index, percent),
         )
@@ -161,7 +171,7 @@ def one_film_tab(
     parts = _parts(settings, own, examples, *fresh[2:])
     said, view, answered, card, short = parts.said, parts.view, parts.answered, parts.card, parts.short
     moved = [card, short, parts.of_setting, parts.worth]
-    setting = [parts.slider, parts.prevalence, said]
+    setting = [parts.slider, parts.prevalence, said, parts.force]
 
     def then_check(done: Any) -> None:
         """Meanwhile the image may be gone; its answer goes too."""
@@ -189,10 +199,14 @@ def one_film_tab(
     clear = f"() => {{ window.oneFilm.clear(); return {as_new}; }}"
     parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
     sliding = {"trigger_mode": "always_last", **_AT_ONCE}
-    then_check(gr.on([parts.slider.input, parts.prevalence.input], move, setting, moved, **sliding))
+    then_check(
+        gr.on(
+            [parts.slider.input, parts.prevalence.input, parts.force.input], move, setting, moved, **sliding
+        )
+    )
 
-    def go_back(percent: float | None, said: dict | None) -> tuple:
-        return own, *move(own, percent, said)
+    def go_back(percent: float | None, said: dict | None, force: bool) -> tuple:
+        return own, *move(own, percent, said, force)
 
     then_check(parts.back.click(go_back, setting[1:], [parts.slider, *moved], **_AT_ONCE))
 
@@ -217,6 +231,9 @@ def _parts(
             parts.said, parts.choice = (gr.JSON(visible=False) for _ in range(2))
             parts.answered = gr.HTML(visible=False)  # of gr.JSON Gradio does not serve the files
             parts.card = answer_panel()
+            parts.force = gr.Checkbox(
+                label="Answer also for an image that is refused, with a warning", elem_id="film-force"
+            )
             parts.view = viewer()
         with gr.Column(elem_id="film-trade-off"):
             movable = len(settings) > 1
@@ -257,10 +274,10 @@ def _html(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _decision(classifier: FilmClassifier, probability: float | None, threshold: float) -> str:
-    if probability is None:
-        return NOT_A_FILM
-    return classifier.decide(probability, None if threshold == classifier.threshold else threshold)
+def _decision(classifier: FilmClassifier, said: dict[str, Any], threshold: float, force: bool) -> str:
+    if said.get("refused") and not force:
+        return said["refused"]
+    return classifier.decide(said["probability"], None if threshold == classifier.threshold else threshold)
 
 
 def _quiet(lines: Sequence[str]) -> str:
