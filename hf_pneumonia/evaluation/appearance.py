@@ -178,7 +178,7 @@ def check_appearance(
     Args:
         model, batch_size: as for `score_films`.
         films: the store, and labels and splits of its rows.
-        rows: (n,) rows of the checked images.
+        rows: (n,) rows of the store that are checked.
         scored: these images as they are.
         threshold: from which an image is called pneumonia.
 

@@ -164,12 +164,7 @@ def check_shortcuts(
 
     A network that reads nothing but lungs falls to 0.5 without the lungs, and keeps its AUROC without
     everything else. That it does not is no proof of a shortcut: an image's edge also shows the child's size
-    and pose, and the network was not trained on black boxes.
-
-    Args:
-        model, store, batch_size: as for `score_films`.
-        rows: (n,) rows of the store.
-        scored: these images as they are.
+    and pose, and the network was not trained on black boxes. Arguments as for `check_appearance`.
 
     Returns:
         `as_they_are` and each name of `keep_masks`: `films`, `auroc` with its interval, and
@@ -273,12 +268,7 @@ def check_robustness(
     batch_size: int,
 ) -> dict:
     """Measure AUROC, and sensitivity and specificity at a threshold, at each level of each corruption.
-
-    Args:
-        model, store, batch_size: as for `score_films`.
-        rows: (n,) rows of the store.
-        scored: these images as they are.
-        threshold: from which an image is called pneumonia.
+    Arguments as for `check_appearance`.
 
     Returns:
         `films`, the number drawn; `threshold`; and by each name of CORRUPTIONS its `unit`, the `clean` level
@@ -308,12 +298,7 @@ def check_robustness(
 
 
 def check_subgroups(scored: Predictions, source: Sequence[str], threshold: float) -> dict:
-    """Measure each source and each family of file names, at the operating point.
-
-    Args:
-        scored: n images.
-        source: (n,) of each image.
-        threshold: from which an image is called pneumonia.
+    """Measure each source, (n,) of each image, and each family of file names, at a threshold.
 
     Returns:
         `sources` and `families`: by name `films`, `patients`, `classes` (images by class), `sensitivity`,

@@ -27,10 +27,6 @@ METRICS = (
 )  # fmt: skip
 PREVALENCES = (0.05, 0.2)  # of the predictive values, beside that of the split
 
-_DESCRIPTION = """Accuracy, precision (positive predictive value), sensitivity (recall), specificity, F1,
-Matthews correlation coefficient and confusion matrix at a threshold; area under the ROC curve and average
-precision over all thresholds. Class 1, pneumonia, is the positive one."""
-
 
 class PneumoniaMetric(evaluate.Metric):
     """All METRICS and the confusion matrix as one `evaluate.Metric` that fetches no code from the Hub.
@@ -43,7 +39,7 @@ class PneumoniaMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=f"{', '.join(METRICS)} and confusion matrix; class 1, pneumonia, is positive.",
             citation="",
             inputs_description="predictions: probability of class 1. references: 0 or 1. threshold: float.",
             features=datasets.Features(features),
