@@ -62,8 +62,8 @@ print(json.dumps({
 
 # A training of seconds, where it matters not what it learns.
 QUICK = (
-    "--image_size", 32, "--model", "test_resnet", "--num_train_epochs", 1, "--per_device_train_batch_size", 16,
-    "--learning_rate", 1e-3, "--bf16", "false", "--checks", "false", "--ood", "false",
+    "--image_size", 32, "--model", "test_resnet", "--num_train_epochs", 1, "--learning_rate", 1e-3,
+    "--per_device_train_batch_size", 16, "--bf16", "false", "--checks", "false", "--ood", "false",
 )  # fmt: skip
 
 
