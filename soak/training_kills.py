@@ -1,25 +1,20 @@
-"""Kill a training over and over, go on each time, and see whether it ends as one that was never interrupted.
+"""Kill a training over and over, go on each time, and compare its end with one that was never interrupted.
 
     python -m soak.training_kills [--kills 200] [--stock] [--model resnet18.a1_in1k --image_size 96 ...]
 
-A training is killed (SIGKILL) at a random moment, started again with `--resume_from_checkpoint true`,
-killed again ..., until it gets to its end; then the next one begins, until there were so many kills. Two of
-three are drawn uniformly from half of the time that a whole training takes, so that the start is hit too;
-the third is drawn from the moments in which a checkpoint is being written. With `--stock` the same is then
-done to transformers' own Trainer as it comes, on the same films and network.
+A training is killed (SIGKILL) at a random moment and started again with `--resume_from_checkpoint true`,
+until it gets to its end; then the next one begins. Of three kills two are drawn uniformly from half of the
+time of a whole training, and the third from the moments in which a checkpoint is written. With `--stock` the
+same is then done to transformers' own Trainer on the same images and network.
 
-What is real: PneumoniaTrainer and its checkpoints (two phases, average of the weights, mixup, augmentation,
-best epoch, checkpoints within epochs), processes that the kernel kills, files on a disk. What is simulated:
-the films, which are phantoms; the size, unless it is asked for (a network of timm's own tests on films of 32
-pixels, with a checkpoint every few steps); and a new start, which is a fork of one process that has the
-libraries imported and the films open, since importing them again would take most of the time. SIGKILL loses
-nothing that was handed to the kernel: a power cut, which fsync is for, is not simulated.
+PneumoniaTrainer, its checkpoints, the processes and the disk are real; the images are simulated, and a new
+start is a fork of one process that has imported everything. SIGKILL loses nothing that was handed to the
+kernel: a power cut, which fsync is for, is not simulated.
 
-A resume *failed* where the process ended by itself with an error; then its newest checkpoint is deleted, as a
-person would. It was *silently wrong* where it went on with another state than had been saved: weights,
-optimizer, schedule, generators or log, each compared by a hash that the processes write down when a
-checkpoint is written, and again when the training goes on from it. The last line is JSON, exit code 1 where a
-training of ours failed, went wrong or ended with other weights.
+A resume *failed* where the process ended by itself with an error; then its newest checkpoint is deleted. It
+was *silently wrong* where it went on with another state than had been saved: weights, optimizer, schedule,
+generators or log, compared by hashes. The last line is JSON, exit code 1 where a training of ours failed,
+went wrong or ended with other weights.
 """
 
 import argparse

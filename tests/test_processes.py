@@ -118,6 +118,7 @@ def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, 
     assert checkpoints(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_processes_with_other_images_do_not_train_and_one_line_says_so_once(two, tmp_path):
     failed = two("run", FAULT="films")
     assert failed.returncode != 0 and "RuntimeError" not in failed.stderr

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ class ResumableTrainer(Trainer):
         best = best_of(self._checkpoint) if self.args.load_best_model_at_end else None
         self.state.best_model_checkpoint = str(best) if best else None
         self.state.compute_steps(self.args, self.state.max_steps)
-        saved = read_state(self._checkpoint / self._rank_file)
+        saved = read_state(self._checkpoint / rank_file(self.args.process_index))
         with torch.no_grad():
             for name, tensor in self._own_state().items():
                 tensor.copy_(saved[name])
@@ -218,7 +219,7 @@ class ResumableTrainer(Trainer):
         return not self._at_end.save_then
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        step, folder = self.state.global_step, self._folder
+        step, folder, rank = self.state.global_step, self._folder, self.args.process_index
         if not self._at_end.reached and (self.state.epoch % 1 == 0 or self._is_over()):
             # The log and the scores of the epoch are still to come, and a training that went on from here
             # would lack them: it begins with the next epoch.
@@ -241,12 +242,13 @@ class ResumableTrainer(Trainer):
                 if self.average:
                     self.average.save(aside)
                 self._write_optimizer(aside)
-                self._write_trainer_state(aside / TRAINER_STATE_NAME)
-            for name, state in (
-                (self._random_file, self._random_state()),
-                (self._rank_file, self._own_state()),
-            ):
-                write_state(aside / name, state)
+                # The manifest says where the best is, relative to the checkpoint: a run folder can be moved.
+                state = replace(self.state, best_model_checkpoint=None)
+                state.save_to_json(str(aside / TRAINER_STATE_NAME))
+            # Under this name the Trainer looks for the state of the generators.
+            random_file = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
+            for name, part in {random_file: self._random_state(), rank_file(rank): self._own_state()}.items():
+                write_state(aside / name, part)
                 sync(aside / name)
         with self._together(step):
             if first:
@@ -303,15 +305,6 @@ class ResumableTrainer(Trainer):
         """The run folder, absolute: the best checkpoint is known by its path."""
         return Path(self.args.output_dir).absolute()
 
-    @property
-    def _rank_file(self) -> str:
-        return f"rank-{self.args.process_index}.pt"
-
-    @property
-    def _random_file(self) -> str:
-        """The name under which the Trainer looks for the state of the generators."""
-        return f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
-
     def _random_state(self) -> dict:
         """Return the state of every generator that a training draws from, as the Trainer sets it."""
         state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
@@ -326,13 +319,10 @@ class ResumableTrainer(Trainer):
         if self.accelerator.scaler is not None:
             write_state(folder / SCALER_NAME, self.accelerator.scaler.state_dict())
 
-    def _write_trainer_state(self, path: Path) -> None:
-        # The manifest says where the best lies, as seen from the checkpoint: a run folder can be moved.
-        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
-        try:
-            self.state.save_to_json(str(path))
-        finally:
-            self.state.best_model_checkpoint = best
+
+def rank_file(rank: int) -> str:
+    """Return the name of what only this process restores."""
+    return f"rank-{rank}.pt"
 
 
 def write_state(path: Path, state: Any) -> None:
