@@ -297,11 +297,20 @@ def _routes(hub: LocalHub) -> FastAPI:
         return {}
 
     @app.get("/api/{kind}s/{user}/{name}/tree/{revision}")
-    def tree(request: Request, kind: str, user: str, name: str, revision: str) -> list[dict]:
-        assert request.query_params["recursive"].lower() in ("true", "1")
-        repository = hub.find(request, kind, f"{user}/{name}")
-        files = repository.trees[repository.resolve(unquote(revision))]
-        return [file.entry(path) for path, file in sorted(files.items())]
+    @app.get("/api/{kind}s/{user}/{name}/tree/{revision}/{folder}")
+    def tree(
+        request: Request, kind: str, user: str, name: str, revision: str, folder: str = ""
+    ) -> list[dict]:
+        repository, start = hub.find(request, kind, f"{user}/{name}"), f"{unquote(folder)}/".lstrip("/")
+        recursive, listed = request.query_params.get("recursive", "").lower() in ("true", "1"), {}
+        for path, file in sorted(repository.trees[repository.resolve(unquote(revision))].items()):
+            first, slash, _ = path.removeprefix(start).partition("/")
+            if path.startswith(start) and slash and not recursive:
+                inner = start + first
+                listed[inner] = {"type": "directory", "path": inner, "oid": "0" * 40, "size": 0}
+            elif path.startswith(start):
+                listed[path] = file.entry(path)
+        return list(listed.values())
 
     @app.post("/api/{kind}s/{user}/{name}/preupload/{revision}")
     async def preupload(request: Request, kind: str, user: str, name: str, revision: str) -> dict:

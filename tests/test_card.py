@@ -103,7 +103,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
     for title, one in swapped.items():
         assert row(title, one["auroc"], one["sensitivity"], one["specificity"]) in text
     assert f"| pairs matched by appearance | {shown(appearance['matched_auroc'])} | | |\n" in text
-    title = "appearance contradicts the label (101 NORMAL, 201 PNEUMONIA) | "
+    title = "appearance contradicts the label (101 NORMAL, 201 PNEUMONIA) |"
     assert row(title, *(appearance["contradicting"][key] for key in rates)) in text
     for name, one in report["checks"]["shortcuts"].items():
         means = one["mean_probability"]

@@ -194,10 +194,17 @@ def tab(browser, page_server):
     tab.close()
 
 
+PANEL = "[role=tabpanel]:visible"
+
+
 def _send(tab, *paths: object) -> None:
-    tab.set_input_files("[role=tabpanel]:visible input[type=file]", [str(path) for path in paths])
-    tab.get_by_text(Path(paths[-1]).stem).first.wait_for()
+    tab.set_input_files(f"{PANEL} input[type=file]", [str(path) for path in paths])
+    tab.locator(f"{PANEL} .file-preview").wait_for()  # they are uploaded
     tab.get_by_role("button", name="Read them").click()
+
+
+def _take_away(tab) -> None:
+    tab.locator(PANEL).get_by_role("button", name="Clear").click()
 
 
 def _steps(path: Path, gray: int) -> Path:
@@ -218,7 +225,7 @@ def test_many_films_become_a_table_that_sorts_by_keyboard_and_downloads(tab, tmp
         archive.writestr("../../evil.png", _steps(tmp_path / "film.png", 30).read_bytes())
         archive.writestr("more.zip", b"")
     _send(tab, *paths, *(tmp_path / name for name in ("=1+1.png", "page.jpg", "ward.zip")))
-    tab.get_by_role("table").wait_for()
+    tab.get_by_role("link", name="Download as CSV").wait_for()
 
     def films() -> list[str]:
         return [text.strip() for text in tab.locator("tbody th").all_inner_texts()]
@@ -253,11 +260,10 @@ def test_with_other_files_the_table_goes_and_a_refusal_stands_in_its_place(tab, 
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(501):
             archive.writestr(f"{number:03d}.png", PNG)
-    panel = tab.get_by_role("tabpanel", name="Many films")
     link = tab.get_by_role("link", name="Download as CSV")
     _send(tab, _steps(tmp_path / "film.png", 200))
     link.wait_for()
-    panel.get_by_role("button", name="Clear").click()
+    _take_away(tab)
     link.wait_for(state="detached")
     _send(tab, tmp_path / "many.zip")
     tab.get_by_role("alert").filter(has_text="more than 500 films; send them in several parts").wait_for()
@@ -269,7 +275,7 @@ def test_films_that_are_taken_away_while_they_are_read_get_no_table(tab, page_se
         with tab.expect_response("**/queue/join*"):
             _send(tab, _steps(tmp_path / "film.png", 200))
         tab.wait_for_timeout(500)
-        tab.get_by_role("tabpanel", name="Many films").get_by_role("button", name="Clear").click()
+        _take_away(tab)
         tab.wait_for_timeout(500)
     finally:
         page_server.classifier.free.set()

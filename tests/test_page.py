@@ -99,23 +99,18 @@ def test_a_photograph_is_refused_without_any_number_wherever_the_slider_is(tab, 
     assert tab.inner_text("#film-answer .answer-region") == said
 
 
-def test_an_example_is_taken_by_keyboard_and_said_to_be_simulated(tab, classifier):
-    examples = simulated_examples()
-    for number, key in ((0, "Enter"), (3, "Space")):
-        button = tab.locator("[data-example]").nth(number)
-        button.focus()
-        assert button.evaluate("button => getComputedStyle(button).outlineStyle") != "none"
-        tab.keyboard.press(key)
-        assert _answer(tab, examples[number].caption) == _line(classifier, examples[number].film)
-        assert tab.locator(f"#film-answer >> text={SIMULATED}").count() == 1
-
-
-def test_the_slider_changes_decision_and_sentence_by_keyboard_and_goes_back(tab, classifier):
-    _example(tab, 0)
+def test_by_keyboard_an_example_is_taken_and_the_slider_changes_decision_and_sentence(tab, classifier):
+    example = simulated_examples()[0]
+    button = tab.locator("[data-example]").first
+    button.focus()
+    assert button.evaluate("button => getComputedStyle(button).outlineStyle") != "none"
+    tab.keyboard.press("Enter")
+    assert _answer(tab, example.caption) == _line(classifier, example.film)
+    assert tab.locator(f"#film-answer >> text={SIMULATED}").count() == 1
     card, found = "#film-answer .answer-region", "#film-found"
     before, own = tab.inner_text(card), tab.inner_text(found)
     points, slider = classifier.trade_off, tab.locator(SLIDER)
-    probability = classifier(simulated_examples()[0].film).probability
+    probability = classifier(example.film).probability
     for key, index in (("Home", 0), ("End", -1)):
         _slide(tab, key)
         assert slider.get_attribute("aria-valuetext").startswith("Operating point ")
@@ -133,17 +128,6 @@ def test_the_slider_changes_decision_and_sentence_by_keyboard_and_goes_back(tab,
     assert slider.input_value() == str(points["threshold"].index(classifier.threshold))
 
 
-def test_the_prevalence_moves_the_predictive_values_only(tab):
-    _slide(tab, "Home")  # all are called pneumonia there: the PPV is the prevalence
-    before = tab.inner_text("#film-found")
-    tab.fill("#film-prevalence input", "0.5")
-    words = "Where 5 of 1,000 films show pneumonia, fewer than 1 of 100 films called pneumonia show one"
-    tab.wait_for_selector(f"#film-worth >> text={words}", timeout=WAIT)
-    assert tab.inner_text("#film-found") == before
-    tab.fill("#film-prevalence input", "100")
-    tab.wait_for_selector("#film-worth >> text=enter a prevalence from 0.1 to 99.9", timeout=WAIT)
-
-
 def test_a_broken_file_is_one_sentence_and_the_earlier_answer_is_gone(tab, tmp_path, capfd):
     _example(tab, 0)
     (tmp_path / "secret-name.png").write_bytes(b"<html>login</html>")
@@ -158,12 +142,16 @@ def test_a_broken_file_is_one_sentence_and_the_earlier_answer_is_gone(tab, tmp_p
     assert "Traceback" not in printed.err and "secret-name" not in printed.out + printed.err
 
 
-def test_clear_leaves_the_page_as_new(tab):
+def test_the_prevalence_moves_its_own_sentence_and_clear_leaves_the_page_as_new(tab):
     fresh = tab.inner_text("#one-film")
     _example(tab, 2)
     _slide(tab, "End")
-    tab.fill("#film-prevalence input", "50")
-    tab.wait_for_selector("#film-worth >> text=Where 50 of 100", timeout=WAIT)
+    found = tab.inner_text("#film-found")
+    # The prevalence moves the predictive values only.
+    for prevalence, words in (("100", "enter a prevalence from 0.1 to 99.9"), ("0.5", "Where 5 of 1,000")):
+        tab.fill("#film-prevalence input", prevalence)
+        tab.wait_for_selector(f"#film-worth >> text={words}", timeout=WAIT)
+    assert tab.inner_text("#film-found") == found
     tab.locator("#film-clear").press("Enter")
     tab.wait_for_function("fresh => document.querySelector('#one-film').innerText === fresh", arg=fresh)
     assert tab.input_value("#film-prevalence input") == "20"
