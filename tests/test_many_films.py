@@ -16,7 +16,14 @@ from test_inputs import PNG
 
 from hf_pneumonia.data.film import read_film
 from hf_pneumonia.inference.inputs import find_films
-from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN, Prediction
+from hf_pneumonia.inference.prediction import (
+    NORMAL,
+    NOT_A_FILM,
+    NOT_ASSESSED,
+    PNEUMONIA,
+    UNCERTAIN,
+    Prediction,
+)
 from hf_pneumonia.page import many_films
 from hf_pneumonia.page.answer import UNREADABLE, answer_html
 from hf_pneumonia.page.many_films import (
@@ -84,7 +91,8 @@ def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
     ]
     assert [confidence(row) for row in rows] == [1.0, None, None, 0.8, None, 0.8, None]
     assert [bool(row.thumbnail) for row in rows] == [True, False, False, True, True, True, True]
-    assert count_rows(rows) == {PNEUMONIA: 1, NORMAL: 2, UNCERTAIN: 1, NOT_A_FILM: 1, UNREADABLE: 2}
+    counted = {PNEUMONIA: 1, NORMAL: 2, UNCERTAIN: 1, NOT_A_FILM: 1, NOT_ASSESSED: 0, UNREADABLE: 2}
+    assert count_rows(rows) == counted
 
 
 def test_films_that_are_left_when_the_time_is_over_are_not_read(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from hf_pneumonia.data.film import read_film
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.prediction import NOT_A_FILM, Prediction
-from hf_pneumonia.page.answer import prediction_line
+from hf_pneumonia.inference.prediction import NOT_A_FILM, NOT_ASSESSED, Prediction
+from hf_pneumonia.page.answer import WORDS, prediction_line
 from hf_pneumonia.page.examples import SIMULATED, Example, gallery_html, real_examples, simulated_examples
 from hf_pneumonia.page.one_film import card_html, look_at, read_upload
 
@@ -39,15 +39,18 @@ def test_what_is_said_of_a_film_is_the_classifiers_answer_in_plain_values(classi
     assert look_at(classifier, film, "film.jpeg", heat_map=False)[1]["heat"] is None
 
 
-def test_of_what_is_no_chest_film_no_probability_goes_to_the_browser(film):
+@pytest.mark.parametrize("decision", [NOT_A_FILM, NOT_ASSESSED])
+def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(film, decision):
     heat = np.ones((4, 4), np.float32)
-    refused = Prediction("PNEUMONIA", 0.8125, 0.5, NOT_A_FILM, "a colour picture", heat)
+    refused = Prediction("PNEUMONIA", 0.8125, 0.5, decision, "a colour picture", heat)
     said, shown = look_at(lambda film, heat_map: refused, film, "cat.png", heat_map=True)
-    assert said["probability"] is None and "81" not in json.dumps(said) and shown["heat"] is None
+    assert shown["heat"] is None
     # Wherever the slider is, its card is the same.
-    classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75))
+    classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75), decide=lambda *_: "pneumonia")
     (card,) = {card_html(classifier, said, threshold) for threshold in (0.5, 0.1, 0.99)}
-    assert "Not a chest film" in card and "a colour picture" in card and "%" not in card
+    assert WORDS[decision] in card and "a colour picture" in card and "%" not in card
+    forced = card_html(classifier, said, 0.5, force=True)
+    assert "Pneumonia" in forced and "81%" in forced and "Warning: a colour picture" in forced
 
 
 def _said(probability: float, name: str = "film.jpeg", note: str = "") -> dict:
@@ -86,8 +89,8 @@ def test_the_simulated_examples_are_two_of_each_class_of_the_simulated_test_spli
     captions = [example.caption for example in examples]
     assert captions == 2 * ["Simulated, normal"] + 2 * ["Simulated, pneumonia"]
     assert all(example.film.mode == "L" and example.note == SIMULATED for example in examples)
-    write_dataset(tmp_path / "phantoms", patients=12, size=32, workers=1)
-    tested = {int(re.search(r"\d+", path.stem)[0]) for path in (tmp_path / "phantoms/test").rglob("*.*")}
+    write_dataset(tmp_path / "phantoms", patients=12, size=64, workers=1)
+    tested = {int(re.search(r"\d+", path.stem)[0]) for path in (tmp_path / "phantoms/test").rglob("*/*.*")}
     held_out = [film.image for patient in tested for film in simulate_patient(patient)]
     for example in examples:
         assert any(np.array_equal(example.film, film) for film in held_out)
