@@ -101,6 +101,7 @@ def train(args: Recipe, recipe: dict) -> None:
             split=args.split,
             split_seed=args.split_seed,
             covid=args.covid,
+            uncertain=args.uncertain,
         )
     check_same_films(films)
     seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
@@ -119,7 +120,7 @@ def train(args: Recipe, recipe: dict) -> None:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
     # Flags that do not go together, or lack a package.
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+        raise UsageError(" ".join(str(error).split())) from error
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
     findings = None

@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from hf_pneumonia.data.labels import COVID, PHANTOMS
+from hf_pneumonia.data.labels import COVID, PHANTOMS, UNCERTAIN
 from hf_pneumonia.errors import UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
@@ -144,6 +144,7 @@ def _films(args: argparse.Namespace, size: int, one_class: bool = False):
         split=args.split,
         split_seed=args.split_seed,
         covid=args.covid,
+        uncertain=args.uncertain,
         must_split=False,
         one_class=one_class,
     )
@@ -229,6 +230,7 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
     command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 films")
+    command.add_argument("--uncertain", choices=UNCERTAIN, default="drop", help="of findings in tables")
     command.add_argument("--cache_dir", type=Path, help="where decoded films are kept")
 
 

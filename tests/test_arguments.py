@@ -76,6 +76,11 @@ def test_neither_place_nor_token_stands_in_the_resolved_recipe(recipe):
     assert not {"hub_token", "cache_dir", "output_dir"} & resolved.keys()
 
 
+def test_an_architecture_by_its_name_on_the_hub_is_timms_own():
+    args, recipe = _parse("--model", "hf-hub:timm/resnet18.a1_in1k")
+    assert args.model == recipe["model"] == "resnet18.a1_in1k"
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_of_the_project_is_valid(path):
     assert _parse(str(path))[0].output_dir == f"runs/{path.stem}"
@@ -111,6 +116,9 @@ def test_a_file_that_is_no_recipe_is_an_error_of_one_line(recipe, text, message)
         ("none.yaml", "none.yaml: no such recipe"),
         ("--learning_rate fast", "invalid float value: 'fast'"),
         ("--no_such_flag 1", "unrecognized arguments: --no_such_flag"),
+        ("--warmup_ratio 0.1", "--warmup_ratio 0.1; --warmup_steps below 1"),
+        ("--uncertain maybe", "--uncertain .* drop, positive, negative, got 'maybe'"),
+        ("--covid all", "--covid .* drop, pneumonia, keep, got 'all'"),
         ("--drop_rate 1.5", "--drop_rate .* 0 to 0.99, got 1.5"),
         ("--rotation nan", "--rotation .* 0 to 180, got nan"),
         ("--rotation 20 200", "--rotation .* 0 to 180, got 200"),

@@ -112,13 +112,14 @@ def prepare_films(
     split: str = "official",
     split_seed: int = 0,
     covid: str = "drop",
+    uncertain: str = "drop",
     must_split: bool = True,
     one_class: bool = False,
 ) -> FilmSet:
     """Load sources, decode their images once, find copies, and split by patient.
 
     Args:
-        sources, covid, one_class: as for `load_films`.
+        sources, covid, uncertain, one_class: as for `load_films`.
         size: side of the decoded images in pixels.
         cache_dir: for decoded, unpacked and simulated images.
         max_unreadable: largest share of unreadable images that is accepted, 0 to 1.
@@ -128,7 +129,7 @@ def prepare_films(
         UsageError: a source can't be used, too many images can't be read, or there are too few to split.
     """
     parse_split(split)  # an error before anything is decoded
-    table = load_films(sources, cache_dir, covid, one_class)
+    table = load_films(sources, cache_dir, covid, one_class, uncertain)
     store = open_store(table["image"], size, cache_dir)
     _check_readable(store, table["file"], max_unreadable)
     return settle_films(table, store, split=split, split_seed=split_seed, must_split=must_split)

@@ -13,6 +13,9 @@ PHANTOMS = ("phantom", "phantom:shortcut")
 # What to do with images of COVID-19, a class of its own in some data sets.
 COVID = ("drop", "pneumonia", "keep")
 
+# What to do with images whose finding is uncertain (-1 in CheXpert and MIMIC-CXR).
+UNCERTAIN = ("drop", "positive", "negative")
+
 # Compared after lower-casing and dropping everything but letters: "0_normal" and "No Finding" are found here.
 _NORMAL = {"normal", "normals", "healthy", "nofinding", "nofindings"}
 _NORMAL |= {"nopneumonia", "nonpneumonia", "notpneumonia"}

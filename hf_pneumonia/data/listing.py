@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "class")
 
-# What is done with images whose finding is uncertain (-1 in CheXpert and MIMIC-CXR).
-UNCERTAIN = ("drop", "positive", "negative")
-
 # Compared in lower case and without anything but letters. The first that a file has is taken.
 _IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
 _IMAGE += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
@@ -122,7 +119,7 @@ def films_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
 
     Args:
         file: the table.
-        uncertain: one of UNCERTAIN.
+        uncertain: one of `labels.UNCERTAIN`.
 
     Raises:
         UsageError: a column is missing, a row has no known label or split, an image has two labels, or no

@@ -15,11 +15,12 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.data.cache import default_cache
-from hf_pneumonia.data.labels import COVID
+from hf_pneumonia.data.labels import COVID, UNCERTAIN
 from hf_pneumonia.data.settings_file import read_yaml
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
+from hf_pneumonia.modeling.build import timm_name
 from hf_pneumonia.training.imbalance import IMBALANCE
 
 # Fields of TrainingArguments that decide what a run computes: written to the resolved recipe though unsaid.
@@ -91,6 +92,9 @@ class Recipe(TrainingArguments):
     split_seed: int = _option(0, "Seed of the splits that are cut.")
     covid: str = _option(
         "drop", "Images of COVID-19: drop; pneumonia, to count them as such; or keep, apart."
+    )
+    uncertain: str = _option(
+        "drop", "Images whose finding a table calls uncertain (-1 in CheXpert): drop, positive or negative."
     )
     allow_leakage: bool = _option(False, "Train in spite of leakage; the report and config.json say so.")
     model: str = _option("resnet18.a1_in1k", "timm architecture, by name.")
@@ -230,8 +234,10 @@ class Recipe(TrainingArguments):
                 f"got {self.metric_for_best_model!r}"
             )
         parse_split(self.split)
-        if self.covid not in COVID:
-            raise UsageError(f"--covid expects one of {', '.join(COVID)}, got {self.covid!r}")
+        for name, choices in (("covid", COVID), ("uncertain", UNCERTAIN)):
+            if (given := getattr(self, name)) not in choices:
+                raise UsageError(f"--{name} expects one of {', '.join(choices)}, got {given!r}")
+        self.model = timm_name(self.model)
         if self.imbalance not in IMBALANCE:
             raise UsageError(f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}")
         if self.push_to_hub:
@@ -273,6 +279,8 @@ def default_values() -> dict:
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         hint = "; the recipe comes first" if re.search(r"unrecognized.*\.ya?ml", message) else ""
+        if "--warmup_ratio" in message:
+            hint = "; --warmup_steps below 1 is a share of all steps"
         raise UsageError(_without_tokens(message) + hint)
 
     def format_help(self) -> str:
@@ -318,7 +326,7 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
     try:
         recipe = Recipe(**given)
     except (ValueError, ImportError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+        raise UsageError(" ".join(str(error).split())) from error
     own = [name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__]
     resolved = {**given, **{name: getattr(recipe, name) for name in (*own, *_DECISIVE)}}
     return recipe, {
