@@ -116,11 +116,11 @@ RECIPE_KEYS = tuple(
     """
     dataset model pretrained image_size drop_rate split split_seed covid uncertain allow_leakage
     max_unreadable seed data_seed num_train_epochs max_steps per_device_train_batch_size
-    per_device_eval_batch_size gradient_accumulation_steps optim adam_l2 learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon
-    max_grad_norm lr_scheduler_type lr_scheduler_kwargs lr_step_epochs warmup_steps layer_decay
-    label_smoothing_factor imbalance frozen_epochs frozen_learning_rate ema_decay early_stopping_epochs
-    metric_for_best_model rotation zoom proportions shift resolution blur exposure noise horizontal_flip mixup
-    cutmix small_epochs small_size checks ood bf16 fp16
+    per_device_eval_batch_size gradient_accumulation_steps optim adam_l2 learning_rate weight_decay
+    adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type lr_scheduler_kwargs lr_step_epochs
+    warmup_steps layer_decay label_smoothing_factor imbalance frozen_epochs frozen_learning_rate ema_decay
+    early_stopping_epochs metric_for_best_model rotation zoom proportions shift resolution blur exposure
+    noise horizontal_flip mixup cutmix small_epochs small_size checks ood bf16 fp16
     """.split()
 )
 
