@@ -149,3 +149,13 @@ def test_films_that_go_away_while_they_are_decoded_make_no_store(images, tmp_pat
     with pytest.raises(UsageError, match="changed or went away"):
         open_store(images, 32, tmp_path / "cache")
     assert list((tmp_path / "cache" / "films").iterdir()) == []
+
+
+def test_a_mask_among_the_images_is_left_out_with_its_reason(tmp_path):
+    write_film(tmp_path / "a.png", 0, np.random.default_rng(0))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (10, 10, 40, 40))
+    mask.save(tmp_path / "b.png")
+    images = [{"path": str(tmp_path / name), "bytes": None} for name in ("a.png", "b.png")]
+    store = open_store(images, 32, tmp_path / "cache")
+    assert list(store.unreadable) == [1] and "mask" in store.unreadable[1]

@@ -9,19 +9,21 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from test_dicom import _dicom
 
 from hf_pneumonia.data import film as module
 from hf_pneumonia.data.film import (
     MAX_BYTES,
     UnreadableFilm,
+    few_grays,
     film_array,
     is_one_film,
     read_any_film,
     read_film,
     squash,
 )
+from hf_pneumonia.data.phantom import simulate_patient
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
 GRAY = Image.fromarray(GRADIENT)
@@ -363,3 +365,16 @@ def test_one_film_and_several_are_told_apart():
         assert is_one_film(one)
     for several in (["a"], ("a",), iter("ab"), {"a"}, [], map(str, [])):
         assert not is_one_film(several)
+
+
+def test_a_mask_is_told_by_its_grays_and_no_chest_or_blank_picture_is_one():
+    mask = Image.new("L", (224, 224))
+    draw = ImageDraw.Draw(mask)
+    draw.ellipse((20, 40, 100, 200), fill=255)
+    draw.ellipse((124, 40, 204, 200), fill=128)
+    pressed = io.BytesIO()
+    mask.save(pressed, "JPEG", quality=75)
+    chest = Image.fromarray(simulate_patient(1, size=224)[0].image)
+    dim = chest.point(lambda gray: 90 + gray // 8)
+    found = [few_grays(one) for one in (mask, Image.open(pressed), chest, dim, Image.new("L", (64, 64), 7))]
+    assert found == [True, True, False, False, False]
