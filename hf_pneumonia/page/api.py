@@ -23,7 +23,6 @@ _PREDICT = f"""What the model says of one chest film.
 
 film: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most
 {MAX_FILE_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} megapixels; upload it with handle_file.
-force: answer also for an image that is refused.
 
 Returns a dict:
 prediction: "Pneumonia", "Normal", "Uncertain - have it read", "Not assessed" (unlike the X-rays that
@@ -33,7 +32,7 @@ decision: "pneumonia", "normal", "uncertain", "not assessed" or "not a chest fil
 label: "PNEUMONIA" where probability is at least threshold, else "NORMAL"; null for what is refused;
 probability: of pneumonia, calibrated, 0 to 1; null for what is refused;
 threshold: the model's operating point, 0 to 1;
-reason: why it is refused, or would be without force; "" otherwise;
+reason: why it is refused; "" otherwise;
 model: the model's name.
 A file that can't be read is an error that says why. Not a medical device.
 
@@ -46,7 +45,6 @@ _PREDICT_BATCH = f"""What the model says of up to {MAX_FILMS} chest films.
 
 films: files as for /predict, and zip files of them; {MAX_FILE_BYTES >> 20} MB each,
 {MAX_UNPACKED_BYTES >> 20} MB in all once unpacked.
-force: answer also for images that are refused.
 
 Returns a dict:
 films: one dict per film in order, as /predict returns it, without model, and with
@@ -67,17 +65,16 @@ def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Imag
     """Add both to the open gr.Blocks. Arguments as `build_page`."""
 
     @errors_told()
-    def predict(film: FileData, force: bool = False) -> dict:
-        prediction = classifier(read(uploaded(film).path), force=force)
+    def predict(film: FileData) -> dict:
+        prediction = classifier(read(uploaded(film).path))
         return {**_answer(row_of("", prediction)), "model": classifier.name}
 
     @errors_told()
-    def predict_batch(films: list[FileData], force: bool = False) -> dict:
+    def predict_batch(films: list[FileData]) -> dict:
         if not isinstance(films, list):
             raise UsageError("expected a list of files, got one thing")
         found = films_of(map(uploaded, films))
-        batches = score_films(classifier, read, found, thumbnails=False, force=force)
-        rows = [row for batch in batches for row in batch]
+        rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
         return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}
 
     gr.api(predict, api_name="predict", api_description=_PREDICT)

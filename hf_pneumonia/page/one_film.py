@@ -194,8 +194,8 @@ def one_film_tab(
     # With a new choice the last image goes, though the new one may never come.
     empty = "() => [null, null, '', '', null]"
     parts.gallery.input(None, None, [said, view, card, short, answered], js=empty, **_AT_ONCE)
-    everything = [parts.slider, parts.prevalence, parts.file, said, view, answered, *moved]
-    as_new = json.dumps([own, USUAL_PREVALENCE, None, None, None, None, *fresh])
+    everything = [parts.slider, parts.prevalence, parts.force, parts.file, said, view, answered, *moved]
+    as_new = json.dumps([own, USUAL_PREVALENCE, False, None, None, None, None, *fresh])
     clear = f"() => {{ window.oneFilm.clear(); return {as_new}; }}"
     parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
     sliding = {"trigger_mode": "always_last", **_AT_ONCE}
