@@ -73,6 +73,18 @@ def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_sta
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_picture_is_refused_by_layout_or_one_stage_alone(gate):
+    """Each of the distances decides by its own limit: the others may be as small as they like."""
+    squares, (stage,) = _taught(3, 2)
+    usual = gate.scores(squares, [stage])
+    strange_stage = gate.scores(squares, [stage + 3 * gate.stages[0].scale])
+    strange_layout = gate.scores(squares[:, ::-1], [stage])
+    assert usual.max() < 1 and strange_stage.min() > 1 and strange_layout.min() > 1
+    for part, found in enumerate((strange_layout, strange_stage)):
+        changed = (squares[:, ::-1], [stage]) if part == 0 else (squares, [stage + 3 * gate.stages[0].scale])
+        np.testing.assert_allclose(found, gate.distances(*changed)[:, part] / gate.limits[part])
+
+
 @pytest.mark.parametrize("name", ["test_mambaout", "test_vit"])
 def test_networks_with_channels_last_and_with_tokens_are_watched_too(name):
     network = timm.create_model(name, num_classes=2).eval()
