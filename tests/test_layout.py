@@ -59,6 +59,17 @@ def test_a_data_set_that_is_called_segmentation_data_is_a_data_set(tmp_path):
     assert read(tmp_path) == {f"{inside}/images/a.dcm": ("Normal", "train", None)}
 
 
+def test_non_covid_is_pneumonia_in_covid_qu_ex_and_asked_about_elsewhere(tmp_path, caplog):
+    for name in ("COVID-19", "Non-COVID", "Normal"):
+        put(tmp_path, f"Train/{name}/images/{name}.dcm", f"Train/{name}/lung masks/{name}.dcm")
+    caplog.set_level("INFO")
+    assert {row[0] for row in read(tmp_path).values()} == {"COVID-19", "PNEUMONIA", "Normal"}
+    assert "COVID-QU-Ex" in caplog.text
+    put(tmp_path / "other", "COVID-19/images/a.dcm", "Non-COVID/images/b.dcm")
+    with pytest.raises(UsageError, match="'Non-COVID'"):
+        read(tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     "folder", ["NORMAL/enhanced", "train/NORMAL/old stuff", "TB", "train/TB", "train/TB/images"]
 )

@@ -1,5 +1,6 @@
 """Folder layouts: what the folders between a data set and an image say (split, class, patient, left out)."""
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from pathlib import PurePath
 from hf_pneumonia.data.labels import is_class, label_of, patient_of
 from hf_pneumonia.data.rows import split_of, words
 from hf_pneumonia.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # Words in the names of folders. A name is read as words: `lung_masks`, "Lung Masks" and `lungMasks` are one.
 _COMPANIONS = frozenset(
@@ -73,7 +76,7 @@ def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], lis
     """
     left_out: list[str] = []
     parts = {image: PurePath(image).parts[:-1] for image in images}
-    parts = _without_companions(parts, left_out)
+    parts = _without_companions(_known_classes(parts, root), left_out)
     wrappers = _outer_names(parts.values())
     found = {image: _Roles(folders, wrappers) for image, folders in parts.items()}
     found = _one_data_set(found, root, left_out)
@@ -109,6 +112,18 @@ class _Roles:
             for at in range(first, len(folders))
             if known and at not in known and not _is_container(folders[at])
         ]
+
+
+def _known_classes(parts: dict, root: str) -> dict:
+    """Read "Non-COVID" as pneumonia in COVID-QU-Ex, known by its lung masks; elsewhere it may be normal."""
+    names = {name.lower() for folders in parts.values() for name in folders}
+    if not {"lung masks", "non-covid"} <= names:
+        return parts
+    logger.info("%s: read as COVID-QU-Ex: Non-COVID is PNEUMONIA", root)
+    named = {"non-covid": "PNEUMONIA"}
+    return {
+        image: tuple(named.get(name.lower(), name) for name in folders) for image, folders in parts.items()
+    }
 
 
 def _without_companions(parts: dict, left_out: list[str]) -> dict:
