@@ -203,7 +203,7 @@ def test_another_model_and_a_changed_film_are_scored_anew(finished_run, films, s
     first = sorted((films / "NORMAL").iterdir())[0]
     os.utime(first, ns=(1, first.stat().st_mtime_ns + 1))
     _predict(finished_run, films, "--output", stopped)
-    assert asked[0] == 1 and 20 <= sum(asked) <= 24
+    assert 1 in asked and 20 <= sum(asked) <= 24  # batches are scored by threads, in any order
 
 
 @pytest.mark.slow
