@@ -118,6 +118,7 @@ def train(args: Recipe, recipe: dict) -> None:
     datasets = [FilmDataset(films, split, args.device) for split in ("train", "validation")]
     try:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
+        trainer.create_optimizer()
     # Flags that do not go together, or lack a package.
     except (ValueError, RuntimeError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
@@ -218,7 +219,8 @@ def print_summary(folder: Path, report: dict) -> None:
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     print(f"run folder: {folder}")
     print(f"next:  {python} app.py --model {folder}")
-    print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
+    if "checks" in report:  # the card states their results
+        print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
 
 
 if __name__ == "__main__":

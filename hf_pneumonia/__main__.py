@@ -19,7 +19,8 @@ from hf_pneumonia.errors import UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
 SOURCE = (
-    "phantom, phantom:shortcut, a folder, a .zip or .csv file, kaggle:owner/name, or a Hub id (user/name)"
+    "phantom, phantom:shortcut, a folder, a .zip, .tar or .csv file, kaggle:owner/name, or a Hub id "
+    "(user/name); train=, validation= or test= in front says what it is"
 )
 
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """find unreadable films, copies, leaks and shortcuts; draw the films; write a page and a manifest"""
+    _quiet_libraries()
     films = _films(args, 224)
     # Imported late: these take their time.
     from hf_pneumonia.evaluation.audit import PAGE, summary, write_audit

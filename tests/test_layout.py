@@ -41,6 +41,7 @@ def read(root: Path) -> dict[str, tuple]:
         ["Normal/GradCAM/Normal-1.dcm", "heatmaps/Normal/Normal-1.dcm"],
         ["Normal/images/Normal-1_mask.dcm", "Normal/images/Normal-1-overlay.dcm"],
         ["Normal/BBox_Annotations/Normal-1.dcm", "Normal/Thumbnails/Normal-1.dcm"],
+        ["Normal/lateral/Normal-1.dcm", "Normal/images/view2_lateral.dcm"],
     ],
 )
 def test_what_accompanies_images_is_left_out_and_counted(tmp_path, caplog, companions):
@@ -139,6 +140,14 @@ def test_a_picture_beside_the_data_set_is_left_out_by_its_folder(tmp_path, caplo
     assert "1 images in ., in no class folder" in caplog.text and "1 images in poster" in caplog.text
 
 
+def test_folders_of_patients_and_parts_around_the_classes_are_one_data_set(tmp_path):
+    put(tmp_path, "0017/NORMAL/a.dcm", "0018/PNEUMONIA/b.dcm", "part/images_001/NORMAL/c.dcm")
+    with pytest.raises(UsageError, match="part"):
+        read(tmp_path)
+    put(tmp_path / "parts", "images_001/NORMAL/a.dcm", "images_002/PNEUMONIA/b.dcm")
+    assert len(read(tmp_path / "parts")) == 2
+
+
 @pytest.mark.parametrize(
     ("file", "patient"),
     [
@@ -151,6 +160,9 @@ def test_a_picture_beside_the_data_set_is_left_out_by_its_folder(tmp_path, caplo
         ("NORMAL/1.2.826.0.1.3680043.8.498/1.2.3.4/1.dcm", "1.2.826.0.1.3680043.8.498"),
         ("NORMAL/patient00003_study1_view1.dcm", "patient00003"),
         ("train/NORMAL/0017/a.dcm", "0017"),
+        ("0017/NORMAL/a.dcm", "0017"),
+        ("images_001/NORMAL/a.dcm", None),
+        ("NORMAL/2019/a.dcm", None),
         ("NORMAL/person7_virus_12.dcm", "person7_virus"),
         ("NORMAL/images/a.dcm", None),
         ("NORMAL/study1/view1.dcm", None),

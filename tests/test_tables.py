@@ -25,25 +25,26 @@ def read(root: Path, **options) -> dict[str, tuple]:
 
 
 def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
+    folder = tmp_path / "nih"
     names = [f"0000001{patient}_00{visit}.png" for patient in (1, 2) for visit in (0, 1)]
     for name in names:
-        put(tmp_path, f"images_001/images/{name}")
+        put(folder, f"images_001/images/{name}")
     table(
-        tmp_path / "Data_Entry_2017.csv",
+        folder / "Data_Entry_2017.csv",
         "Image Index,Finding Labels,Patient ID,View Position",
         *(f"{name},{found},{patient},PA" for name, found, patient in zip(
             names, ("No Finding", "Pneumonia|Infiltration", "Mass|Nodule", "No Finding"), (11, 11, 12, 12),
             strict=True)),
     )  # fmt: skip
-    table(
-        tmp_path / "BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]", f"{names[0]},Mass,1,1,1"
-    )
-    (tmp_path / "train_val_list.txt").write_text("\n".join(names[:2]))
-    (tmp_path / "test_list.txt").write_text("\n".join(names[2:]))
+    table(folder / "BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]", f"{names[0]},Mass,1,1,1")
+    (folder / "train_val_list.txt").write_text("\n".join(names[:2]))
+    (folder / "test_list.txt").write_text("\n".join(names[2:]))
     caplog.set_level("INFO")
-    assert read(tmp_path) == {
+    expected = {
         names[0]: (0, "train", "11"), names[1]: (1, "train", "11"), names[3]: (0, "test", "12"),
     }  # fmt: skip
+    assert read(folder) == expected
+    assert read(tmp_path) == expected  # a folder further up
     assert "NIH" in caplog.text and "left out 1 images: other findings" in caplog.text
 
 

@@ -231,7 +231,8 @@ def _clusters(patient_id: np.ndarray, group: np.ndarray, store: FilmStore) -> np
     least = np.full(len(ids), b"~", dtype="S64")  # after every hexadecimal digit
     hashes = store.facts["sha256"]
     for row in hashes.argsort()[::-1]:
-        least[which[row]] = hashes[row]
+        if row not in store.unreadable:  # which may be equal and still of other patients
+            least[which[row]] = hashes[row]
     return least[which].astype(str)
 
 

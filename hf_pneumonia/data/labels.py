@@ -48,7 +48,7 @@ _PATIENT = re.compile(
     r"(patient[-_ ]?\w*?\d+|p\d{8}|(?:pat|subject|subj|case)[-_ ]?\d+|sub-\w+?)(?=[_.\- ]|$)", re.IGNORECASE
 )
 # Folders that are named by an id alone: 0017, 1.2.840.10008, 3f1c0a9e, a UUID.
-_ID_FOLDER = re.compile(r"\d{3,}|\d+(\.\d+)+|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+_ID_FOLDER = re.compile(r"(?!(?:19|20)\d\d$)\d{3,}|\d+(\.\d+)+|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
 # RSNA: the file is named by the id of the patient, a UUID.
 _UUID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?![0-9a-f])", re.IGNORECASE)
 

@@ -18,12 +18,12 @@ _COMPANIONS = frozenset(
     "mask masks annotation annotations annotated label labels segmentation segmentations segmented seg segs "
     "bbox bboxes boxes contour contours roi rois heatmap heatmaps gradcam cam cams saliency attention "
     "overlay overlays explanation explanations thumbnail thumbnails thumb thumbs preview previews "
-    "eadir recycle trash".split()
+    "eadir recycle trash lateral laterals".split()
 )
 _CONTAINERS = frozenset(
     "image images img imgs picture pictures photo photos scan scans file files data original originals orig "
     "raw xray xrays ray rays x cxr cxrs chest radiograph radiographs radiography png jpg jpeg dicom dicoms "
-    "dcm tiff frontal lateral pa ap view views anat cohen".split()
+    "dcm tiff frontal pa ap view views anat cohen".split()
 )
 # Folders of a project, which often lie beside its images.
 _NO_DATA = frozenset(
@@ -57,6 +57,10 @@ def is_companion(name: str) -> bool:
 def _is_container(name: str) -> bool:
     said = words(name)
     return _ID.fullmatch(name) is not None or (bool(said) and set(said) <= _CONTAINERS)
+
+
+def _is_part(name: str) -> bool:
+    return _is_container(name) and any(letter.isdigit() for letter in name)
 
 
 def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], list[str]]:
@@ -105,8 +109,9 @@ class _Roles:
         self.class_name = folders[classes[-1]] if classes else None
         known = [*splits, *classes]
         first = min(known, default=len(folders))
-        self.wrapper = folders[:first]
-        self.inside = folders[classes[-1] + 1 :] if classes else folders[first:]
+        # Folders of patients and parts (images_001) are no data sets of their own.
+        self.wrapper = tuple(name for name in folders[:first] if not _is_part(name))
+        self.inside = tuple(name for at, name in enumerate(folders) if at not in known)
         self.unknown = [
             at
             for at in range(first, len(folders))
@@ -139,7 +144,10 @@ def _without_companions(parts: dict, left_out: list[str]) -> dict:
             kept[image] = folders
         else:
             gone[companion] += 1
-    left_out += [f"{count} images in {name}, which accompany X-rays" for name, count in sorted(gone.items())]
+    left_out += [
+        f"{count} images in {name}: masks, lateral views and other companions"
+        for name, count in sorted(gone.items())
+    ]
     return kept
 
 

@@ -151,10 +151,9 @@ def films_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") 
         )
     if len(chosen) == 1:
         chosen[0].given_split = None
-    lists = _listed_splits(root)
     rows = []
     for table in chosen:
-        rows += _films_of_table(table, root, uncertain, lists)
+        rows += _films_of_table(table, root, uncertain, _listed_splits(table.file.parent))
     return rows
 
 
@@ -186,12 +185,12 @@ def _joined(tables: list[_Table]) -> list[_Table]:
     return [whole, *(table for table in tables if table not in (*images, whole))]
 
 
-def _listed_splits(root: Path) -> dict[str, str]:
+def _listed_splits(folder: Path) -> dict[str, str]:
     """Split of each image by lists such as NIH's test_list.txt."""
     splits = {}
     for file, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
-        if (root / file).is_file():
-            splits |= dict.fromkeys((root / file).read_text().split(), split)
+        if (folder / file).is_file():
+            splits |= dict.fromkeys((folder / file).read_text().split(), split)
     return splits
 
 

@@ -107,7 +107,8 @@ def _in_split(rows: list[Row], name: str, split: str | None, several: bool) -> l
     own = sorted({row.split for row in rows if row.split})
     if split and own not in ([], [split]):
         raise UsageError(
-            f"--dataset {split}={name}: expected no splits in it, got {', '.join(own)}. Give its folder"
+            f"--dataset {split}={name}: expected no splits in it, got {', '.join(own)}. Name "
+            f"the folders in it one by one: {split}=DIR {split}=DIR"
         )
     if not own and several and _is_local(name):
         split = split or split_of(Path(name).expanduser().resolve().name)
@@ -164,7 +165,7 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
         problem = "it is none of these" if path.exists() else "no such folder"
         raise UsageError(
             "--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
-            f"(user/name), got {name!r}: {problem}"
+            f"(user/name), each with train=, validation= or test= in front or not, got {name!r}: {problem}"
         )
     return _fetch_hub(name)
 

@@ -268,6 +268,7 @@ def make_gate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> Gate |
     rows = [films.rows(split) for split in ("train", "validation")]
     train, validation = (np.sort(np.random.default_rng(0).permutation(one)[:_FILMS]) for one in rows)
     if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
+        logger.warning("no out-of-distribution check: it needs 32 images to train, 8 to validate, and stages")
         return None
     try:
         stage_statistics(model, films.store[train[:1]], 1)
