@@ -117,6 +117,8 @@ def test_a_file_that_is_no_recipe_is_an_error_of_one_line(recipe, text, message)
         ("--learning_rate fast", "invalid float value: 'fast'"),
         ("--no_such_flag 1", "unrecognized arguments: --no_such_flag"),
         ("--warmup_ratio 0.1", "--warmup_ratio 0.1; --warmup_steps below 1"),
+        ("--adam_beta1 2", "--adam_beta1 .* got 2"),
+        ("--dataloader_num_workers -1", "--dataloader_num_workers .* got -1"),
         ("--uncertain maybe", "--uncertain .* drop, positive, negative, got 'maybe'"),
         ("--covid all", "--covid .* drop, pneumonia, keep, got 'all'"),
         ("--drop_rate 1.5", "--drop_rate .* 0 to 0.99, got 1.5"),
