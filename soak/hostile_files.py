@@ -261,7 +261,8 @@ def predict(bench: Bench, rng: np.random.Generator) -> None:
     output = bench.folder / "case" / "scores.csv"
     progress = batch.score_films(bench.classifier, sources, output, None, 4)
     rows = list(batch.rows_of(bench.classifier, sources, progress))
-    if len(rows) != len(sources) or not all(row.error or 0 <= row.probability <= 1 for row in rows):
+    told = [row.error or row.reason or 0 <= row.probability <= 1 for row in rows]
+    if len(rows) != len(sources) or not all(told):
         raise Wrong("rows without a probability or a reason")
 
 
