@@ -183,11 +183,12 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
     nested = all(wrapper[: len(outer)] == outer for wrapper in others)
     if others and not (nested and any(found[image].split for image in sets[outer])):
         names = sorted("/".join(wrapper) or "." for wrapper in sets)
-        folds = all(_FOLD.fullmatch(name.rsplit("/", 1)[-1]) for name in names)
-        how = "train={0} test={1}" if folds else "{0} {1}"
+        parts = [f"{root}/{name}" for name in names[:5]]
+        if all(_FOLD.fullmatch(name.rsplit("/", 1)[-1]) for name in names):
+            parts = [*(f"train={part}" for part in parts[:-1]), f"test={parts[-1]}"]
         raise UsageError(
             f"{root}: expected one data set, got {len(names)}: {_listed(names)}. Give the one that is "
-            f"meant, or several: --dataset {how.format(*(f'{root}/{name}' for name in names))}"
+            f"meant, or several: --dataset {' '.join(parts)}"
         )
     for wrapper in others:
         left_out.append(f"{len(sets[wrapper])} images in {'/'.join(wrapper)}, a data set inside this one")
