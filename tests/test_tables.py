@@ -45,6 +45,8 @@ def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
     }  # fmt: skip
     assert read(folder) == expected
     assert read(tmp_path) == expected  # a folder further up
+    given = load_films(str(folder / "Data_Entry_2017.csv"), tmp_path / "cache")  # the table itself
+    assert given["split"] == ["train", "train", "test"]
     assert "NIH" in caplog.text and "left out 1 images: other findings" in caplog.text
 
 

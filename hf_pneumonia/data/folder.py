@@ -40,11 +40,12 @@ def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     rows, listed = [], 0
     for name in sorted(places, key=lambda name: _order(places[name].split, name, kinds[name])):
         path, place = root / name, places[name]
-        said = metadata.get(path.resolve(), {})
+        image = path.resolve()
+        said = metadata.get(image, {})
         listed += bool(said)
         rows.append(
             Row(
-                image=str(path.resolve()),
+                image=str(image),
                 file=str(path),
                 class_name=_class_name(said) or place.class_name,
                 patient_id=said.get("patient_id") or place.patient,

@@ -80,7 +80,7 @@ def patient_of(file_name: str, folders: Sequence[str] = ()) -> str | None:
 
     Args:
         file_name: without folders.
-        folders: names of the folders between the class, or the split, and the image, the outermost first.
+        folders: names of the folders around it that name neither class nor split, the outermost first.
     """
     return (
         _global_id(file_name)

@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 
 from hf_pneumonia.data.labels import is_class, label_of, patient_of
@@ -48,12 +49,14 @@ class Place:
     patient: str | None
 
 
+@cache  # folders are few, and each holds many images
 def is_companion(name: str) -> bool:
     """Whether a folder is named after what accompanies images: masks, heat maps, thumbnails ..."""
     said = {*words(name), "".join(words(name))}
     return bool(_COMPANIONS & said) and not {"data", "dataset"} & said and not is_class(name)
 
 
+@cache
 def _is_container(name: str) -> bool:
     said = words(name)
     return _ID.fullmatch(name) is not None or (bool(said) and set(said) <= _CONTAINERS)

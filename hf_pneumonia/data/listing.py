@@ -153,7 +153,7 @@ def films_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") 
         chosen[0].given_split = None
     rows = []
     for table in chosen:
-        rows += _films_of_table(table, root, uncertain, _listed_splits(table.file.parent))
+        rows += _films_of_table(table, root, uncertain)
     return rows
 
 
@@ -194,15 +194,14 @@ def _listed_splits(folder: Path) -> dict[str, str]:
     return splits
 
 
-def _films_of_table(
-    table: _Table, root: Path, uncertain: str, lists: dict[str, str] | None = None
-) -> list[Row]:
+def _films_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     file = table.file
     if not table.usable:
         raise UsageError(
             f"{file}: expected columns `path` and `label` (and, where known, `patient_id` and `split`), "
             f"got {', '.join(table.columns.values()) or 'an empty file'}"
         )
+    lists = _listed_splits(file.parent)
     if table.known:
         logger.info("%s: read as %s", file, table.known.name)
     left_out: Counter[str] = Counter()
@@ -243,7 +242,7 @@ def _films_of_table(
     for path, (name, answer) in zip(_locate(file, root, list(answers)), answers.items(), strict=True):
         patient, split = said[name]
         inside = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
-        split = split_of(split) if split else (lists or {}).get(path.name) or table.given_split
+        split = split_of(split) if split else lists.get(path.name) or table.given_split
         patient = patient or patient_of(path.name, inside)
         rows.append(Row(str(path), str(path), answer, patient, name, split))
     return rows

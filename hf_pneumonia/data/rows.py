@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
@@ -22,6 +23,7 @@ _BESIDE = frozenset(
 )
 
 
+@cache
 def split_of(name: str) -> str | None:
     """Split that the name of a folder, or a value of a table, stands for; None for any other name."""
     said = [word for word in words(name) if word not in _BESIDE]

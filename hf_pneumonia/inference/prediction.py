@@ -67,7 +67,7 @@ class FilmClassifier(ABC):
     threshold: float  # a film is called pneumonia from this probability on; 0.5 where the model states none
     operating_point: dict  # all that the model states of it; empty where it states nothing
     band: tuple[float, float] | None  # of uncertain probabilities; None where the model states none
-    trade_off: dict[str, list[float]]  # of `evaluation.trade_off.trade_off`; empty where it states none
+    trade_off: dict[str, list[float]]  # of `evaluation.thresholds.trade_off`; empty where it states none
     notes: list[str]  # what a reader of its answers should know, a line each
 
     def __call__(

@@ -75,7 +75,7 @@ _REPORT = {
                 for name in ("blur", "noise", "jpeg", "exposure", "rotation", "resolution")
             },
         },
-        # A family of file names is letters that five patients or more have in common (subgroups.py).
+        # A family of file names is letters that five patients or more have in common (evaluation/checks.py).
         "subgroups": {"sources": {ANY: _GROUP}, "families": {ANY: _GROUP}},
         "errors": {ANY: _COUNTS},
     },
