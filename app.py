@@ -21,12 +21,15 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     # Here, as the decoding processes import this file, and need neither torch nor Gradio.
+    import transformers
+
     from hf_pneumonia.inference.classifier import PneumoniaClassifier, which_model
     from hf_pneumonia.page.decoder import Decoder
     from hf_pneumonia.page.examples import real_examples, simulated_examples
     from hf_pneumonia.page.guard import UploadFolder
     from hf_pneumonia.page.page import build_page, serve
 
+    transformers.utils.logging.disable_progress_bar()
     model = args.model or which_model(Path(__file__).parent)
     classifier = PneumoniaClassifier.from_pretrained(model)
     with Decoder() as decoder, UploadFolder() as uploads:

@@ -104,14 +104,14 @@ def train(args: Recipe, recipe: dict) -> None:
             uncertain=args.uncertain,
         )
     check_same_films(films)
-    seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
-    leakage = check_leakage(films, seen, args.allow_leakage)
     for name, count in films.counts()["splits"].items():
         logger.info(
             "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
         )
 
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
+    seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
+    leakage = check_leakage(films, seen, args.allow_leakage)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     if args.small_epochs:
         try_films(model, args.model, args.small_size, "--small_size")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import PurePath
 
 from hf_pneumonia.data.labels import is_class, label_of, patient_of
-from hf_pneumonia.data.rows import split_of, words
+from hf_pneumonia.data.rows import SPLITS, split_of, words
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ _ID = re.compile(
     r"[0-9a-f]{8}[0-9a-f-]*",
     re.IGNORECASE,
 )
+
+# Public data sets that are known by class folders or file names; COVID-QU-Ex is in `_known_classes`.
+_RADIOGRAPHY = {"covid", "lung_opacity", "normal", "viral pneumonia"}
+_KERMANY = re.compile(r"person\d+_(bacteria|virus)_\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], lis
         image: Place(roles.class_name, roles.split, patient_of(PurePath(image).name, roles.inside))
         for image, roles in found.items()
     }
+    logger.info("%s: %s", root, _recognised(places))
     return places, left_out
 
 
@@ -206,11 +211,13 @@ def _check_classes(found: dict, root: str) -> None:
     unknown: dict[str, int] = Counter()
     for roles in found.values():
         if roles.class_name is None:
-            for parent in parents:
-                beside = roles.folders[len(parent) : len(parent) + 1]
-                if roles.folders[: len(parent)] == parent and beside and not split_of(beside[0]):
-                    if not set(words(beside[0])) & _NO_DATA:
-                        unknown["/".join((*parent, *beside))] += 1
+            for at, beside in enumerate(roles.folders):
+                if (
+                    roles.folders[:at] in parents
+                    and not split_of(beside)
+                    and not set(words(beside)) & _NO_DATA
+                ):
+                    unknown["/".join(roles.folders[: at + 1])] += 1
         elif roles.unknown:
             unknown["/".join(roles.folders[: roles.unknown[0] + 1])] += 1
     if unknown:
@@ -268,6 +275,18 @@ def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
     stray = Counter("/".join(roles.folders) or "." for roles in found.values() if roles.class_name is None)
     left_out += [f"{count} images in {folder}, in no class folder" for folder, count in sorted(stray.items())]
     return {image: roles for image, roles in found.items() if roles.class_name is not None}
+
+
+def _recognised(places: dict[str, Place]) -> str:
+    """Say which classes and splits were found, and the name of a public data set that has these."""
+    classes = sorted({place.class_name for place in places.values()})
+    splits = [name for name in SPLITS if name in {place.split for place in places.values()}]
+    said = f"class folders {', '.join(classes)}" + (f" in splits {', '.join(splits)}" if splits else "")
+    if {name.lower() for name in classes} == _RADIOGRAPHY:
+        said += ", read as COVID-19 Radiography Database"
+    elif any(_KERMANY.match(PurePath(image).name) for image in places):
+        said += ", read as Kermany et al. (patients by the series in the file names)"
+    return said
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

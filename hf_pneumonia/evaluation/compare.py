@@ -109,6 +109,8 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
     """
     if not folder.is_dir():
         raise UsageError(f"compare expects folders of runs, got {str(folder)!r}: no such folder")
+    if (folder / "seeds.json").is_file():
+        raise UsageError(f"{folder} holds a run for each seed: name these, as in {folder}/seed-*")
     for file in ("report.json", "predictions_test.csv"):
         if not (folder / file).is_file():
             raise UsageError(f"{folder} is no finished run: {file} is missing")

@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
 from hf_pneumonia.data.files import written_whole
+from hf_pneumonia.data.film import few_grays
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import wilson
@@ -191,7 +192,9 @@ def image_problem(film: Image.Image, square: np.ndarray | None = None) -> str:
     levels = film.histogram() if square is None else np.bincount(square.ravel(), minlength=256)
     levels = np.cumsum(levels)
     low, high = np.searchsorted(levels, [0.01 * levels[-1], 0.99 * levels[-1]])
-    return "blank: it has hardly any contrast" if high - low < _FLAT else ""
+    if high - low < _FLAT:
+        return "blank: it has hardly any contrast"
+    return "it has two or three grays, as masks have" if few_grays(film) else ""
 
 
 @contextmanager

@@ -53,6 +53,13 @@ _RANGES = {
     (1, 100_000): "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
 }
 
+# Fields of TrainingArguments that mean nothing here, and why.
+_REFUSED = {
+    "push_to_hub": "a run is published when it is finished, by push_to_hub.py",
+    "neftune_noise_alpha": "it adds noise to the embeddings of language models; see --noise",
+    "label_names": "the labels are NORMAL and PNEUMONIA, by the class folders",
+}
+
 # Strengths of the augmentation that may differ by class.
 _BY_CLASS = ("rotation", "zoom", "proportions", "shift", "resolution", "blur", "exposure", "noise")
 
@@ -202,6 +209,8 @@ class Recipe(TrainingArguments):
             setattr(self, name, values if len(values) == 2 else values[0])
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        if self.fp16 and self.use_cpu:
+            raise UsageError("--fp16 expects a GPU, got a CPU; leave it out, or use --bf16 true")
         if self.bf16 is None:
             self.bf16 = _has_bf16(self.use_cpu) and not self.fp16
         if self.accelerator_config is None and not self.use_cpu:
@@ -241,8 +250,9 @@ class Recipe(TrainingArguments):
         self.model = timm_name(self.model)
         if self.imbalance not in IMBALANCE:
             raise UsageError(f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}")
-        if self.push_to_hub:
-            raise UsageError("--push_to_hub: a run is published when it is finished, by push_to_hub.py")
+        for name, reason in _REFUSED.items():
+            if getattr(self, name):
+                raise UsageError(f"--{name}: {reason}")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UsageError("--overwrite_output_dir and --resume_from_checkpoint exclude each other")
         if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
