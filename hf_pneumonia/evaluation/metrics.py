@@ -1,6 +1,7 @@
 """Metrics of a binary classifier, pneumonia being the positive class, with intervals by patient."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import datasets
 import evaluate
@@ -21,10 +22,46 @@ from hf_pneumonia.evaluation.intervals import (
 )
 from hf_pneumonia.evaluation.scoring import Predictions
 
-# The metrics that a report has of each split, by their names there.
-METRICS = (
-    "accuracy", "precision", "sensitivity", "specificity", "f1", "auroc", "average_precision", "mcc",
-)  # fmt: skip
+
+class CountMetric(NamedTuple):
+    """A metric of confusion matrices: its title in the card, and arrays tn, fp, fn, tp -> its values."""
+
+    title: str
+    of_counts: Callable[..., np.ndarray]
+
+
+class RankMetric(NamedTuple):
+    """A metric of the order of probabilities: its title in the card, and labels, probabilities -> its value.
+
+    Its bootstrap replicates are computed in `bootstrap_rank_figures`.
+    """
+
+    title: str
+    of_scores: Callable[[np.ndarray, np.ndarray], float]
+
+
+def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
+    """Matthews correlation; 0 where all images of two classes are called alike."""
+    # The root of each factor: the product of four counts has no room in 53 bits.
+    calls, sick = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
+    return np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick))
+
+
+# The metrics of each split, by their names in report.json: report, card, seed summary and the choice of the
+# best epoch follow from these tables.
+AT_THRESHOLD = {
+    "sensitivity": CountMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
+    "specificity": CountMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
+    "accuracy": CountMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
+    "precision": CountMetric("precision (PPV among these films)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)),
+    "f1": CountMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
+    "mcc": CountMetric("Matthews correlation", _matthews),
+}
+OF_RANKS = {
+    "auroc": RankMetric("AUROC", roc_auc_score),
+    "average_precision": RankMetric("average precision", average_precision_score),
+}
+METRICS = (*AT_THRESHOLD, *OF_RANKS)
 PREVALENCES = (0.05, 0.2)  # of the predictive values, beside that of the split
 
 
@@ -50,9 +87,9 @@ class PneumoniaMetric(evaluate.Metric):
         counts = _cells(label, probability, threshold).sum(0)
         figures = matrix_figures(*counts)
         both = 0 < label.sum() < len(label)
-        # Sums of many small steps: rounding may carry them beyond 1.
-        figures["auroc"] = min(roc_auc_score(label, probability), 1) if both else np.nan
-        figures["average_precision"] = min(average_precision_score(label, probability), 1) if both else np.nan
+        for name, metric in OF_RANKS.items():
+            # Sums of many small steps: rounding may carry them beyond 1.
+            figures[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
         return {
             **{name: None if np.isnan(figures[name]) else float(figures[name]) for name in METRICS},
             "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
@@ -85,20 +122,10 @@ def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarra
     """Compute the metrics of many confusion matrices at once, from numbers of images in arrays of one shape.
 
     Returns:
-        `accuracy`, `precision`, `sensitivity`, `specificity`, `f1` and `mcc` in that shape, float64; NaN
-        where undefined. MCC is 0 where all images of two classes are called alike.
+        The metrics of AT_THRESHOLD in that shape, float64; NaN where undefined.
     """
-    tn, fp, fn, tp = (np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp))
-    # The root of each factor: the product of four counts has no room in 53 bits.
-    calls, sick = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
-    return {
-        "accuracy": ratio(tp + tn, tp + tn + fp + fn),
-        "precision": ratio(tp, tp + fp),
-        "sensitivity": ratio(tp, tp + fn),
-        "specificity": ratio(tn, tn + fp),
-        "f1": ratio(2 * tp, 2 * tp + fp + fn),
-        "mcc": np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick)),
-    }
+    counts = [np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp)]
+    return {name: metric.of_counts(*counts) for name, metric in AT_THRESHOLD.items()}
 
 
 def predictive_values(

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,55 @@ from torchvision.transforms import v2
 from hf_pneumonia.data.labels import LABELS
 
 # One strength for all films, or two: NORMAL, PNEUMONIA.
-Strength = float | tuple[float, float]
+Strength = float | Sequence[float]
 # Sides that `resolution` draws from, evenly spaced down to the smallest.
 _SIDES = 16
 # One strength for all films of a batch, or (b,) float32.
 Limit = float | torch.Tensor
+
+
+def _strength(text: str):
+    """Return a field of a strength: one number for every image, or two."""
+    text = f"Largest random {text}; 0: off. Two numbers: for NORMAL, for PNEUMONIA."
+    return field(default_factory=lambda: [0.0], metadata={"help": text})
+
+
+@dataclass
+class Strengths:
+    """How much images are varied: arguments of `Augment`, and fields of a recipe.
+
+    A strength is one number for every image, or two, for NORMAL and for PNEUMONIA, so that the class of fewer
+    films is varied more. A variation of one class alone is a cue of that class, which the training loss does
+    not show: keep both strengths within what films of both classes show.
+    """
+
+    rotation: list[float] = _strength("rotation to either side, in degrees")
+    zoom: list[float] = _strength("change of scale, each axis on its own (0.1: 10%%)")
+    # About the middle and at the same area. Squashing files to squares writes their proportions into the
+    # pixels; where these differ by class, a network reads them.
+    proportions: list[float] = _strength("change of log(width / height) (0.35: 0.7 to 1.4 times as wide)")
+    shift: list[float] = _strength("shift, as a share of the side")
+    resolution: list[float] = _strength(
+        "reduction of the resolution, as a share of the side, each axis on its own, enlarged again"
+    )
+    blur: list[float] = _strength("Gaussian blur, sigma in pixels")
+    # Also of brightness, by at most half of this as a share of the full range.
+    exposure: list[float] = _strength("change of the logarithm of gamma and of contrast")
+    noise: list[float] = _strength("noise, sigma as a share of the gray range")
+    # A mirrored film shows a heart on the wrong side and a mirrored "R", which no film to be judged will: off
+    # unless a recipe asks.
+    horizontal_flip: float = field(
+        default=0.0,
+        metadata={"help": "Probability of a mirrored image, heart and side marker with it; 0: off."},
+    )
+
+
+# The largest strength that is accepted; the smallest is 0.
+LARGEST = {
+    "rotation": 180, "zoom": 0.9, "proportions": 2, "shift": 1, "resolution": 0.9, "blur": 20, "exposure": 5,
+    "noise": 1, "horizontal_flip": 1,
+}  # fmt: skip
+AUGMENTATIONS = tuple(LARGEST)
 
 
 class Augment(nn.Module):
@@ -26,44 +71,16 @@ class Augment(nn.Module):
     exposure and noise. Applied in training only; the random numbers come from torch's global generator of
     the films' device, which a checkpoint holds.
 
-    All but the flip may have two strengths, for NORMAL and for PNEUMONIA, so that the class of fewer films is
-    varied more. A variation of one class alone is a cue of that class, which the training loss does not show:
-    keep both strengths within what films of both classes show.
-
     Args:
-        rotation: largest angle to either side, in degrees; 0 turns it off.
-        zoom: largest relative change of scale, each axis on its own (0.1: 0.9 to 1.1); 0 turns it off.
-        proportions: largest change of the logarithm of width / height, about the middle and at the same area
-            (0.35: from 0.7 to 1.4 times as wide); 0 turns it off. Squashing files to squares writes their
-            proportions into the pixels; where these differ by class, a network reads them.
-        shift: largest shift, as a share of the side; 0 turns it off.
-        resolution: largest reduction of the resolution, as a share of the side, each axis on its own (0.4:
-            down to 60% of the pixels, and enlarged again); 0 turns it off.
-        blur: largest standard deviation of a Gaussian blur, in pixels; 0 turns it off.
-        exposure: largest change of the logarithm of gamma and of contrast, and twice the largest change of
-            brightness as a share of the full range; 0 turns it off.
-        noise: largest standard deviation of Gaussian noise, as a share of the full range; 0 turns it off.
-        horizontal_flip: probability of a left-right flip. A flipped film shows a heart on the wrong side and
-            a mirrored "R", which no film to be judged will; off unless a recipe asks.
+        strengths: fields of `Strengths`; what is not named is off.
     """
 
-    def __init__(
-        self,
-        rotation: Strength = 0.0,
-        zoom: Strength = 0.0,
-        proportions: Strength = 0.0,
-        shift: Strength = 0.0,
-        resolution: Strength = 0.0,
-        blur: Strength = 0.0,
-        exposure: Strength = 0.0,
-        noise: Strength = 0.0,
-        horizontal_flip: float = 0.0,
-    ) -> None:
+    def __init__(self, **strengths: Strength) -> None:
         super().__init__()
-        self.rotation, self.zoom, self.shift = _pair(rotation), _pair(zoom), _pair(shift)
-        self.proportions, self.resolution = _pair(proportions), _pair(resolution)
-        self.blur, self.exposure, self.noise = _pair(blur), _pair(exposure), _pair(noise)
-        self.horizontal_flip = horizontal_flip
+        given = Strengths(**strengths)
+        self.horizontal_flip = given.horizontal_flip
+        for name in set(AUGMENTATIONS) - {"horizontal_flip"}:
+            setattr(self, name, _pair(getattr(given, name)))
 
     @torch.no_grad()
     def forward(self, films: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -184,7 +201,8 @@ def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
 
 
 def _pair(strength: Strength) -> tuple[float, float]:
-    return (strength, strength) if isinstance(strength, int | float) else tuple(strength)
+    values = [strength] if isinstance(strength, int | float) else strength
+    return values[0], values[-1]
 
 
 def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:

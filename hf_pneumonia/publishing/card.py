@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.metrics import AT_THRESHOLD, OF_RANKS
+from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -75,6 +77,9 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         kermany=named_so and all(_KERMANY.search(name) for name in names),
         some_kermany=named_so and any(_KERMANY.search(name) for name in names),
         local=[plain(name) for name, kind in zip(names, kinds, strict=True) if kind == "local"],
+        augmentations=list(AUGMENTATIONS),
+        at_threshold={name: metric.title for name, metric in AT_THRESHOLD.items()},
+        of_ranks={name: metric.title for name, metric in OF_RANKS.items()},
         worst=worst_levels(report["checks"]["robustness"]),
     )
 

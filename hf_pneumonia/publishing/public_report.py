@@ -16,7 +16,9 @@ from hf_pneumonia.data.labels import PHANTOMS, is_global_id
 from hf_pneumonia.data.manifest import CONFLICT, COPIES, MANIFEST, PATIENT, SEEN, UNREADABLE, read_manifest
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.checks import CORRUPTIONS
 from hf_pneumonia.evaluation.metrics import METRICS
+from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
 # Kinds of leaves.
 NUMBER, TEXT = "number", "text"  # a number may be a list of numbers, a boolean or null
@@ -72,7 +74,7 @@ _REPORT = {
             **_numbers("films threshold"),
             **{
                 name: {"unit": TEXT, "clean": NUMBER, "levels": [{"level": NUMBER, **_METRICS_AT}]}
-                for name in ("blur", "noise", "jpeg", "exposure", "rotation", "resolution")
+                for name in CORRUPTIONS
             },
         },
         # A family of file names is letters that five patients or more have in common (evaluation/checks.py).
@@ -112,16 +114,16 @@ _REPORT = {
 }
 
 # Every choice that a run depends on, but not where its images, weights and outputs are.
-RECIPE_KEYS = tuple(
-    """
+RECIPE_KEYS = (
+    *"""
     dataset model pretrained image_size drop_rate split split_seed covid uncertain allow_leakage
     max_unreadable seed data_seed num_train_epochs max_steps per_device_train_batch_size
     per_device_eval_batch_size gradient_accumulation_steps optim adam_l2 learning_rate weight_decay
     adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type lr_scheduler_kwargs lr_step_epochs
     warmup_steps layer_decay label_smoothing_factor imbalance frozen_epochs frozen_learning_rate ema_decay
-    early_stopping_epochs metric_for_best_model rotation zoom proportions shift resolution blur exposure
-    noise horizontal_flip mixup cutmix small_epochs small_size checks ood bf16 fp16
-    """.split()
+    early_stopping_epochs metric_for_best_model mixup cutmix small_epochs small_size checks ood bf16 fp16
+    """.split(),
+    *AUGMENTATIONS,
 )
 
 # An image of a Hub data set has such a name in a manifest; a file of this machine has its path.

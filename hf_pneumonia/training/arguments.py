@@ -20,6 +20,7 @@ from hf_pneumonia.data.settings_file import read_yaml
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
+from hf_pneumonia.modeling.augment import AUGMENTATIONS, LARGEST, Strengths
 from hf_pneumonia.modeling.build import timm_name
 from hf_pneumonia.training.imbalance import IMBALANCE
 
@@ -37,17 +38,12 @@ _NOT_IN_RECIPE = "output_dir overwrite_output_dir cache_dir hub_token resume_fro
 _RANGES = {
     (32, 2048): "image_size small_size",
     (0, 0.99): "drop_rate label_smoothing_factor",
-    (0, 180): "rotation",
-    (0, 0.9): "zoom resolution",
-    (0, 2): "proportions",
-    (0, 20): "blur",
-    (0, 5): "exposure",
     (0, 100): "mixup cutmix",
     (0, 100_000): "small_epochs frozen_epochs early_stopping_epochs lr_step_epochs",
     (0, 1000): "learning_rate frozen_learning_rate weight_decay",
     (0.01, 1): "layer_decay",
     (0, 0.999999): "ema_decay adam_beta1 adam_beta2",
-    (0, 1): "shift noise horizontal_flip max_unreadable adam_epsilon",
+    (0, 1): "max_unreadable adam_epsilon",
     (0, 256): "dataloader_num_workers",
     (0, 2**32 - 1): "seed seeds split_seed data_seed",
     (1, 100_000): "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
@@ -61,7 +57,7 @@ _REFUSED = {
 }
 
 # Strengths of the augmentation that may differ by class.
-_BY_CLASS = ("rotation", "zoom", "proportions", "shift", "resolution", "blur", "exposure", "noise")
+_BY_CLASS = tuple(name for name in AUGMENTATIONS if name != "horizontal_flip")
 
 # Fields of TrainingArguments that `--help` shows beside the project's own.
 _SHOWN_IN_HELP = (
@@ -77,13 +73,8 @@ def _option(default: object, text: str):
     return field(default=default, metadata={"help": text})
 
 
-def _strength(text: str):
-    """Return a field of `_BY_CLASS`: one number for every image, or two."""
-    return _option([0.0], f"Largest random {text}; 0: off. Two numbers: for NORMAL, for PNEUMONIA.")
-
-
 @dataclass
-class Recipe(TrainingArguments):
+class Recipe(Strengths, TrainingArguments):
     """transformers' TrainingArguments with the data, the network and the augmentation beside them."""
 
     dataset: list[str] = _option(
@@ -111,18 +102,6 @@ class Recipe(TrainingArguments):
     )
     image_size: int = _option(224, "Side of the square image that the network sees, in pixels.")
     drop_rate: float = _option(0.0, "Dropout before the head, 0 to 1; 0: off.")
-
-    rotation: list[float] = _strength("rotation, in degrees")
-    zoom: list[float] = _strength("change of scale (0.1: 10%%)")
-    proportions: list[float] = _strength("change of log(width / height) (0.35: 0.7 to 1.4 times as wide)")
-    shift: list[float] = _strength("shift, as a share of the side")
-    resolution: list[float] = _strength("reduction of the resolution, as a share of the side, enlarged again")
-    blur: list[float] = _strength("Gaussian blur, sigma in pixels")
-    exposure: list[float] = _strength("change of gamma, contrast and brightness")
-    noise: list[float] = _strength("noise, sigma as a share of the gray range")
-    horizontal_flip: float = _option(
-        0.0, "Probability of a mirrored image, heart and side marker with it; 0: off."
-    )
 
     mixup: float = _option(0.0, "Blend pairs of images: alpha of the Beta distribution; 0: off.")
     cutmix: float = _option(
@@ -220,7 +199,7 @@ class Recipe(TrainingArguments):
     @property
     def augmentation(self) -> dict[str, float | list[float]]:
         """Arguments of `Augment`."""
-        return {name: getattr(self, name) for name in (*_BY_CLASS, "horizontal_flip")}
+        return {name: getattr(self, name) for name in AUGMENTATIONS}
 
     @property
     def cache(self) -> Path:
@@ -231,11 +210,12 @@ class Recipe(TrainingArguments):
         for name in _BY_CLASS:
             if len(values := _numbers(getattr(self, name))) not in (1, 2):
                 raise UsageError(f"--{name} expects one number, or two: NORMAL, PNEUMONIA; got {len(values)}")
-        for (low, high), names in _RANGES.items():
-            for name in names.split():
-                # Written so that NaN, which is neither less nor more than anything, fails.
-                if wrong := [value for value in _numbers(getattr(self, name)) if not low <= value <= high]:
-                    raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {wrong[0]}")
+        ranges = {name: limits for limits, names in _RANGES.items() for name in names.split()}
+        ranges |= {name: (0, largest) for name, largest in LARGEST.items()}
+        for name, (low, high) in ranges.items():
+            # Written so that NaN, which is neither less nor more than anything, fails.
+            if wrong := [value for value in _numbers(getattr(self, name)) if not low <= value <= high]:
+                raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {wrong[0]}")
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
             raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
         if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
@@ -296,7 +276,7 @@ class _Parser(HfArgumentParser):
 
     def format_help(self) -> str:
         """The flags that matter for films; TrainingArguments has a hundred more, and a page about them."""
-        order = [*Recipe.__annotations__, *_SHOWN_IN_HELP]
+        order = [*Recipe.__annotations__, *AUGMENTATIONS, *_SHOWN_IN_HELP]
         shown = sorted((a for a in self._actions if a.dest in order), key=lambda a: order.index(a.dest))
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, [])
@@ -338,7 +318,10 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
         recipe = Recipe(**given)
     except (ValueError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    own = [name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__]
+    own = [
+        *AUGMENTATIONS,
+        *(name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__),
+    ]
     resolved = {**given, **{name: getattr(recipe, name) for name in (*own, *_DECISIVE)}}
     return recipe, {
         name: value.value if isinstance(value, Enum) else value
