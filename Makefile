@@ -1,15 +1,15 @@
 # make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
 # make test    lint, and the tests that take minutes
 # make test-all  lint, and all tests
-# make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (README.md, "Soaks")
-# make bench   the benchmarks of speed, an hour or more; RUN is the model that is asked (benchmarks/README.md)
+# make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (docs/reliability.md)
+# make bench   the benchmarks of speed, an hour or more; RUN is the model that is asked (docs/benchmarks.md)
 # All set up .venv first, once.
 
 PYTHON ?= python3
 ARGS ?= --overwrite_output_dir
 # The model that benchmarks ask.
 RUN ?= runs/quickstart
-# One process, and no words about the defaults of the launcher. Several GPUs: README.md, "Several processes".
+# One process, and no words about the defaults of the launcher. Several GPUs: docs/distributed.md.
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: train test test-all soak bench clean

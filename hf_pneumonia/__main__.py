@@ -236,5 +236,10 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache_dir", type=Path, help="where decoded films are kept")
 
 
+def cli() -> int:
+    """Run the command line, here and as the installed command `hf-pneumonia`; return the exit code."""
+    return run_script("hf_pneumonia", main, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(run_script("hf_pneumonia", main, sys.argv[1:]))
+    sys.exit(cli())

@@ -1,4 +1,4 @@
-"""Rules of the source: the order of imports, and nothing that is loaded is run."""
+"""Rules of the source: the order of imports, nothing that is loaded is run, links of the docs."""
 
 import ast
 import re
@@ -80,3 +80,24 @@ def test_ruff_refuses_whatever_runs_what_it_loads_by_any_name():
 
 def test_no_code_of_a_model_is_trusted():
     assert not [path for path in SOURCES if "trust_remote_code=True" in path.read_text()]
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_link_of_the_docs_leads_to_a_file_and_a_heading():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    broken = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)", page.read_text()):
+            file, _, anchor = "".join(link).partition("#")
+            target = page.parent / file if file else page
+            if not file.startswith("http") and not (
+                target.exists() and (not anchor or anchor in _anchors(target))
+            ):
+                broken.append(f"{page.name}: {''.join(link)}")
+    assert broken == [] and len(pages) > 10

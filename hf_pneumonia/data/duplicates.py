@@ -2,7 +2,7 @@
 
 Copies differ in size, compression, brightness and a few percent of their edge. Two images are taken for
 copies if they correlate after both were normalised locally (bones, markers and noise count, exposure does
-not) and laid over each other. Measured on 5,216 images of children (README, "The audit"): copies at another
+not) and laid over each other. Measured on 5,216 images of children (docs/audit.md): copies at another
 size reach 0.986 and more, with up to 5% cut off every side 0.92; two images of one child reach at most 0.86,
 of two children 0.83.
 """

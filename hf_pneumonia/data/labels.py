@@ -108,7 +108,7 @@ def coarse_patient(patient_id: str) -> str:
     """The number in an id, without its series: NORMAL2-IM-0383 is IM-0383, person1000_virus is person1000.
 
     Whether those are one patient is not documented. In the 5,216 training images, pairs that only this coarse
-    reading joins are no more alike than random pairs (README, "The audit"). Given splits go by the id as it
+    reading joins are no more alike than random pairs (docs/audit.md). Given splits go by the id as it
     is; a cut of our own goes by the coarse reading, which costs no image.
     """
     return _SERIES.sub(r"\1", patient_id)

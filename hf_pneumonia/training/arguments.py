@@ -113,7 +113,7 @@ class Recipe(Strengths, TrainingArguments):
     imbalance: str = _option(
         "none",
         "Classes of unequal size: none; weights in the loss; or a sampler that draws as many images of each. "
-        "The last two change what a probability means: see the README.",
+        "The last two change what a probability means: see docs/training.md.",
     )
     adam_l2: bool = _option(
         False,
