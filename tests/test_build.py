@@ -5,50 +5,53 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
+from transformers import AutoModelForImageClassification
 
+import hf_pneumonia.modeling.cnn  # noqa: F401  registers networks
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.modeling.build import build_model, has_bias, network_input, scale_logits
+from hf_pneumonia.modeling.build import build_model, network_input, scale_logits
 
 
 def films_of(size: int) -> torch.Tensor:
     return network_input(torch.randint(0, 256, (2, size, size), dtype=torch.uint8))
 
 
-@pytest.fixture(scope="module")
-def small():
-    return build_model("resnet10t.c3_in1k", 64, drop_rate=0.5)
+SIZED = {"drop_rate": 0.5, "img_size": 96}
 
 
-def test_the_saved_folder_holds_timms_own_keys_and_no_pickle(small, tmp_path):
-    small.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    own = timm.create_model("resnet10t").state_dict()
-    assert load_file(tmp_path / "model.safetensors").keys() == own.keys()
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model_args"] == {"drop_rate": 0.5} and config["label_names"] == ["NORMAL", "PNEUMONIA"]
-
-
-@pytest.mark.parametrize("architecture", ["resnet10t", "test_vit", "test_convnext"])
-def test_timm_loads_the_saved_folder_and_answers_the_same_at_another_input_size(architecture, tmp_path):
-    model = build_model(architecture, 96).eval()
+@pytest.mark.parametrize(
+    "architecture, arguments",
+    [
+        ("resnet10t", {}),
+        ("test_convnext", {"drop_rate": 0.5}),
+        ("test_vit", SIZED),
+        ("cnn_baseline", SIZED),
+        ("cnn_improved", SIZED),
+    ],
+)
+def test_both_libraries_load_the_saved_folder_and_answer_the_same(architecture, arguments, tmp_path):
+    model = build_model(architecture, 96, arguments.get("drop_rate", 0)).eval()
     model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert load_file(tmp_path / "model.safetensors").keys() == loaded.state_dict().keys()
     films = films_of(96)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(films), model(films).logits)
-    # timm unpacks the arguments: empty and never null.
-    assert json.loads((tmp_path / "config.json").read_text())["model_args"] == (
-        {"img_size": 96} if architecture == "test_vit" else {}
-    )
+        expected = model(films).logits
+        torch.testing.assert_close(loaded(films), expected)
+        assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path)(films).logits, expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["label_names"] == ["NORMAL", "PNEUMONIA"] and config["model_args"] == arguments
 
 
 @pytest.mark.parametrize("size", [(130, 95), (64, 64), (40, 200)])
-def test_the_input_equals_timms_evaluation_transform_to_the_last_bit(small, size, tmp_path):
+def test_the_input_equals_timms_evaluation_transform_to_the_last_bit(size, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "film.png")
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(small.config.pretrained_cfg))
+    config = build_model("resnet10t.c3_in1k", 64).config.pretrained_cfg
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
     stored = torch.from_numpy(film_array(tmp_path / "film.png", 64).copy())[None]
     assert torch.equal(network_input(stored)[0], transform(Image.open(tmp_path / "film.png").convert("RGB")))
     assert torch.equal(network_input(stored.float() / 255), network_input(stored))  # as augmentation gives it
@@ -66,16 +69,6 @@ def test_logits_are_scaled_and_then_that_of_class_one_is_shifted(architecture):
         torch.testing.assert_close(model(films).logits, before / 4 + torch.tensor([0, -1.5]))
 
 
-def test_a_head_without_a_bias_can_be_scaled_but_not_shifted():
-    model = build_model("resnet10t", 64)
-    assert has_bias(model)
-    model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
-    before = model.timm_model.fc.weight.clone()
-    assert not has_bias(model)
-    scale_logits(model, 0.5)
-    assert torch.equal(model.timm_model.fc.weight, before / 2)
-
-
 @pytest.mark.parametrize("classes", [1000, 2])  # of ImageNet, and of a run that is fine-tuned further
 def test_a_local_folder_gives_its_weights_to_all_but_the_head(tmp_path, classes):
     source = timm.create_model("resnet10t", num_classes=classes)
@@ -85,41 +78,22 @@ def test_a_local_folder_gives_its_weights_to_all_but_the_head(tmp_path, classes)
     assert model.timm_model.fc.weight.shape == (2, 512)
 
 
-def _write_weights(folder, kind: str) -> None:
-    weights = timm.create_model("resnet18" if kind == "architecture" else "resnet10t").state_dict()
-    if kind == "shapes":
-        weights["conv1.0.weight"] = weights["conv1.0.weight"][:, :1].clone()
-    if kind != "none":
-        save_file(weights, folder / "model.safetensors")
-    if kind == "damaged":
-        (folder / "model.safetensors").write_bytes(b"\xff" * 50)
-
-
-@pytest.mark.parametrize(
-    "kind, problem",
-    [
-        ("architecture", "another architecture than resnet10t"),
-        ("shapes", "other shapes than resnet10t"),
-        ("damaged", "not a safetensors file"),
-        ("none", "expects true, false, or a folder with model.safetensors"),
-    ],
-)
-def test_a_folder_that_can_not_give_its_weights_is_an_error(tmp_path, kind, problem):
-    _write_weights(tmp_path, kind)
-    with pytest.raises(UsageError, match=f"--pretrained .*{problem}"):
-        build_model("resnet10t", 64, pretrained=str(tmp_path))
-
-
-@pytest.mark.parametrize("front", ["timm/", "hf-hub:timm/", "hf_hub:timm/"])
-def test_timms_architectures_are_known_by_the_names_that_the_hub_gives_them(front):
-    assert build_model(f"{front}resnet10t.c3_in1k", 32).config.architecture == "resnet10t"
+def test_a_folder_that_can_not_give_its_weights_is_an_error(tmp_path):
+    shapes = timm.create_model("resnet10t").state_dict() | {"conv1.0.weight": torch.zeros(1)}
+    for weights, problem in (
+        (save(timm.create_model("resnet18").state_dict()), "another architecture than resnet10t"),
+        (save(shapes), "other shapes than resnet10t"),
+        (b"\xff" * 50, "not a safetensors file"),
+    ):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        with pytest.raises(UsageError, match=f"--pretrained .*{problem}"):
+            build_model("resnet10t", 64, pretrained=str(tmp_path))
 
 
 @pytest.mark.parametrize(
     "architecture, size, pretrained, problem",
     [
         ("resnet1", 64, "false", "got 'resnet1'; did you mean .*resnet1"),
-        ("microsoft/resnet-50", 64, "false", r"did you mean resnet50\?"),
         ("convnext-tiny", 64, "false", r"did you mean convnext_tiny\?"),
         ("resnet18.foo", 64, "false", "--model resnet18.foo"),
         ("test_vit", 40, "false", "does not work with --image_size 40"),
@@ -135,3 +109,39 @@ def test_a_network_that_can_not_be_had_fed_or_saved_is_an_error_before_training(
 ):
     with pytest.raises(UsageError, match=problem):
         build_model(architecture, size, pretrained=pretrained)
+
+
+# The networks of our own.
+
+
+def test_the_layers_are_those_of_the_notebook_and_one_network_is_normalised():
+    shapes = [(32, 3, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (256, 128, 3, 3)]
+    for name, normalised in (("cnn_baseline", []), ("cnn_improved", [32, 64, 64, 128, 256])):
+        modules = list(timm.create_model(name, num_classes=2).modules())
+        weights = [m.weight.shape for m in modules if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        assert weights == [*shapes, (128, 256 * 7 * 7), (2, 128)]
+        assert [m.num_features for m in modules if isinstance(m, torch.nn.BatchNorm2d)] == normalised
+
+
+def test_the_answer_is_that_of_the_layers_written_out():
+    network = timm.create_model("cnn_baseline", num_classes=2, img_size=50).eval()
+    weights = network.state_dict()
+    films = torch.randn(2, 3, 50, 50)
+    x = films
+    for stage in range(5):
+        weight, bias = (weights[f"stages.{stage}.0.{key}"] for key in ("weight", "bias"))
+        x = torch.nn.functional.conv2d(x, weight, bias, padding=1).clamp(min=0)
+        x = torch.nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))  # 0 is the least there is
+        x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    x = (x.reshape(2, -1) @ weights["dense.weight"].T + weights["dense.bias"]).clamp(min=0)
+    expected = x @ weights["head.weight"].T + weights["head.bias"]
+    torch.testing.assert_close(network(films), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_one_can_be_fine_tuned_further_at_the_same_size(tmp_path):
+    first = build_model("cnn_improved", 32)
+    first.save_pretrained(tmp_path)
+    second = build_model("cnn_improved", 32, pretrained=str(tmp_path))
+    assert torch.equal(second.timm_model.dense.weight, first.timm_model.dense.weight)
+    with pytest.raises(UsageError, match="other shapes than cnn_improved at this --image_size"):
+        build_model("cnn_improved", 64, pretrained=str(tmp_path))

@@ -48,9 +48,9 @@ def as_json(secret: str) -> bytes:
     return json.dumps({"a": [{secret: 1}]}).encode()  # umlauts escaped, slashes of Windows doubled
 
 
-def as_png(secret: str, key: str = "Comment") -> bytes:
+def as_png(secret: str) -> bytes:
     text = PngImagePlugin.PngInfo()
-    text.add_itxt(key, secret, zip=True)
+    text.add_itxt("Comment", secret, zip=True)
     file = io.BytesIO()
     Image.new("L", (4, 4)).save(file, "png", pnginfo=text)
     return file.getvalue()
@@ -64,7 +64,6 @@ def as_safetensors(secret: str) -> bytes:
 KINDS = {
     "README.md": as_text,
     "recipe.yaml": as_text,
-    ".eval_results/x.yaml": as_text,
     "report.json": as_json,
     "plots/roc.png": as_png,
     "model.safetensors": as_safetensors,

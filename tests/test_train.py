@@ -2,63 +2,25 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TORCHRUN, run_train, write_films
+from conftest import TORCHRUN, run_train, write_films
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, TrainingArguments
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import train
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.errors import UsageError, run_script
-from hf_pneumonia.evaluation.metrics import METRICS, figures_line, score_predictions
+from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 from hf_pneumonia.training import run_folder
-from hf_pneumonia.training.arguments import Recipe
-
-# Run where the package can't be imported by accident: answers must not depend on any code of ours.
-OTHER_TOOLS = """
-import csv, json, sys
-import timm, torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-
-run = sys.argv[1]
-rows = csv.DictReader(open(f"{run}/predictions_test.csv"))
-images = [Image.open(row["file"]).convert("RGB") for row in rows]
-
-model = AutoModelForImageClassification.from_pretrained(run).eval()
-processor = AutoImageProcessor.from_pretrained(run)
-with torch.no_grad():
-    logits = {"transformers": model(**processor(images)).logits}
-
-network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-with torch.no_grad():
-    logits["timm"] = network(torch.stack([transform(image) for image in images]))
-
-answers = pipeline("image-classification", model=run)(images)
-scores = [next(a["score"] for a in answer if a["label"] == "PNEUMONIA") for answer in answers]
-assert not any(name.startswith("hf_pneumonia") for name in sys.modules)
-print(json.dumps({
-    **{name: value.softmax(1)[:, 1].tolist() for name, value in logits.items()},
-    "pipeline": scores,
-    "labels": model.config.id2label,
-    "pneumonia": model.config.pneumonia,
-}))
-"""
-
 
 # A training of seconds, where it matters not what it learns.
 QUICK = (
@@ -74,10 +36,6 @@ def _train(films: Path, run: Path, *flags: object) -> None:
 def _predictions(run: Path, split: str) -> list[dict]:
     with open(run / f"predictions_{split}.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _labels(run: Path, split: str) -> np.ndarray:
-    return np.array([row["label"] == "PNEUMONIA" for row in _predictions(run, split)])
 
 
 def _probabilities(run: Path, split: str = "test") -> np.ndarray:
@@ -103,8 +61,10 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
 
 def test_every_published_figure_follows_from_the_predictions(finished_run):
     report = _report(finished_run)
-    labels = {split: _labels(finished_run, split) for split in ("validation", "test")}
-    for split, of_split in labels.items():
+    labels = {}
+    for split in ("validation", "test"):
+        rows = _predictions(finished_run, split)
+        labels[split] = of_split = np.array([row["label"] == "PNEUMONIA" for row in rows])
         found = report["splits"][split]
         scores = score_predictions(of_split, _probabilities(finished_run, split))
         values = {name: found[name]["value"] for name in METRICS}
@@ -118,47 +78,36 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
     point = report["operating_point"]
     caught = _probabilities(finished_run, "validation")[labels["validation"]] >= point["threshold"]
     assert np.mean(caught) == pytest.approx(point["sensitivity"]) and np.mean(caught) >= 0.95
+    config = json.loads((finished_run / "config.json").read_text())["pneumonia"]
+    assert config["threshold"] == point["threshold"]
+    for name, stated in report["operating_points"].items():
+        assert config["operating_points"][name]["threshold"] == stated["threshold"]
 
 
 def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
     report = _report(finished_run)
     assert report["seed"] == 42 and {"torch", "timm", "transformers", "python"} <= report["versions"].keys()
     assert report["data"]["splits"]["train"]["films"] == 85 and not report["data"]["simulated"]
-    assert [epoch["epoch"] for epoch in report["history"]] == [1, 2, 3]
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text()) == report["recipe"]
     files = [row["file"] for row in _predictions(finished_run, "test")]
     assert sorted(files) == sorted(str(path) for path in (film_folder / "test").glob("*/*"))
-
-
-def test_other_peoples_tools_load_the_folder_and_give_trainings_own_answers(finished_run, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_TOOLS, str(finished_run)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
-    for tool in ("transformers", "timm", "pipeline"):
-        np.testing.assert_allclose(answers[tool], _probabilities(finished_run), atol=1e-5, err_msg=tool)
-    assert answers["labels"] == {"0": "NORMAL", "1": "PNEUMONIA"}
-    assert answers["pneumonia"]["threshold"] == _report(finished_run)["operating_point"]["threshold"]
-    points = answers["pneumonia"]["operating_points"]
-    assert {name: point["threshold"] for name, point in points.items()} == {
-        name: point["threshold"] for name, point in _report(finished_run)["operating_points"].items()
-    }
-
-
-def test_a_person_sees_one_line_per_epoch_the_figures_and_what_to_do_next(finished_run):
+    # A line for each epoch, and what to do next.
     output = (finished_run.parent / "output.txt").read_text()
     epochs = [line.split()[1] for line in output.splitlines() if line.startswith("epoch")]
-    assert epochs == ["1/3", "2/3", "3/3"]
-    audit = finished_run / "audit" / "audit.html"
-    assert "appearance alone predicts the label with AUROC 1.000" in output and f"; see {audit}\n" in output
-    assert "30 test films: AUROC" in output and "95% sensitive on validation: sensitivity" in output
-    swapped = _report(finished_run)["checks"]["appearance"]["proportions"]["1.2"]
-    assert f"proportions swapped by 1.2: {figures_line(swapped, list(swapped))}" in output
-    assert f"run folder: {finished_run}" in output
+    assert epochs == ["1/3", "2/3", "3/3"] and [epoch["epoch"] for epoch in report["history"]] == [1, 2, 3]
     assert f"app.py --model {finished_run}" in output and f"push_to_hub.py {finished_run}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
+def test_a_network_of_each_family_trains_and_transformers_gives_its_answers(name, film_folder, tmp_path):
+    flags = ("--model", name, "--image_size", 64, "--drop_rate", 0.1, "--max_steps", 2, "--ood", "true")
+    _train(film_folder, tmp_path, *QUICK, *flags)
+    images = [Image.open(row["file"]).convert("RGB") for row in _predictions(tmp_path, "test")]
+    films = AutoImageProcessor.from_pretrained(tmp_path)(images)["pixel_values"]
+    with torch.no_grad():
+        logits = AutoModelForImageClassification.from_pretrained(tmp_path).eval()(films).logits
+    np.testing.assert_allclose(logits.softmax(1)[:, 1], _probabilities(tmp_path), atol=1e-5)
 
 
 def test_copies_in_a_second_source_are_removed_and_films_of_covid_are_only_scored(
@@ -251,38 +200,27 @@ def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_
     assert report["splits"]["validation"]["auroc"]["value"] == pytest.approx(kept["auroc"])
 
 
-def test_a_mistake_is_one_line_and_exit_code_two(tmp_path, capsys):
-    flags = ["--dataset", str(tmp_path / "none"), "--output_dir", str(tmp_path / "run")]
-    assert run_script("train.py", train.main, flags) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.splitlines()[-1].startswith("train.py: --dataset expects")
-    assert "Traceback" not in said.err and not (tmp_path / "run").exists()
-
-
-def _other_peoples_model(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"theirs")
-
-
 @pytest.mark.parametrize(
-    "prepare, flags, message",
+    "there, flags, message",
     [
-        (lambda folder: (folder / "report.json").write_text("{}"), (), "already holds a finished run"),
-        (lambda folder: (folder / "checkpoint-9").mkdir(), (), "unfinished run.*--resume_from_checkpoint"),
-        (_other_peoples_model, (), "already holds a model"),
-        (_other_peoples_model, ("--resume_from_checkpoint", "auto"), "already holds a model"),
-        (lambda _: None, ("--resume_from_checkpoint", "true"), "no checkpoint in"),
-        (lambda _: None, ("--resume_from_checkpoint", "/none"), "expects true, auto or a"),
-        (lambda _: None, ("--pretrained", "true"), "--pretrained true"),  # it can't be fetched
+        ("report.json", (), "already holds a finished run"),
+        ("checkpoint-9/x", (), "unfinished run.*--resume_from_checkpoint"),
+        ("model.safetensors", (), "already holds a model"),
+        ("model.safetensors", ("--resume_from_checkpoint", "auto"), "already holds a model"),
+        ("notes.txt", ("--resume_from_checkpoint", "true"), "no checkpoint in"),
+        ("notes.txt", ("--resume_from_checkpoint", "/none"), "expects true, auto or a"),
+        ("notes.txt", ("--pretrained", "true"), "--pretrained true"),  # it can't be fetched
     ],
 )
 def test_a_run_folder_that_does_not_suit_is_refused_and_left_alone(
-    film_folder, tmp_path, prepare, flags, message
+    film_folder, tmp_path, there, flags, message
 ):
-    prepare(tmp_path)
-    before = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=message):
         _train(film_folder, tmp_path, *QUICK, *flags)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(finished_run, tmp_path):
@@ -305,17 +243,11 @@ def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(
     assert _report(tmp_path / "run")["history"] == [] and _report(tmp_path / "run")["kept_epoch"] == 1
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_an_error_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50e6))
-    with pytest.raises(UsageError, match="no space left for checkpoints .447 MB needed, 50 MB free."):
-        run_folder.check_free_space(tmp_path, 44_700_000)
-
-
 def test_an_interrupted_run_starts_and_goes_on_by_one_command(film_folder, tmp_path, monkeypatch):
     flags = (film_folder, tmp_path / "run", *QUICK, "--resume_from_checkpoint", "auto")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "calibrate", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "calibrate", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+        with pytest.raises(UsageError, match="out of memory .* 16 films of 32 pixels.* --resume_from_ch"):
             _train(*flags)
     weights = load_file(tmp_path / "run" / "checkpoint-6" / "model.safetensors")
     assert "conv1.0.weight" in weights

@@ -6,32 +6,25 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import which_model
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A folder with three finished runs and one that is not; `runs/seeds/seed-1` was finished last."""
+def test_the_environment_comes_before_the_spaces_own_model_and_that_before_the_run_finished_last(
+    tmp_path, monkeypatch
+):
     monkeypatch.delenv("MODEL_ID", raising=False)
-    for name, finished_at in (("a", 200), ("seeds/seed-1", 300), ("b", 100), ("unfinished", None)):
+    for name, finished_at in (("a", 200), ("seeds/seed-1", 300), ("unfinished", None)):
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         (run / "model.safetensors").touch()
         if finished_at:
             (run / "report.json").touch()
             os.utime(run / "report.json", (finished_at, finished_at))
-    return tmp_path
-
-
-def test_the_run_that_was_finished_last_is_served(checkout):
-    last = str(checkout / "runs" / "seeds" / "seed-1")
-    assert which_model(checkout) == last
-    (checkout / "README.md").write_text("# A project, no Space\n\n---\nmodels: [user/name]\n---\n")
-    assert which_model(checkout) == last
-
-
-def test_the_environment_comes_before_the_spaces_own_model_and_that_before_a_run(checkout, monkeypatch):
-    (checkout / "README.md").write_text("---\nsdk: gradio\nmodels:\n- user/name\n---\ntext\n")
-    assert which_model(checkout) == "user/name"
+    last = str(tmp_path / "runs" / "seeds" / "seed-1")
+    assert which_model(tmp_path) == last
+    (tmp_path / "README.md").write_text("# A project, no Space\n\n---\nmodels: [user/name]\n---\n")
+    assert which_model(tmp_path) == last
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\nmodels:\n- user/name\n---\ntext\n")
+    assert which_model(tmp_path) == "user/name"
     monkeypatch.setenv("MODEL_ID", "user/other")
-    assert which_model(checkout) == "user/other"
+    assert which_model(tmp_path) == "user/other"
 
 
 def test_no_model_at_all_is_an_error_that_says_how_to_get_one(tmp_path, monkeypatch):
