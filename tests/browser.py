@@ -1,10 +1,8 @@
 """A real browser for the tests of the page: Debian's Chromium, or any Chrome that is there."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from html.parser import HTMLParser
 
-import gradio as gr
 import pytest
 
 _BROWSERS = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -25,11 +23,20 @@ def browser():
         launched.close()
 
 
-@contextmanager
-def served(page: gr.Blocks) -> Iterator[str]:
-    """Address of a page while it is served from this process."""
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    try:
-        yield address
-    finally:
-        page.close()
+class Parsed(HTMLParser):
+    """HTML's tags with their attributes, and the texts between them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]

@@ -1,11 +1,14 @@
 """Small films, made here, in the layout and with the file names that real data sets have."""
 
 import atexit
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import zipfile
 from pathlib import Path
 
 # Before any library reads them: nothing is fetched, and nobody's own caches are touched.
@@ -46,6 +49,22 @@ def write_films(
         write_film(folder / names[0] / f"IM-{number:04d}-0001.jpeg", 0, rng)
     for number in range(first, first + pneumonia):
         write_film(folder / names[1] / f"person{number}_bacteria_{number}.jpeg", 1, rng)
+
+
+def until(condition, seconds: float = 20) -> bool:
+    """Wait until a condition holds; return whether it does."""
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return held
+
+
+def zipped(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
 
 
 def made_once(tmp_path_factory, name: str, make) -> Path:
@@ -94,15 +113,8 @@ def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 TINY = (
-    "--image_size",
-    64,
-    "--num_train_epochs",
-    3,
-    "--per_device_train_batch_size",
-    16,
-    "--learning_rate",
-    1e-3,
-)
+    "--image_size", 64, "--num_train_epochs", 3, "--per_device_train_batch_size", 16, "--learning_rate", 1e-3,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -44,10 +44,8 @@ class StubClassifier(FilmClassifier):
             "sensitivity": [1.0, 0.95, 0.9, 0.6, 0.1],
             "specificity": [0.0, 0.6, 0.8, 0.9, 1.0],
         }
-        band = {"low": 0.4, "high": 0.6, "risk": 0.02}
-        self.operating_point = {
-            "threshold": 0.5, "sensitivity": 0.9, "specificity": 0.8, "uncertain": band
-        }  # fmt: skip
+        self.operating_point = {"threshold": 0.5, "sensitivity": 0.9, "specificity": 0.8}
+        self.operating_point["uncertain"] = {"low": 0.4, "high": 0.6, "risk": 0.02}
         self.free, self.white = threading.Event(), threading.Event()
         self.free.set()
         self.white.set()

@@ -32,21 +32,16 @@ def publish(local_hub, monkeypatch, tmp_path):
     return lambda files: commit_files(api, "ann/x", files, message="A model")
 
 
-def test_a_finished_run_shows_its_card_and_its_plots_and_names_no_place(finished_run):
+def test_a_finished_run_shows_its_card_and_its_plots_and_names_no_place(finished_run, publish):
     text, plots = read_evidence(str(finished_run))
     sections = re.findall(r"^## (.*)$", (finished_run / "README.md").read_text(), flags=re.MULTILINE)
     assert len(sections) > 5 and all(f"## {section}" in text for section in sections)
-    assert "no medical device" in text and "Not published" in text and "license:" not in text
+    assert "Not published" in text and "license:" not in text and str(finished_run) not in text
     assert len(plots) == 6 and all(path.is_file() for path in plots.values())
-    assert str(finished_run) not in text
-
-
-def test_a_published_model_shows_the_card_that_was_published(finished_run, publish):
     files = public_files(finished_run, "ann/x")
     publish(files)
     text, plots = read_evidence("ann/x")
     assert text == plain_markdown(files["README.md"].decode()) and len(plots) == 6
-    assert "Not published" not in text
 
 
 def test_a_model_without_a_card_and_one_that_can_not_be_had_are_a_sentence(bare, publish):
@@ -54,7 +49,6 @@ def test_a_model_without_a_card_and_one_that_can_not_be_had_are_a_sentence(bare,
     for model in (str(bare), "ann/x"):
         assert read_evidence(model) == ("This model has no card.", {})
     assert "no such repository" in read_evidence("ann/none")[0]
-    assert real_examples("ann/x", str) == real_examples("ann/none", str) == []
 
 
 def test_a_card_of_other_weights_is_not_shown(finished_run, tmp_path):

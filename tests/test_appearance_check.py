@@ -1,21 +1,18 @@
 """What appearance alone predicts, and what a network is without its help."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from written import Network
 
 from hf_pneumonia.data.appearance import STATISTICS, appearance_scores, measure_appearance
 from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance import (
-    appearance_lines,
     audit_appearance,
     audit_lines,
     check_appearance,
@@ -36,18 +33,6 @@ from hf_pneumonia.evaluation.scoring import (
 # The check of a network.
 
 
-class Network(nn.Module):
-    """Answers by one number of an image."""
-
-    def __init__(self, read):
-        super().__init__()
-        self.slope, self.read = nn.Parameter(torch.ones(())), read
-
-    def forward(self, inputs):
-        margin = self.slope * self.read(inputs[:, 0])
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(margin), margin], 1))
-
-
 def proportions(images):
     """Sharper across than down, as a wide image is when it is squashed."""
     return 20 * (images.diff(dim=2).abs().mean((1, 2)) / images.diff(dim=1).abs().mean((1, 2))).log()
@@ -60,7 +45,7 @@ def lesion(images):
 
 class Films:
     """Chests of 32 pixels of 40 to 48 (normal) or 52 to 60 (pneumonia) by 45, squashed; pneumonias have a
-    bright spot in the middle. `train` comes first."""
+    bright spot in the middle. `train` comes first. Its own store, too."""
 
     def __init__(self, train: int, test: int):
         rng, count = np.random.default_rng(0), train + test
@@ -75,16 +60,10 @@ class Films:
             image[13:19, 13:19] = image[13:19, 13:19] // 4 + (170 if label else 60)
             images.append(image)
             statistics.append(measure_appearance(image, width, 45))
-        self.store = Store(np.stack(images), {"appearance": np.stack(statistics)})
+        self.store, self.images, self.facts = self, np.stack(images), {"appearance": np.stack(statistics)}
 
     def rows(self, split):
         return np.flatnonzero(self.split == split)
-
-
-@dataclasses.dataclass
-class Store:
-    images: np.ndarray
-    facts: dict
 
     def __getitem__(self, rows):
         return self.images[np.asarray(rows)]
@@ -122,7 +101,6 @@ def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion
     assert exposed["proportions"]["1.3"] == metrics_at(label, swapped, patient, 0.4)
     matched = pneumonia_probability(score_matched(model, films.store, rows, label, 16))
     assert exposed["histogram_and_spectrum"] == metrics_at(label, matched, patient, 0.4)
-    assert json.loads(json.dumps(exposed, allow_nan=False)) == exposed
 
 
 @pytest.mark.filterwarnings("error")
@@ -134,7 +112,6 @@ def test_without_training_images_the_appearance_is_cross_fitted():
     assert few["proportions"]["1.2"]["auroc"]["value"] is not None
     assert few["appearance_auroc"] == few["matched_auroc"] == NOT_DEFINED
     assert few["contradicting"]["sensitivity"]["value"] is None
-    assert (len(appearance_lines(found)), len(appearance_lines(few))) == (3, 2)
     assert check(alone, proportions, chosen=slice(None, None, 2)) is None  # of one class
 
 
@@ -172,47 +149,32 @@ def test_images_that_contradict_their_label_are_those_that_look_most_like_the_ot
     pneumonia = sorted(np.flatnonzero(label == 1), key=lambda row: scores[row])[:24]
     assert found["specificity"]["value"] == pytest.approx(np.mean(probability[normal] < 0.3))
     assert found["sensitivity"]["value"] == pytest.approx(np.mean(probability[pneumonia] >= 0.3))
-    # A class of fewer than 20 images has no such rate.
-    label, scores = np.repeat([0, 1], [25, 19]), np.arange(44.0)
-    few = contradicting(label, np.full(44, 0.2), np.arange(44), scores, 0.5)
-    assert few["images"] == {"NORMAL": 10, "PNEUMONIA": 0}
-    assert few["specificity"]["value"] == 1 and few["sensitivity"]["value"] is None
 
 
 # The audit of a data set.
 
 
-def _film_set(statistics, label, given):
-    """Images of a patient each, used as they are given, of which nothing but the appearance is known."""
-    count = len(label)
-    facts = np.zeros(count, [("appearance", "f4", len(STATISTICS))])
-    facts["appearance"] = statistics
-    names = np.array([f"f{row:03d}" for row in range(count)], dtype=object)
-    given, plain = np.array(given, dtype=object), np.full(count, "", dtype=object)
-    return FilmSet(
-        store=SimpleNamespace(facts=facts), file=names, source=plain, patient_id=names, patient=names,
-        label=np.array(label), given=given, split=given.astype("<U10"), duplicate_group=np.arange(count),
-        reason=plain, notes=[],
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def shifted():
-    """200 training and 80 test images. NORMAL is brighter in both, and noisier in test than in train."""
+    """200 training and 80 test images, of a patient each, of which nothing but the appearance is known.
+
+    NORMAL is brighter in both, and noisier in test than in train."""
     rng = np.random.default_rng(0)
     label, test = np.arange(280) % 2, np.arange(280) >= 200
     statistics = rng.normal(size=(280, len(STATISTICS)))
     statistics[:, STATISTICS.index("brightness")] -= 3 * label
     statistics[:, STATISTICS.index("noise")] += 4 * (test & (label == 0))
-    return _film_set(statistics, label, np.where(test, "test", "train"))
+    names = np.array([f"f{row:03d}" for row in range(280)], dtype=object)
+    given, plain = np.where(test, "test", "train"), np.full(280, "", dtype=object)
+    return FilmSet(
+        store=SimpleNamespace(facts={"appearance": statistics}), file=names, source=plain, patient_id=names,
+        patient=names, label=label, given=given.astype(object), split=given, duplicate_group=np.arange(280),
+        reason=plain, notes=[],
+    )  # fmt: skip
 
 
-def _find(films):
-    return audit_appearance(films, score_appearance(films))
-
-
-def test_the_statistics_that_predict_the_label_are_ranked_and_put_in_words(shifted):
-    found = _find(shifted)
+def test_the_statistics_that_predict_the_label_are_ranked(shifted):
+    found = audit_appearance(shifted, score_appearance(shifted))
     statistics, label = shifted.store.facts["appearance"][:200], shifted.label[:200]
     areas = [roc_auc_score(label, column) for column in statistics.T]
     best = sorted(range(len(areas)), key=lambda one: -abs(areas[one] - 0.5))[:5]
@@ -220,15 +182,13 @@ def test_the_statistics_that_predict_the_label_are_ranked_and_put_in_words(shift
     assert [one["auroc"] for one in found["statistics"]] == pytest.approx(
         [0.5 + abs(areas[one] - 0.5) for one in best], abs=1e-4
     )
-    first = found["statistics"][0]
-    assert (first["statistic"], first["words"]) == ("brightness", "brighter")
     column = statistics[:, STATISTICS.index("brightness")]
     medians = {name: np.median(column[label == index]) for index, name in enumerate(LABELS)}
-    assert first["median"] == pytest.approx(medians, abs=1e-4)
+    assert found["statistics"][0]["median"] == pytest.approx(medians, abs=1e-4)
 
 
 def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(shifted):
-    found = _find(shifted)
+    found = audit_appearance(shifted, score_appearance(shifted))
     train = shifted.store.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
     assert found["images"] == 200
     assert found["auroc"] == auroc(train[1], appearance_scores(*train), train[2])
@@ -236,24 +196,8 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
     assert normal["value"] > 0.95 and normal["ci95"][0] > 0.9
     assert pneumonia["ci95"][0] < 0.5 < pneumonia["ci95"][1]
     predicts, differs = audit_lines(found)
-    assert "AUROC 0.9" in predicts and "NORMAL images are brighter" in predicts
-    assert "test's NORMAL images" in differs and "specificity" in differs
+    assert "NORMAL images are brighter" in predicts and "test's NORMAL images" in differs
     # A split that was cut here is judged whole.
-    cut = np.where(np.arange(280) % 5 == 0, "test", "train")
-    whole = _find(dataclasses.replace(shifted, split=cut.astype("<U10")))
+    cut = dataclasses.replace(shifted, split=np.where(np.arange(280) % 5 == 0, "test", "train"))
+    whole = audit_appearance(cut, score_appearance(cut))
     assert (whole["images"], whole["test_against_train"]) == (280, None)
-
-
-def test_too_few_patients_give_no_value(shifted):
-    few = np.flatnonzero(shifted.label == 1)[9:]  # 9 patients of class 1 are left
-    split = np.where(np.isin(np.arange(280), few), "", shifted.split)
-    found = _find(dataclasses.replace(shifted, split=split))
-    assert (found["auroc"], found["statistics"]) == (NOT_DEFINED, [])
-    assert found["test_against_train"]["PNEUMONIA"] == NOT_DEFINED
-    assert "fewer than 10 patients" in audit_lines(found)[0]
-
-
-def test_where_no_statistic_predicts_the_label_the_line_says_so():
-    statistics = np.random.default_rng(0).normal(size=(300, len(STATISTICS)))
-    (line,) = audit_lines(_find(_film_set(statistics, np.arange(300) % 2, ["train"] * 300)))
-    assert "not shown to predict the label" in line

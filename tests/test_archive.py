@@ -1,26 +1,19 @@
-"""Zip files and Kaggle. Nothing is fetched: a module of the test's own takes the place of kagglehub and gives
-local folders, laid out as the three data sets on Kaggle are."""
+"""Zip files and Kaggle. Nothing is fetched: a module of the test's own takes the place of kagglehub."""
 
 import re
 import shutil
 import sys
 import types
 import zipfile
-from collections import Counter
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
-from conftest import write_film, write_films
+from conftest import write_films
 from test_inputs import PNG
 
 from hf_pneumonia.data.archive import fetch_kaggle, open_zip, read_member, unpack
-from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.sources import load_films
 from hf_pneumonia.errors import UnreadableFilm, UsageError
-
-MOONEY = "paultimothymooney/chest-xray-pneumonia"
-BREVIGLIERI = "pcbreviglieri/pneumonia-xray-images"
-PRASHANT = "prashant268/chest-xray-covid19-pneumonia"
 
 
 @pytest.fixture
@@ -31,73 +24,37 @@ def kagglehub(monkeypatch):
     return hub
 
 
-@pytest.fixture
-def kaggle(kagglehub, tmp_path):
-    """The three data sets, small."""
-    folders = {name: tmp_path / "kaggle" / name for name in (MOONEY, BREVIGLIERI, PRASHANT)}
-    outer = folders[MOONEY] / "chest_xray"
-    for first, split in enumerate(("train", "val", "test")):
-        write_films(outer / split, 3, 4, first=100 * first)
-        write_films(folders[BREVIGLIERI] / split, 2, 3, first=1000 + 100 * first, names=("normal", "opacity"))
-    for name in ("train", "val", "test"):
-        shutil.copytree(outer / name, outer / "chest_xray" / name)
-        junk = outer / "__MACOSX" / "chest_xray" / name / "NORMAL" / "._IM-0000-0001.jpeg"
-        junk.parent.mkdir(parents=True)
-        junk.write_bytes(b"\0\5\26\7")
-    for first, split in enumerate(("train", "test")):
-        write_films(folders[PRASHANT] / "Data" / split, 3, 3, first=2000 + 100 * first)
-        covid = folders[PRASHANT] / "Data" / split / "COVID19"
-        for number in range(2):
-            write_film(covid / f"COVID19({number}{first}).jpg", 1, np.random.default_rng(number))
-    kagglehub.dataset_download = lambda name: str(folders[name])
-
-
-def test_the_three_data_sets_of_kaggle_are_one_table_without_second_copies(kaggle, tmp_path):
-    names = [f"kaggle:{name}" for name in (MOONEY, BREVIGLIERI, PRASHANT)]
-    films = load_films(names, tmp_path)
-    kinds = zip(films["source"], films["split"], films["label"], strict=True)
-    assert Counter((source, split, LABELS[label]) for source, split, label in kinds) == {
-        (source, split, label): count
-        for source, counts in zip(names, ((3, 4), (2, 3), (3, 3)), strict=True)
-        for split in (("train", "test") if source == names[2] else ("train", "validation", "test"))
-        for label, count in zip(LABELS, counts, strict=True)
-    }
-    for file, source in zip(films["file"], films["source"], strict=True):
-        assert source.removeprefix("kaggle:") in file
+def test_a_data_set_of_kaggle_is_read_as_its_folder(kagglehub, film_folder, tmp_path):
+    kagglehub.dataset_download = {"owner/name": str(film_folder)}.get
+    films, expected = (load_films(name, tmp_path) for name in ("kaggle:owner/name", str(film_folder)))
+    assert set(films["source"]) == {"kaggle:owner/name"}
+    assert all(films[column] == expected[column] for column in ("file", "label", "split", "patient_id"))
 
 
 def test_without_kagglehub_the_error_tells_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(UsageError, match=r"pip install 'kagglehub"):
-        fetch_kaggle(MOONEY)
+        fetch_kaggle("a/b")
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("403 Client Error.\n\nNo permission: " + "x" * 1000), EOFError(), OSError("403")]
-)
-def test_whatever_keeps_kaggle_from_giving_a_data_set_is_told_in_one_line(kagglehub, error):
-    def fail(name):
-        raise error
-
-    kagglehub.dataset_download = fail
-    with pytest.raises(UsageError, match=r"kaggle:a/b can't be had \((403|EOFError).*log in") as raised:
+def test_whatever_keeps_kaggle_from_giving_a_data_set_is_told_in_one_line(kagglehub):
+    kagglehub.dataset_download = Mock(side_effect=RuntimeError("403 Client Error.\n\nNo: " + "x" * 1000))
+    with pytest.raises(UsageError, match="kaggle:a/b .*403.*log in") as raised:
         fetch_kaggle("a/b")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
-    assert raised.value.__cause__ is error
 
 
 @pytest.fixture
 def archive(tmp_path):
     """A zip file of 5 images in class folders."""
     write_films(tmp_path / "films", 2, 3)
-    return _zip_folder(tmp_path / "films.zip", tmp_path / "films")
+    return _zip_films(tmp_path)
 
 
-def _zip_folder(archive, folder, inside="", method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(archive, "w", method) as content:
-        for path in sorted(folder.rglob("*.*")):
-            content.write(path, f"{inside}{path.relative_to(folder)}")
-    return archive
+def _zip_films(root, inside="", kind=zipfile.ZIP_DEFLATED):
+    paths = sorted((root / "films").rglob("*.*"))
+    members = [(f"{inside}{path.relative_to(root / 'films')}", path.read_bytes()) for path in paths]
+    return _zip(root / "films.zip", members, kind)
 
 
 def _zip(path, members, kind=zipfile.ZIP_DEFLATED):
@@ -116,7 +73,7 @@ def _refusal(path, cache) -> str:
 
 @pytest.mark.parametrize("inside", ["", "archive/chest_xray/"])
 def test_a_zip_file_gives_the_films_of_its_folder_whatever_is_wrapped_around_them(archive, tmp_path, inside):
-    _zip_folder(archive, tmp_path / "films", inside)
+    _zip_films(tmp_path, inside)
     films, expected = (load_films(str(place), tmp_path / "cache") for place in (archive, tmp_path / "films"))
     for column in ("label", "split", "patient_id"):
         assert films[column] == expected[column]
@@ -130,36 +87,22 @@ def test_a_zip_file_is_unpacked_once_and_anew_when_it_changed(archive, tmp_path)
     assert unpack(archive, tmp_path / "cache") == folder and not kept.exists()
     assert [path.name for path in (tmp_path / "cache" / "zips").iterdir()] == [folder.name]
     write_films(tmp_path / "films", 1, 1, first=50)
-    again = unpack(_zip_folder(archive, tmp_path / "films"), tmp_path / "cache")
+    again = unpack(_zip_films(tmp_path), tmp_path / "cache")
     assert again != folder and len(list(again.rglob("*.jpeg"))) == 7
 
 
-def _damage(content):
-    content[200:260] = bytes(60)  # in the middle of the first image
-
-
-def _truncate(content):
-    del content[-300:]
-
-
-def _lock(content):
-    for found in re.finditer(b"PK\3\4|PK\1\2", bytes(content)):  # entries, and the directory
-        content[found.start() + (6 if found.group() == b"PK\3\4" else 8)] |= 1
-
-
-def _replace(content):
-    content[:] = b"<html>Sign in</html>"
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("spoil", [_damage, _truncate, _lock, _replace])
-def test_a_spoilt_zip_file_is_an_error_of_one_line_and_leaves_nothing_behind(
-    archive, tmp_path, spoil, method
-):
-    content = bytearray(_zip_folder(archive, tmp_path / "films", method=method).read_bytes())
-    spoil(content)
-    archive.write_bytes(content)
-    assert ("password" if spoil is _lock else "fetch it again") in _refusal(archive, tmp_path / "cache")
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_spoilt_zip_file_is_an_error_of_one_line_and_leaves_nothing_behind(archive, tmp_path, kind):
+    content = _zip_films(tmp_path, kind=kind).read_bytes()
+    damaged = content[:200] + bytes(60) + content[260:]  # in the middle of the first image
+    for spoilt in (damaged, content[:-300], b"<html>Sign in</html>"):
+        archive.write_bytes(spoilt)
+        assert "fetch it again" in _refusal(archive, tmp_path / "cache")
+    locked = bytearray(content)
+    for found in re.finditer(b"PK\3\4|PK\1\2", content):  # entries, and the directory
+        locked[found.start() + (6 if found.group() == b"PK\3\4" else 8)] |= 1
+    archive.write_bytes(locked)
+    assert "password" in _refusal(archive, tmp_path / "cache")
 
 
 def test_a_zip_file_too_large_for_the_disk_is_an_error_before_anything_is_written(
@@ -167,15 +110,6 @@ def test_a_zip_file_too_large_for_the_disk_is_an_error_before_anything_is_writte
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     assert "0.0 GB are free" in _refusal(archive, tmp_path / "cache")
-
-
-def test_a_zip_file_of_dicom_files_and_a_table_is_read_by_the_table_and_one_without_films_is_named(tmp_path):
-    members = [(f"rsna/{name}.dcm", bytes(128) + b"DICM") for name in "ab"]
-    members.append(("rsna/labels.csv", "patientId,Target\na,0\nb,1\n"))
-    assert load_films(str(_zip(tmp_path / "rsna.zip", members)), tmp_path / "cache")["label"] == [0, 1]
-    _zip(tmp_path / "texts.zip", [("NORMAL/notes.txt", "none here")])
-    with pytest.raises(UsageError, match=rf"{tmp_path}/texts.zip: expected images"):
-        load_films(str(tmp_path / "texts.zip"), tmp_path / "cache")
 
 
 def test_nothing_is_unpacked_outside_of_its_folder_and_links_become_files(tmp_path):
@@ -201,14 +135,10 @@ def test_names_that_no_disk_takes_are_an_error_of_one_line(tmp_path):
         assert "can't be unpacked" in _refusal(_zip(tmp_path / "x.zip", members), tmp_path / "cache")
 
 
-def test_what_is_inflated_at_once_or_has_a_name_in_letters_that_are_none_is_not_opened(tmp_path):
+def test_what_is_inflated_at_once_is_not_opened(tmp_path):
     for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with pytest.raises(UnreadableFilm, match="deflate"):
             open_zip(_zip(tmp_path / "x.zip", [("a.png", PNG)], kind))
-    path = _zip(tmp_path / "x.zip", [("ü.png", PNG)])
-    path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xff\xfe"))
-    with pytest.raises(UnreadableFilm, match="damaged"):
-        open_zip(path)
 
 
 def test_a_member_is_read_up_to_the_size_that_the_directory_says(tmp_path):

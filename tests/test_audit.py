@@ -5,8 +5,8 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.film import film_array
 from hf_pneumonia.data.filmset import prepare_films
-from hf_pneumonia.data.labels import is_global_id
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance import audit_lines
@@ -30,53 +29,14 @@ from hf_pneumonia.evaluation.audit import (
     taught,
     write_audit,
 )
-from hf_pneumonia.evaluation.audit_plots import (
-    FilmFacts,
-    choose_films,
-    measure_films,
-    patients_by_films,
-    vary,
-)
-
-STRENGTHS = {"rotation": 10, "exposure": 0.2, "blur": 0.0, "noise": (0.02, 0.01), "horizontal_flip": 0.0}
-
-
-class Page(HTMLParser):
-    """Tags, pictures, text and tables (by id, rows of cells) of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.images, self.text = set(), [], ""
-        self.tables: dict[str | None, list[list[str]]] = {}
-        self._cell = False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self._cell = tag in ("td", "th")
-        if tag == "img":
-            self.images.append(dict(attrs))
-        elif tag == "table":
-            self._rows = self.tables[dict(attrs).get("id")] = []
-        elif tag == "tr":
-            self._rows.append([])
-        elif self._cell:
-            self._rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self._cell = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self._cell:
-            self._rows[-1][-1] += data
+from hf_pneumonia.evaluation.audit_plots import measure_films
 
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
     """Split folders of 12 + 12 training, 10 + 10 validation and 10 + 10 test images, and then:
 
-    a copy of a test image in train under another name; a copy inside train; a pair of copies with two labels;
+    a copy of a test image in train under another name; a larger copy in train; copies with two labels;
     a test patient with another image in train; a coarse pair (IM-0300, NORMAL2-IM-0300); a damaged image.
     """
     folder = tmp_path_factory.mktemp("faulty") / "films"
@@ -87,7 +47,7 @@ def faulty(tmp_path_factory):
             write_film(folder / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", 1, rng)
     normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
     shutil.copy(folder / "test" / "PNEUMONIA" / "person200_virus_1.jpeg", sick / "x1.jpeg")
-    shutil.copy(normal / "IM-0000-0001.jpeg", normal / "x2.jpeg")
+    Image.open(normal / "IM-0000-0001.jpeg").resize((360, 280)).save(normal / "x2.png")
     shutil.copy(normal / "IM-0001-0001.jpeg", sick / "x3.jpeg")
     write_film(normal / "IM-0200-0002.jpeg", 0, rng)
     write_film(normal / "IM-0300-0001.jpeg", 0, rng)
@@ -105,7 +65,7 @@ def films(faulty, tmp_path_factory):
 def audited(films, tmp_path_factory):
     """The findings, and the folder that the audit wrote."""
     folder, before = tmp_path_factory.mktemp("audit") / "out", torch.get_rng_state()
-    findings = write_audit(films, folder, STRENGTHS)
+    findings = write_audit(films, folder, {"rotation": 10, "blur": 0.0, "noise": (0.02, 0.01)})
     assert torch.equal(before, torch.get_rng_state())  # the pictures leave a training's random numbers alone
     return findings, folder
 
@@ -113,14 +73,10 @@ def audited(films, tmp_path_factory):
 def test_every_fault_is_counted(audited):
     findings, _ = audited
     assert findings["films"] == 70
-    assert findings["removed"] == {
-        "unreadable": 1,
-        "copy": 2,  # x1, and one of IM-0000 and x2
-        "copies with different labels": 2,
-        "patient of another split": 1,
-    }
+    copies = {"copy": 2, "copies with different labels": 2}  # x1, and the smaller of IM-0000 and x2
+    assert findings["removed"] == {"unreadable": 1, **copies, "patient of another split": 1}
     assert findings["unreadable"][0]["reason"].startswith("an HTML page")
-    assert findings["duplicates"]["groups"] == findings["duplicates"]["groups_of_equal_bytes"] == 3
+    assert findings["duplicates"]["groups"] == 3 and findings["duplicates"]["groups_of_equal_bytes"] == 2
     assert [len(group) for group in findings["conflicting_labels"]] == [2]
     # Leaks are counted as given, and none is left but the coarse one.
     assert findings["leakage"] == {
@@ -139,10 +95,14 @@ def test_the_manifest_has_a_line_for_every_image_and_says_what_became_of_it(audi
     assert copy["content_hash"] == test["content_hash"] and len(test["content_hash"]) == 64
     assert copy["duplicate_group"] == test["duplicate_group"] != ""
     assert (copy["kept"], copy["split"], test["kept"], test["split"]) == ("false", "train", "true", "test")
-    assert copy["reason"] == f"copy of {faulty}/test/PNEUMONIA/person200_virus_1.jpeg"
-    assert rows["train/NORMAL/IM-0001-0001.jpeg"]["reason"] == "copies with different labels"
-    assert rows["train/NORMAL/IM-0200-0002.jpeg"]["reason"] == "patient of another split"
-    assert rows["train/PNEUMONIA/person11_virus_1.jpeg"]["reason"].startswith("unreadable: an HTML page")
+    for name, reason in {
+        "PNEUMONIA/x1": f"copy of {faulty}/test/PNEUMONIA/person200_virus_1.jpeg",
+        "NORMAL/IM-0000-0001": f"copy of {faulty}/train/NORMAL/x2.png",
+        "NORMAL/IM-0001-0001": "copies with different labels",
+        "NORMAL/IM-0200-0002": "patient of another split",
+        "PNEUMONIA/person11_virus_1": "unreadable: an HTML page",
+    }.items():
+        assert rows[f"train/{name}.jpeg"]["reason"].startswith(reason)
     alone = rows["train/NORMAL/IM-0005-0001.jpeg"]
     assert (alone["duplicate_group"], alone["reason"], alone["label"]) == ("", "", "NORMAL")
     assert (alone["source"], alone["patient_id"]) == ("films", "IM-0005")
@@ -151,19 +111,19 @@ def test_the_manifest_has_a_line_for_every_image_and_says_what_became_of_it(audi
 def test_the_page_stands_alone_and_shows_what_there_is(films, audited):
     findings, folder = audited
     html = (folder / "audit.html").read_text(encoding="utf-8")
-    page = Page(html)
     assert {path.name for path in folder.iterdir()} == {"audit.html", "audit.json", "manifest.csv"}
     assert json.loads((folder / "audit.json").read_text()) == findings
-    assert len({image["alt"] for image in page.images}) == 10
-    for image in page.images:
-        kind, data = image["src"].split(",")
-        assert kind == "data:image/png;base64"
+    pictures = re.findall('<img src="data:image/png;base64,([^"]+)"', html)
+    assert len(pictures) == html.count("<img") == 10
+    for data in pictures:
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             assert np.ptp(np.asarray(picture.convert("L"))) > 100
-    assert not page.tags & {"script", "link", "iframe", "object", "a"}
-    assert not any(text in html for text in ("http://", "https://", "file://", "url(", "@import"))
-    assert "private" in page.text and all(note in page.text for note in films.notes)
-    assert page.tables["removed"][1:] == [[name, str(count)] for name, count in findings["removed"].items()]
+    assert not re.search(r"<(script|link|iframe|object|a)\b|(http|https|file)://|url\(|@import", html)
+    lines = audit_lines(findings["appearance"])
+    assert "private" in html and all(note in html for note in (*films.notes, *lines))
+    assert summary(findings)[-len(lines) :] == lines
+    for name, count in findings["removed"].items():
+        assert f"<td>{name}</td><td>{count}</td>" in html
 
 
 def test_the_table_counts_images_and_patients_of_each_split_and_source(films):
@@ -178,16 +138,10 @@ def test_the_table_counts_images_and_patients_of_each_split_and_source(films):
     )
     heads, rows = count_films(images)
     assert heads == ["split", "NORMAL", "PNEUMONIA", "COVID-19", "images", "patients", "ratio"]
-    assert {name: row for name, *row in rows} == {
-        "train": ["20", "20", "0", "40", "20", "1 : 1"],
-        "train, a": ["15", "15", "0", "30", "15", "1 : 1"],
-        "train, b": ["5", "5", "0", "10", "5", "1 : 1"],
-        "test": ["4", "20", "0", "24", "12", "1 : 5"],
-        "test, b": ["4", "20", "0", "24", "12", "1 : 5"],
-        "covid": ["0", "0", "3", "3", "2", "–"],
-        "covid, b": ["0", "0", "3", "3", "2", "–"],
-        "all": ["24", "40", "3", "67", "34", "1 : 1.67"],
-    }
+    rows = {name: " ".join(row) for name, *row in rows}
+    assert rows["train"] == "20 20 0 40 20 1 : 1" and rows["train, a"] == "15 15 0 30 15 1 : 1"
+    assert rows["test"] == rows["test, b"] == "4 20 0 24 12 1 : 5"
+    assert rows["covid"] == "0 0 3 3 2 –" and rows["all"] == "24 40 3 67 34 1 : 1.67"
 
 
 def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(films):
@@ -198,38 +152,7 @@ def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(films):
     for kind in range(2):
         levels = np.bincount(decoded[facts.kind == kind].ravel(), minlength=256)
         np.testing.assert_array_equal(facts.levels[kind], levels)
-    assert set(facts.width) == {90} and set(facts.height) == {70}
-
-
-@pytest.fixture
-def facts() -> FilmFacts:
-    """Six images of three patients and two sources."""
-    return FilmFacts(
-        row=np.arange(6),
-        kind=np.array([0, 0, 1, 1, 1, 1]),
-        split=np.array(["train", "test", "train", "train", "train", "test"]),
-        source=np.array(["x", "x", "x", "y", "x", "x"], dtype=object),
-        patient=np.array(["a", "b", "c", "c", "c", "b"], dtype=object),
-        width=np.full(6, 90),
-        height=np.full(6, 70),
-        brightness=np.full(6, 100.0),
-        levels=np.ones((3, 256), dtype=np.int64),
-    )
-
-
-def test_samples_come_from_every_split_and_source_in_turn(facts):
-    places = [(facts.split[i], facts.source[i]) for i in choose_films(facts, 1, 3)]
-    assert places == [("train", "x"), ("train", "y"), ("test", "x")]
-    assert sorted(choose_films(facts, 1, 99)) == [2, 3, 4, 5] and choose_films(facts, 2, 5) == []
-    assert choose_films(facts, 1, 99, among=facts.split == "test") == [5]
-
-
-def test_patients_are_sorted_by_the_number_of_their_images(facts):
-    assert patients_by_films(facts, 1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
-    counts = {1: 4, 5: 1, 6: 2, 9: 1, 10: 3, 19: 1, 20: 1, 70: 2}
-    patient = np.repeat(np.arange(15).astype(object), np.repeat(list(counts), list(counts.values())))
-    many = dataclasses.replace(facts, patient=patient, kind=np.zeros(len(patient), dtype=int))
-    assert patients_by_films(many, 0).tolist() == [4, 0, 0, 0, 1, 3, 4, 3]
+    assert set(zip(facts.width, facts.height, strict=True)) == {(90, 70), (360, 280)}
 
 
 def test_auroc_alone_counts_pairs_and_does_not_care_for_the_direction():
@@ -242,52 +165,27 @@ def test_auroc_alone_counts_pairs_and_does_not_care_for_the_direction():
     assert auroc_alone(values[label > 0], label[label > 0]) is None
 
 
-def test_a_step_is_shown_near_its_limit_one_way_and_another():
-    film = torch.full((64, 64), 128, dtype=torch.uint8)
-    torch.manual_seed(0)
-    for noisy in vary(film, {"noise": (0.1, 0.01)}, 0):
-        assert 0.07 < noisy.std() < 0.11
-    film[:, 32:] = 160
-    dark, bright = sorted(picture.mean() for picture in vary(film, {"exposure": 0.3}, 1))
-    assert dark < film.float().mean() / 255 - 0.05 < film.float().mean() / 255 + 0.05 < bright
-
-
 def test_an_id_crosses_where_it_is_in_two_of_the_three_splits():
     ids = np.array(["a", "a", "b", "b", "c", "c", "d"])
     split = np.array(["train", "test", "train", "train", "train", "", "covid"])
     assert crossing_ids(ids, split) == {"a"}
 
 
-def test_text_that_only_pneumonias_carry_and_a_source_of_one_class_tell_the_label(tmp_path):
+def test_text_and_colour_that_only_pneumonias_carry_and_a_source_of_one_class_tell_the_label(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(9):
         write_film(tmp_path / "one" / "NORMAL" / f"{number}.png", 0, rng, size=(600, 500))
         path = tmp_path / "two" / "PNEUMONIA" / f"{number}.png"
         write_film(path, 1, rng, size=(600, 500))
-        film = Image.open(path)
-        ImageDraw.Draw(film).text((8, 8), "mAs 2.56 kV 55 15:42:07", fill=255, font_size=20)
+        film = Image.open(path).convert("RGB")
+        ImageDraw.Draw(film).text((8, 8), "mAs 2.56 kV 55 15:42:07", fill="white", font_size=20)
+        ImageDraw.Draw(film).rectangle((250, 200, 310, 240), fill="red")
         film.save(path)
     films = prepare_films([str(tmp_path / "one"), str(tmp_path / "two")], 32, tmp_path)
     findings = write_audit(films, tmp_path / "out")
-    assert findings["overlays"]["text"] == {"NORMAL": 0, "PNEUMONIA": 9}
+    assert findings["overlays"]["text"] == findings["overlays"]["colour"] == {"NORMAL": 0, "PNEUMONIA": 9}
     told = findings["label_told_by"]
-    assert (told["burned-in text"], told["source"], told["width / height"]) == (1.0, 1.0, 0.5)
-
-
-def test_the_page_and_the_summary_say_what_the_appearance_tells(tmp_path):
-    rng = np.random.default_rng(0)
-    for split, first, count, height in (("train", 0, 30, 140), ("test", 100, 12, 100)):
-        for number in range(first, first + count):
-            tall = tmp_path / "films" / split / "NORMAL" / f"{number}.png"
-            write_film(tall, 0, rng, size=(90, height))
-            write_film(tmp_path / "films" / split / "PNEUMONIA" / f"p{number}.png", 0, rng)
-    findings = write_audit(prepare_films(str(tmp_path / "films"), 32, tmp_path), tmp_path / "out")
-    page = Page((tmp_path / "out" / "audit.html").read_text())
-    assert ["height", "1.000", "140.0", "70.0", "taller files"] in page.tables["appearance"]
-    assert len(page.images) < 4  # without an augmentation to draw, no samples and counts
-    lines = audit_lines(findings["appearance"])
-    assert "median 140 against 70" in lines[0] and "specificity" in lines[1]
-    assert summary(findings)[-2:] == lines and all(line in page.text for line in lines)
+    assert told["burned-in text"] == told["colour"] == told["source"] == 1 and told["width / height"] == 0.5
 
 
 def _run_folder(films, folder):
@@ -349,27 +247,8 @@ def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "4 films, sources: films" in said and "fewer than 10 patients of a class" in said
     assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
-    page = Page((tmp_path / "out" / "audit.html").read_text())
-    assert len(page.images) > 4 and "appearance" not in page.tables
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["/no/such/folder"], "no such folder"),
-        (["phantom", "--split", "70/30"], "--split expects"),
-        (["phantom", "--output", __file__], "is a file"),
-        (["phantom", "--outptu", "x"], "--outptu x"),
-    ],
-)
-def test_a_mistake_at_the_command_is_one_line_and_exit_code_two(flags, message, tmp_path, capsys):
-    argv = ["audit", "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path), *flags]
-    assert run_script("hf_pneumonia", main, argv) == 2
+    html = (tmp_path / "out" / "audit.html").read_text()
+    assert html.count("<img") > 4 and 'id="appearance"' not in html
+    assert run_script("hf_pneumonia", main, ["audit", "/no/such/folder", *argv[2:]]) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error and "\n" not in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_id_that_is_only_known_inside_its_source_proves_nothing_elsewhere():
-    assert all(map(is_global_id, ["person12_virus", "person12", "IM-0115", "NORMAL2-IM-0383"]))
-    assert not any(map(is_global_id, ["12", "12_virus", "train/a.png"]))
+    assert "no such folder" in error and "\n" not in error

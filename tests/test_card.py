@@ -1,18 +1,14 @@
 import copy
+import csv
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
-from conftest import ROOT
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from PIL import Image
 from written import written_config, written_manifest, written_report
 
-from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.publishing.card import (
     base_model,
     card,
@@ -20,9 +16,8 @@ from hf_pneumonia.publishing.card import (
     eval_result_files,
     plain,
     show_figure,
-    worst_levels,
 )
-from hf_pneumonia.publishing.contents import PLOTS, public_files
+from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.public_report import public_report
 
 REPO = "user/name"
@@ -35,8 +30,8 @@ def write_card(change=lambda report, config, manifest: None) -> str:
     return card(public, config, public["recipe"], manifest, REPO)
 
 
-def body_of(text: str) -> str:
-    return text.split("---\n", 2)[2]
+RATES = ("sensitivity", "specificity")
+LOWEST = {"value": 0.052, "ci95": [0.051, 0.053]}
 
 
 def shown(figure: dict) -> str:
@@ -56,70 +51,66 @@ def numbers_in(value: object) -> set[str]:
 
 
 def test_every_number_in_the_body_is_one_of_the_report():
-    body = body_of(write_card())
+    body = write_card().split("---\n", 2)[2]
     for fixed in (r"```.*?```", r"## Licence.*"):
         body = re.sub(fixed, "", body, flags=re.DOTALL)
     known = numbers_in([written_report(), written_config(), written_manifest()])
+    matrix = written_report()["operating_point"]["test"]["confusion_matrix"]
     # 95% intervals, the threshold 0.5 and an AUROC of nothing, films of 8 and 16 bits, pixels from 0 to 1,
     # float32, the name of a hash.
-    known |= {"95", "0.5", "8", "16", "0", "1", "32", "256"}
-    matrix = written_report()["operating_point"]["test"]["confusion_matrix"]
-    known |= {str(matrix["fn"] + matrix["tp"])}
+    known |= {"95", "0.5", "8", "16", "0", "1", "32", "256", str(matrix["fn"] + matrix["tp"])}
     assert set(re.findall(r"\d+(?:\.\d+)?", body)) <= known
 
 
 def test_each_table_has_the_figures_of_its_rows_and_columns():
-    report, text = written_report(), write_card()
-    test, point = report["splits"]["test"], report["operating_point"]
+    def lower(report, config, manifest):
+        report["checks"]["robustness"]["noise"]["levels"][1]["sensitivity"] = LOWEST
 
-    def row(title: str, *figures: dict) -> str:
-        return f"| {title} | {' | '.join(map(shown, figures))} |\n"
-
+    report, text = written_report(), write_card(lower)
+    test, point = report["splits"]["test"], report["operating_point"]["test"]
+    appearance, robustness = report["checks"]["appearance"], report["checks"]["robustness"]
+    expected = [("AUROC", test["auroc"]), ("average precision", test["average_precision"])]
     titles = {"precision": "precision (PPV among these films)", "f1": "F1", "mcc": "Matthews correlation"}
     for name in ("sensitivity", "specificity", "accuracy", *titles):
-        assert row(titles.get(name, name), test[name], point["test"][name]) in text
-    assert f"| AUROC | {shown(test['auroc'])} |" in text
-    assert f"| average precision | {shown(test['average_precision'])} |" in text
+        expected.append((titles.get(name, name), test[name], point[name]))
     for label, right, wrong in (("NORMAL", "tn", "fp"), ("PNEUMONIA", "fn", "tp")):
-        matrices = [scored["confusion_matrix"] for scored in (test, point["test"])]
-        cells = [matrix[key] for matrix in matrices for key in (right, wrong)]
-        assert f"| {label} | {' | '.join(map(str, cells))} |\n" in text
+        matrices = test["confusion_matrix"], point["confusion_matrix"]
+        expected.append((label, *(matrix[key] for matrix in matrices for key in (right, wrong))))
     for name, one in test["predictive_values"].items():
-        other = point["test"]["predictive_values"][name]
-        assert row(f"{one['prevalence']:.3f}", one["ppv"], one["npv"], other["ppv"], other["npv"]) in text
-    rates = ("sensitivity", "specificity")
+        other, prevalence = point["predictive_values"][name], f"{one['prevalence']:.3f}"
+        expected.append((prevalence, one["ppv"], one["npv"], other["ppv"], other["npv"]))
     for name, title in (("sensitivity_90", "sensitivity of 0.900"), ("youden", "Youden's index")):
         one = report["operating_points"][name]
-        cells = [one[split][key] for split in ("validation", "test") for key in rates]
-        assert row(f"{title} | {one['threshold']:.3f}", *cells) in text
+        rates = (one[split][key] for split in ("validation", "test") for key in RATES)
+        expected.append((title, f"{one['threshold']:.3f}", *rates))
     titles = {"ece": "expected calibration error", "brier": "Brier score", "nll": "negative log-likelihood"}
     for key, title in titles.items():
         splits = [report["calibration"][split] for split in ("validation", "test")]
-        assert row(title, *(split[when][key] for split in splits for when in ("before", "after"))) in text
-    appearance = report["checks"]["appearance"]
+        expected.append((title, *(split[when][key] for split in splits for when in ("before", "after"))))
     swapped = {f"proportions swapped by {factor}": one for factor, one in appearance["proportions"].items()}
     swapped["as they are"] = swapped.pop("proportions swapped by 1.0")
     swapped["histogram and spectrum swapped"] = appearance["histogram_and_spectrum"]
     for title, one in swapped.items():
-        assert row(title, one["auroc"], one["sensitivity"], one["specificity"]) in text
-    assert f"| pairs matched by appearance | {shown(appearance['matched_auroc'])} | | |\n" in text
-    title = "appearance contradicts the label (101 NORMAL, 201 PNEUMONIA) |"
-    assert row(title, *(appearance["contradicting"][key] for key in rates)) in text
+        expected.append((title, one["auroc"], *(one[key] for key in RATES)))
+    title = "appearance contradicts the label (101 NORMAL, 201 PNEUMONIA)"
+    expected.append((title, "", *(appearance["contradicting"][key] for key in RATES)))
+    expected.append(("pairs matched by appearance", appearance["matched_auroc"], "", ""))
     for name, one in report["checks"]["shortcuts"].items():
-        means = one["mean_probability"]
-        cells = [shown(one["auroc"]), *(f"{means[label]:.3f}" for label in ("NORMAL", "PNEUMONIA"))]
-        assert f"| {name.replace('_', ' ')} | {' | '.join(cells)} |\n" in text
+        means = (f"{one['mean_probability'][label]:.3f}" for label in ("NORMAL", "PNEUMONIA"))
+        expected.append((name.replace("_", " "), one["auroc"], *means))
     # The figures grow as the report is written: the lowest are those of the first level of blur.
-    lowest = report["checks"]["robustness"]["blur"]["levels"][0]
-    for name, title in (("auroc", "AUROC"), ("sensitivity", "sensitivity"), ("specificity", "specificity")):
-        assert f"| {title} | {shown(lowest[name])} | blur, 0 (sigma, px at 224) |\n" in text
+    lowest = robustness["blur"]["levels"][0] | {"sensitivity": LOWEST}
+    for name, title in (("auroc", "AUROC"), ("sensitivity",) * 2, ("specificity",) * 2):
+        change = "noise, 0.1 (share)" if name == "sensitivity" else "blur, 0 (sigma, px at 224)"
+        expected.append((title, lowest[name], change))
     virus = report["checks"]["subgroups"]["families"]["person-virus"]["sensitivity"]
-    cells = [shown(virus), "not defined", "1.000 [no interval]", "all NORMAL films"]
-    assert f"| person-virus | 142 | 106 | {' | '.join(cells)} |\n" in text
+    rates = (virus, "not defined", "1.000 [no interval]", "all NORMAL films")
+    expected.append(("person-virus", 142, 106, *rates))
     for name, split in report["data"]["splits"].items():
-        classes = split["classes"]
-        counts = [split["films"], split["patients"], classes["NORMAL"], classes["PNEUMONIA"]]
-        assert f"| {name} | {' | '.join(map(str, counts))} |" in text
+        expected.append((name, split["films"], split["patients"], *split["classes"].values()))
+    for cells in expected:
+        row = " | ".join(shown(cell) if isinstance(cell, dict) else str(cell) for cell in cells)
+        assert f"| {row} |".replace("  ", " ") in text
 
 
 def test_the_summary_has_the_figures_of_the_test_split():
@@ -129,44 +120,26 @@ def test_the_summary_has_the_figures_of_the_test_split():
         f"AUROC {shown(report['splits']['test']['auroc'])}; at its operating point (threshold 0.843,",
         f"sensitivity {shown(point['sensitivity'])}, specificity {shown(point['specificity'])}. With the",
         f"by 1.2: AUROC {shown(swapped['auroc'])}, sensitivity {shown(swapped['sensitivity'])}, specificity",
-        "temperature of 1.249, and 1.468 is added",
-        "the band from 0.234 to 0.852, where they call it `uncertain`",
-        "at most a share of 0.023 of the pneumonias",
+        "the band from 0.234 to 0.852",
         "41 missed pneumonias and 42 false alarms among 3006",
-        f"`manifest_sha256` {'6' * 64}",
     ):
         assert said in text
-
-
-def test_tables_have_whole_rows_and_pictures_and_sections_that_are_linked_are_there():
-    text = write_card()
-    for block in re.findall(r"(?:^\|.*\n)+", body_of(text), flags=re.MULTILINE):
-        head, rule, *rows = block.splitlines()
-        assert re.fullmatch(r"\|(---\|)+", rule)
-        assert rows and {row.count("|") for row in (head, *rows)} == {rule.count("|")}
-    assert set(re.findall(r"\]\((plots/.*?)\)", text)) == set(PLOTS)
-    headings = {
-        re.sub(r"\W+", "-", one.lower()) for one in re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#(.*?)\)", text)) <= headings
 
 
 def test_notices_stand_where_they_must_and_nowhere_else():
     def simulate(report, config, manifest):
         manifest["sources"] = {"phantom": {"kind": "phantom", "splits": {}}}
+        config["pneumonia"]["leakage_allowed"] = True
 
     def leak(report, config, manifest):
         report["data"]["leakage"]["films_seen"] = 39
 
-    def allow(report, config, manifest):
-        config["pneumonia"]["leakage_allowed"] = True
-
-    plain_card, simulated, leaked, allowed = map(write_card, (lambda *_: None, simulate, leak, allow))
-    assert all("no medical device" in text for text in (plain_card, simulated, leaked, allowed))
-    assert "SIMULATED" not in plain_card and "LEAKAGE" not in plain_card
+    usual, simulated, leaked = map(write_card, (lambda *_: None, simulate, leak))
+    assert all("no medical device" in text for text in (usual, simulated, leaked))
+    assert "SIMULATED" not in usual and "LEAKAGE" not in usual
     assert "> **SIMULATED FILMS.**" in simulated and "- simulated\n" in simulated
+    assert "> **LEAKAGE.**" in simulated and "none was found" in simulated
     assert "> **LEAKAGE.**" in leaked and "39 films of validation and test had been seen" in leaked
-    assert "trained with\n> leakage allowed; none was found" in allowed
 
 
 def test_only_films_that_are_called_so_are_said_to_be_kermanys():
@@ -186,30 +159,20 @@ def test_only_films_that_are_called_so_are_said_to_be_kermanys():
 def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
     def change(report, config, manifest):
         report["operating_point"]["intercept"] = 0.0
+        report["checks"]["appearance"] = None
+        del config["pneumonia"]["uncertain"]
         report["splits"]["covid"] = copy.deepcopy(report["splits"]["test"]) | {"films": 91, "patients": 92}
         report["splits"]["covid"]["specificity"] = {"value": None, "ci95": None}
         report["splits"]["test"]["auroc"] = {"value": 1.0, "ci95": None}
         report["recipe"]["pretrained"] = "/home/somebody/runs/first"
-        manifest["sources"]["second"] = {
-            "kind": "kaggle",
-            "splits": {"test": {"NORMAL": {"films": 3, "patients": 2}}},
-        }
+        counts = {"test": {"NORMAL": {"films": 3, "patients": 2}}}
+        manifest["sources"]["second"] = {"kind": "kaggle", "splits": counts}
 
     text = write_card(change)
-    assert "is added to" not in text and "AUROC 1.000 [no interval]" in text
-    assert "91 films of 92 patients" in text
+    assert "AUROC 1.000 [no interval]" in text and "91 films of 92 patients" in text
     assert "(`first`)" in text and "/home" not in text
     assert "| second | test | 3 (2) | 0 |" in text
-
-
-def test_a_run_without_the_appearance_check_and_without_a_band_has_a_card_without_them():
-    def change(report, config, manifest):
-        report["checks"]["appearance"] = None
-        del config["pneumonia"]["uncertain"]
-
-    text = write_card(change)
-    assert "## Results" in text and "swapped" not in text
-    assert "## Decisions" not in text and "uncertain" not in text
+    assert not any(absent in text for absent in ("is added to", "swapped", "## Decisions", "uncertain"))
 
 
 def test_names_from_outside_can_not_break_a_table_and_no_number_looks_like_one_without_being_it():
@@ -217,18 +180,6 @@ def test_names_from_outside_can_not_break_a_table_and_no_number_looks_like_one_w
     assert plain("Lübeck/train-2") == "Lübeck/train-2"
     assert show_figure(0.99984) == "0.9998" and show_figure(0.00004) == "0.00004"
     assert show_figure(1.0) == "1.000" and show_figure(0.9994) == "0.999"
-
-
-def test_the_worst_level_is_found_among_all_changes():
-    def level(number, value):
-        one = {"value": value}
-        return {"level": number, "auroc": one, "sensitivity": one, "specificity": {"value": None}}
-
-    blur = {"unit": "px", "levels": [level(0, 0.9), level(4, 0.7)]}
-    noise = {"unit": "share", "levels": [level(0, 0.9), level(0.1, 0.8)]}
-    found = worst_levels({"films": 3, "threshold": 0.5, "blur": blur, "noise": noise})
-    assert (found["auroc"]["name"], found["auroc"]["level"]) == ("blur", 4)
-    assert found["specificity"] is None
 
 
 def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
@@ -255,10 +206,10 @@ def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
 HUB = "somebody/chest-films"
 
 
-def of_hub(**more) -> tuple[dict, dict, dict]:
-    """Report, recipe and manifest of a run on one data set of the Hub, and on more."""
+def of_hub() -> tuple[dict, dict, dict]:
+    """Report, recipe and manifest of a run on one data set of the Hub."""
     report, manifest = written_report(), written_manifest()
-    manifest["sources"] = {HUB: {"kind": "hub", "splits": {}}, **more}
+    manifest["sources"] = {HUB: {"kind": "hub", "splits": {}}}
     return report, report["recipe"], manifest
 
 
@@ -270,7 +221,8 @@ def test_a_base_model_is_named_where_weights_came_from_the_hub():
 
 
 def test_data_sets_of_the_hub_are_linked_and_no_others_and_what_is_not_defined_is_left_out():
-    report, recipe, manifest = of_hub(**{"kaggle:a/b": {"kind": "kaggle"}, "my/films": {"kind": "local"}})
+    report, recipe, manifest = of_hub()
+    manifest["sources"] |= {"kaggle:a/b": {"kind": "kaggle"}, "my/films": {"kind": "local"}}
     report["splits"]["test"]["auroc"] = {"value": None, "ci95": None}
     del report["checks"]["appearance"]  # of an earlier run
     data = card_data(report, recipe, manifest, REPO)
@@ -309,13 +261,11 @@ def test_figures_on_films_that_nobody_else_can_find_are_of_no_data_set_of_the_hu
     assert named(report, recipe, {"sources": {"local/train": {"kind": "local"}}}) == {"local:local/train"}
 
 
-def snippets_of(text: str, model: str, film: str) -> list[str]:
-    found = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+def snippets_of(text: str, model: object, film: object) -> list[str]:
+    text = text.replace(f"hf-hub:{REPO}", f"local-dir:{model}").replace(REPO, str(model))
+    found = re.findall(r"```python\n(.*?)```", text.replace("film.jpeg", str(film)), flags=re.DOTALL)
     assert len(found) == 4
-    return [
-        one.replace(f"hf-hub:{REPO}", f"local-dir:{model}").replace(REPO, model).replace("film.jpeg", film)
-        for one in found
-    ]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -328,33 +278,21 @@ def published(finished_run, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def reported(finished_run):
-    """Probability of two test films, as the run reported it."""
-    lines = [line.split(",") for line in (finished_run / "predictions_test.csv").read_text().splitlines()]
-    column = lines[0].index("probability")
-    return {line[0]: float(line[column]) for line in (lines[1], lines[-1])}
-
-
 @pytest.mark.parametrize("which", range(4), ids=["pipeline", "Auto classes", "timm", "PneumoniaClassifier"])
-def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which, published, reported):
+def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which, published, finished_run):
     text = (published / "README.md").read_text()
-    for film, probability in reported.items():
+    with open(finished_run / "predictions_test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in (rows[0], rows[-1]):
         names: dict = {}
-        exec(snippets_of(text, str(published), film)[which], names)
+        exec(snippets_of(text, published, row["file"])[which], names)
         found = names["prediction"].probability if which == 3 else names["probability"]
-        assert found == pytest.approx(probability, abs=1e-5)
+        assert found == pytest.approx(float(row["probability"]), abs=1e-5)
 
 
-@pytest.mark.slow
-def test_the_snippet_of_a_network_of_our_own_runs_in_a_new_process(tmp_path):
+def test_snippets_for_a_network_of_our_own_import_its_module_first():
     def own(report, config, manifest):
         config["architecture"] = report["recipe"]["model"] = "cnn_baseline"
 
-    build_model("cnn_baseline", 64).save_pretrained(tmp_path)
-    Image.new("L", (80, 70), 90).save(tmp_path / "film.png")
-    snippets = snippets_of(write_card(own), str(tmp_path), str(tmp_path / "film.png"))
-    assert all(one.startswith("import hf_pneumonia.modeling.cnn ") for one in snippets[:3])
-    command = [sys.executable, "-c", snippets[2] + "print(0 < probability < 1)"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "True\n", done.stderr
+    for snippet in snippets_of(write_card(own), "model", "film.png")[:3]:
+        assert snippet.startswith("import hf_pneumonia.modeling.cnn ")

@@ -1,6 +1,5 @@
 """Robustness, shortcut, subgroup and error checks, each against what was put into the images."""
 
-import csv
 import dataclasses
 import io
 import json
@@ -12,9 +11,9 @@ import torch
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from written import Network, predicted
 
 from hf_pneumonia.data import phantom
-from hf_pneumonia.data.filmset import prepare_films
 from hf_pneumonia.evaluation import checks as corruptions
 from hf_pneumonia.evaluation.checks import (
     CORRUPTIONS,
@@ -31,21 +30,6 @@ from hf_pneumonia.evaluation.metrics import metrics_at
 from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability, predict_split, score_films
 from hf_pneumonia.modeling.build import build_model
 
-NOT_DEFINED = {"value": None, "ci95": None}
-
-
-class Brightness(nn.Module):
-    """The brighter an image is anywhere, the more it has pneumonia."""
-
-    def __init__(self, slope: float = 1.0):
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(slope))
-
-    def forward(self, inputs):
-        margin = self.slope * inputs.mean((1, 2, 3))
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(margin), margin], 1))
-
-
 # The corruptions.
 
 
@@ -53,9 +37,7 @@ class Brightness(nn.Module):
 def clouds():
     """(4, 56, 56) uint8: smooth clouds."""
     small = np.random.default_rng(0).integers(0, 256, (4, 7, 7), np.uint8)
-    return np.stack(
-        [np.asarray(Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC)) for one in small]
-    )
+    return np.stack([Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC) for one in small])
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -103,15 +85,11 @@ def test_jpeg_exposure_rotation_and_resolution_do_what_their_units_say(clouds):
     assert np.ptp(corruptions.resolution(board, 112)) <= 1  # half: each box holds two of each
 
 
-@pytest.fixture(scope="module")
-def films(film_folder, tmp_path_factory):
-    return prepare_films(str(film_folder), 32, tmp_path_factory.mktemp("cache"))
-
-
 @pytest.mark.filterwarnings("error")
-def test_each_level_has_the_metrics_of_the_images_that_were_changed(films):
-    model, rows, store = Brightness(), films.rows("test"), films.store
-    scored = predict_split(model, films, "test", 8)
+def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_films):
+    model = Network(lambda images: images.mean((1, 2)))  # the brighter, the more pneumonia
+    rows, store = small_films.rows("test"), small_films.store
+    scored = predict_split(model, small_films, "test", 8)
     threshold = float(np.median(scored.probability))
     result = check_robustness(model, store, rows, scored, threshold, batch_size=30)
     assert result["films"] == 30 and list(result)[2:] == list(CORRUPTIONS)
@@ -125,52 +103,39 @@ def test_each_level_has_the_metrics_of_the_images_that_were_changed(films):
     probability = pneumonia_probability(logits)
     assert darker == {"level": 2, **metrics_at(scored.label, probability, scored.patient_id, threshold)}
     assert darker["sensitivity"]["value"] == 0, "no dark image passes for a bright one"
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 # The shortcuts.
 
-LABEL = np.repeat([0, 1], 20)
-
 
 class Patches:
-    """(40, 50, 50) uint8: gray, but with pneumonia a bright patch."""
+    """(40, 50, 50) uint8: gray, but in the second half, of those with pneumonia, a bright patch."""
 
     size = 50
 
     def __init__(self, *patch: slice):
         self.images = np.full((40, 50, 50), 100, np.uint8)
-        self.images[LABEL == 1, patch[0], patch[1]] = 200
+        self.images[20:, patch[0], patch[1]] = 200
 
     def __getitem__(self, rows):
         return self.images[np.asarray(rows)]
 
 
-def shortcuts(*patch: slice, label=LABEL) -> dict:
-    names = [str(number) for number in range(len(label))]
-    scored = Predictions(names, names, label, label * 0.8 + 0.1)
-    return check_shortcuts(Brightness(10.0), Patches(*patch), np.arange(len(label)), scored, 16)
+def shortcuts(*patch: slice) -> dict:
+    label = np.repeat([0, 1], 20)
+    scored = predicted(label, label * 0.8 + 0.1)
+    model = Network(lambda images: 10 * images.mean((1, 2)))
+    return check_shortcuts(model, Patches(*patch), np.arange(40), scored, 16)
 
 
-def test_a_sign_in_the_lungs_is_gone_with_the_lungs_alone():
-    found = shortcuts(slice(20, 30), slice(10, 20))
-    areas = {name: one["auroc"]["value"] for name, one in found.items()}
-    assert areas.pop("lungs_blacked_out") == 0.5
-    assert set(areas.values()) == {1.0} and list(found)[0] == "as_they_are"
-    assert found["as_they_are"]["mean_probability"] == pytest.approx({"NORMAL": 0.1, "PNEUMONIA": 0.9})
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-def test_a_marker_in_the_corner_is_gone_with_the_corners_and_with_all_but_the_lungs():
-    areas = {name: one["auroc"]["value"] for name, one in shortcuts(slice(0, 4), slice(3, 4)).items()}
+def test_a_sign_in_the_lungs_is_gone_with_them_and_a_marker_in_the_corner_with_the_corners():
+    lungs, corner = shortcuts(slice(20, 30), slice(10, 20)), shortcuts(slice(0, 4), slice(3, 4))
+    areas = {name: one["auroc"]["value"] for name, one in lungs.items()}
+    assert areas.pop("lungs_blacked_out") == 0.5 and set(areas.values()) == {1.0}
+    assert lungs["as_they_are"]["mean_probability"] == pytest.approx({"NORMAL": 0.1, "PNEUMONIA": 0.9})
+    areas = {name: one["auroc"]["value"] for name, one in corner.items()}
     assert areas["lungs_blacked_out"] == 1.0
     assert areas["corners_blacked_out"] == areas["lungs_only"] == 0.5
-
-
-@pytest.mark.filterwarnings("error")
-def test_images_of_one_class_have_no_area():
-    for one in shortcuts(slice(20, 30), slice(10, 20), label=LABEL[:20]).values():
-        assert one["auroc"] == NOT_DEFINED and one["mean_probability"]["PNEUMONIA"] is None
 
 
 @pytest.mark.parametrize("size", [64, 224])
@@ -190,38 +155,18 @@ def test_the_box_holds_the_lesions_of_simulated_images():
 
 # The subgroups.
 
-NAMES = ("IM-{}-0001.jpeg", "NORMAL2-IM-{}-0001.jpeg", "person{}_bacteria_1.jpeg", "person{}_virus_2.jpeg")
+NAMES = ("IM-{}-0001.jpeg", "NORMAL2-IM-{}-0001.jpeg", "/f/person{}_bacteria_1.jpeg", "person{}_virus_2.jpeg")
 
 
-@pytest.fixture
-def guangzhou():
-    """20 images of each family of the Guangzhou data set, two images per patient, and two sources."""
+def test_each_family_and_each_source_has_its_own_metrics():
+    # Twenty images of each family of the Guangzhou data set, two images per patient, and two sources.
     file = [name.format(number) for name in NAMES for number in range(20)]
     label = np.repeat([0, 0, 1, 1], 20)
     probability = np.clip(np.random.default_rng(0).normal(0.35 + 0.3 * label, 0.2), 0, 1)
-    return Predictions(file, [f"{index // 2}" for index in range(80)], label, probability), [
-        "east", "west"
-    ] * 40  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("file", "family"),
-    [
-        ("/films/person1000_bacteria_2931.jpeg", "person-bacteria"),
-        ("NORMAL2-IM-0383-0001.jpeg", "NORMAL-IM"),
-        ("00012.png", "numbers"),
-        ("Zoë 2.png", "Zoë"),
-    ],
-)
-def test_the_family_is_the_letters_of_the_name(file, family):
-    assert family_of(file) == family
-
-
-def test_each_family_and_each_source_has_its_own_metrics(guangzhou):
-    scored, source = guangzhou
-    found = check_subgroups(scored, source, 0.5)
-    families, sources = found["families"], found["sources"]
+    scored = Predictions(file, [f"{index // 2}" for index in range(80)], label, probability)
+    sources, families = check_subgroups(scored, ["east", "west"] * 40, 0.5).values()
     assert list(families) == ["IM", "NORMAL-IM", "person-bacteria", "person-virus"]
+    assert (family_of("00012.png"), family_of("Zoë 2.png")) == ("numbers", "Zoë")
     virus = families["person-virus"]
     assert (virus["films"], virus["patients"]) == (20, 10)
     assert virus["classes"] == {"NORMAL": 0, "PNEUMONIA": 20}
@@ -235,7 +180,6 @@ def test_each_family_and_each_source_has_its_own_metrics(guangzhou):
     assert list(sources) == ["east", "west"] and sources["west"]["auroc_against"] == "own films"
     area = roc_auc_score(scored.label[1::2], scored.probability[1::2])
     assert sources["west"]["auroc"]["value"] == pytest.approx(area)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_only_large_families_of_several_patients_are_shown():
@@ -253,12 +197,12 @@ def test_only_large_families_of_several_patients_are_shown():
 
 
 @pytest.fixture(scope="module")
-def checked(films):
+def checked(small_films):
     """Model, images and predictions, and what the checks say of them."""
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     nn.init.normal_(model.timm_model.fc.weight)
-    predictions = {}
+    predictions, films = {}, small_films
     for split in ("test", "validation"):  # all right but the first of each class
         rows = films.rows(split)
         label = films.label[rows]
@@ -269,7 +213,7 @@ def checked(films):
     return SimpleNamespace(model=model, films=films, predictions=predictions, checks=checks)
 
 
-def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_patient(checked):
+def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_patient(checked, tmp_path):
     checks, text = checked.checks, json.dumps(checked.checks, allow_nan=False)
     assert json.loads(text) == checks
     assert list(checks)[2:] == ["appearance", "shortcuts", "robustness", "subgroups", "errors"]
@@ -279,18 +223,10 @@ def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_p
     found = {"miss": 1, "false_alarm": 1, "suspected_label_error": 2}
     assert checks["errors"] == {"test": {"films": 30, **found}, "validation": {"films": 20, **found}}
     assert set(checks["subgroups"]["families"]) == {"IM", "person-bacteria"}
-
-
-def test_the_pictures_and_the_errors_are_written(checked, tmp_path):
-    write_checks(tmp_path, checked.checks, checked.model, checked.films, checked.predictions)
-    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
-    plots = [f"plots/{name}.png" for name in ("appearance", "robustness", "shortcuts")]
-    assert written == ["errors/errors.csv", "errors/errors.png", *plots]
-    for picture in tmp_path.rglob("*.png"):
-        with Image.open(picture) as image:
-            assert min(image.size) > 200 and np.ptp(np.asarray(image.convert("L"))) > 100
-    with open(tmp_path / "errors" / "errors.csv", newline="") as file:
-        assert [row["kind"] for row in csv.DictReader(file)].count("miss") == 2
+    write_checks(tmp_path, checks, checked.model, checked.films, checked.predictions)
+    written = {path.name for path in tmp_path.rglob("*.*")}
+    assert written == {"errors.csv", "errors.png", "appearance.png", "robustness.png", "shortcuts.png"}
+    assert (tmp_path / "errors" / "errors.csv").read_text().count(",miss\n") == 2
 
 
 @pytest.mark.filterwarnings("error")
@@ -304,11 +240,5 @@ def test_ten_images_of_one_class_without_an_error_go_through(checked, tmp_path, 
     checks = run_checks(checked.model, films, {"test": scored}, 0.5, 32)
     assert checks["appearance"] is None
     assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
-    clean, defined = checks["robustness"]["blur"]["levels"][0], ("specificity", "sensitivity")[label]
-    assert [name for name in ("auroc", "sensitivity", "specificity") if clean[name]["value"] is not None] == [
-        defined
-    ]
     write_checks(tmp_path, checks, checked.model, films, {"test": scored})
-    assert (tmp_path / "plots" / "shortcuts.png").exists() and (tmp_path / "errors" / "errors.png").exists()
-    assert not (tmp_path / "plots" / "appearance.png").exists()
     assert (tmp_path / "errors" / "errors.csv").read_text().count("\n") == 1

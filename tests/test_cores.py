@@ -44,25 +44,16 @@ def test_results_come_in_the_order_of_the_items_and_never_more_than_so_many_ahea
         taken.append(result)
         assert len(begun) <= len(taken) + 5
     assert taken == [item * item for item in range(20)]
-
-
-def test_what_a_piece_of_work_raises_is_raised_in_its_place():
     results = work_ahead(lambda item: 1 // (item - 2), range(5), 2, 3)
     assert [next(results), next(results)] == [-1, -1]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # in place of its result
         next(results)
 
 
-def test_inside_torch_and_numpy_use_one_thread_and_afterwards_as_many_as_before():
-    blas = _blas()
-    with one_core_each():
-        seen = list(work_ahead(lambda _: torch.get_num_threads(), range(4), 2, 2))
-        assert seen == [1, 1, 1, 1] and _blas() == {1}
-    assert torch.get_num_threads() == 3 and _blas() == blas
-
-
-def test_threads_that_are_inside_at_a_time_leave_all_as_it_was():
+def test_torch_and_numpy_use_one_thread_inside_and_as_many_as_before_when_the_last_has_left():
     blas, inside, left = _blas(), threading.Barrier(2), []
+    with one_core_each():
+        assert list(work_ahead(lambda _: torch.get_num_threads(), range(4), 2, 2)) == [1, 1, 1, 1]
 
     def first() -> None:
         with one_core_each():

@@ -1,22 +1,15 @@
 import io
 import logging
-import re
 import struct
-import subprocess
-import sys
-import warnings
 from importlib.util import find_spec
 
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from hf_pneumonia.data.film import UnreadableFilm, read_film
 
@@ -146,15 +139,6 @@ def test_a_film_of_every_kind_shows_what_the_standard_says(name):
     assert film.mode == "L" and np.asarray(film).tolist() == [pixels]
 
 
-def test_a_window_shows_what_pydicom_makes_of_it():
-    values = np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(np.uint16)
-    for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        content = _dicom(values, BitsStored=12, HighBit=11, **_window(1800, 2500, function))
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        theirs = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)  # 0 to 4095
-        assert np.abs(np.asarray(read_film(content)) - theirs * (255 / 4095)).max() <= 0.501
-
-
 def test_what_other_elements_hold_is_stepped_over():
     icon = Dataset()
     icon.Rows, icon.Columns, icon.PixelData = 1, 1, encapsulate([b"\xff\xd8\xff\xd9"])
@@ -187,27 +171,6 @@ def test_a_file_without_preamble_is_read_by_path_and_by_bytes(tmp_path, syntax):
             assert np.asarray(read_film(source)).tolist() == [[0, 64, 128, 255]]
 
 
-def _lossless_jpeg(pixels: np.ndarray) -> bytes:
-    """JPEG Lossless of 16 bits, predictor 1 (ITU-T T.81, annex H): no library here writes it.
-
-    Each of the 17 classes of a difference has a code of five bits, its number. The last is 32,768 alone.
-    """
-    rows, columns = pixels.shape
-    bits = ""
-    for row in range(rows):
-        for column in range(columns):
-            before = pixels[row, column - 1] if column else pixels[row - 1, 0] if row else 1 << 15
-            difference = int(pixels[row, column]) - int(before)
-            size = abs(difference).bit_length()
-            value = difference if difference >= 0 else difference + (1 << size) - 1
-            bits += f"{size:05b}" + (f"{value:0{size}b}" if 0 < size < 16 else "")
-    bits += "1" * (-len(bits) % 8)
-    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    frame = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHB3B", 11, 16, rows, columns, 1, 1, 0x11, 0)
-    codes = b"\xff\xc4" + struct.pack(">HB16B17B", 36, 0, *(0, 0, 0, 0, 17), *[0] * 11, *range(17))
-    return frame + codes + b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0) + scan + b"\xff\xd9"
-
-
 def _run_length(pixels: np.ndarray) -> bytes:
     dataset = pydicom.dcmread(io.BytesIO(_dicom(pixels)))
     dataset.compress(uid.RLELossless, generate_instance_uid=False)
@@ -230,13 +193,10 @@ COMPRESSED = {
     "JPEG 2000": _jpeg_2000(GRADIENT),
     "JPEG 2000 of 16 bits": _jpeg_2000(SIXTEEN),
     "RLE": _run_length(SIXTEEN),
-    "JPEG Lossless": _dicom(SIXTEEN, uid.JPEGLosslessSV1, _lossless_jpeg(SIXTEEN)),
 }
-needs_libjpeg = pytest.mark.skipif(not find_spec("libjpeg"), reason="pip install -e '.[dicom]'")
-NAMES = [*list(COMPRESSED)[:4], pytest.param("JPEG Lossless", marks=needs_libjpeg)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPRESSED)
 def test_a_compressed_film_has_the_pixels_that_were_written(name):
     allowed = 2 if name == "JPEG" else 0
     assert np.abs(np.asarray(read_film(COMPRESSED[name])) - STRETCHED).max() <= allowed
@@ -251,7 +211,7 @@ def test_a_compressed_film_in_colour_turns_gray():
         assert np.abs(film.astype(int) - GRADIENT).max() <= 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPRESSED)
 def test_a_compressed_film_that_is_cut_off_is_not_filled_up(name):
     content = COMPRESSED[name]
     start = content.index(b"\xe0\x7f\x10\0")
@@ -260,62 +220,30 @@ def test_a_compressed_film_that_is_cut_off_is_not_filled_up(name):
             read_film(content[: start + int(share * (len(content) - start))])
 
 
-def test_a_stream_that_is_cut_off_within_a_whole_file_is_not_filled_up():
-    with pytest.raises(UnreadableFilm, match="cut off"):
-        read_film(_dicom(GRADIENT, uid.JPEGBaseline8Bit, JPEG[: len(JPEG) * 3 // 4]))
+@pytest.mark.skipif(bool(find_spec("pylibjpeg")), reason="the optional decoders are installed")
+def test_a_missing_decoder_is_named_with_the_line_that_installs_it():
+    for syntax, named in (
+        (uid.JPEGLosslessSV1, "JPEG Lossless.*pip install 'pylibjpeg.libjpeg.' .GPL-3.0"),
+        (uid.JPEGLSLossless, "JPEG-LS.*pylibjpeg.libjpeg"),
+        (uid.HTJ2KLossless, "JPEG 2000.*pylibjpeg.openjpeg"),
+    ):
+        with pytest.raises(UnreadableFilm, match=named):
+            read_film(_dicom(GRADIENT, syntax, b"\xff\xd8\xff\xd9"))
 
 
-# Reads files in a process where the optional decoders are not installed.
-WITHOUT_DECODERS = """
-import sys
-for name in ("pylibjpeg", "libjpeg", "openjpeg", "jpeg_ls", "gdcm"):
-    sys.modules[name] = None
-from hf_pneumonia.data.film import UnreadableFilm, read_film
-for path in sys.argv[1:]:
-    try:
-        read_film(path)
-        print("read")
-    except UnreadableFilm as error:
-        print(error)
-"""
-
-
-def test_a_missing_decoder_is_named_with_the_line_that_installs_it(tmp_path):
-    films = [
-        (COMPRESSED["JPEG Lossless"], "JPEG Lossless.*pip install 'pylibjpeg.libjpeg.' .GPL-3.0"),
-        (_dicom(GRADIENT, uid.JPEGLSLossless, b"\xff\xd8\xff\xd9"), "JPEG-LS.*pylibjpeg.libjpeg"),
-        (_dicom(GRADIENT, uid.HTJ2KLossless, b"\xff\x4f\xff\xd9"), "JPEG 2000.*pylibjpeg.openjpeg"),
-        (COMPRESSED["JPEG"], "read"),
-        (COMPRESSED["RLE"], "read"),
-    ]  # fmt: skip
-    paths = [tmp_path / str(number) for number in range(len(films))]
-    for path, (content, _) in zip(paths, films, strict=True):
-        path.write_bytes(content)
-    done = subprocess.run([sys.executable, "-c", WITHOUT_DECODERS, *paths], capture_output=True, text=True)
-    for line, (_, said) in zip(done.stdout.splitlines(), films, strict=True):
-        assert re.search(said, line), done.stderr
-
-
-SECRET = "SECRET^NAME"
 UNREADABLE = {
     "blank": (_dicom(TWELVE * 0 + 700), "^blank: every pixel is 700$"),
-    "blank but for padding": (
-        _dicom(np.array([[700, 700, 0]], np.uint16), PixelPaddingValue=0), "^blank: every pixel is 700$"),
     "several frames": (_dicom(TWELVE, NumberOfFrames=2), "several frames"),
     "50,000 x 50,000": (_dicom(TWELVE, Rows=50_000, Columns=50_000), "50000 x 50000 pixels, more than"),
-    "no rows": (_dicom(TWELVE, Rows=None), "DICOM without Rows"),
     "no pixels": (_dicom(TWELVE, PixelData=None), "DICOM without pixels"),
-    "a mark and nothing else": (bytes(128) + b"DICM", "DICOM without pixels"),
     "too few pixels": (_dicom(TWELVE)[:-3], "cut off: 5 of 8 bytes"),
     "cut in its header": (_dicom(TWELVE)[:300], "DICOM"),
     "deflated": (_dicom(TWELVE, uid.DeflatedExplicitVRLittleEndian), "deflated"),
-    "not one image": (_dicom(TWELVE, uid.MPEG2MPML, JPEG), "a transfer syntax that pydicom does not know"),
     "palette": (_dicom(TWELVE, PhotometricInterpretation="PALETTE COLOR"), "neither gray nor RGB"),
-    "no photometric interpretation": (_dicom(TWELVE, PhotometricInterpretation=None), "neither gray nor RGB"),
     "stream of another size": (_dicom(TWELVE, uid.JPEGBaseline8Bit, JPEG), "60 x 50, expected 4 x 1"),
+    "stream cut off": (_dicom(GRADIENT, uid.JPEGBaseline8Bit, JPEG[: len(JPEG) * 3 // 4]), "cut off"),
     "stream of rubbish": (_dicom(TWELVE, uid.JPEGBaseline8Bit, b"rubbish "), "JPEG Baseline .*damaged"),
     "a short table": (_dicom(FOUR, VOILUTSequence=_lut(0, [0, 1], claimed=9)), "LUT"),
-    "a slope of nothing": (_dicom(TWELVE, RescaleSlope=0, RescaleIntercept=7), "^blank: every pixel is 7$"),
     "a slope beyond numbers": (_dicom(TWELVE, RescaleSlope="1e300", RescaleIntercept=0), "RescaleSlope"),
 }  # fmt: skip
 
@@ -328,20 +256,8 @@ def test_what_is_no_film_says_why_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
-def _everything_shown(content: bytes, capfd, caplog) -> str:
-    """All that comes out of reading a film: its error and what that hangs on, output, logs and warnings."""
-    shown = ""
-    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):
-        warnings.simplefilter("always")
-        try:
-            read_film(content)
-        except UnreadableFilm as error:
-            shown = f"{error} {error.__cause__}"
-    return shown + "".join(capfd.readouterr()) + caplog.text + " ".join(str(each.message) for each in warned)
-
-
-def test_a_patients_name_is_never_shown(capfd, caplog):
-    name = SECRET.encode() + b" "
+def test_a_patients_name_is_never_shown_in_an_error_or_on_the_terminal(capfd, caplog, recwarn):
+    name = b"SECRET^NAME "
     films = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), COMPRESSED["JPEG"]]
     # Whatever is looked at may hold it in a damaged file.
     for tag in (b"\x50\x10DS", b"\x52\x10DS", b"\4\0CS", b"\x08\0IS", b"\x10\0US"):
@@ -353,35 +269,13 @@ def test_a_patients_name_is_never_shown(capfd, caplog):
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[rng.integers(132, min(len(damaged), 500), 2)] = rng.integers(0, 256, 2)
         films.append(damaged[: rng.integers(132, 2 * len(damaged))].tobytes())
+    stream = COMPRESSED["JPEG 2000"].index(b"\xff\x93") + 2  # its decoder fails
+    films.append(COMPRESSED["JPEG 2000"][:stream] + b"\xff" * 38 + COMPRESSED["JPEG 2000"][stream + 38 :])
+    caplog.set_level(logging.DEBUG)
     for content in films:
-        assert "SECRET" not in _everything_shown(content, capfd, caplog)
-
-
-def test_nothing_is_printed_or_logged_of_a_film_that_is_whole(capfd, caplog):
-    for content, _ in FILMS.values():
-        assert _everything_shown(content, capfd, caplog) == ""
-
-
-def test_a_decoder_that_fails_leaves_no_traceback_in_the_log(capfd, caplog):
-    damaged = bytearray(COMPRESSED["JPEG 2000"])
-    start = damaged.index(b"\xff\x93")  # the samples
-    damaged[start + 2 : start + 40] = b"\xff" * 38
-    shown = _everything_shown(bytes(damaged), capfd, caplog)
-    assert "Traceback" not in shown
-
-
-@pytest.mark.filterwarnings("ignore")  # pydicom's and Pillow's, of damaged streams
-@pytest.mark.parametrize("name", ["slope and window", "implicit", "table", *NAMES])
-@settings(derandomize=True, max_examples=20, deadline=None, database=None)
-@given(data=st.data())
-def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(name, data):
-    content = bytearray(FILMS[name][0] if name in FILMS else COMPRESSED[name])
-    for _ in range(data.draw(st.integers(0, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        film = read_film(content)
-    except UnreadableFilm as error:
-        assert str(error)
-    else:
-        assert film.mode == "L" and film.width * film.height > 0
+        try:
+            read_film(content)
+        except UnreadableFilm as error:
+            assert "SECRET" not in f"{error} {error.__cause__}"
+    shown = "".join([*capfd.readouterr(), caplog.text, *(str(one.message) for one in recwarn)])
+    assert "SECRET" not in shown and "Traceback" not in shown

@@ -10,28 +10,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from scipy.special import softmax
 from torch import nn
 from transformers import AutoImageProcessor, ViTForImageClassification
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference import export
-from hf_pneumonia.inference.export import OPSET, check_export, export_onnx
+from hf_pneumonia.inference.export import OPSET, export_onnx
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 
-ROOT = Path(__file__).parents[1]
-POINT = {
-    "threshold": 0.3,
-    "target_sensitivity": 0.95,
-    "sensitivity": 0.96,
-    "specificity": 0.9,
-    "temperature": 1.5,
-}
+REACHED = {"target_sensitivity": 0.95, "sensitivity": 0.96, "specificity": 0.9}
+POINT = {"threshold": 0.3, "temperature": 1.5, **REACHED}
 
 
 def run_onnx(file: Path, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -56,11 +49,6 @@ def films_of(size: int) -> list[Image.Image]:
     return [Image.fromarray(film) for film in films]
 
 
-def answers(model: nn.Module, films: list[Image.Image]) -> np.ndarray:
-    with torch.inference_mode():
-        return model(network_input(torch.from_numpy(np.stack(films)))).logits.numpy()
-
-
 def saved_model(architecture: str, size: int = 32) -> SavedModel:
     torch.manual_seed(0)
     model = build_model(architecture, size).eval()
@@ -83,15 +71,12 @@ def file(saved, tmp_path_factory) -> Path:
 
 def assert_answers_as_torch_does(file: Path, model: nn.Module, size: int = 32) -> None:
     films = films_of(size)
-    expected = answers(model, films)
+    with torch.inference_mode():
+        expected = model(network_input(torch.from_numpy(np.stack(films)))).logits.numpy()
     for number in (1, 3, 5):
         logits, probability = run_onnx(file, films[:number])
         np.testing.assert_allclose(logits, expected[:number], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(probability, softmax(expected[:number], 1)[:, 1], atol=1e-4)
-
-
-def test_the_file_answers_as_torch_does_for_any_number_of_films(saved, file):
-    assert_answers_as_torch_does(file, saved.model)
 
 
 @pytest.mark.slow
@@ -123,33 +108,20 @@ def test_a_network_of_other_people_is_fed_and_understood_within_the_file(vit_fol
     assert "no operating point" in said["notes"][0]
 
 
-def test_the_file_is_whole_of_the_stated_opset_and_takes_batches(file):
+def test_the_file_is_whole_and_answers_as_torch_does_for_any_number_of_films(saved, file):
+    assert_answers_as_torch_does(file, saved.model)
     graph = onnx.load(file)
     onnx.checker.check_model(graph, full_check=True)
     assert [(one.domain, one.version) for one in graph.opset_import] == [("", OPSET)]
-    shapes = {
-        one.name: [side.dim_value or side.dim_param for side in one.type.tensor_type.shape.dim]
-        for one in [*graph.graph.input, *graph.graph.output]
-    }
-    assert shapes == {
-        "pixel_values": ["batch", 3, 32, 32], "logits": ["batch", 2], "probability": ["batch"]
-    }  # fmt: skip
     assert {path.name for path in file.parent.iterdir()} == {"ünï cødé.onnx", "ünï cødé.onnx.json"}
-    assert not any(one.external_data for one in graph.graph.initializer)
 
 
-def test_what_stands_beside_the_file_stands_in_it_too(file):
+def test_the_file_and_the_json_beside_it_say_the_same_and_no_path_of_this_machine(file):
     said = json.loads(Path(f"{file}.json").read_text())
-    inside = {one.key: json.loads(one.value) for one in onnx.load(file).metadata_props}
-    assert (said.pop("file"), len(said.pop("sha256"))) == (file.name, 64)
-    assert inside == said
     assert said["labels"] == list(LABELS) and said["threshold"] == 0.3
-    assert said["operating_point"] == {"target_sensitivity": 0.95, "sensitivity": 0.96, "specificity": 0.9}
-    assert said["calibration"] == {"temperature": 1.5}
-    assert said["versions"]["torch"] == torch.__version__.split("+")[0]
-
-
-def test_no_path_of_this_machine_is_in_the_file(file):
+    assert (said["operating_point"], said["calibration"]) == (REACHED, {"temperature": 1.5})
+    inside = {one.key: json.loads(one.value) for one in onnx.load(file).metadata_props}
+    assert inside | {"file": file.name, "sha256": said["sha256"]} == said
     data = file.read_bytes() + Path(f"{file}.json").read_bytes()
     places = (ROOT, Path(torch.__file__).parents[1], Path.home(), file.parent)
     assert not any(text in data for text in (b".py", b"stack_trace", *(str(one).encode() for one in places)))
@@ -177,46 +149,14 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_the_earlier_one_is(
     monkeypatch.setattr(
         onnxruntime.InferenceSession, "run", lambda *args: [one + wrong for one in run(*args)]
     )
-    with pytest.raises(UsageError, match=r"for 1 films .* differ from torch's by (0\.0|nan)"):
+    with pytest.raises(UsageError, match=r"differ from torch's by (0\.0|nan)"):
         export_onnx(saved, tmp_path / "model.onnx")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "model.onnx": "earlier", "model.onnx.json": "earlier"
-    }  # fmt: skip
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left == {"model.onnx": "earlier", "model.onnx.json": "earlier"}
 
 
-class _Odd(nn.Module):
-    """What it does depends on what it sees."""
-
-    def forward(self, pixel_values):
-        mean = pixel_values.mean((1, 2, 3))[:, None]
-        return ImageClassifierOutput(logits=torch.cat([mean, -mean if mean.sum() > 0 else mean], 1))
-
-
-def test_a_network_that_can_not_be_written_is_one_line_and_leaves_nothing(tmp_path, capfd):
-    with pytest.raises(UsageError, match=r"\Aodd can't be written as ONNX: [^\n]*\Z"):
-        export_onnx(SavedModel("odd", _Odd(), 64, {}, []), tmp_path / "model.onnx")
-    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "model, output, problem",
-    [
-        ("/no/such/run", "model.pt", "ends in .onnx"),
-        ("/no/such/run", "folder.onnx", "ends in .onnx"),
-        ("/no/such/run", "file/model.onnx", "file is a file"),
-        ("/no/such/run", "model.onnx", "/no/such/run"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_is_written(model, output, problem, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("folder.onnx").mkdir()
-    Path("file").touch()
-    with pytest.raises(UsageError, match=problem):
-        main(["export", "--model", model, "--output", output])
-    assert {path.name for path in tmp_path.iterdir()} == {"folder.onnx", "file"}
-
-
-def test_missing_packages_are_told_of_with_the_way_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(UsageError, match=r"needs onnxruntime: pip install -e '.\[onnx\]'"):
-        check_export(tmp_path / "model.onnx")
+def test_a_mistake_is_told_before_anything_is_written(tmp_path):
+    for output, problem in (("model.pt", "ends in .onnx"), ("model.onnx", "/no/such/run")):
+        with pytest.raises(UsageError, match=problem):
+            main(["export", "--model", "/no/such/run", "--output", str(tmp_path / output)])
+    assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@ import io
 import struct
 import subprocess
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -10,20 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from test_dicom import _dicom
+from test_dicom import COMPRESSED, _dicom
+from test_dicom import FILMS as DICOM
 
 from hf_pneumonia.data import film as module
-from hf_pneumonia.data.film import (
-    MAX_BYTES,
-    UnreadableFilm,
-    few_grays,
-    film_array,
-    is_one_film,
-    read_any_film,
-    read_film,
-    squash,
-)
+from hf_pneumonia.data.film import MAX_BYTES, few_grays, read_any_film, read_film, squash
 from hf_pneumonia.data.phantom import simulate_patient
+from hf_pneumonia.errors import UnreadableFilm
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
 GRAY = Image.fromarray(GRADIENT)
@@ -134,10 +126,8 @@ def test_a_jpeg_has_nearly_the_pixels_that_were_written(name):
 UNREADABLE = {
     "empty": (b"", "^empty file$"),
     "text": (b"not an image", "^not an image$"),
-    "HTML": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "HTML"),
     "JPEG cut in half": (_bytes(GRAY, "JPEG")[:400], "truncated"),
     "progressive JPEG cut short": (_bytes(GRAY, "JPEG", progressive=True)[:-30], "truncated"),
-    "JPEG cut in its header": (_bytes(GRAY, "JPEG")[:20], "(?i)truncated|damaged header"),
     "JPEG 2000 cut short": (_bytes(GRAY, "JPEG2000")[:-20], "broken"),
     "PNG with a damaged header": (_bytes(GRAY)[:20] + b"\7" + _bytes(GRAY)[21:], "PNG with a damaged header"),
     "PNG of 50,000 x 50,000": (_png([0], 0, size=(50_000, 50_000)), "more than 100,000,000 pixels"),
@@ -145,9 +135,7 @@ UNREADABLE = {
     "animated GIF": (_two("GIF"), "several frames"),
     "TIFF of two pages": (_two("TIFF"), "several frames"),
     "CMYK JPEG": (_bytes(GRAY.convert("CMYK"), "JPEG"), "CMYK"),
-    "LAB": (_bytes(Image.merge("LAB", [GRAY] * 3), "TIFF"), "LAB"),
     "blank of 16 bits": (_png([700, 700], 0, 16), "^blank: every pixel is 700$"),
-    "blank of 16 bits and RGB": (_png([(9, 9, 9), (99, 99, 99)], 2, 16), "blank"),
     "12 bits in 16 bits of RGB": (_png([(0, 0, 0), (4095, 4095, 4095)], 2, 16), "16 grays"),
     "drawn in the alpha alone": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
     "no numbers": (_tiff(np.array([0, np.nan, 1], "f4")), "no numbers"),
@@ -173,12 +161,6 @@ def test_no_film_starts_a_program(monkeypatch):
         read_film(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_squashing_keeps_the_whole_film_and_equals_pillow():
-    film = film_array(_bytes(GRAY), 32)
-    assert film.dtype == np.uint8
-    assert np.array_equal(film, np.asarray(GRAY.resize((32, 32), Image.Resampling.BICUBIC)))
-
-
 def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
     for name in ("none.png", "zero\0byte.png"):
         with pytest.raises(UnreadableFilm, match="no such file"):
@@ -201,12 +183,17 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
             read_any_film(source)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "JPEG2000", "PPM"])
+DAMAGED = {kind: _bytes(GRAY, kind) for kind in ("JPEG", "PNG", "TIFF", "JPEG2000", "PPM")}
+DAMAGED |= {name: DICOM[name][0] for name in ("slope and window", "implicit", "table")}
+DAMAGED |= {f"DICOM of {name}": content for name, content in COMPRESSED.items()}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's and pydicom's, of damaged tags and streams
+@pytest.mark.parametrize("name", DAMAGED)
 @settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
-def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(kind, data):
-    content = bytearray(_bytes(GRAY, kind))
+def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(name, data):
+    content = bytearray(DAMAGED[name])
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
@@ -241,13 +228,11 @@ SAME = {
     "gray JPEG": _bytes(Image.fromarray(ROUGH), "JPEG"),
     "gray of 16 bits": _bytes(Image.fromarray(DEEP)),
     "colour": _bytes(Image.fromarray(COLOUR)),
-    "turned by EXIF": _bytes(Image.fromarray(ROUGH), exif=_exif(6)),
     "TIFF turned by EXIF": _bytes(Image.fromarray(ROUGH), "TIFF", exif=_exif(8)),
     "TIFF of 16 bits, white is zero": _tiff(DEEP[:1].ravel(), 0),
     "TIFF of float": _tiff(np.linspace(-1, 1, 9).astype("f4")),
     "palette": _bytes(Image.fromarray(ROUGH).quantize(16)),
     "gray and alpha": _png([(10, 0), (200, 255), (90, 3)], 4),
-    "one bit": _bytes(Image.fromarray(ROUGH > 90)),
 }
 
 
@@ -264,8 +249,11 @@ def test_a_film_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
     loaded.load()
     with open(path, "rb") as file, Image.open(path) as image:
         forms = (path, str(path), data, bytearray(data), memoryview(data), file, image, loaded)
-        for film in (*forms, file, image):
+        for film in (*forms, file, image, loaded):  # none is used up or changed
             np.testing.assert_array_equal(_pixels(film), expected)
+
+
+DEEP_COLOUR = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
 
 
 @pytest.mark.parametrize(
@@ -273,62 +261,36 @@ def test_a_film_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
     [
         (ROUGH, SAME["gray"]),
         (np.asfortranarray(ROUGH), SAME["gray"]),
-        (DEEP, SAME["gray of 16 bits"]),
         (DEEP.astype(">u2"), SAME["gray of 16 bits"]),
-        (DEEP.astype(np.float64) / 4096, SAME["gray of 16 bits"]),
-        (DEEP[..., None].astype(np.float16) / 4000, None),
+        (DEEP.astype(np.float64)[..., None] / 4096, SAME["gray of 16 bits"]),
         (COLOUR, SAME["colour"]),
         (np.dstack([COLOUR, ROUGH]), SAME["colour"]),
+        (DEEP_COLOUR, _png(DEEP_COLOUR[0].tolist(), 2, 16)),
     ],
 )
 def test_an_array_has_the_pixels_of_the_file_that_holds_the_same(values, file):
     before = values.copy()
-    found = _pixels(values)
-    assert found.shape == values.shape[:2] and found.dtype == np.uint8
-    if file is not None:
-        np.testing.assert_array_equal(found, np.asarray(read_film(file)))
+    np.testing.assert_array_equal(_pixels(values), np.asarray(read_film(file)))
     np.testing.assert_array_equal(values, before)
 
 
-def test_16_bit_and_float_colour_are_weighted_and_stretched_as_a_file_of_them():
-    row = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
-    expected = np.asarray(read_film(_png(row[0].tolist(), 2, 16)))
-    np.testing.assert_array_equal(_pixels(row), expected)
-    gray = row[0] @ np.array([0.299, 0.587, 0.114])
+def test_float_colour_is_weighted_and_stretched():
+    gray = DEEP_COLOUR[0] @ np.array([0.299, 0.587, 0.114])
     stretched = (gray - gray.min()) * 255 / (gray.max() - gray.min())
-    np.testing.assert_allclose(_pixels(row.astype(np.float32) / 65535)[0], stretched, atol=0.51)
+    np.testing.assert_allclose(_pixels(DEEP_COLOUR.astype(np.float32) / 65535)[0], stretched, atol=0.51)
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
 def test_a_dataset_has_the_pixels_of_its_file(syntax):
     data = _dicom(DEEP, syntax, WindowCenter=2000, WindowWidth=1500)
-    expected = np.asarray(read_film(data))
     dataset = pydicom.dcmread(io.BytesIO(data))
-    np.testing.assert_array_equal(_pixels(dataset), expected)
-    bare = pydicom.Dataset({element.tag: element for element in dataset})
-    np.testing.assert_array_equal(_pixels(bare), expected)
-
-
-def test_a_dataset_without_pixels_is_unreadable_and_no_value_is_told():
-    dataset = pydicom.Dataset()
-    dataset.PatientName = "SECRET^NAME"
-    with pytest.raises(UnreadableFilm) as error:
+    without_head = pydicom.Dataset({element.tag: element for element in dataset})
+    for one in (dataset, without_head):
+        np.testing.assert_array_equal(_pixels(one), np.asarray(read_film(data)))
+    del dataset.PixelData
+    with pytest.raises(UnreadableFilm, match="DICOM without pixels") as error:
         read_any_film(dataset)
-    assert "SECRET" not in str(error.value)
-
-
-def test_an_image_and_a_file_are_left_as_they_were():
-    image = Image.open(io.BytesIO(SAME["turned by EXIF"]))
-    read_any_film(image)
-    assert image.size == (30, 40) and image.getexif()[0x0112] == 6
-    palette = Image.fromarray(ROUGH).quantize(16)
-    palette.info["transparency"] = 3
-    read_any_film(palette)
-    assert palette.mode == "P" and palette.info["transparency"] == 3
-    file = io.BytesIO(SAME["gray"])
-    file.seek(7)
-    read_any_film(file)
-    assert file.tell() == 7 and not file.closed
+    assert "SECRET" not in f"{error.value} {error.value.__cause__}"
 
 
 @pytest.mark.parametrize(
@@ -336,17 +298,11 @@ def test_an_image_and_a_file_are_left_as_they_were():
     [
         (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*several films are given as a list"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
-        (np.zeros(9, np.uint8), r"shape \(9,\)"),
         (np.zeros((5, 5), np.int64), "array of int64: expected uint8, uint16 or float"),
-        (np.zeros((5, 5), np.uint16), "blank"),
-        (np.full((5, 5), np.nan), "no numbers"),
         (np.zeros((0, 5), np.uint8), "5 x 0 pixels"),
         (np.broadcast_to(np.uint8(0), (20_000, 20_000)), "20000 x 20000 pixels, more than"),
-        (Image.new("L", (0, 0)), "0 x 0 pixels"),
         (Image.new("CMYK", (5, 5)), "CMYK"),
         (Image.open(io.BytesIO(SAME["gray JPEG"][:-200])), "truncated"),
-        (io.BytesIO(), "empty file"),
-        ("", "no such file"),
     ],
 )
 def test_a_form_of_no_film_is_unreadable_and_says_why(film, reason):
@@ -354,26 +310,12 @@ def test_a_form_of_no_film_is_unreadable_and_says_why(film, reason):
         read_any_film(film)
 
 
-@pytest.mark.parametrize("film", [None, 7, {"path": "x"}, io.StringIO("text")])
-def test_what_has_no_form_of_a_film_is_a_mistake_of_the_program(film):
-    with pytest.raises(TypeError, match="film"):
-        read_any_film(film)
-
-
-def test_one_film_and_several_are_told_apart():
-    for one in ("a", Path("a"), b"a", ROUGH, Image.fromarray(ROUGH), io.BytesIO(), pydicom.Dataset(), None):
-        assert is_one_film(one)
-    for several in (["a"], ("a",), iter("ab"), {"a"}, [], map(str, [])):
-        assert not is_one_film(several)
-
-
 def test_a_mask_is_told_by_its_grays_and_no_chest_or_blank_picture_is_one():
     mask = Image.new("L", (224, 224))
     draw = ImageDraw.Draw(mask)
     draw.ellipse((20, 40, 100, 200), fill=255)
     draw.ellipse((124, 40, 204, 200), fill=128)
-    pressed = io.BytesIO()
-    mask.save(pressed, "JPEG", quality=75)
+    pressed = io.BytesIO(_bytes(mask, "JPEG", quality=75))
     chest = Image.fromarray(simulate_patient(1, size=224)[0].image)
     dim = chest.point(lambda gray: 90 + gray // 8)
     found = [few_grays(one) for one in (mask, Image.open(pressed), chest, dim, Image.new("L", (64, 64), 7))]

@@ -1,24 +1,14 @@
-import logging
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from scipy import ndimage
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from hf_pneumonia.data.filmset import CONFLICT, COPIES, PATIENT, UNREADABLE, prepare_films, settle_films
+from hf_pneumonia.data.filmset import CONFLICT, PATIENT, UNREADABLE, prepare_films, settle_films
 from hf_pneumonia.errors import UsageError
 
 
-def test_the_counts_are_those_of_the_folder_and_unreadable_films_are_listed_by_name(
-    film_folder, tmp_path, caplog
-):
+def test_the_counts_are_those_of_the_folder_and_unreadable_films_are_listed_by_name(film_folder, tmp_path):
     folder = tmp_path / "films"
     shutil.copytree(film_folder, folder)
     victims = [*sorted((folder / "train").glob("*/*"))[:2], *sorted((folder / "test").glob("*/*"))[-2:]]
@@ -34,7 +24,6 @@ def test_the_counts_are_those_of_the_folder_and_unreadable_films_are_listed_by_n
     assert counts["left_out"] == 0
     assert {entry["file"] for entry in counts["unreadable"]} == set(map(str, victims))
     assert len(films.rows("test")) == 28 and set(films.split[films.rows("test")]) == {"test"}
-    assert "4 of 135 films can't be read" in caplog.text
     with pytest.raises(UsageError, match="4 of 135 films can't be read.*--max_unreadable"):
         prepare_films(str(folder), 32, tmp_path, max_unreadable=0.02)
 
@@ -80,9 +69,7 @@ def _sources(rng):
         "unreadable": rng.random(n) < rng.choice([0, 0.05]),
         "file": np.array([f"f{row:03d}" for row in rng.permutation(n)]),
         "source": rng.choice(["a", "b"], n),
-        "patient_id": np.array(
-            [f"renamed{row:04d}" if renamed[row] else f"p{child[row]}" for row in range(n)]
-        ),
+        "patient_id": np.where(renamed, [f"new{row:04d}" for row in range(n)], [f"p{one}" for one in child]),
         "label": np.where(given == "covid", 1, label),
         "split": given,
     }
@@ -95,10 +82,8 @@ def _run(films, order=None, **options):
     films = {name: column[rows] for name, column in films.items()}
     unreadable = np.flatnonzero(films["unreadable"])
     # All damaged files are empty, and so the same: that must join nobody.
-    sha = [
-        "empty" if bad else f"{film}-{version}"
-        for bad, film, version in zip(films["unreadable"], films["film"], films["bytes"], strict=True)
-    ]
+    named = [f"{film}-{version}" for film, version in zip(films["film"], films["bytes"], strict=True)]
+    sha = np.where(films["unreadable"], "empty", named)
     pairs, correlation = [], []
     for one in np.unique(films["film"]):
         same = np.setdiff1d(np.flatnonzero(films["film"] == one), unreadable)
@@ -234,141 +219,32 @@ def test_names_and_folders_change_neither_a_cut_nor_the_fingerprint_and_a_label_
     # Each image is a patient of its own, called by its name.
     names = table["file"]
     for split in ("70/20/10", "shifted"):
-        cuts = [
-            settle_films({**table, "file": ids, "patient_id": ids}, store, split=split)
-            for ids in (names, names[::-1])
-        ]
-        assert np.array_equal(cuts[0].split, cuts[1].split)
+        tables = [{**table, "file": ids, "patient_id": ids} for ids in (names, names[::-1])]
+        first, second = (settle_films(one, store, split=split) for one in tables)
+        assert np.array_equal(first.split, second.split)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train(seed):
-    table, store = _children_of_a_data_set(150, np.random.default_rng(seed))
-    films = settle_films(table, store, split="shifted", split_seed=seed)
-    regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    logits = cross_val_predict(
-        regression, store.facts["appearance"], films.label, groups=films.patient.astype(str),
-        cv=StratifiedGroupKFold(10), method="decision_function",
-    )  # fmt: skip
+def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train():
+    table, store = _children_of_a_data_set(150, np.random.default_rng(0))
+    films = settle_films(table, store, split="shifted")
+    logits = store.facts["appearance"].sum(1)  # the best that this appearance can tell
     contradiction = np.where(films.label == 1, -logits, logits)
-    for index in (0, 1):
-        test, rest = (
-            (films.label == index) & np.isin(films.split, names)
-            for names in (["test"], ["train", "validation"])
-        )
-        assert contradiction[test].mean() > contradiction[rest].mean() + 1
-        assert 0.2 * np.sum(films.label == index) <= test.sum() <= 0.2 * np.sum(films.label == index) + 3
+    in_test = films.split == "test"
+    for of_class in (films.label == 0, films.label == 1):
+        assert contradiction[of_class & in_test].mean() > contradiction[of_class & ~in_test].mean() + 1
+        assert 0.2 * of_class.sum() <= np.sum(of_class & in_test) <= 0.2 * of_class.sum() + 3
     area = {name: roc_auc_score(films.label[films.rows(name)], logits[films.rows(name)]) for name in TRIO}
     assert area["test"] < 0.5 < 0.85 < min(area["train"], area["validation"])
     assert len(films.rows("validation")) == pytest.approx(0.1 * np.sum(films.split != "test"), abs=3)
-    assert f"test split, {len(films.rows('test'))} images; appearance alone" in films.notes[0]
     assert set(films.given) == {"train", "test"}  # as the source has them
 
 
 def test_a_shifted_split_needs_ten_patients_of_each_class():
     table, store = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
-    with pytest.raises(UsageError, match="--split shifted: expected 10 or more patients") as error:
+    with pytest.raises(UsageError, match="--split shifted: expected 10 or more patients"):
         settle_films(table, store, split="shifted")
-    assert "\n" not in str(error.value)
     films = settle_films(table, store, split="shifted", must_split=False)
     assert films.split.tolist() == table["split"]
-
-
-def _picture(rng) -> Image.Image:
-    """Light clouds of several sizes, 240 x 200: no two are alike, and copies stay so when cut or resized."""
-    clouds = sum(ndimage.gaussian_filter(rng.normal(size=(200, 240)), size) * size for size in (2, 5, 12))
-    return Image.fromarray((128 + 40 * clouds / clouds.std()).clip(0, 255).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def copied(tmp_path_factory):
-    """Two sources, and copies among and inside them; what must become of each copy is in the tests below."""
-    root = tmp_path_factory.mktemp("copied")
-    rng = np.random.default_rng(0)
-    pictures = {}
-    for source in ("one", "two"):
-        for split, count in (("train", 24), ("val", 10), ("test", 5)):
-            for number in range(count):
-                for kind, name in (("NORMAL", "n"), ("PNEUMONIA", "p")):
-                    path = f"{source}/{split}/{kind}/{name}{number}.png"
-                    pictures[path] = _picture(rng)
-                    (root / path).parent.mkdir(parents=True, exist_ok=True)
-                    pictures[path].save(root / path)
-
-    def copy(original, path, change=lambda film: film, **options):
-        change(pictures[original]).save(root / path, **options)
-
-    shutil.copy(root / "one/train/NORMAL/n0.png", root / "one/train/NORMAL/twin.png")
-    copy("one/train/NORMAL/n1.png", "two/train/NORMAL/large.png", lambda film: film.resize((480, 400)))
-    copy("one/train/NORMAL/n2.png", "two/test/NORMAL/of train.jpg", quality=60)
-    copy("one/train/NORMAL/n3.png", "two/val/NORMAL/cut.png", lambda film: film.crop((5, 6, 235, 195)))
-    copy("one/train/NORMAL/n4.png", "two/train/PNEUMONIA/denied.jpg", quality=60)
-    copy("one/test/PNEUMONIA/p0.png", "two/train/NORMAL/denied too.png", lambda film: film.resize((200, 170)))
-    copy("one/test/PNEUMONIA/p1.png", "one/test/PNEUMONIA/again.jpg", quality=60)
-    copy("two/test/NORMAL/n1.png", "one/train/NORMAL/IM-0001-0001.jpeg", quality=60)
-    _picture(rng).save(root / "one/train/NORMAL/IM-0001-0002.jpeg")
-    for path in ("one/train/NORMAL/empty.png", "two/test/NORMAL/empty.png"):
-        (root / path).write_bytes(b"")
-    return root
-
-
-FATES = {
-    "one/train/NORMAL/n1.png": ("", COPIES),
-    "two/train/NORMAL/large.png": ("train", ""),
-    "one/train/NORMAL/n2.png": ("", COPIES),
-    "two/test/NORMAL/of train.jpg": ("test", ""),
-    "one/train/NORMAL/n3.png": ("", COPIES),
-    "two/val/NORMAL/cut.png": ("validation", ""),
-    "one/train/NORMAL/n4.png": ("", CONFLICT),
-    "two/train/PNEUMONIA/denied.jpg": ("", CONFLICT),
-    "one/test/PNEUMONIA/p0.png": ("test", ""),
-    "two/train/NORMAL/denied too.png": ("", CONFLICT),
-    "one/test/PNEUMONIA/p1.png": ("test", ""),
-    "one/test/PNEUMONIA/again.jpg": ("test", ""),
-    "two/test/NORMAL/n1.png": ("test", ""),
-    "one/train/NORMAL/IM-0001-0001.jpeg": ("", COPIES),
-    "one/train/NORMAL/IM-0001-0002.jpeg": ("", PATIENT),
-    "one/train/NORMAL/empty.png": ("", UNREADABLE),
-    "two/test/NORMAL/empty.png": ("", UNREADABLE),
-}
-NAMES = {"train": "train", "val": "validation", "test": "test"}
-
-
-@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
-def test_every_copy_in_real_folders_meets_its_fate_and_every_other_film_stays(copied, order, caplog):
-    caplog.set_level(logging.INFO)
-    films = prepare_films([str(copied / name) for name in order], 32, copied / "cache")
-    paths = [str(Path(file).relative_to(copied)) for file in films.file]
-    fates = dict(zip(paths, zip(films.split, films.reason, strict=True), strict=True))
-    twins = [fates.pop(f"one/train/NORMAL/{name}.png") for name in ("n0", "twin")]
-    assert sorted(twins) == [("", COPIES), ("train", "")]
-    assert {path: fates.pop(path) for path in FATES} == FATES
-    assert fates == {path: (NAMES[path.split("/")[1]], "") for path in fates}
-    assert films.counts()["removed"] == {UNREADABLE: 2, COPIES: 5, CONFLICT: 3, PATIENT: 1}
-    assert "left out 3 films with copies of another label" in caplog.text
-
-
-@pytest.mark.parametrize("split", ["60/20/20", "shifted"])
-def test_a_split_of_ones_own_cuts_what_is_left_after_copies_whatever_the_order_of_sources(copied, split):
-    sources = [str(copied / name) for name in ("one", "two")]
-
-    def prepare(sources, seed):
-        return prepare_films(sources, 32, copied / "cache", split=split, split_seed=seed)
-
-    films = prepare(sources, 3)
-    used = films.split != ""
-    groups = films.duplicate_group[used]
-    assert len(set(groups)) == len(groups)
-    assert set(films.reason) == {"", COPIES, CONFLICT, UNREADABLE} and set(films.split) == {*TRIO, ""}
-    assert prepare(sources[::-1], 3).fingerprint() == films.fingerprint()
-    if split == "shifted":
-        return
-    assert prepare(sources, 4).fingerprint() != films.fingerprint()
-    for name, share in zip(TRIO, (0.6, 0.2, 0.2), strict=True):
-        rows = films.rows(name)
-        assert len(rows) == pytest.approx(share * used.sum(), abs=4)
-        for column in (films.label, films.source == "one"):
-            assert np.mean(column[rows]) == pytest.approx(np.mean(column[used]), abs=0.05)
 
 
 def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_together():
@@ -392,12 +268,9 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
 
 @pytest.mark.parametrize("why", ["unreadable", "copies of test films"])
 def test_training_films_of_which_none_is_left_are_an_error_that_says_why(why):
-    if why == "unreadable":
-        splits, store = ["train"] * 6, _Store([""] * 6, 0, [], [], range(6))
-    else:
-        splits, store = ["train"] * 6 + ["test"] * 6, _Store([*"abcdef"] * 2, 9, [], [], [])
-    names = [f"f{row}" for row in range(len(splits))]
-    labels = [row % 2 for row in range(len(splits))]
+    store = _Store([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
+    names = [f"f{row}" for row in range(12)]
+    splits, labels = ["train"] * 6 + ["test"] * 6, [0, 1] * 6
     table = {"file": names, "source": names, "patient_id": names, "split": splits, "label": labels}
     with pytest.raises(UsageError, match=f"none of the 6 training films is left: .*{why}"):
         settle_films(table, store)

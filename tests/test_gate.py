@@ -13,7 +13,7 @@ from scipy.stats import t as students
 from sklearn.datasets import load_sample_images
 
 from hf_pneumonia import PneumoniaClassifier
-from hf_pneumonia.data.film import gray_image, read_film
+from hf_pneumonia.data.film import gray_image
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.gate import (
     Gate,
@@ -24,7 +24,7 @@ from hf_pneumonia.inference.gate import (
     load_gate,
     watch_stages,
 )
-from hf_pneumonia.inference.prediction import NOT_A_FILM, NOT_ASSESSED, REFUSED, UNLIKE
+from hf_pneumonia.inference.prediction import NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.modeling.build import build_model, network_input
 
 FILMS = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
@@ -48,13 +48,9 @@ def gate() -> Gate:
     return fit_gate(_taught(600, 0), _taught(400, 1))
 
 
-@pytest.fixture(scope="module")
-def model():
+def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage():
     torch.manual_seed(0)
-    return build_model("resnet10t", 64).eval()
-
-
-def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage(model):
+    model = build_model("resnet10t", 64).eval()
     inputs = network_input(torch.from_numpy(FILMS))
     extractor = timm.create_model("resnet10t", features_only=True).eval()
     extractor.load_state_dict(model.timm_model.state_dict(), strict=False)
@@ -62,9 +58,8 @@ def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_sta
         before, stages = model(inputs).logits, extractor(inputs)
         with watch_stages(model.timm_model) as kept:
             assert torch.equal(model(inputs).logits, before)
-        count = len(kept)
-        model(inputs)
-    assert len(kept) == count == len(stages) + 1
+        model(inputs)  # no longer watched
+    assert len(kept) == len(stages) + 1
     # One more: the middle stage, by fields.
     fields, middle = kept.pop(len(stages) // 2), stages[len(stages) // 2]
     torch.testing.assert_close(fields, F.adaptive_avg_pool2d(middle, 4).flatten(1), rtol=1e-4, atol=1e-5)
@@ -73,44 +68,26 @@ def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_sta
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_is_refused_by_layout_or_one_stage_alone(gate):
-    """Each of the distances decides by its own limit: the others may be as small as they like."""
-    squares, (stage,) = _taught(3, 2)
-    usual = gate.scores(squares, [stage])
-    strange_stage = gate.scores(squares, [stage + 3 * gate.stages[0].scale])
-    strange_layout = gate.scores(squares[:, ::-1], [stage])
-    assert usual.max() < 1 and strange_stage.min() > 1 and strange_layout.min() > 1
-    for part, found in enumerate((strange_layout, strange_stage)):
-        changed = (squares[:, ::-1], [stage]) if part == 0 else (squares, [stage + 3 * gate.stages[0].scale])
-        np.testing.assert_allclose(found, gate.distances(*changed)[:, part] / gate.limits[part])
-
-
 @pytest.mark.parametrize("name", ["test_mambaout", "test_vit"])
 def test_networks_with_channels_last_and_with_tokens_are_watched_too(name):
     network = timm.create_model(name, num_classes=2).eval()
     with torch.inference_mode(), watch_stages(network) as kept:
         network(torch.randn(2, 3, 160, 160))
-    widths = {stage["num_chs"] for stage in network.feature_info}
-    allowed = {2 * width for width in widths} | {16 * width for width in widths}
+    allowed = {times * stage["num_chs"] for stage in network.feature_info for times in (2, 16)}
     assert kept and {one.shape[1] for one in kept} <= allowed
     assert all(one.shape[0] == 2 and torch.isfinite(one).all() for one in kept)
 
 
-def test_the_distance_along_all_directions_is_that_of_mahalanobis():
+def test_distances_are_mahalanobis_along_the_directions_and_the_rest_across():
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
     values, vectors = np.linalg.eigh(np.cov(numbers.T))
     spread = Spread(numbers.mean(0), np.ones(3), vectors.T, values)
     inverse = np.linalg.inv(np.cov(numbers.T))
-    expected = [mahalanobis(one, numbers.mean(0), inverse) ** 2 for one in numbers[:20]]
-    found = spread.distances(numbers[:20])
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
-    np.testing.assert_allclose(found[:, 1], 0, atol=1e-9)
-
-
-def test_the_distance_across_is_what_the_directions_do_not_reach():
-    spread = Spread(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]))
+    expected = [[mahalanobis(one, numbers.mean(0), inverse) ** 2, 0] for one in numbers[:20]]
+    np.testing.assert_allclose(spread.distances(numbers[:20]), expected, rtol=1e-6, atol=1e-9)
     # 3 along the one direction; 4 and 10 / 2 across it.
+    spread = Spread(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]))
     np.testing.assert_allclose(spread.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, 16 + 25]])
 
 
@@ -140,47 +117,45 @@ def test_a_layout_has_neither_brightness_nor_contrast():
         assert np.corrcoef(one, other)[0, 1] > 0.999 and one.std() == pytest.approx(1, abs=0.25)
 
 
-def test_a_gate_that_was_saved_scores_the_same(gate, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape"])
+def test_a_saved_gate_scores_the_same_and_a_damaged_one_is_refused(gate, tmp_path, damage):
     assert load_gate(tmp_path) is None
     gate.save(tmp_path)
     films = _taught(50, 4)
     np.testing.assert_array_equal(load_gate(tmp_path).scores(*films), gate.scores(*films))
-    assert [path.name for path in tmp_path.iterdir()] == ["gate.safetensors"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape", "variance"])
-def test_a_damaged_gate_is_said_in_one_line(gate, tmp_path, damage):
     file, tensors = tmp_path / "gate.safetensors", gate.tensors()
     if damage == "no numbers":
-        tensors["limits"][0] = np.nan
-    if damage == "missing":
+        tensors["limits"] = np.full_like(tensors["limits"], np.nan)
+    elif damage == "missing":
         del tensors["stage0.scale"]
-    if damage == "shape":
+    elif damage == "shape":
         tensors["stage0.mean"] = tensors["stage0.mean"][:-1]
-    if damage == "variance":
-        tensors["stage0.variances"][0] = 0
     save_file(tensors, file)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UsageError, match=r"\A.*gate.safetensors is damaged.*\Z"):
+    with pytest.raises(UsageError, match="gate.safetensors is damaged"):
         load_gate(tmp_path)
 
 
 def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
     flower = gray_image(Image.fromarray(load_sample_images().images[1]))
-    assert image_problem(flower).startswith("a colour picture")
+    assert "colour" in image_problem(flower)
     film = Image.fromarray(_squares(1, 0)[0])
     assert image_problem(film) == ""
-    assert image_problem(Image.new("L", (50, 50), 90)).startswith("blank")
-    for said, expected in (
-        ({"modality": "CT"}, "its DICOM header says CT"),
-        ({"body_part": "HAND"}, "its DICOM header says hand"),
+    assert "blank" in image_problem(Image.new("L", (50, 50), 90))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 8:24] = mask[16:48, 40:56] = 255
+    assert "masks" in image_problem(Image.fromarray(mask))
+    for info, problem in (
+        ({"modality": "CT"}, "CT"),
+        ({"body_part": "HAND"}, "hand"),
+        ({"view": "LL"}, "side view"),
         ({"modality": "DX", "body_part": "CHEST", "view": "PA"}, ""),
-        ({"view": "LL"}, "its DICOM header says that it is a side view"),
         ({"modality": "<b>", "body_part": "<b>"}, ""),
     ):
-        film.info = said
-        assert image_problem(film) == expected
+        film.info = info
+        found = image_problem(film)
+        assert problem in found and bool(problem) == bool(found)
 
 
 def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_run):
@@ -193,31 +168,23 @@ def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_
 
 
 def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_folder):
-    classifier = PneumoniaClassifier.from_pretrained(finished_run)
-    films = [read_film(file) for file in sorted((film_folder / "test" / "NORMAL").iterdir())]
-    said = classifier([255 - np.asarray(film) for film in films])
+    films = [255 - np.asarray(Image.open(file)) for file in (film_folder / "test" / "NORMAL").iterdir()]
+    said = PneumoniaClassifier.from_pretrained(finished_run)(films)
     assert {one.decision for one in said} <= set(REFUSED)
     assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
-    assert all((one.decision == NOT_A_FILM) == (one.reason != UNLIKE) for one in said)
 
 
 def test_an_image_unlike_the_training_images_is_not_assessed_unless_it_is_forced(finished_run):
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     strange = np.random.default_rng(0).integers(60, 200, (90, 70), np.uint8)
-    said = classifier(strange)
-    assert said.decision == NOT_ASSESSED and said.reason == UNLIKE
-    forced = classifier(strange, force=True)
-    assert forced.decision == classifier.decide(said.probability) and forced.reason == UNLIKE
-    assert [one.decision for one in classifier([strange] * 2, force=True)] == [forced.decision] * 2
+    said, forced = classifier(strange), classifier(strange, force=True)
+    assert (said.decision, said.reason, forced.reason) == (NOT_ASSESSED, UNLIKE, UNLIKE)
+    assert forced.decision == classifier.decide(said.probability)
 
 
-@pytest.mark.parametrize("folder", ["wider", "vit_folder"])
-def test_a_gate_of_another_network_is_refused_at_the_start(finished_run, folder, request, tmp_path):
-    if folder == "wider":
-        folder = tmp_path / "wider"
-        build_model("test_resnet", 64).save_pretrained(folder)
-    else:
-        folder = request.getfixturevalue(folder)
-    shutil.copy(finished_run / "gate.safetensors", folder)
-    with pytest.raises(UsageError, match="is of another network"):
-        PneumoniaClassifier.from_pretrained(folder)
+def test_a_gate_of_another_network_is_refused_at_the_start(finished_run, vit_folder, tmp_path):
+    build_model("test_resnet", 64).save_pretrained(tmp_path / "other")
+    for folder in (tmp_path / "other", vit_folder):
+        shutil.copy(finished_run / "gate.safetensors", folder)
+        with pytest.raises(UsageError, match="is of another network"):
+            PneumoniaClassifier.from_pretrained(folder)

@@ -5,45 +5,11 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from torch import nn
+from trainings import changed, weights
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.heatmap import heat_maps, logits_and_heat_maps
-
-
-class _Wrapper(nn.Module):
-    """What is used of transformers' wrapper: the network's attribute."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.timm_model = network
-
-
-class _Pooled(nn.Module):
-    """Brightness of 8 x 8 cells is channel 0 and darkness channel 1; white is pneumonia."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.AvgPool2d(8)
-        self.head = nn.Linear(2, 2, bias=False)
-        self.head.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-
-    def forward_features(self, inputs):
-        cells = self.pool(inputs[:, :1])
-        return torch.cat([cells, 1 - cells], 1)
-
-    def forward_head(self, features):
-        return self.head(features.mean((2, 3)))
-
-
-class _ChannelsLast(_Pooled):
-    output_fmt = "NHWC"
-
-    def forward_features(self, inputs):
-        return super().forward_features(inputs).permute(0, 2, 3, 1)
-
-    def forward_head(self, features):
-        return self.head(features.mean((1, 2)))
 
 
 class _Attend(nn.Module):
@@ -53,70 +19,54 @@ class _Attend(nn.Module):
         return tokens.mean(1, keepdim=True).expand_as(tokens)
 
 
-class _ClassToken(_Pooled):
-    global_pool, num_prefix_tokens = "token", 1
+class _Cells(nn.Module):
+    """Brightness of 8 x 8 cells is channel 0 and darkness channel 1; white is pneumonia."""
 
-    def __init__(self):
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(nn.Identity(), _Attend())
+        self.head = nn.Linear(2, 2, bias=False)
+        self.head.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        self.output_fmt = "NHWC" if kind == "channels last" else "NCHW"
+        if kind == "class token":
+            self.global_pool, self.num_prefix_tokens = "token", 1
+            self.blocks = nn.Sequential(nn.Identity(), _Attend())
 
     def forward_features(self, inputs):
-        patches = super().forward_features(inputs).flatten(2).transpose(1, 2)
-        return self.blocks(torch.cat([torch.zeros_like(patches[:, :1]), patches], 1))
+        cells = nn.functional.avg_pool2d(inputs[:, :1], 8)
+        maps = torch.cat([cells, 1 - cells], 1).permute(0, 2, 3, 1)
+        if hasattr(self, "blocks"):
+            return self.blocks(nn.functional.pad(maps.flatten(1, 2), (0, 0, 1, 0)))
+        return maps if self.output_fmt == "NHWC" else maps.permute(0, 3, 1, 2)
 
     def forward_head(self, features):
-        return self.head(features[:, 0])
+        if hasattr(self, "blocks"):
+            return self.head(features[:, 0])
+        return self.head(features.mean((1, 2) if self.output_fmt == "NHWC" else (2, 3)))
 
 
-class _ListOfMaps(_Pooled):
-    def forward_features(self, inputs):
-        return [super().forward_features(inputs)]
-
-
-def films_of(size: int) -> torch.Tensor:
-    """(3, 3, size, size) network input of noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
-    return network_input(torch.from_numpy(noise))
-
-
-def network(architecture: str, size: int) -> nn.Module:
+def network(architecture: str, size: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network of random weights and (3, 3, size, size) input of noise."""
     torch.manual_seed(2)
     model = build_model(architecture, size).eval()
     weight = nn.init.normal_(model.timm_model.get_classifier().weight)
     weight.data[1] += 1  # mostly in favour of pneumonia, so that no map is empty
-    return model
+    noise = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
+    return model, network_input(torch.from_numpy(noise))
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    return network("resnet10t", 96)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return films_of(96)
-
-
-@pytest.mark.parametrize("kind", [_Pooled, _ChannelsLast, _ClassToken])
+@pytest.mark.parametrize("kind", ["channels first", "channels last", "class token"])
 @pytest.mark.parametrize("row, column", [(0, 0), (2, 5), (7, 7)])
 def test_the_map_is_hottest_where_the_evidence_is(kind, row, column):
     film = torch.zeros(1, 3, 64, 64)
     film[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1  # one white cell
-    (heat,) = heat_maps(_Wrapper(kind()), film)
+    (heat,) = heat_maps(_Cells(kind), film)
     assert divmod(int(heat.argmax()), 64)[0] // 8 == row and int(heat.argmax()) % 64 // 8 == column
     assert heat.shape == (64, 64) and heat.dtype == torch.float32 and heat.min() == 0 and heat.max() == 1
 
 
-class _Difference(nn.Module):
+def margin(model: nn.Module):
     """The one number that is explained, as captum wants it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits = self.model(inputs).logits
-        return logits[:, 1] - logits[:, 0]
+    return lambda inputs: model(inputs).logits @ torch.tensor([-1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -127,64 +77,46 @@ class _Difference(nn.Module):
         ("cnn_baseline", 96, "stages.3"),
         ("test_efficientnet", 192, "bn2"),
         ("test_convnext", 192, "norm_pre"),
+        *((name, 96, None) for name in ("test_vit", "test_mambaout", "test_nfnet")),
     ],
 )
-def test_maps_are_captums(architecture, size, layer):
-    model, inputs = network(architecture, size), films_of(size)
-    captum = LayerGradCam(_Difference(model), model.timm_model.get_submodule(layer))
-    cam = captum.attribute(inputs, relu_attributions=True).detach()
-    cam = nn.functional.interpolate(cam, (size, size), mode="bilinear", align_corners=False)[:, 0]
+def test_maps_are_captums_where_it_has_one(architecture, size, layer):
+    model, inputs = network(architecture, size)
     found = heat_maps(model, inputs)
-    torch.testing.assert_close(found, cam / cam.amax((1, 2), keepdim=True), atol=1e-5, rtol=1e-5)
+    assert found.shape == (3, size, size) and torch.isfinite(found).all()
     assert found.amax((1, 2)).tolist() == [1, 1, 1] and found.std() > 0.01
-
-
-@pytest.mark.parametrize("architecture", ["test_vit", "test_mambaout", "test_nfnet"])
-def test_other_families_have_maps_too(architecture, inputs):
-    heat = heat_maps(network(architecture, 96), inputs)
-    assert heat.shape == (3, 96, 96) and torch.isfinite(heat).all()
-    assert heat.amax((1, 2)).tolist() == [1, 1, 1] and (heat.amin((1, 2)) < 1).all()
-
-
-def test_nothing_in_favour_is_a_map_of_zeros(inputs):
-    model = network("resnet10t", 96)
-    model.timm_model.fc.weight.data = torch.stack([torch.ones(512), -torch.ones(512)])
-    assert heat_maps(model, inputs).count_nonzero() == 0
-
-
-def test_the_logits_that_come_with_a_map_are_the_models_and_images_do_not_change_each_other(resnet, inputs):
-    logits, together = logits_and_heat_maps(resnet, inputs)
-    with torch.inference_mode():
-        assert torch.equal(logits, resnet(inputs).logits)
-    singly = torch.cat([heat_maps(resnet, one[None]) for one in inputs])
-    torch.testing.assert_close(together, singly, atol=1e-4, rtol=1e-3)
+    if layer:
+        captum = LayerGradCam(margin(model), model.timm_model.get_submodule(layer))
+        cam = captum.attribute(inputs, relu_attributions=True).detach()
+        cam = nn.functional.interpolate(cam, (size, size), mode="bilinear", align_corners=False)[:, 0]
+        torch.testing.assert_close(found, cam / cam.amax((1, 2), keepdim=True), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_the_network_is_left_as_it_was(resnet, inputs, inference):
-    before = {name: value.clone() for name, value in resnet.state_dict().items()}
+def test_a_map_comes_with_the_models_logits_and_leaves_the_network_as_it_was(inference):
+    model, inputs = network("resnet10t", 96)
+    before = weights(model)
     with torch.inference_mode(inference):
-        heat = heat_maps(resnet, inputs.clone())
-        assert torch.is_inference_mode_enabled() == inference
-    assert not heat.requires_grad
-    assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
-    assert all(weight.grad is None and weight.requires_grad for weight in resnet.parameters())
+        logits, together = logits_and_heat_maps(model, inputs.clone())
+        assert torch.is_inference_mode_enabled() == inference and not together.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(logits, model(inputs).logits)
+    singly = torch.cat([heat_maps(model, one[None]) for one in inputs])
+    torch.testing.assert_close(together, singly, atol=1e-4, rtol=1e-3)
+    assert not changed(before, model.state_dict())
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "make, size, problem",
-    [
-        (lambda: build_model("resnet10t", 96), 16, "no places"),
-        (lambda: _Wrapper(nn.Linear(2, 2)), 32, "does not part"),
-        (lambda: ResNetForImageClassification(ResNetConfig(depths=[1] * 4)), 32, "does not part"),
-        (lambda: _Wrapper(_ListOfMaps()), 64, "list"),
-    ],
-)
-def test_what_has_no_map_says_so(make, size, problem):
-    with pytest.raises(ValueError, match=problem):
-        heat_maps(make(), torch.zeros(1, 3, size, size))
-
-
-def test_answers_that_are_not_finite_are_not_explained(resnet):
+def test_nothing_in_favour_is_a_map_of_zeros_and_an_answer_that_is_not_finite_has_none():
+    model, inputs = network("resnet10t", 96)
+    model.timm_model.fc.weight.data = torch.stack([torch.ones(512), -torch.ones(512)])
+    assert heat_maps(model, inputs).count_nonzero() == 0
     with pytest.raises(ValueError, match="not finite"):
-        heat_maps(resnet, torch.full((1, 3, 96, 96), torch.nan))
+        heat_maps(model, torch.full((1, 3, 96, 96), torch.nan))
+
+
+def test_what_has_no_map_says_so():
+    others = ResNetForImageClassification(ResNetConfig(depths=[1] * 4))
+    for model, problem in ((build_model("resnet10t", 96), "no places"), (others, "does not part")):
+        with pytest.raises(ValueError, match=problem):
+            heat_maps(model, torch.zeros(1, 3, 16, 16))

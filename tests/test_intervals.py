@@ -14,7 +14,6 @@ from hf_pneumonia.evaluation.intervals import (
     figure,
     holm,
     mcnemar,
-    percentile_interval,
     wilson,
 )
 from hf_pneumonia.evaluation.metrics import (
@@ -77,19 +76,6 @@ def test_delongs_interval_is_the_normal_one_on_the_scale_of_the_logit():
     assert (high - low) / 2 == pytest.approx(1.959964 * np.sqrt(variance) / (area * (1 - area)), rel=1e-6)
 
 
-@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1, 1], [], [0, 0, 1, 1], [1, 1, 0, 0]])
-def test_without_two_images_of_each_class_or_without_an_error_delong_has_no_interval(labels):
-    assert delong_interval(np.array(labels), np.linspace(0, 1, len(labels))) is None
-
-
-def _films(patients=30, decimals=1, seed=0):
-    """Patients with 1 to 4 images each, in no order; rounded probabilities, so that many are equal."""
-    rng = np.random.default_rng(seed)
-    patient = rng.permutation(np.repeat(np.arange(patients), rng.integers(1, 5, patients)))
-    labels = rng.integers(0, 2, len(patient))
-    return labels, np.round(np.clip(rng.normal(0.3 + 0.4 * labels, 0.25), 0, 1), decimals), patient
-
-
 def test_each_replicate_draws_as_many_patients_as_there_are():
     counts, place = bootstrap_counts(["b", "a", "b", "c", "d", "a"], replicates=5000)
     assert counts.shape == (5000, 4) and (counts.sum(1) == 4).all()
@@ -101,7 +87,11 @@ def test_each_replicate_draws_as_many_patients_as_there_are():
 
 @pytest.mark.parametrize("decimals", [1, 12])
 def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(decimals):
-    labels, probabilities, patient = _films(patients=6, decimals=decimals)
+    # Six patients with 1 to 4 images each, in no order.
+    rng = np.random.default_rng(0)
+    patient = rng.permutation(np.repeat(np.arange(6), rng.integers(1, 5, 6)))
+    labels = rng.integers(0, 2, len(patient))
+    probabilities = np.round(np.clip(rng.normal(0.3 + 0.4 * labels, 0.25), 0, 1), decimals)
     counts, place = bootstrap_counts(patient, 60)
     drawn = bootstrap_matrix_figures(counts, place, labels, probabilities, 0.5)
     drawn |= bootstrap_rank_figures(counts, place, labels, probabilities)
@@ -116,30 +106,11 @@ def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(deci
             assert values[replicate] == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
 
-def test_images_of_one_patient_that_are_all_alike_count_as_one():
-    """Sensitivity 0.8 of 50 patients with 4 equal images each: as wide as 50 images, not as 200."""
-    found = np.arange(50) < 40
-    widths = []
-    for films in (1, 4):
-        patient, probability = np.repeat(np.arange(50), films), np.repeat(found, films).astype(float)
-        counts, place = bootstrap_counts(patient)
-        drawn = bootstrap_matrix_figures(counts, place, np.ones(50 * films, int), probability, 0.5)
-        widths.append(np.ptp(percentile_interval(drawn["sensitivity"])))
-    assert widths[0] == widths[1] == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / 50), abs=0.03)
-
-
 def test_the_interval_is_the_middle_of_the_replicates_that_define_the_metric():
     values = np.r_[np.arange(1001.0), [np.nan] * 50]
     assert figure(0.5, values) == {"value": 0.5, "ci95": pytest.approx([25, 975])}
     many_undefined = np.r_[np.arange(90.0), [np.nan] * 10]
     assert figure(0.5, many_undefined) == {"value": 0.5, "ci95": None, "undefined_replicates": 10}
-
-
-@pytest.mark.parametrize("labels", [[], [1, 1], [0, 0, 0]])
-def test_one_class_and_no_images_leave_metrics_undefined(labels):
-    counts, place = bootstrap_counts(np.arange(len(labels)), 10)
-    drawn = bootstrap_rank_figures(counts, place, np.array(labels), np.linspace(0, 1, len(labels)))
-    assert all(values.shape == (10,) and np.isnan(values).all() for values in drawn.values())
 
 
 @pytest.mark.parametrize("alone, other_alone", [(3, 1), (0, 1), (2, 11), (7, 7)])
@@ -155,10 +126,9 @@ def test_mcnemar_counts_every_outcome_that_is_as_unlikely(alone, other_alone):
 
 
 def test_models_that_are_wrong_on_the_same_images_do_not_differ():
-    labels, probability, _ = _films()
-    called = probability >= 0.5
-    assert mcnemar(labels, called, called) == {"right": 0, "other_right": 0, "p": 1.0}
-    assert delong_test(labels, probability, probability**3) == {"difference": 0.0, "p": 1.0}  # ranked alike
+    labels, (scores, *_) = _models(np.random.default_rng(0), 20, 30, 1)
+    assert mcnemar(labels, scores >= 0.5, scores >= 0.5) == {"right": 0, "other_right": 0, "p": 1.0}
+    assert delong_test(labels, scores, scores**3) == {"difference": 0.0, "p": 1.0}  # ranked alike
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -171,13 +141,16 @@ def test_delongs_test_is_that_of_the_paper_counted_pair_by_pair_ties_included(se
     assert delong_test(labels, other, first) == pytest.approx({"difference": -difference, "p": p})
 
 
-def test_where_nothing_can_be_told_no_p_value_is_given():
+def test_where_nothing_can_be_told_no_p_value_and_no_interval_is_given():
     none = delong_test(np.ones(5, int), np.arange(5) / 5, np.arange(5) / 5)
     assert none == {"difference": None, "p": None}
     assert delong_test(np.array([0, 1]), np.array([0.1, 0.9]), np.array([0.9, 0.1]))["p"] is None
     labels = np.arange(8) % 2
     assert delong_test(labels, labels * 0.9, 1 - labels * 0.9) == {"difference": 1.0, "p": None}
     assert auroc_difference_interval(np.ones(5, int), np.arange(5), np.arange(5), np.arange(5)) is None
+    # One class, one image of a class, no error.
+    for labels in ([1, 1, 1], [0, 1, 1], [], [0, 0, 1, 1]):
+        assert delong_interval(np.array(labels), np.linspace(0, 1, len(labels))) is None
 
 
 def test_the_interval_of_a_difference_draws_patients_and_not_images():

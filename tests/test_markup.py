@@ -2,11 +2,11 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import markdown_it
 import numpy as np
 import pytest
+from browser import Parsed
 from conftest import write_films
 
 from hf_pneumonia.data.filmset import prepare_films
@@ -28,22 +28,6 @@ NAMES = [
 ]
 
 
-class _Page(HTMLParser):
-    """Tags with their attributes, and the text between them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found, self.text = [], ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """Films in folders of such a name, some unreadable and some copies of another label, under such names."""
@@ -57,16 +41,21 @@ def films(tmp_path_factory):
     return prepare_films(str(root), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
 
 
+def _assert_names_are_text(html: str, images: str) -> None:
+    """No tag, link or handler comes from a name; each image begins as `images`."""
+    page = Parsed(html)
+    assert page.values("src") and all(src.startswith(images) for src in page.values("src"))
+    assert not {"script", "b", "a"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    text = " ".join("".join(page.texts).split())
+    for name in NAMES:
+        assert " ".join(name.split()) in text
+
+
 def test_on_the_page_of_an_audit_names_are_text(films, tmp_path):
     findings = write_audit(films, tmp_path, {"rotation": 5.0})
     assert len(findings["unreadable"]) == len(NAMES) and len(findings["conflicting_labels"]) == len(NAMES)
-    page = _Page((tmp_path / "audit.html").read_text())
-    images = [attributes["src"] for tag, attributes in page.found if tag == "img"]
-    assert images and all(src.startswith("data:image/png") for src in images)
-    assert not {"script", "b", "a"} & {tag for tag, _ in page.found}
-    assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
-    for name in NAMES:
-        assert " ".join(name.split()) in " ".join(page.text.split())
+    _assert_names_are_text((tmp_path / "audit.html").read_text(), "data:image/png")
     said = json.loads((tmp_path / "audit.json").read_text())
     assert {re.sub(r".*/NORMAL/", "", film["file"]) for film in said["unreadable"]} == set(NAMES)
 
@@ -88,8 +77,5 @@ def test_in_a_comparison_names_of_runs_are_text(tmp_path):
     comparison = {"runs": runs, "tests": [], "same_films": True, "films_shared": 4}
     write_comparison(comparison, dict.fromkeys(NAMES, scored), tmp_path)
     text = (tmp_path / "compare.md").read_text()
-    page = _Page(markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
-    assert [attributes["src"] for tag, attributes in page.found if tag == "img"] == ["roc.png"]
-    assert not {"script", "b", "a", "code"} & {tag for tag, _ in page.found}
-    for name in NAMES:
-        assert " ".join(name.split()) in " ".join(page.text.split())
+    html = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    _assert_names_are_text(html, "roc.png")

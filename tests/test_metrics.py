@@ -1,9 +1,8 @@
-import json
-
 import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn import metrics as sklearn
+from written import predicted
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import NOT_DEFINED, wilson
@@ -11,13 +10,11 @@ from hf_pneumonia.evaluation.metrics import (
     METRICS,
     PneumoniaMetric,
     auroc,
-    matrix_figures,
     metrics_at,
     predictive_values,
     score_predictions,
     split_reports,
 )
-from hf_pneumonia.evaluation.scoring import Predictions
 
 # By hand: threshold 0.5 calls images 0, 1, 2, 5. Of 4 pneumonias (0 to 3) three are found; one alarm is
 # false.
@@ -27,15 +24,10 @@ PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.1, 0.7, 0.2, 0.4])
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def _predictions(labels, probabilities, patients=None):
-    names = [str(i) for i in range(len(labels))]
-    return Predictions(names, list(patients or names), np.array(labels, int), np.array(probabilities, float))
-
-
 def _drawn(n=400, seed=0):
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.6).astype(int)
-    return _predictions(labels, norm.cdf(rng.normal(2 * labels - 1)))
+    return predicted(labels, norm.cdf(rng.normal(2 * labels - 1)))
 
 
 def test_the_metrics_equal_a_table_computed_by_hand(tmp_path):
@@ -51,6 +43,9 @@ def test_the_metrics_equal_a_table_computed_by_hand(tmp_path):
     for part in (slice(0, 3), slice(3, 8)):
         metric.add_batch(predictions=PROBABILITIES[part], references=LABELS[part])
     assert metric.compute() == scores
+    # Separated perfectly: scikit-learn's own sum is 1.0000000000000002 for these.
+    separated = score_predictions(np.repeat([0, 1], [4, 9]), np.linspace(0, 1, 13))
+    assert (separated["auroc"], separated["average_precision"]) == (1, 1)
 
 
 def test_a_metric_that_the_images_do_not_define_is_none():
@@ -58,18 +53,6 @@ def test_a_metric_that_the_images_do_not_define_is_none():
     assert [one_class[name] for name in ("auroc", "average_precision", "specificity", "mcc")] == [None] * 4
     nothing_called = score_predictions([1, 0], [0.2, 0.1])
     assert nothing_called["precision"] is None and nothing_called["f1"] == 0
-
-
-def test_the_metrics_of_many_confusion_matrices_are_sklearns():
-    counts = np.random.default_rng(0).integers(0, 4, (4, 60))
-    found = matrix_figures(*counts)
-    for index, (tn, fp, fn, tp) in enumerate(counts.T):
-        labels, called = np.repeat([0, 0, 1, 1], [tn, fp, fn, tp]), np.repeat([0, 1, 0, 1], [tn, fp, fn, tp])
-        if 0 < labels.sum() < len(labels):
-            assert found["mcc"][index] == pytest.approx(sklearn.matthews_corrcoef(labels, called))
-            assert found["accuracy"][index] == pytest.approx(sklearn.accuracy_score(labels, called))
-        else:
-            assert np.isnan(found["mcc"][index])
 
 
 def test_predictive_values_equal_a_table_computed_by_hand():
@@ -86,13 +69,7 @@ def test_a_probability_that_is_none_is_one_clear_error(wrong):
     with pytest.raises(UsageError, match=f"{wrong} .1 of 3 films"):
         score_predictions([0, 1, 1], [0.1, wrong, 0.5])
     with pytest.raises(UsageError, match=f"{wrong} .1 of 2 films"):
-        split_reports(_predictions([0, 1], [0.2, wrong]), [0.5])
-
-
-def test_images_that_are_separated_perfectly_score_one_and_not_a_rounding_more():
-    """scikit-learn's own sum is 1.0000000000000002 for these."""
-    scores = score_predictions(np.repeat([0, 1], [4, 9]), np.linspace(0, 1, 13))
-    assert (scores["auroc"], scores["average_precision"]) == (1, 1)
+        split_reports(predicted([0, 1], [0.2, wrong]), [0.5])
 
 
 def test_every_metric_of_a_report_is_that_of_the_metric_and_lies_in_its_interval():
@@ -102,25 +79,22 @@ def test_every_metric_of_a_report_is_that_of_the_metric_and_lies_in_its_interval
         scores = score_predictions(predictions.label, predictions.probability, threshold)
         for name in METRICS:
             assert report[name]["value"] == scores[name]
-            low, high = report[name]["ci95"]
-            assert low < scores[name] < high
+            assert report[name]["ci95"][0] < scores[name] < report[name]["ci95"][1]
         assert (report["films"], report["patients"], report["threshold"]) == (400, 400, threshold)
         assert report["confusion_matrix"] == scores["confusion_matrix"]
-    assert json.loads(json.dumps(reports, allow_nan=False)) == reports
 
 
 def test_wilsons_intervals_are_those_of_the_right_images():
     # 3 of 4 pneumonias found, 1 of 6 others called.
-    films = _predictions([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5])
+    films = predicted([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5])
     (report,) = split_reports(films, [0.5])
     trials = {"accuracy": (8, 10), "precision": (3, 4), "sensitivity": (3, 4), "specificity": (5, 6)}
-    assert {name: report[name]["wilson95"] for name in trials} == {
-        name: wilson(*pair) for name, pair in trials.items()
-    }
+    for name, pair in trials.items():
+        assert report[name]["wilson95"] == wilson(*pair)
 
 
 def test_a_sensitivity_and_a_negative_predictive_value_of_one_are_not_certain():
-    films = _predictions([1] * 20 + [0] * 20, np.r_[np.full(20, 0.9), np.linspace(0, 0.8, 20)])
+    films = predicted([1] * 20 + [0] * 20, np.r_[np.full(20, 0.9), np.linspace(0, 0.8, 20)])
     (report,) = split_reports(films, [0.5])
     assert report["sensitivity"] == {"value": 1, "ci95": wilson(20, 20), "wilson95": wilson(20, 20)}
     assert report["specificity"]["ci95"][1] < 1
@@ -128,7 +102,7 @@ def test_a_sensitivity_and_a_negative_predictive_value_of_one_are_not_certain():
     worst = predictive_values(report["sensitivity"]["ci95"][0], report["specificity"]["ci95"][0], 0.2)[1]
     assert npv == {"value": 1, "ci95": pytest.approx([float(worst), 1])}
     # On many images of few patients it is as certain as so few make it.
-    few = _predictions([1] * 20 + [0] * 20, [0.9] * 20 + [0.1] * 20, [*("abcd" * 5), *range(20)])
+    few = predicted([1] * 20 + [0] * 20, [0.9] * 20 + [0.1] * 20, [*("abcd" * 5), *range(20)])
     assert split_reports(few, [0.5])[0]["sensitivity"]["ci95"] == wilson(4, 4)
 
 
@@ -157,7 +131,7 @@ def test_predictive_values_follow_from_sensitivity_and_specificity_in_the_same_r
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_the_metrics_that_it_defines(label):
     probability = np.linspace(0.1, 0.9, 8)
-    (report,) = split_reports(_predictions([label] * 8, probability), [0.5])
+    (report,) = split_reports(predicted([label] * 8, probability), [0.5])
     defined, other = ("sensitivity", "specificity") if label else ("specificity", "sensitivity")
     assert report[defined]["value"] == pytest.approx(0.5) and report[defined]["ci95"]
     assert report[other] == {**NOT_DEFINED, "wilson95": None}
@@ -166,15 +140,6 @@ def test_one_class_has_the_metrics_that_it_defines(label):
     found = metrics_at(np.full(8, label), probability, range(8), 0.5)
     assert found["auroc"] == NOT_DEFINED
     assert (found[defined], found[other]) == (report[defined], report[other])
-
-
-def test_ten_images_have_wide_intervals_or_none():
-    films = _predictions([1, 1] + [0] * 8, [0.9, 0.3, 0.6, *np.linspace(0, 0.4, 7)])
-    (report,) = split_reports(films, [0.5])
-    assert np.ptp(report["accuracy"]["ci95"]) > 0.3
-    # One replicate in nine draws none of the two pneumonias.
-    assert report["auroc"]["ci95"] is None and 150 < report["auroc"]["undefined_replicates"] < 300
-    assert report["sensitivity"]["ci95"] == wilson(1, 2)
 
 
 def test_patients_with_many_images_widen_the_interval_of_the_area():
@@ -187,11 +152,3 @@ def test_patients_with_many_images_widen_the_interval_of_the_area():
     )
     assert apart["value"] == pytest.approx(sklearn.roc_auc_score(label, probability))
     assert np.ptp(together["ci95"]) > 1.6 * np.ptp(apart["ci95"])  # about twice: a quarter of the draws
-
-
-def test_an_image_at_the_threshold_is_called_pneumonia():
-    label, probability = np.array([1, 1, 1, 0, 0]), np.array([0.5, 0.4, 0.9, 0.5, 0.1])
-    found = metrics_at(label, probability, range(5), 0.5)
-    assert (found["sensitivity"]["value"], found["specificity"]["value"]) == (2 / 3, 1 / 2)
-    assert found["sensitivity"]["wilson95"] == wilson(2, 3)
-    assert score_predictions(label, probability)["sensitivity"] == pytest.approx(2 / 3)

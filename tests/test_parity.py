@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -25,22 +24,15 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def model(request) -> Path:
-    """`finished_run`; HF_PNEUMONIA_RUN names another finished run whose films are still where they were."""
-    named = os.environ.get("HF_PNEUMONIA_RUN")
-    return Path(named) if named else request.getfixturevalue("finished_run")
-
-
-@pytest.fixture(scope="module")
-def reported(model) -> dict[str, float]:
+def reported(finished_run) -> dict[str, float]:
     """What the Trainer's own evaluation said of each test film."""
-    with open(model / "predictions_test.csv", newline="", encoding="utf-8") as file:
+    with open(finished_run / "predictions_test.csv", newline="", encoding="utf-8") as file:
         return {row["file"]: float(row["probability"]) for row in csv.DictReader(file)}
 
 
 @pytest.fixture(scope="module")
-def classifier(model) -> PneumoniaClassifier:
-    return PneumoniaClassifier.from_pretrained(model)
+def classifier(finished_run) -> PneumoniaClassifier:
+    return PneumoniaClassifier.from_pretrained(finished_run)
 
 
 def _assert_same(answers: list[float], reported: dict[str, float], threshold: float) -> None:
@@ -49,20 +41,20 @@ def _assert_same(answers: list[float], reported: dict[str, float], threshold: fl
     assert ((np.array(answers) >= threshold) == (expected >= threshold)).all()
 
 
-def test_the_class_one_by_one_and_in_batches(model, classifier, reported):
+def test_the_class_one_by_one_and_in_batches(finished_run, classifier, reported):
     single = [classifier(film) for film in reported]
     together = classifier(list(reported), batch_size=7)
     for predictions in (single, together):
         _assert_same([one.probability for one in predictions], reported, classifier.threshold)
     decisions = [one.decision for one in single]
     assert decisions == [one.decision for one in together]
-    stated = json.loads((model / "config.json").read_text())["pneumonia"]
+    stated = json.loads((finished_run / "config.json").read_text())["pneumonia"]
     assert classifier.threshold == stated["threshold"] and set(decisions) >= {"normal", "pneumonia"}
 
 
-def test_the_command_predict(model, classifier, reported, tmp_path, monkeypatch):
+def test_the_command_predict(finished_run, classifier, reported, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(reported).encode())))
-    main(["predict", "--model", str(model), "-", "--output", str(tmp_path / "scores.csv")])
+    main(["predict", "--model", str(finished_run), "-", "--output", str(tmp_path / "scores.csv")])
     with open(tmp_path / "scores.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == list(reported)
@@ -71,14 +63,14 @@ def test_the_command_predict(model, classifier, reported, tmp_path, monkeypatch)
     assert {float(row["threshold"]) for row in rows} == {classifier.threshold}
 
 
-def test_the_pipeline_of_transformers(model, classifier, reported):
-    answers = pipeline("image-classification", model=str(model), device="cpu")(list(reported))
+def test_the_pipeline_of_transformers(finished_run, classifier, reported):
+    answers = pipeline("image-classification", model=str(finished_run), device="cpu")(list(reported))
     scores = [{one["label"]: one["score"] for one in answer}["PNEUMONIA"] for answer in answers]
     _assert_same(scores, reported, classifier.threshold)
 
 
-def test_timm(model, classifier, reported):
-    network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+def test_timm(finished_run, classifier, reported):
+    network = timm.create_model(f"local-dir:{finished_run}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     with torch.inference_mode():
         films = (transform(Image.open(film).convert("RGB"))[None] for film in reported)
@@ -94,9 +86,9 @@ def test_the_page(classifier, reported):
         assert f"Prediction: {classifier.decide(probability).capitalize()}" in card
 
 
-def test_onnx(model, classifier, reported, tmp_path, capsys):
+def test_onnx(finished_run, classifier, reported, tmp_path, capsys):
     file = tmp_path / "new" / "model.onnx"
-    main(["export", "--model", str(model), "--output", str(file)])
+    main(["export", "--model", str(finished_run), "--output", str(file)])
     out, err = capsys.readouterr()
     assert err == "" and out.splitlines()[-1] == f"export: {file}, {file}.json"
     _, answers = run_onnx(file, [Image.open(film) for film in reported])

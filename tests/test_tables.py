@@ -27,22 +27,16 @@ def read(root: Path, **options) -> dict[str, tuple]:
 def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
     folder = tmp_path / "nih"
     names = [f"0000001{patient}_00{visit}.png" for patient in (1, 2) for visit in (0, 1)]
-    for name in names:
-        put(folder, f"images_001/images/{name}")
-    table(
-        folder / "Data_Entry_2017.csv",
-        "Image Index,Finding Labels,Patient ID,View Position",
-        *(f"{name},{found},{patient},PA" for name, found, patient in zip(
-            names, ("No Finding", "Pneumonia|Infiltration", "Mass|Nodule", "No Finding"), (11, 11, 12, 12),
-            strict=True)),
-    )  # fmt: skip
+    put(folder, *(f"images_001/images/{name}" for name in names))
+    findings = ("No Finding,11", "Pneumonia|Infiltration,11", "Mass|Nodule,12", "No Finding,12")
+    lines = [f"{name},{found},PA" for name, found in zip(names, findings, strict=True)]
+    heads = "Image Index,Finding Labels,Patient ID,View Position"
+    table(folder / "Data_Entry_2017.csv", heads, *lines)
     table(folder / "BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]", f"{names[0]},Mass,1,1,1")
     (folder / "train_val_list.txt").write_text("\n".join(names[:2]))
     (folder / "test_list.txt").write_text("\n".join(names[2:]))
     caplog.set_level("INFO")
-    expected = {
-        names[0]: (0, "train", "11"), names[1]: (1, "train", "11"), names[3]: (0, "test", "12"),
-    }  # fmt: skip
+    expected = {names[0]: (0, "train", "11"), names[1]: (1, "train", "11"), names[3]: (0, "test", "12")}
     assert read(folder) == expected
     assert read(tmp_path) == expected  # a folder further up
     given = load_films(str(folder / "Data_Entry_2017.csv"), tmp_path / "cache")  # the table itself
@@ -78,104 +72,88 @@ def test_chexpert_paths_with_its_own_folder_in_front_blanks_and_uncertain_findin
 
 
 def test_mimic_labels_of_studies_joined_to_views_and_splits_of_images(tmp_path):
-    ids = {"a1": ("10000032", "50414267"), "b1": ("10000045", "50414268"), "b2": ("10000045", "50414268")}
-    for image, (subject, study) in ids.items():
-        put(tmp_path, f"files/p10/p{subject}/s{study}/{image}.jpg")
+    put(tmp_path, "files/p10/p10000032/s50414267/a1.jpg")
+    put(tmp_path, *(f"files/p10/p10000045/s50414268/{name}.jpg" for name in ("b1", "b2")))
     with gzip.open(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", "wt") as file:
         file.write(
             "subject_id,study_id,No Finding,Pneumonia\n10000032,50414267,1.0,\n10000045,50414268,,1.0\n"
         )
-    lines = [f"{image},{subject},{study}" for image, (subject, study) in ids.items()]
-    table(
-        tmp_path / "mimic-cxr-2.0.0-metadata.csv", "dicom_id,subject_id,study_id,ViewPosition",
-        *(f"{line},{view}" for line, view in zip(lines, ("PA", "AP", "LATERAL"), strict=True)),
-    )  # fmt: skip
-    table(
-        tmp_path / "mimic-cxr-2.0.0-split.csv", "dicom_id,subject_id,study_id,split",
-        *(f"{line},{split}" for line, split in zip(lines, ("train", "validate", "validate"), strict=True)),
-    )  # fmt: skip
+    first, study = "a1,10000032,50414267", "10000045,50414268"
+    views = (f"{first},PA", f"b1,{study},AP", f"b2,{study},LATERAL")
+    splits = (f"{first},train", f"b1,{study},validate", f"b2,{study},validate")
+    for name, column, lines in (("metadata", "ViewPosition", views), ("split", "split", splits)):
+        file = tmp_path / f"mimic-cxr-2.0.0-{name}.csv"
+        table(file, f"dicom_id,subject_id,study_id,{column}", *lines)
     assert read(tmp_path) == {"a1.jpg": (0, "train", "10000032"), "b1.jpg": (1, "validation", "10000045")}
 
 
-def test_padchest_lists_of_findings(tmp_path):
-    put(tmp_path, *(f"0/{name}.png" for name in "abc"))
-    table(
-        tmp_path / "PADCHEST_labels.csv", "ImageID,PatientID,Projection,Labels",
-        "a.png,7,PA,['normal']", "b.png,8,PA,\"['pneumonia', 'pleural effusion']\"", "c.png,8,L,['normal']",
-    )  # fmt: skip
-    assert read(tmp_path) == {"a.png": (0, None, "7"), "b.png": (1, None, "8")}
+# Data set -> its images, its tables, and label, split and patient of each image (as far as they are given).
+DATA_SETS = {
+    "PadChest, lists of findings": (
+        ("0/a.png", "0/b.png", "0/c.png"),
+        {"PADCHEST_labels.csv": (
+            "ImageID,PatientID,Projection,Labels", "a.png,7,PA,['normal']",
+            "b.png,8,PA,\"['pneumonia', 'pleural effusion']\"", "c.png,8,L,['normal']")},
+        {"a.png": (0, None, "7"), "b.png": (1, None, "8")}),
+    "VinDr, the majority of readers": (
+        ("train/a.dicom", "train/b.dicom", "train/c.dicom"),
+        {"annotations/image_labels_train.csv": (
+            "image_id,rad_id,Pneumonia,No finding", "a,R0,0,1", "a,R1,0,1", "a,R2,1,0",
+            "b,R0,1,0", "b,R1,1,0", "b,R2,0,1", "c,R0,1,0", "c,R1,0,1")},
+        {"a.dicom": (0,), "b.dicom": (1,)}),
+    "CoronaHack, its spelling and its column of splits": (
+        ("images/train/a.jpeg", "images/train/b.jpeg", "images/test/c.jpeg"),
+        {"Chest_xray_Corona_Metadata.csv": (
+            ",X_ray_image_name,Label,Dataset_type,Label_2",
+            "0,a.jpeg,Normal,TRAIN,", "1,b.jpeg,Pnemonia,TRAIN,", "2,c.jpeg,Pnemonia,TEST,"),
+         "Chest_xray_Corona_dataset_Summary.csv": (",Label,Image_Count", "0,Normal,1342")},
+        {"a.jpeg": (0, "train"), "b.jpeg": (1, "train"), "c.jpeg": (1, "test")}),
+    "Roboflow, a table in each split": (
+        ("train/a.jpg", "valid/b.jpg", "test/c.jpg"),
+        {"train/_classes.csv": ("filename, NORMAL, PNEUMONIA", "a.jpg, 1, 0"),
+         "valid/_classes.csv": ("filename, NORMAL, PNEUMONIA", "b.jpg, 0, 1"),
+         "test/_classes.csv": ("filename, NORMAL, PNEUMONIA", "c.jpg, 0, 1")},
+        {"a.jpg": (0, "train"), "b.jpg": (1, "validation"), "c.jpg": (1, "test")}),
+    "ieee8023, findings with their kinds, without CT": (
+        ("images/a.png", "images/b.png", "images/c.png", "images/d.png", "images/e.png"),
+        {"metadata.csv": (
+            "patientid,finding,view,modality,folder,filename", "1,No Finding,PA,X-ray,images,a.png",
+            "2,Pneumonia/Bacterial/Streptococcus,PA,X-ray,images,b.png",
+            "3,Tuberculosis,PA,X-ray,images,c.png", "4,Pneumonia,Axial,CT,volumes,d.png",
+            "5,Pneumonia/Viral,L,X-ray,images,e.png")},
+        {"a.png": (0, None, "1"), "b.png": (1, None, "2")}),
+    "COVIDx, lists without a header": (
+        ("train/a.png", "train/b.png", "test/c.png"),
+        {"train_COVIDx9A.txt": ("1 a.png normal rsna", "2 b.png pneumonia rsna"),
+         "test_COVIDx9A.txt": ("3 c.png normal rsna",)},
+        {"a.png": (0, "train", "1"), "b.png": (1, "train", "2"), "c.png": (0, "test", "3")}),
+}  # fmt: skip
 
 
-def test_vindr_the_majority_of_readers_decides(tmp_path):
-    put(tmp_path, *(f"train/{name}.dicom" for name in "abc"))
-    votes = {"a": "0,1 0,1 1,0", "b": "1,0 1,0 0,1", "c": "1,0 0,1"}
-    table(
-        tmp_path / "annotations" / "image_labels_train.csv", "image_id,rad_id,Pneumonia,No finding",
-        *(f"{image},R{n},{cells}" for image, cast in votes.items() for n, cells in enumerate(cast.split())),
-    )  # fmt: skip
-    assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.dicom": 0, "b.dicom": 1}
-
-
-def test_coronahack_its_spelling_and_its_column_of_splits(tmp_path):
-    put(tmp_path, "images/train/a.jpeg", "images/train/b.jpeg", "images/test/c.jpeg")
-    table(
-        tmp_path / "Chest_xray_Corona_Metadata.csv", ",X_ray_image_name,Label,Dataset_type,Label_2",
-        "0,a.jpeg,Normal,TRAIN,", "1,b.jpeg,Pnemonia,TRAIN,", "2,c.jpeg,Pnemonia,TEST,",
-    )  # fmt: skip
-    table(tmp_path / "Chest_xray_Corona_dataset_Summary.csv", ",Label,Image_Count", "0,Normal,1342")
-    assert {name: row[:2] for name, row in read(tmp_path).items()} == {
-        "a.jpeg": (0, "train"), "b.jpeg": (1, "train"), "c.jpeg": (1, "test"),
-    }  # fmt: skip
-
-
-def test_roboflow_a_table_of_classes_in_each_split(tmp_path):
-    for split, name in (("train", "a"), ("valid", "b"), ("test", "c")):
-        put(tmp_path, f"{split}/{name}.jpg")
-        table(
-            tmp_path / split / "_classes.csv",
-            "filename, NORMAL, PNEUMONIA",
-            f"{name}.jpg, {name == 'a':d}, {name != 'a':d}",
-        )
-    assert {name: row[:2] for name, row in read(tmp_path).items()} == {
-        "a.jpg": (0, "train"), "b.jpg": (1, "validation"), "c.jpg": (1, "test"),
-    }  # fmt: skip
-
-
-def test_ieee8023_findings_with_their_kinds_and_without_ct(tmp_path):
-    put(tmp_path, *(f"images/{name}.png" for name in "abcde"))
-    table(
-        tmp_path / "metadata.csv", "patientid,finding,view,modality,folder,filename",
-        "1,No Finding,PA,X-ray,images,a.png", "2,Pneumonia/Bacterial/Streptococcus,PA,X-ray,images,b.png",
-        "3,Tuberculosis,PA,X-ray,images,c.png", "4,Pneumonia,Axial,CT,volumes,d.png",
-        "5,Pneumonia/Viral,L,X-ray,images,e.png",
-    )  # fmt: skip
-    assert read(tmp_path) == {"a.png": (0, None, "1"), "b.png": (1, None, "2")}
-
-
-def test_covidx_lists_without_a_header(tmp_path):
-    put(tmp_path, "train/a.png", "train/b.png", "test/c.png")
-    table(tmp_path / "train_COVIDx9A.txt", "1 a.png normal rsna", "2 b.png pneumonia rsna")
-    table(tmp_path / "test_COVIDx9A.txt", "3 c.png normal rsna")
-    assert read(tmp_path) == {
-        "a.png": (0, "train", "1"), "b.png": (1, "train", "2"), "c.png": (0, "test", "3"),
-    }  # fmt: skip
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_tables_of_a_data_set_are_read_as_they_are(tmp_path, name):
+    images, tables, expected = DATA_SETS[name]
+    put(tmp_path, *images)
+    for file, lines in tables.items():
+        table(tmp_path / file, *lines)
+    found = read(tmp_path)
+    assert {image: row[: len(expected.get(image, row))] for image, row in found.items()} == expected
 
 
 @pytest.mark.parametrize(
-    ("no", "yes"), [("False", "True"), ("negative", "positive"), ("0", "1"), ("0.0", "1.0"), ("no", "yes")]
+    ("head", "no", "yes", "encoding"),
+    [
+        ("pneumonia", "False", "True", "utf-8-sig"),
+        ("pneumonia", "negative", "positive", "utf-16"),
+        ("label", "0", "1", "latin-1"),
+        ("label", "0.0", "1.0", "utf-8"),
+        ("pneumonia", "no", "yes", "utf-8"),
+    ],
 )
-def test_yes_and_no_are_labels_and_the_log_says_so(tmp_path, caplog, no, yes):
+def test_yes_and_no_are_labels_and_a_table_may_be_saved_as_spreadsheets_do(tmp_path, head, no, yes, encoding):
     put(tmp_path, "a.png", "b.png")
-    table(tmp_path / "labels.csv", "path,pneumonia", f"a.png,{no}", f"b.png,{yes}")
-    caplog.set_level("INFO")
-    assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.png": 0, "b.png": 1}
-    assert f"{yes.lower()} is read as PNEUMONIA" in caplog.text
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
-def test_a_table_may_be_saved_as_spreadsheets_save_it(tmp_path, encoding):
-    put(tmp_path, "a.png", "b.png")
-    table(tmp_path / "list.csv", "path,label,rédigé", "a.png,NORMAL,à", "b.png,viral,é", encoding=encoding)
+    lines = (f"path,{head},rédigé", f"a.png,{no},à", f"b.png,{yes},é")
+    table(tmp_path / "labels.csv", *lines, encoding=encoding)
     assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.png": 0, "b.png": 1}
 
 
@@ -187,16 +165,12 @@ def test_patients_of_a_table_beside_class_folders_are_used_and_a_table_without_i
     assert "notes.csv: not used" in caplog.text
 
 
-def test_two_tables_with_labels_are_refused_by_their_names(tmp_path):
+def test_a_table_of_other_findings_alone_and_two_tables_with_labels_are_refused(tmp_path):
     put(tmp_path, "a.png")
-    for name in ("labels.csv", "classes.csv"):
-        table(tmp_path / name, "path,label", "a.png,NORMAL")
-    with pytest.raises(UsageError, match=r"classes.csv, labels.csv"):
-        read(tmp_path)
-
-
-def test_a_table_of_other_findings_alone_says_what_it_lacks(tmp_path):
-    put(tmp_path, "00000001_000.png")
-    table(tmp_path / "d.csv", "Image Index,Finding Labels,Patient ID", "00000001_000.png,Mass,1")
+    table(tmp_path / "d.csv", "Image Index,Finding Labels,Patient ID", "a.png,Mass,1")
     with pytest.raises(UsageError, match="expected images with PNEUMONIA or No Finding"):
         load_films(str(tmp_path), tmp_path / "cache")
+    for name in ("labels.csv", "d.csv"):
+        table(tmp_path / name, "path,label", "a.png,NORMAL")
+    with pytest.raises(UsageError, match=r"d.csv, labels.csv"):
+        read(tmp_path)

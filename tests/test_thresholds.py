@@ -13,6 +13,7 @@ from hf_pneumonia.evaluation.thresholds import (
     youden,
 )
 
+# Eight images that are counted by hand.
 LABELS = np.array([0, 0, 0, 1, 0, 1, 1, 1])
 PROBABILITIES = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9])
 
@@ -23,9 +24,10 @@ def _random(films: int, seed: int = 0, decimals: int = 12) -> tuple[np.ndarray, 
     return labels, np.round(expit(rng.normal(2 * labels - 1, 1.5)), decimals)
 
 
+@pytest.mark.parametrize("decimals", [1, 12])  # equal probabilities are included together
 @pytest.mark.parametrize("sensitivity", [0.5, 0.95, 1.0])
-def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitivity):
-    labels, probabilities = _random(200, 1)
+def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitivity, decimals):
+    labels, probabilities = _random(200, 1, decimals)
 
     def found(threshold):
         return np.mean(probabilities[labels == 1] >= threshold)
@@ -35,13 +37,6 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
     assert found(threshold) == found(best) >= sensitivity
     assert np.array_equal(probabilities >= threshold, probabilities >= best)
     assert threshold not in probabilities or threshold == probabilities.min()
-
-
-def test_equal_probabilities_are_included_together():
-    labels = np.array([1, 1, 1, 1, 0, 0])
-    probabilities = np.array([0.9, 0.6, 0.6, 0.2, 0.6, 0.1])
-    assert 0.2 < operating_point(labels, probabilities, 0.5) <= 0.6
-    assert 0.1 < operating_point(labels, probabilities, 0.76) <= 0.2
 
 
 @pytest.mark.parametrize("decimals", [1, 12])
@@ -64,10 +59,10 @@ def test_the_operating_points_say_what_they_reach_on_these_images():
         called = probabilities >= point["threshold"]
         assert point["sensitivity"] == pytest.approx(recall_score(labels, called))
         assert point["specificity"] == pytest.approx(recall_score(labels, called, pos_label=0))
-        assert point["sensitivity"] >= point.get("target_sensitivity", 0)
+    for target in (0.9, 0.95, 0.98):
+        point = points[f"sensitivity_{100 * target:.0f}"]
+        assert point["threshold"] == operating_point(labels, probabilities, target)
     assert points["half"]["threshold"] == 0.5 and "target_sensitivity" not in points["youden"]
-    assert points["sensitivity_95"]["threshold"] == operating_point(labels, probabilities)
-    assert points["sensitivity_90"]["threshold"] > points["sensitivity_98"]["threshold"]
 
 
 def test_the_curve_of_eight_images_is_the_one_counted_by_hand():
@@ -90,9 +85,6 @@ def test_each_point_of_the_curve_has_the_rates_at_its_threshold(films):
         assert sensitivity == pytest.approx(called[labels == 1].mean(), abs=1e-12)
         assert specificity == pytest.approx((~called[labels == 0]).mean(), abs=1e-12)
     assert curve["sensitivity"][0] == 1 and curve["specificity"][-1] == 1
-    # No step of a slider is a leap: 100 points over a curve of length 2.
-    steps = np.abs(np.diff(curve["sensitivity"])) + np.abs(np.diff(curve["specificity"]))
-    assert steps.max() <= 2 / 100 + 2 / min((labels == 0).sum(), (labels == 1).sum()) + 1e-9
 
 
 def test_the_band_is_the_one_counted_by_hand():
@@ -120,16 +112,14 @@ def test_a_moved_band_is_as_wide_in_the_logit_and_can_be_moved_to_the_ends():
     low, high = moved_band((0.2, 0.6), 0.5, to=0.8)
     assert logit(low) - logit(0.8) == pytest.approx(logit(0.2) - logit(0.5))
     assert logit(high) - logit(0.8) == pytest.approx(logit(0.6) - logit(0.5))
-    assert moved_band((0.2, 0.6), 0.5, to=0.5) == pytest.approx((0.2, 0.6))
     for end in (0.0, 1e-15, 1.0):
         low, high = moved_band((0.2, 0.6), 0.5, end)
         assert 0 <= low <= end <= high <= 1
 
 
 def test_uncertain_answers_are_counted_by_hand():
-    found = left_open(LABELS, PROBABILITIES, (0.2, 0.6))
-    assert [found[name]["value"] for name in ("share", "missed", "false_alarms")] == [4 / 8, 0, 0]
-    found = left_open(LABELS, PROBABILITIES, (0.35, 0.35))
-    assert [found[name]["value"] for name in ("share", "missed", "false_alarms")] == [0, 1 / 4, 1 / 4]
+    for band, expected in (((0.2, 0.6), [4 / 8, 0, 0]), ((0.35, 0.35), [0, 1 / 4, 1 / 4])):
+        found = left_open(LABELS, PROBABILITIES, band)
+        assert [found[name]["value"] for name in ("share", "missed", "false_alarms")] == expected
     assert found["missed"]["wilson95"] == pytest.approx([0.0456, 0.6994], abs=1e-4)
     assert left_open(np.array([0, 0]), np.array([0.1, 0.9]), (0.4, 0.6))["missed"] is None

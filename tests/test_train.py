@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TORCHRUN, run_train, write_films
+from conftest import ROOT, TORCHRUN, run_train, write_films
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments
 
 import train
 from hf_pneumonia.data.filmset import prepare_films
@@ -21,6 +21,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
 from hf_pneumonia.training import run_folder
+from hf_pneumonia.training.arguments import Recipe
 
 # A training of seconds, where it matters not what it learns.
 QUICK = (

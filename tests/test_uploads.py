@@ -1,15 +1,13 @@
-import io
 import os
-import struct
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import zipped
 from test_inputs import PNG
 
 from hf_pneumonia.data.film import read_film
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.inputs import FilmReader
 from hf_pneumonia.page import uploads as module
 from hf_pneumonia.page.uploads import Upload, films_of, shown_name, uploaded
@@ -28,14 +26,6 @@ def _upload(folder: Path, name: str, data: bytes = PNG) -> Upload:
     return Upload(name, str(folder / name))
 
 
-def _zip(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", kind) as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
 def _problems(*uploads: Upload) -> dict[str, str]:
     return {film.name: film.problem for film in films_of(uploads)}
 
@@ -47,42 +37,32 @@ def test_an_upload_is_a_file_in_the_folder_of_uploads_by_the_name_that_it_had(fo
 
 
 def test_films_come_in_order_and_those_of_zip_files_with_their_paths_as_text(folder):
-    members = ["b/2.png", "../../evil.png", "/abs.png", ".hidden.png", "__MACOSX/b/2.png", "read.me", "a.png"]
-    ward = _upload(folder, "ward.zip", _zip([(name, PNG) for name in members]))
+    inside = ["/abs.png", "../../evil.png", "b/2.png", "in/more.zip"]
+    ward = _upload(folder, "ward.zip", zipped([(name, PNG) for name in (*reversed(inside), "read.me")]))
+    before = set(folder.parents[1].rglob("*"))
     films = films_of([_upload(folder, "one.png"), ward, _upload(folder, "two.png")])
-    inside = ["ward.zip/../../evil.png", "ward.zip//abs.png", "ward.zip/a.png", "ward.zip/b/2.png"]
-    assert sorted(film.name for film in films[1:-1]) == sorted(inside)
-    assert [films[0].name, films[-1].name] == ["one.png", "two.png"]
-    before = {path for path in folder.parents[1].rglob("*")}
+    assert [film.name for film in films] == ["one.png", *(f"ward.zip/{name}" for name in inside), "two.png"]
+    assert [film.problem for film in films] == ["", "", "", "", "a zip file in a zip file is not opened", ""]
     with FilmReader() as reader:
-        assert [read_film(reader.read(film)).size for film in films] == [(4, 3)] * 6
-    assert {path for path in folder.parents[1].rglob("*")} == before  # nothing is unpacked
+        assert {read_film(reader.read(film)).size for film in films if not film.problem} == {(4, 3)}
+    assert set(folder.parents[1].rglob("*")) - before == {folder / "one.png", folder / "two.png"}
 
 
 def test_what_can_not_be_opened_has_its_reason(folder):
-    encrypted = bytearray(_zip([("x.png", PNG)]))
-    encrypted[encrypted.rindex(b"PK\1\2") + 8] |= 1
     cases = {
-        "empty.zip": (_zip([]), "no film in this zip file"),
-        "text.zip": (_zip([("a.txt", b"a")]), "no film in this zip file"),
-        "rare.zip": (_zip([("x.png", PNG)], zipfile.ZIP_LZMA), "a zip file of a rare kind; pack it as usual"),
-        "cut.zip": (_zip([("x.png", PNG)])[:-30], "damaged, or no zip file"),
+        "no film in this zip file": zipped([("a.txt", b"a")]),
+        "a zip file of a rare kind": zipped([("x.png", PNG)], zipfile.ZIP_LZMA),
+        "damaged, or no zip file": zipped([("x.png", PNG)])[:-30],
+        "a zip file of more than 5,000 entries": zipped([(f"{n}.txt", b"") for n in range(5_001)]),
     }
-    for name, (data, reason) in cases.items():
-        assert _problems(_upload(folder, name, data))[name].startswith(reason)
-    nested = _zip([("a.png", PNG), ("in/more.zip", _zip([("b.png", PNG)])), ("__MACOSX/._more.zip", b"")])
-    assert _problems(_upload(folder, "nested.zip", nested)) == {
-        "nested.zip/a.png": "",
-        "nested.zip/in/more.zip": "a zip file in a zip file is not opened",
-    }
-    (film,) = films_of([_upload(folder, "locked.zip", bytes(encrypted))])
-    with FilmReader() as reader, pytest.raises(UnreadableFilm, match="encrypted"):
-        reader.read(film)
+    for reason, data in cases.items():
+        (problem,) = _problems(_upload(folder, "x.zip", data)).values()
+        assert problem.startswith(reason)
 
 
 def test_a_bomb_is_refused_by_the_directory_before_anything_is_unpacked(folder, monkeypatch):
-    bomb = _upload(folder, "bomb.zip", _zip([("x.png", bytes(64 * 2**20)), ("y.png", PNG)]))
-    many = _upload(folder, "many.zip", _zip([(f"{n}.png", bytes(15 * 2**20)) for n in range(3)]))
+    bomb = _upload(folder, "bomb.zip", zipped([("x.png", bytes(64 * 2**20)), ("y.png", PNG)]))
+    many = _upload(folder, "many.zip", zipped([(f"{n}.png", bytes(15 * 2**20)) for n in range(3)]))
     assert os.path.getsize(bomb.path) < 100_000
     assert _problems(bomb) == {"bomb.zip/x.png": "more than 20 MB", "bomb.zip/y.png": ""}
     monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 40 * 2**20)
@@ -90,26 +70,8 @@ def test_a_bomb_is_refused_by_the_directory_before_anything_is_unpacked(folder, 
         films_of([many])
 
 
-def test_a_bomb_that_lies_about_its_size_is_unpacked_no_further_than_it_says(folder):
-    honest = _zip([("x.png", bytes(64 * 2**20))])
-    size = struct.pack("<I", 64 * 2**20)
-    assert honest.count(size) == 2  # in the entry's head and in the directory
-    (film,) = films_of([_upload(folder, "liar.zip", honest.replace(size, struct.pack("<I", 1000)))])
-    tracemalloc.start()
-    with FilmReader() as reader, pytest.raises(UnreadableFilm, match="damaged in the zip file"):
-        reader.read(film)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 4 * 2**20
-
-
-def test_a_directory_of_too_many_entries_is_refused(folder):
-    data = _zip([(f"{number}.txt", b"") for number in range(5_001)])
-    assert _problems(_upload(folder, "a.zip", data)) == {"a.zip": "a zip file of more than 5,000 entries"}
-
-
 def test_no_more_than_500_films_and_no_film_of_more_than_20_mb(folder, monkeypatch):
-    full = _upload(folder, "a.zip", _zip([(f"{number}.png", PNG) for number in range(500)]))
+    full = _upload(folder, "a.zip", zipped([(f"{number}.png", PNG) for number in range(500)]))
     assert len(films_of([full])) == 500
     with pytest.raises(UsageError, match="more than 500 films"):
         films_of([full, _upload(folder, "x.png")])
