@@ -1,4 +1,4 @@
-# make train   train on simulated films; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
+# make train   train on simulated images; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
 # make test    lint, and the tests that take minutes
 # make test-all  lint, and all tests
 # make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (docs/reliability.md)
@@ -30,7 +30,7 @@ test-all: .venv/installed-test
 
 soak: .venv/installed-test
 	.venv/bin/python -m soak.training_kills --kills 200 --stock
-	.venv/bin/python -m soak.store_kills --kills 50
+	.venv/bin/python -m soak.cache_kills --kills 50
 	.venv/bin/python -m soak.hostile_files --files 10000
 
 bench: .venv/installed-test

@@ -1,6 +1,6 @@
 """Fine-tune a network on chest X-rays: `accelerate launch train.py [RECIPE.yaml] [--flags]`.
 
-Without arguments it trains on simulated films (recipes/quickstart.yaml). Every key of a recipe is a flag too.
+Without arguments it trains on simulated images (recipes/quickstart.yaml). Every key of a recipe is a flag too.
 """
 
 import json
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import disable_progress_bars
 
-from hf_pneumonia.data.filmset import FilmSet, prepare_films
+from hf_pneumonia.data.cohort import Cohort, prepare_cohort
 from hf_pneumonia.data.labels import PHANTOMS
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
 from hf_pneumonia.data.rows import SPLITS
@@ -28,15 +28,15 @@ from hf_pneumonia.evaluation.metrics import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
 from hf_pneumonia.evaluation.scoring import predict_split
-from hf_pneumonia.inference.gate import check_gate, make_gate
+from hf_pneumonia.inference.ood import make_ood_check, measure_ood_check
 from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model, try_films
+from hf_pneumonia.modeling.build import build_model, try_images
 from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.publishing.contents import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.faults import explained
-from hf_pneumonia.training.film_dataset import FilmDataset
-from hf_pneumonia.training.launch import check_same_films, local_main_first, use_machine
+from hf_pneumonia.training.image_dataset import ImageDataset
+from hf_pneumonia.training.launch import check_same_images, local_main_first, use_machine
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -89,11 +89,11 @@ def train(args: Recipe, recipe: dict) -> None:
     simulated = set(args.dataset) <= set(PHANTOMS)
     if simulated:
         logger.info(
-            "Training on SIMULATED films. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
+            "Training on SIMULATED images. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
         )
     state = PartialState()
-    with local_main_first(state):  # the others find the films decoded
-        films = prepare_films(
+    with local_main_first(state):  # the others find the images decoded
+        cohort = prepare_cohort(
             args.dataset,
             args.image_size,
             args.cache,
@@ -103,19 +103,19 @@ def train(args: Recipe, recipe: dict) -> None:
             covid=args.covid,
             uncertain=args.uncertain,
         )
-    check_same_films(films)
-    for name, count in films.counts()["splits"].items():
+    check_same_images(cohort)
+    for name, count in cohort.counts()["splits"].items():
         logger.info(
-            "%-10s %6d films of %d patients %s", name, count["films"], count["patients"], count["classes"]
+            "%-10s %6d images of %d patients %s", name, count["films"], count["patients"], count["classes"]
         )
 
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
     seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
-    leakage = check_leakage(films, seen, args.allow_leakage)
+    leakage = check_leakage(cohort, seen, args.allow_leakage)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     if args.small_epochs:
-        try_films(model, args.model, args.small_size, "--small_size")
-    datasets = [FilmDataset(films, split, args.device) for split in ("train", "validation")]
+        try_images(model, args.model, args.small_size, "--small_size")
+    datasets = [ImageDataset(cohort, split, args.device) for split in ("train", "validation")]
     try:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
         trainer.create_optimizer()
@@ -127,11 +127,11 @@ def train(args: Recipe, recipe: dict) -> None:
     findings = None
     with only_training(folder) if state.is_main_process else nullcontext(), explained(args):
         if state.is_main_process:
-            # Again: another training may have ended in it while the films were read.
+            # Again: another training may have ended in it while the images were read.
             check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
             if args.overwrite_output_dir:
                 clear_run_folder(folder)
-            findings = write_audit(films, folder / "audit")
+            findings = write_audit(cohort, folder / "audit")
             write_seen(seen, folder / "audit" / SEEN)
             for line in audit_lines(findings["appearance"]):
                 logger.info("%s; see %s", line, folder / "audit" / PAGE)
@@ -139,11 +139,16 @@ def train(args: Recipe, recipe: dict) -> None:
         judge(
             trainer,
             args,
-            films,
+            cohort,
             leakage,
             recipe=recipe,
             seed=args.seed,
-            data={"source": source_names(args), "simulated": simulated, **films.counts(), "leakage": leakage},
+            data={
+                "source": source_names(args),
+                "simulated": simulated,
+                **cohort.counts(),
+                "leakage": leakage,
+            },
             audit=findings,
             history=trainer.history(),
             kept_epoch=trainer.kept_epoch,
@@ -151,36 +156,36 @@ def train(args: Recipe, recipe: dict) -> None:
         )
 
 
-def judge(trainer: PneumoniaTrainer, args: Recipe, films: FilmSet, leakage: dict, **facts: object) -> None:
+def judge(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: object) -> None:
     """Calibrate what was trained, score every split once, check it, and write the run folder."""
     folder, batch_size = Path(args.output_dir), args.per_device_eval_batch_size
     # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    operating_point = calibrate(model, films, batch_size)
+    operating_point = calibrate(model, cohort, batch_size)
     model.config.pneumonia = {
         **operating_point,
         "dataset": source_names(args),
-        "split_sha256": films.fingerprint(),
+        "split_sha256": cohort.fingerprint(),
         "leakage": leakage,
         "leakage_allowed": args.allow_leakage,
     }
-    scored = [*SPLITS, "covid"] if len(films.rows("covid")) else SPLITS
-    predictions = {split: predict_split(model, films, split, batch_size) for split in scored}
+    scored = [*SPLITS, "covid"] if len(cohort.rows("covid")) else SPLITS
+    predictions = {split: predict_split(model, cohort, split, batch_size) for split in scored}
     held_out = {split: predictions[split] for split in ("test", "validation")}
     if args.checks:
-        facts["checks"] = run_checks(model, films, held_out, operating_point["threshold"], batch_size)
+        facts["checks"] = run_checks(model, cohort, held_out, operating_point["threshold"], batch_size)
     if not trainer.is_world_process_zero():
         return
     save_model(model, folder)
-    if gate := args.ood and make_gate(model, films, batch_size):
-        gate.save(folder)
-        facts["gate"] = check_gate(gate, model, films, batch_size)
+    if ood_check := args.ood and make_ood_check(model, cohort, batch_size):
+        ood_check.save(folder)
+        facts["gate"] = measure_ood_check(ood_check, model, cohort, batch_size)
     report = build_report(predictions, operating_point, **facts)
     for split, of_split in held_out.items():
         of_split.write_csv(folder / f"predictions_{split}.csv")
-    plot_run(folder / "plots", report, predictions, films.store, films.rows("test"))
+    plot_run(folder / "plots", report, predictions, cohort.cache, cohort.rows("test"))
     if args.checks:
-        write_checks(folder, facts["checks"], model, films, held_out)
+        write_checks(folder, facts["checks"], model, cohort, held_out)
     finish_run_folder(folder, facts["recipe"], report)
     if args.checks:  # the card states their results
         try:
@@ -208,7 +213,7 @@ def set_up(args: Recipe) -> None:
 
 def print_summary(folder: Path, report: dict) -> None:
     test, point = report["splits"]["test"], report["operating_point"]
-    kind = "simulated test films" if report["data"]["simulated"] else "test films"
+    kind = "simulated test images" if report["data"]["simulated"] else "test images"
     print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
     aim = f"threshold {point['threshold']:.3f}, {point['target_sensitivity']:.0%} sensitive on validation"
     print(f"{aim}: {figures_line(point['test'], ('sensitivity', 'specificity'))}")

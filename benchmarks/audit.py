@@ -1,9 +1,9 @@
-"""How the search for copies grows with the number of films, beside a search over all pairs.
+"""How the search for copies grows with the number of images, beside a search over all pairs.
 
-    python benchmarks/audit.py [--films 5000 50000] [--cache_dir DIR]
+    python benchmarks/audit.py [--images 5000 50000] [--cache_dir DIR]
 
-Films are simulated once and kept. Each number of films is measured in a process of its own: the search among
-the cached thumbnails, and the largest memory. The peer looks for each film's nearest neighbours by the same
+Images are simulated once and kept. Each number of images is measured in a process of its own: the search among
+the cached thumbnails, and the largest memory. The peer looks for each image's nearest neighbours by the same
 perceptual hashes without blocks (scikit-learn, brute force); laying the proposed pairs over each other is the
 same for both, so what is compared is the proposing. The last line is JSON.
 """
@@ -22,25 +22,25 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from hf_pneumonia.data import duplicates
-from hf_pneumonia.data.cache import FilmStore, available_cores, default_cache, open_store
+from hf_pneumonia.data.cache import ImageCache, available_cores, default_cache, open_cache
 from hf_pneumonia.data.phantom_folder import write_dataset
 
-FILMS_PER_PATIENT = 1.5  # on average
-SIZE = 64  # that of a thumbnail: films are their own
+IMAGES_PER_PATIENT = 1.5  # on average
+SIZE = 64  # that of a thumbnail: images are their own
 
 
-def build(films: int, cache_dir: Path) -> FilmStore:
-    """Store of at least `films` phantoms, which the caller cuts to size."""
-    patients = round(films / FILMS_PER_PATIENT) + 20
+def build(images: int, cache_dir: Path) -> ImageCache:
+    """Store of at least `images` phantoms, which the caller cuts to size."""
+    patients = round(images / IMAGES_PER_PATIENT) + 20
     folder = cache_dir / f"benchmark-{SIZE}-{patients}"
     write_dataset(folder, patients, seed=1, size=SIZE)
-    paths = sorted(map(str, folder.glob("*/*/*.png")))[:films]
-    return open_store([{"path": path, "bytes": None} for path in paths], SIZE, cache_dir)
+    paths = sorted(map(str, folder.glob("*/*/*.png")))[:images]
+    return open_cache([{"path": path, "bytes": None} for path in paths], SIZE, cache_dir)
 
 
-def measure(films: int, cache_dir: Path) -> dict:
-    store = build(films, cache_dir)
-    thumbnails = store[np.arange(len(store))]
+def measure(images: int, cache_dir: Path) -> dict:
+    cache = build(images, cache_dir)
+    thumbnails = cache[np.arange(len(cache))]
     started = time.perf_counter()
     pairs, correlation = duplicates.find_copies(thumbnails)
     search = time.perf_counter() - started
@@ -54,7 +54,7 @@ def measure(films: int, cache_dir: Path) -> dict:
     started = time.perf_counter()
     peer = NearestNeighbors(n_neighbors=2, algorithm="brute", n_jobs=-1).fit(hashes).kneighbors(hashes)[1]
     brute = time.perf_counter() - started
-    # The nearest film that is not the same film seen without its edge.
+    # The nearest image that is not the same image seen without its edge.
     nearest = np.stack([rows.numpy(), rows.numpy()[peer[:, 1]]])
     nearest = nearest[:, nearest[0] != nearest[1]]
     ours = set(map(tuple, proposed.tolist()))
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--films", type=int, nargs="+", default=[5_000, 50_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[5_000, 50_000])
     parser.add_argument("--cache_dir", type=Path, default=default_cache())
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -90,9 +90,9 @@ def main() -> None:
         print(json.dumps(measure(args.one, args.cache_dir)))
         return
     results = []
-    for films in args.films:
-        build(films, args.cache_dir)
-        command = [sys.executable, __file__, "--one", str(films), "--cache_dir", str(args.cache_dir)]
+    for images in args.images:
+        build(images, args.cache_dir)
+        command = [sys.executable, __file__, "--one", str(images), "--cache_dir", str(args.cache_dir)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
         print(*(f"{name}: {value}" for name, value in results[-1].items()), sep="\n", end="\n\n")

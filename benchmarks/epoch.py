@@ -2,11 +2,11 @@
 
     python benchmarks/epoch.py [--image_size 224] [--repeat 4] [--rounds 3]
 
-Films are those of CXR_DATA at full size, or simulated ones as large, each under several names: a real data
-set is larger, and what is done once weighs less in it. An epoch is all that stands between the first film
+Images are those of CXR_DATA at full size, or simulated ones as large, each under several names: a real data
+set is larger, and what is done once weighs less in it. An epoch is all that stands between the first image
 that is opened and the last step: decoding, augmentation, batches, forward, backward, optimizer; ours, with a
 cold cache, also looks for copies. The stock recipe is run with 0 and with 2 workers, and so is timm's; the
-better of each counts. Then the store alone: a full-size film to its row, beside PIL's RGB decoding and
+better of each counts. Then the cache alone: a full-size image to its row, beside PIL's RGB decoding and
 resizing, on one core. The last line is JSON.
 """
 
@@ -17,7 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import finish, full_size_films, interleaved, is_real, print_table, ratio, run_alone, spread
+from measuring import finish, full_size_images, interleaved, is_real, print_table, ratio, run_alone, spread
 
 CONTENDERS = (
     "ours, cold",
@@ -29,7 +29,7 @@ CONTENDERS = (
 )
 
 
-def films_of(folder: Path) -> list[tuple[str, int]]:
+def images_of(folder: Path) -> list[tuple[str, int]]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     return [
         (str(path), label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())
@@ -37,8 +37,8 @@ def films_of(folder: Path) -> list[tuple[str, int]]:
 
 
 def repeated(folder: Path, repeat: int, place: Path) -> Path:
-    """A folder in which each film stands under so many names."""
-    for path, _ in films_of(folder):
+    """A folder in which each image stands under so many names."""
+    for path, _ in images_of(folder):
         for number in range(repeat):
             link = place / Path(path).parent.name / f"{number}_{Path(path).name}"
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -47,29 +47,29 @@ def repeated(folder: Path, repeat: int, place: Path) -> Path:
 
 
 def measure(name: str, folder: Path, size: int, cache: Path) -> float:
-    """Films/s of an epoch, in this process."""
+    """Images/s of an epoch, in this process."""
     import recipes
 
-    kind, films = name.split(",")[0], films_of(folder)
+    kind, images = name.split(",")[0], images_of(folder)
     with tempfile.TemporaryDirectory() as out:
         if kind == "timm":
-            return len(films) // 32 * 32 / recipes.timm_epoch(folder, size, int(name.split()[1]))
+            return len(images) // 32 * 32 / recipes.timm_epoch(folder, size, int(name.split()[1]))
         settings = {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
         started = time.perf_counter()
         if kind == "ours":
             flags = [f"--{key}={value}" for key, value in settings.items()]
             flags += [f"--image_size={size}", "--load_best_model_at_end=false"]
             place = Path(out) if name == "ours, cold" else cache
-            trainer = recipes.ours(out + "/run", place, films, films[:1], *flags)
+            trainer = recipes.ours(out + "/run", place, images, images[:1], *flags)
         else:
             workers = int(name.split()[1])
-            trainer = recipes.stock(out, size, films, films[:1], dataloader_num_workers=workers, **settings)
+            trainer = recipes.stock(out, size, images, images[:1], dataloader_num_workers=workers, **settings)
         trainer.train()
-        return len(films) / (time.perf_counter() - started)
+        return len(images) / (time.perf_counter() - started)
 
 
 def store_rows(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds that a film takes on one core, by turns."""
+    """Milliseconds that an image takes on one core, by turns."""
     from PIL import Image
 
     from hf_pneumonia.data import cache
@@ -83,7 +83,7 @@ def store_rows(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
         "PIL RGB, bicubic": lambda path: pillow(path, Image.Resampling.BICUBIC),
         "PIL RGB, bilinear": lambda path: pillow(path, Image.Resampling.BILINEAR),
     }
-    paths = [path for path, _ in films_of(folder)][::3]
+    paths = [path for path, _ in images_of(folder)][::3]
 
     def clocked(way) -> float:
         started = time.perf_counter()
@@ -99,8 +99,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--count", type=int, default=300, help="films, where they are simulated")
-    parser.add_argument("--repeat", type=int, default=4, help="names of each film")
+    parser.add_argument("--count", type=int, default=300, help="images, where they are simulated")
+    parser.add_argument("--repeat", type=int, default=4, help="names of each image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/hf-pneumonia").expanduser())
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -109,7 +109,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.folder, args.image_size, args.cache_dir)))
         return
-    once = full_size_films(args.cache_dir / "benchmark-full", args.count)
+    once = full_size_images(args.cache_dir / "benchmark-full", args.count)
     with tempfile.TemporaryDirectory() as place:
         folder = repeated(once, args.repeat, Path(place) / "names")
         argv = ("--image_size", args.image_size, "--cache_dir", place, "--folder", folder, "--one")
@@ -118,7 +118,7 @@ def main() -> None:
             {name: partial(run_alone, __file__, *argv, name) for name in CONTENDERS}, args.rounds
         )
     table = {name: spread(numbers) for name, numbers in values.items()}
-    print_table("films/s", table)
+    print_table("images/s", table)
     best = {
         kind: max((n for n in CONTENDERS if n.startswith(kind)), key=lambda n: table[n]["median"])
         for kind in ("stock", "timm")
@@ -127,15 +127,15 @@ def main() -> None:
         f"{name} / {best[kind]}": ratio(values, name, best[kind]) for name in CONTENDERS[:2] for kind in best
     }
     rows = store_rows(once, args.image_size, args.rounds)
-    print_table("ms a film, one core", {name: spread(numbers) for name, numbers in rows.items()})
-    store, *peers = rows
-    ratios |= {f"{peer} / store": ratio(rows, peer, store) for peer in peers}
+    print_table("ms an image, one core", {name: spread(numbers) for name, numbers in rows.items()})
+    cache, *peers = rows
+    ratios |= {f"{peer} / store": ratio(rows, peer, cache) for peer in peers}
     print(*(f"{name}: {value}" for name, value in ratios.items()), sep="\n")
     finish(
         benchmark="epoch",
-        films=f"{len(films_of(once))}, {is_real(once)}, {args.repeat} times",
+        images=f"{len(images_of(once))}, {is_real(once)}, {args.repeat} times",
         image_size=args.image_size,
-        films_per_second=table,
+        images_per_second=table,
         store_milliseconds={name: spread(numbers) for name, numbers in rows.items()},
         ratios=ratios,
     )

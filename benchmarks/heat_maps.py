@@ -2,9 +2,9 @@
 
     python benchmarks/heat_maps.py RUN
 
-RUN is a folder of train.py that was trained on the simulated films, whose lesions are known. Of each
+RUN is a folder of train.py that was trained on the simulated images, whose lesions are known. Of each
 pneumonia of its test split that it calls one: is the hottest place within the lesion, or within 5% or 10%
-of the film's side of it? By chance is: of the lesions of the other films, since lungs are where lungs are.
+of the image's side of it? By chance is: of the lesions of the other images, since lungs are where lungs are.
 Beside it the same of the network's last map, by captum's LayerGradCam, and how far both agree on the map
 that is read here. The last line is JSON. Needs the test extra.
 """
@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from hf_pneumonia.data.film import film_array
+from hf_pneumonia.data.images import image_array
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import finer_stage, heat_maps
 from hf_pneumonia.modeling.saved import load_model
@@ -53,18 +53,18 @@ def captums(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
 
 def hits(maps: np.ndarray, lesions: np.ndarray) -> dict:
     """Share of maps whose peak is near their own lesion, and near those of the others."""
-    films, size, full = len(maps), maps.shape[1], lesions.shape[1]
-    row, column = np.divmod(maps.reshape(films, -1).argmax(1), size)
+    images, size, full = len(maps), maps.shape[1], lesions.shape[1]
+    row, column = np.divmod(maps.reshape(images, -1).argmax(1), size)
     row, column = (((place + 0.5) * full / size).astype(int) for place in (row, column))
     distance = (
         np.stack([ndimage.distance_transform_edt(~lesion) for lesion in lesions])[:, row, column] / full
     )
     found = {}
     for share in SHARES:
-        near = distance <= share  # (film, peak of film)
+        near = distance <= share  # (image, peak of image)
         own = np.trace(near)
-        others = (near.sum() - own) / (films * (films - 1))
-        found[f"{share:.0%}"] = {"own": round(own / films, 3), "by_chance": round(float(others), 3)}
+        others = (near.sum() - own) / (images * (images - 1))
+        found[f"{share:.0%}"] = {"own": round(own / images, 3), "by_chance": round(float(others), 3)}
     return found
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     lesions = [Image.open(path.parents[2] / "lesions" / path.name) for path in called]
     lesions = np.stack([np.asarray(lesion) > 0 for lesion in lesions])
     inputs = network_input(
-        torch.from_numpy(np.stack([film_array(path, saved.image_size) for path in called]))
+        torch.from_numpy(np.stack([image_array(path, saved.image_size) for path in called]))
     )
 
     started = time.perf_counter()

@@ -1,10 +1,10 @@
 """How long the intervals of a split take, beside a loop over replicates with scikit-learn.
 
-    python benchmarks/intervals.py [--films 1000 5000 25000] [--replicates 2000] [--peer_replicates 40]
+    python benchmarks/intervals.py [--images 1000 5000 25000] [--replicates 2000] [--peer_replicates 40]
 
-Labels and probabilities are drawn, about 1.9 films a patient. Each number of films is measured in a process
+Labels and probabilities are drawn, about 1.9 images a patient. Each number of images is measured in a process
 of its own, on one thread: the draw of patients, the eleven figures of every replicate, the memory they add.
-The peer lays out each replicate's films and calls scikit-learn for the same figures (ECE by NumPy); it is
+The peer lays out each replicate's images and calls scikit-learn for the same figures (ECE by NumPy); it is
 measured on fewer replicates and scaled to as many. Both draw the same patients. The last line is JSON.
 """
 
@@ -25,12 +25,12 @@ from hf_pneumonia.evaluation.intervals import bootstrap_counts, percentile_inter
 from hf_pneumonia.evaluation.metrics import bootstrap_matrix_figures, bootstrap_rank_figures
 
 
-def draw_films(films: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(films,) labels, probabilities and patients: 73% pneumonias, told apart with an AUROC of 0.98."""
+def draw_images(images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images,) labels, probabilities and patients: 73% pneumonias, told apart with an AUROC of 0.98."""
     rng = np.random.default_rng(0)
-    labels = (rng.random(films) < 0.73).astype(int)
+    labels = (rng.random(images) < 0.73).astype(int)
     probabilities = expit(rng.normal(4.4 * labels - 1.7, 1.5))
-    return labels, probabilities, rng.integers(0, round(films / 1.5), films)
+    return labels, probabilities, rng.integers(0, round(images / 1.5), images)
 
 
 def ours(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, replicates: int) -> dict:
@@ -45,8 +45,8 @@ def peers(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, re
     counts, place = bootstrap_counts(patient, replicates)
     found = []
     for times in counts:
-        films = np.repeat(np.arange(len(labels)), times[place])
-        label, probability = labels[films], probabilities[films]
+        images = np.repeat(np.arange(len(labels)), times[place])
+        label, probability = labels[images], probabilities[images]
         called = probability >= 0.5
         found.append(
             {
@@ -66,8 +66,8 @@ def peers(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, re
     return {name: np.array([figures[name] for figures in found]) for name in found[0]}
 
 
-def measure(films: int, replicates: int, peer_replicates: int) -> dict:
-    drawn = draw_films(films)
+def measure(images: int, replicates: int, peer_replicates: int) -> dict:
+    drawn = draw_images(images)
     before = _memory()
     started = time.perf_counter()
     figures = ours(*drawn, replicates)
@@ -78,7 +78,7 @@ def measure(films: int, replicates: int, peer_replicates: int) -> dict:
     peer = (time.perf_counter() - started) * replicates / peer_replicates
     same = ours(*drawn, peer_replicates)
     return {
-        "films": films,
+        "films": images,
         "patients": len(np.unique(drawn[2])),
         "replicates": replicates,
         "seconds": round(seconds, 2),
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--films", type=int, nargs="+", default=[1_000, 5_000, 25_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[1_000, 5_000, 25_000])
     parser.add_argument("--replicates", type=int, default=2_000)
     parser.add_argument("--peer_replicates", type=int, default=40)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
@@ -109,9 +109,9 @@ def main() -> None:
     results = []
     flags = ["--replicates", str(args.replicates), "--peer_replicates", str(args.peer_replicates)]
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    print(f"{'films':>7} {'patients':>9} {'seconds':>8} {'added MB':>9} {'peer, scaled':>13} {'ratio':>6}")
-    for films in args.films:
-        command = [sys.executable, __file__, "--one", str(films), *flags]
+    print(f"{'images':>7} {'patients':>9} {'seconds':>8} {'added MB':>9} {'peer, scaled':>13} {'ratio':>6}")
+    for images in args.images:
+        command = [sys.executable, __file__, "--one", str(images), *flags]
         environment = {**os.environ, **threads}
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         found = json.loads(done.stdout.splitlines()[-1])

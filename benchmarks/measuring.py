@@ -86,12 +86,12 @@ def machine() -> dict:
     }
 
 
-def full_size_films(folder: Path, count: int, size: int = 1_200) -> Path:
-    """The real full-size films below CXR_DATA, or else simulated ones as large, as JPEG in class folders.
+def full_size_images(folder: Path, count: int, size: int = 1_200) -> Path:
+    """The real full-size images below CXR_DATA, or else simulated ones as large, as JPEG in class folders.
 
     Args:
         folder: for simulated ones; those that are there already are taken.
-        count: of simulated films.
+        count: of simulated images.
         size: their side in pixels.
     """
     real = Path(os.environ.get("CXR_DATA", "/nowhere")) / "kermany-full"
@@ -102,15 +102,15 @@ def full_size_films(folder: Path, count: int, size: int = 1_200) -> Path:
     patient = 0
     while len(list(folder.glob("*/*.jpeg"))) < count:
         patient += 1
-        film = simulate_patient(patient)[0]
-        (folder / film.label).mkdir(parents=True, exist_ok=True)
+        image = simulate_patient(patient)[0]
+        (folder / image.label).mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(patient).normal(0, 3, (size, size))
-        pixels = np.asarray(Image.fromarray(film.image).resize((size, size)), np.float32) + noise
+        pixels = np.asarray(Image.fromarray(image.image).resize((size, size)), np.float32) + noise
         name = f"person{patient}.jpeg"
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / film.label / name, quality=90)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / image.label / name, quality=90)
     return folder
 
 
 def is_real(folder: Path) -> str:
-    """What the films of `full_size_films` are, in words."""
+    """What the images of `full_size_images` are, in words."""
     return "real, full-size" if folder.name == "kermany-full" else "simulated"

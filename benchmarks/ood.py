@@ -19,7 +19,7 @@ from measuring import finish
 from PIL import Image, ImageDraw
 
 from hf_pneumonia import PneumoniaClassifier
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.evaluation.intervals import wilson
 
 SIDE = 224  # of the pictures, in pixels
@@ -45,7 +45,7 @@ def main() -> None:
     with open(folder / "predictions_test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     chosen = np.random.default_rng(0).permutation(len(rows))[:TURNED]  # of both classes
-    images = [np.asarray(read_film(rows[row]["file"])) for row in chosen]
+    images = [np.asarray(read_image(rows[row]["file"])) for row in chosen]
     asked = {
         **{
             name: [Image.fromarray(np.ascontiguousarray(turn(image))) for image in images]

@@ -1,10 +1,10 @@
 """The page under load: its start-up, eight clients at once, its memory, and what hostile files do to it.
 
-    python benchmarks/page.py RUN [--films FOLDER] [--clients 8] [--seconds 60] [--starts 3]
+    python benchmarks/page.py RUN [--images FOLDER] [--clients 8] [--seconds 60] [--starts 3]
 
 Starts app.py on loopback and asks /predict through gradio_client, as a program would: the time from the start
-of the process to the first answer; then so many clients, each asking for one film after the other; then one
-hostile file after the other, each followed by a film that has to be answered. Clients share the machine's
+of the process to the first answer; then so many clients, each asking for one image after the other; then one
+hostile file after the other, each followed by an image that has to be answered. Clients share the machine's
 cores with the server. Memory is that of the server and of the processes that it started, as resident. The
 last line is JSON.
 """
@@ -112,18 +112,18 @@ def _resident(pid: int) -> float:
     return _status(pid, "VmRSS") / 1024
 
 
-def simulated_films(folder: Path, patients: int = 12) -> list[Path]:
-    """Films of so many simulated patients, of 1,024 pixels."""
+def simulated_images(folder: Path, patients: int = 12) -> list[Path]:
+    """Images of so many simulated patients, of 1,024 pixels."""
     folder.mkdir()
     paths = []
     for patient in range(1, patients + 1):
-        film = simulate_patient(patient)[0]
-        paths.append(folder / f"film-{patient}.jpeg")
-        Image.fromarray(film.image).resize((1_024, 1_024)).save(paths[-1], quality=90)
+        image = simulate_patient(patient)[0]
+        paths.append(folder / f"image-{patient}.jpeg")
+        Image.fromarray(image.image).resize((1_024, 1_024)).save(paths[-1], quality=90)
     return paths
 
 
-def hostile_files(folder: Path, film: Path) -> list[Path]:
+def hostile_files(folder: Path, image: Path) -> list[Path]:
     """What nobody should send, and somebody will."""
     folder.mkdir()
 
@@ -143,7 +143,7 @@ def hostile_files(folder: Path, film: Path) -> list[Path]:
         "30,000 x 30,000.png": png(30_000, 30_000, zlib.compress(bytes(1_000))),
         "39 megapixels in 40 kB.png": png(6_500, 6_000, zlib.compress(bytes(6_501 * 6_000))),
         "40 megapixels of 16 bits.png": large.getvalue(),
-        "cut off.jpeg": film.read_bytes()[:-2_000],
+        "cut off.jpeg": image.read_bytes()[:-2_000],
         "a web page.jpg": b"<!DOCTYPE html><script>alert(1)</script>",
         "empty.png": b"",
         "25 MB.dcm": bytes(128) + b"DICM" + bytes(25_000_000),
@@ -154,10 +154,10 @@ def hostile_files(folder: Path, film: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def ask(client: Client, film: Path) -> str:
-    """How a request for one film ended: "answered", "busy", "refused: why" or "error: what"."""
+def ask(client: Client, image: Path) -> str:
+    """How a request for one image ended: "answered", "busy", "refused: why" or "error: what"."""
     try:
-        client.predict(handle_file(str(film)), api_name="/predict")
+        client.predict(handle_file(str(image)), api_name="/predict")
         return "answered"
     except QueueError:
         return "busy"
@@ -172,10 +172,10 @@ def ask(client: Client, film: Path) -> str:
         return f"error: {type(error).__name__}: {error}"
 
 
-def put_under_load(server: Server, films: list[Path], clients: int, seconds: float) -> dict:
-    """Counts, latencies and memory of clients that ask for one film after the other."""
+def put_under_load(server: Server, images: list[Path], clients: int, seconds: float) -> dict:
+    """Counts, latencies and memory of clients that ask for one image after the other."""
     everybody = [Client(server.address, verbose=False) for _ in range(clients)]
-    ask(everybody[0], films[0])
+    ask(everybody[0], images[0])
     memory = [server.memory()]
     outcomes, latencies = Counter(), []
     end = time.monotonic() + seconds
@@ -184,7 +184,7 @@ def put_under_load(server: Server, films: list[Path], clients: int, seconds: flo
         turn = number
         while time.monotonic() < end:
             began = time.perf_counter()
-            outcome = ask(everybody[number], films[turn % len(films)])
+            outcome = ask(everybody[number], images[turn % len(images)])
             outcomes[outcome] += 1
             turn += 1
             if outcome == "answered":
@@ -213,14 +213,14 @@ def put_under_load(server: Server, films: list[Path], clients: int, seconds: flo
     }
 
 
-def show_hostile(server: Server, films: list[Path], folder: Path) -> dict:
-    """What each hostile file got, and whether the next film was answered."""
+def show_hostile(server: Server, images: list[Path], folder: Path) -> dict:
+    """What each hostile file got, and whether the next image was answered."""
     client, found = Client(server.address, verbose=False), {}
-    for path in hostile_files(folder, films[0]):
+    for path in hostile_files(folder, images[0]):
         began = time.perf_counter()
         outcome = ask(client, path)
         seconds = time.perf_counter() - began
-        found[path.name] = {"outcome": outcome, "seconds": round(seconds, 2), "next": ask(client, films[0])}
+        found[path.name] = {"outcome": outcome, "seconds": round(seconds, 2), "next": ask(client, images[0])}
         print(f"{path.name:34} {seconds:6.2f} s  {outcome[:70]:70}  next: {found[path.name]['next']}")
     return found
 
@@ -230,7 +230,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="run folder, or any model that app.py takes")
-    parser.add_argument("--films", type=Path, help="a folder of films; by default simulated ones")
+    parser.add_argument("--images", type=Path, help="a folder of images; by default simulated ones")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--starts", type=int, default=3)
@@ -239,15 +239,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        if args.films:
-            films = sorted(path for path in args.films.rglob("*") if path.is_file())[:200]
+        if args.images:
+            images = sorted(path for path in args.images.rglob("*") if path.is_file())[:200]
         else:
-            films = simulated_films(folder / "films")
+            images = simulated_images(folder / "films")
         first_answers = []
         for number in range(args.starts):
             server = Server(args.app, args.run, args.port + number, folder / f"start-{number}")
             try:
-                outcome = ask(server.client(), films[0])
+                outcome = ask(server.client(), images[0])
                 first_answers.append(time.perf_counter() - server.started)
                 print(
                     f"start {number + 1}: first answer after {first_answers[-1]:.1f} s ({outcome})",
@@ -255,10 +255,10 @@ def main() -> None:
                 )
                 if number < args.starts - 1:
                     continue
-                load = put_under_load(server, films, args.clients, args.seconds)
+                load = put_under_load(server, images, args.clients, args.seconds)
                 for name, value in load.items():
                     print(f"{name:12} {value}", flush=True)
-                hostile = show_hostile(server, films, folder / "hostile")
+                hostile = show_hostile(server, images, folder / "hostile")
             finally:
                 server.stop()
         left = round(server.stored(), 3)

@@ -1,10 +1,10 @@
 """Answers: JPEG bytes to calibrated probability, by PneumoniaClassifier beside transformers' pipeline.
 
-    python benchmarks/predict.py RUN [--films FOLDER] [--rounds 3]
+    python benchmarks/predict.py RUN [--images FOLDER] [--rounds 3]
 
-One film (p50, p95), with a heat map on top; a folder of films, the pipeline at its best batch size and number
+One image (p50, p95), with a heat map on top; a folder of images, the pipeline at its best batch size and number
 of workers; the largest memory; and how far the quick answers lie from plain ones: logits and decisions of all
-films. Ours in float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Films
+images. Ours in float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Images
 are those of CXR_DATA at full size, or simulated ones as large. The last line is JSON.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from measuring import (
     finish,
-    full_size_films,
+    full_size_images,
     interleaved,
     is_real,
     peak_mb,
@@ -48,8 +48,8 @@ def classifier_of(run: Path, dtype: str):
     return PneumoniaClassifier.from_pretrained(run, device="cpu", dtype=dtype)
 
 
-def one_film(run: Path, films: list[Path], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each answer to one film after the other, all contenders by turns."""
+def one_image(run: Path, images: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each answer to one image after the other, all contenders by turns."""
     asked = {}
     for name in PIPELINES:
         pipe = pipeline_of(run, name)
@@ -58,7 +58,7 @@ def one_film(run: Path, films: list[Path], rounds: int) -> dict[str, list[float]
         classifier = classifier_of(run, dtype)
         asked[dtype] = classifier
         asked[f"{dtype}, heat map"] = partial(classifier, heat_map=True)
-    data = [path.read_bytes() for path in films]
+    data = [path.read_bytes() for path in images]
     for ask in asked.values():
         ask(data[0]), ask(data[-1])
 
@@ -74,9 +74,9 @@ def one_film(run: Path, films: list[Path], rounds: int) -> dict[str, list[float]
     return values
 
 
-def folder(run: Path, films: list[Path], name: str) -> dict:
-    """Films/s of a whole folder by one contender, and the largest memory of its process in MB."""
-    paths = [str(path) for path in films]
+def folder(run: Path, images: list[Path], name: str) -> dict:
+    """Images/s of a whole folder by one contender, and the largest memory of its process in MB."""
+    paths = [str(path) for path in images]
     if name in DTYPES:
         classifier = classifier_of(run, name)
         speeds = {(16, 0): _speed(lambda some: classifier(some), paths)}
@@ -99,9 +99,9 @@ def _speed(ask, paths: list[str]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def agreement(run: Path, films: list[Path]) -> dict:
-    """How far ours lies from the pipeline, on films as they are in their files, and what bfloat16 decides."""
-    paths = [str(path) for path in films]
+def agreement(run: Path, images: list[Path]) -> dict:
+    """How far ours lies from the pipeline, on images as they are in their files, and what bfloat16 decides."""
+    paths = [str(path) for path in images]
     pipe = pipeline_of(run, "pipeline")
     said = pipe(paths, top_k=None)
     expected = np.array(
@@ -114,7 +114,7 @@ def agreement(run: Path, films: list[Path]) -> dict:
         probability = np.array([one.probability for one in answers[dtype]])
         called, right = (each >= classifier.threshold for each in (probability, expected))
         found[dtype] = {
-            "films": len(films),
+            "films": len(images),
             "largest_difference_of_logits": float(np.abs(_logit(probability) - _logit(expected)).max()),
             "largest_difference_of_probability": float(np.abs(probability - expected).max()),
             "same_label_as_pipeline": float(np.mean(called == right)),
@@ -133,46 +133,46 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--films", type=Path, help="folder of films; by default full-size ones")
-    parser.add_argument("--count", type=int, default=300, help="films that are taken")
+    parser.add_argument("--images", type=Path, help="folder of images; by default full-size ones")
+    parser.add_argument("--count", type=int, default=300, help="images that are taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    place = args.films or full_size_films(
+    place = args.images or full_size_images(
         Path("~/.cache/hf-pneumonia/benchmark-full").expanduser(), args.count
     )
-    films = sorted(path for path in place.rglob("*") if path.suffix in (".jpeg", ".jpg", ".png"))
-    films = films[:: max(1, len(films) // args.count)][: args.count]
+    images = sorted(path for path in place.rglob("*") if path.suffix in (".jpeg", ".jpg", ".png"))
+    images = images[:: max(1, len(images) // args.count)][: args.count]
     if args.one:
-        print(json.dumps(folder(args.run, films, args.one)))
+        print(json.dumps(folder(args.run, images, args.one)))
         return
-    single = one_film(args.run, films[:: max(1, len(films) // 40)][:40], args.rounds)
+    single = one_image(args.run, images[:: max(1, len(images) // 40)][:40], args.rounds)
     latency = {
         name: spread(values) | {"p95": round(float(np.percentile(values, 95)), 2)}
         for name, values in single.items()
     }
-    print_table("ms for one film", latency)
-    argv = (args.run, "--films", place, "--count", args.count, "--one")
+    print_table("ms for one image", latency)
+    argv = (args.run, "--images", place, "--count", args.count, "--one")
     folders = interleaved(
         {name: partial(run_alone, __file__, *argv, name) for name in (*PIPELINES, *DTYPES)}, args.rounds
     )
     speeds = {name: [one["films_per_second"] for one in runs] for name, runs in folders.items()}
-    print_table("films/s of a folder", {name: spread(values) for name, values in speeds.items()})
+    print_table("images/s of a folder", {name: spread(values) for name, values in speeds.items()})
     memory = {name: max(one["peak_mb"] for one in runs) for name, runs in folders.items()}
     ratios = {
-        **{f"one film, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
+        **{f"one image, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
         **{f"heat map / plain, {dtype}": ratio(single, f"{dtype}, heat map", dtype) for dtype in DTYPES},
         **{f"folder, {dtype} / pipeline": ratio(speeds, dtype, "pipeline") for dtype in DTYPES},
-        "one film, bfloat16 / pipeline, bfloat16": ratio(single, "bfloat16", "pipeline, bfloat16"),
+        "one image, bfloat16 / pipeline, bfloat16": ratio(single, "bfloat16", "pipeline, bfloat16"),
         "folder, bfloat16 / pipeline, bfloat16": ratio(speeds, "bfloat16", "pipeline, bfloat16"),
     }
-    agreed = agreement(args.run, films)
+    agreed = agreement(args.run, images)
     print(*(f"{name}: {value}" for name, value in ratios.items()), f"peak MB: {memory}", agreed, sep="\n")
     finish(
         benchmark="predict",
-        films=f"{len(films)}, {is_real(place) if args.films is None else 'named'}",
+        images=f"{len(images)}, {is_real(place) if args.films is None else 'named'}",
         milliseconds=latency,
-        films_per_second={name: spread(values) for name, values in speeds.items()},
+        images_per_second={name: spread(values) for name, values in speeds.items()},
         pipeline_at={name: folders["pipeline"][-1][name] for name in ("batch_size", "workers")},
         peak_mb=memory,
         ratios=ratios,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_pneumonia import PneumoniaClassifier
-from hf_pneumonia.data.film import read_film, squash
+from hf_pneumonia.data.images import read_image, squash
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.evaluation.scoring import stretch
 
@@ -34,7 +34,7 @@ def main() -> None:
     runs = dict(one.split("=", 1) for one in args.runs)
     with open(Path(next(iter(runs.values()))) / "predictions_validation.csv") as file:
         normal = [row["file"] for row in csv.DictReader(file) if row["label"] == "NORMAL"]
-    squares = np.stack([squash(read_film(file), 448) for file in normal])
+    squares = np.stack([squash(read_image(file), 448) for file in normal])
     shares = {}
     for name, run in runs.items():
         classifier = PneumoniaClassifier.from_pretrained(run)
@@ -45,7 +45,10 @@ def main() -> None:
         print(name, len(normal), np.round(shares[name], 3))
 
     chest = next(
-        film for patient in (1, 2) for film in simulate_patient(patient, size=448) if film.label == "NORMAL"
+        image
+        for patient in (1, 2)
+        for image in simulate_patient(patient, size=448)
+        if image.label == "NORMAL"
     )
     figure = Figure(figsize=(7.5, 3.1), layout="constrained")
     for axes, factor, said in zip(

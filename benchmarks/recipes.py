@@ -17,38 +17,38 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.cache import open_cache
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import MEAN, STD, build_model
 from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.launch import use_machine
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
-Films = list[tuple[str, int]]  # path and label of each
+Images = list[tuple[str, int]]  # path and label of each
 
 
-def ours(folder: str, cache: Path, train: Films, validation: Films, *flags: str) -> PneumoniaTrainer:
-    """Our Trainer on these films, decoded on the way where they are not in the cache."""
+def ours(folder: str, cache: Path, train: Images, validation: Images, *flags: str) -> PneumoniaTrainer:
+    """Our Trainer on these images, decoded on the way where they are not in the cache."""
     torch.manual_seed(0)
     argv = [str(ROOT / "recipes/resnet18.yaml"), "--pretrained", "false", "--model", "resnet18", *flags]
     args, _ = parse_recipe([*argv, "--output_dir", folder], default=None)
     use_machine(args.device)
-    films = [*train, *validation]
-    rows = {"train": np.arange(len(train)), "validation": np.arange(len(train), len(films))}
+    images = [*train, *validation]
+    rows = {"train": np.arange(len(train)), "validation": np.arange(len(train), len(images))}
     split = SimpleNamespace(
-        store=open_store([{"path": path, "bytes": None} for path, _ in films], args.image_size, cache),
-        label=np.array([label for _, label in films]),
+        cache=open_cache([{"path": path, "bytes": None} for path, _ in images], args.image_size, cache),
+        label=np.array([label for _, label in images]),
         rows=rows.get,
         fingerprint=lambda: "the files of a benchmark",
         vertical_class=lambda: 0,
     )
-    datasets = [FilmDataset(split, name, args.device) for name in rows]
+    datasets = [ImageDataset(split, name, args.device) for name in rows]
     model = build_model(args.model, args.image_size, args.drop_rate)
     return PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
 
 
-def stock(folder: str, size: int, train: Films, validation: Films, **settings: object) -> Trainer:
+def stock(folder: str, size: int, train: Images, validation: Images, **settings: object) -> Trainer:
     """transformers' example, with its transforms and defaults; batches and learning rate are ours."""
     from torchvision.transforms import (
         CenterCrop,
@@ -91,14 +91,14 @@ def stock(folder: str, size: int, train: Films, validation: Films, **settings: o
 class Pictures(torch.utils.data.Dataset):
     """Decoded and transformed one by one, as `datasets` does with `set_transform`."""
 
-    def __init__(self, films: Films, transform: Callable) -> None:
-        self.films, self.transform = films, transform
+    def __init__(self, images: Images, transform: Callable) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
-        return len(self.films)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        path, label = self.films[index]
+        path, label = self.images[index]
         with Image.open(path) as image:
             return {"pixel_values": self.transform(image.convert("RGB")), "labels": label}
 
@@ -128,9 +128,9 @@ def timm_epoch(folder: Path, size: int, workers: int) -> float:
         num_workers=workers,
         interpolation="random",
     )
-    for films, labels in loader:
+    for images, labels in loader:
         optimizer.zero_grad()
-        loss_of(model(films), labels).backward()
+        loss_of(model(images), labels).backward()
         optimizer.step()
     return time.perf_counter() - started
 

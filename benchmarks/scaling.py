@@ -1,11 +1,11 @@
-"""How training grows with processes, and the film store, its search for copies and its memory with films.
+"""How training grows with processes, and the image cache, its search for copies and its memory with images.
 
-    python benchmarks/scaling.py [--films 1000 10000 100000] [--rounds 3]
+    python benchmarks/scaling.py [--images 1000 10000 100000] [--rounds 3]
 
 Two gloo processes with a core each beside one process with two threads, by turns: images/s of all together,
-32 to each process's batch. Then stores of so many films at 224 pixels, of smooth random pictures as JPEG
+32 to each process's batch. Then stores of so many images at 224 pixels, of smooth random pictures as JPEG
 files that are made once and kept: seconds and largest memory of building one, search for copies included;
-bytes on the disk a film; and how much of the memory of a process is taken when it has read every film once.
+bytes on the disk an image; and how much of the memory of a process is taken when it has read every image once.
 The last line is JSON.
 """
 
@@ -56,13 +56,13 @@ def train_here(args: argparse.Namespace) -> None:
     use_machine(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = train_step.recipe(folder, args.image_size, args.batch_size, args.steps, True, "resnet18")
-        films = train_step.InMemory(4 * args.batch_size * PROCESSES, args.image_size, settings.device)
-        speed = train_step.ours(settings, films)
+        images = train_step.InMemory(4 * args.batch_size * PROCESSES, args.image_size, settings.device)
+        speed = train_step.ours(settings, images)
     if int(os.environ.get("RANK", 0)) == 0:
         print(speed, flush=True)
 
 
-def make_films(folder: Path, count: int) -> list[str]:
+def make_images(folder: Path, count: int) -> list[str]:
     """Paths of so many pictures, no two alike; those that are there already are taken."""
     paths = [folder / f"{number // 1000:03}" / f"{number:06}.jpeg" for number in range(count)]
 
@@ -78,40 +78,40 @@ def make_films(folder: Path, count: int) -> list[str]:
 
 
 def build(count: int, cache: Path) -> dict:
-    """Of a new store, in this process."""
-    from hf_pneumonia.data.cache import open_store
+    """Of a new cache, in this process."""
+    from hf_pneumonia.data.cache import open_cache
 
-    paths, place = make_films(cache / "benchmark-scaling", count), cache / "benchmark-scaling-store"
+    paths, place = make_images(cache / "benchmark-scaling", count), cache / "benchmark-scaling-store"
     shutil.rmtree(place, ignore_errors=True)
     started = time.perf_counter()
-    open_store([{"path": path, "bytes": None} for path in paths], SIZE, place)
+    open_cache([{"path": path, "bytes": None} for path in paths], SIZE, place)
     seconds = time.perf_counter() - started
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return {
         "films": count,
         "build_seconds": round(seconds, 2),
-        "build_ms_a_film": round(1e3 * seconds / count, 2),
+        "build_ms_a_image": round(1e3 * seconds / count, 2),
         "build_peak_mb": peak_mb(),
-        "bytes_a_film": round(size / count),
+        "bytes_a_image": round(size / count),
     }
 
 
 def read(count: int, cache: Path) -> dict:
-    """Of reading every film once, in batches and in no order, from the store that `build` left."""
-    from hf_pneumonia.data.cache import open_store
+    """Of reading every image once, in batches and in no order, from the cache that `build` left."""
+    from hf_pneumonia.data.cache import open_cache
 
-    paths = make_films(cache / "benchmark-scaling", count)
-    store = open_store(
+    paths = make_images(cache / "benchmark-scaling", count)
+    cache = open_cache(
         [{"path": path, "bytes": None} for path in paths], SIZE, cache / "benchmark-scaling-store"
     )
     order = np.random.default_rng(0).permutation(count)
-    store[order[:32]]
+    cache[order[:32]]
     before, started = _resident_mb(), time.perf_counter()
     for start in range(0, count, 32):
-        store[order[start : start + 32]]
+        cache[order[start : start + 32]]
     seconds = time.perf_counter() - started
     return {
-        "read_films_per_second": round(count / seconds),
+        "read_images_per_second": round(count / seconds),
         "read_grew_by_mb": round(_resident_mb() - before, 1),
     }
 
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--films", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--images", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--image_size", type=int, default=SIZE, help="of the training")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=12)
@@ -136,7 +136,7 @@ def main() -> None:
         train_here(args)
         return
     if args.one:
-        print(json.dumps({"build": build, "read": read}[args.one](args.films[0], args.cache_dir)))
+        print(json.dumps({"build": build, "read": read}[args.one](args.images[0], args.cache_dir)))
         return
     argv = [f"--{name}={getattr(args, name)}" for name in ("image_size", "batch_size", "steps")]
     values = interleaved({f"{n} processes": partial(train, argv, n) for n in (1, PROCESSES)}, args.rounds)
@@ -144,8 +144,8 @@ def main() -> None:
     print_table("images/s", table)
     ratios = {"2 processes / 1": ratio(values, "2 processes", "1 processes")}
     stores = []
-    for count in args.films:
-        argv = ("--films", count, "--cache_dir", args.cache_dir, "--one")
+    for count in args.images:
+        argv = ("--images", count, "--cache_dir", args.cache_dir, "--one")
         stores.append(run_alone(__file__, *argv, "build") | run_alone(__file__, *argv, "read"))
         print(stores[-1], flush=True)
     shutil.rmtree(args.cache_dir / "benchmark-scaling-store", ignore_errors=True)

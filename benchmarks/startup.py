@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from measuring import ROOT, finish, interleaved, print_table, ratio, spread
-from page import Server, ask, simulated_films
+from page import Server, ask, simulated_images
 
 PIPELINE = """
 import gradio
@@ -48,11 +48,11 @@ def import_alone() -> float:
     return float(done.stdout)
 
 
-def first_answer(run: Path, films: list[Path], port: int) -> float:
+def first_answer(run: Path, images: list[Path], port: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(ROOT / "app.py", run, port, Path(folder))
         try:
-            outcome = ask(server.client(), films[0])
+            outcome = ask(server.client(), images[0])
             seconds = time.perf_counter() - server.started
         finally:
             server.stop()
@@ -62,7 +62,7 @@ def first_answer(run: Path, films: list[Path], port: int) -> float:
 
 
 def first_step(cache: Path) -> float:
-    """Of train.py on simulated films that are decoded already, to the end of its only step."""
+    """Of train.py on simulated images that are decoded already, to the end of its only step."""
     with tempfile.TemporaryDirectory() as folder:
         flags = (
             f"--image_size 32 --max_steps 1 --cache_dir {cache} --output_dir {folder}/run --logging_steps 1"
@@ -98,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     run = str(args.run.resolve())
     with tempfile.TemporaryDirectory() as folder:
-        films = simulated_films(Path(folder) / "films", 1)
+        images = simulated_images(Path(folder) / "films", 1)
         first_step(args.cache_dir)  # simulates and decodes, where that was not done before
         ports = iter(range(args.port, args.port + args.rounds))
         values = interleaved(
@@ -106,7 +106,7 @@ def main() -> None:
                 "import hf_pneumonia": import_alone,
                 "gradio + pipeline + load": lambda: python(PIPELINE.format(run=run)),
                 "classifier": lambda: python(CLASSIFIER.format(run=run)),
-                "app.py to its first answer": lambda: first_answer(args.run, films, next(ports)),
+                "app.py to its first answer": lambda: first_answer(args.run, images, next(ports)),
                 "train.py to its first step": lambda: first_step(args.cache_dir),
             },
             args.rounds,

@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_auc.py [FOLDER] [--image_size 224] [--aim 0.98]
 
-FOLDER holds class folders, such as CXR_DATA/kermany-224/train. Films are split by patient as train.py does,
-once for all; every contender trains on the same films and is scored on the same validation films, once per
+FOLDER holds class folders, such as CXR_DATA/kermany-224/train. Images are split by patient as train.py does,
+once for all; every contender trains on the same images and is scored on the same validation images, once per
 epoch, until the aim or its epochs are over. The clock runs from before the interpreter starts: imports,
 decoding and validation count. From scratch, seed 0, one run each. The last line is JSON.
 """
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from measuring import finish, run_alone
 
-# Flags of ours beside resnet18.yaml: at the same size; smaller films first; and smaller films throughout.
+# Flags of ours beside resnet18.yaml: at the same size; smaller images first; and smaller images throughout.
 OURS = {
     "ours": "",
-    "ours, smaller films first": "--small_epochs 2 --small_size 160",
+    "ours, smaller images first": "--small_epochs 2 --small_size 160",
     "ours, at 128 pixels": "--image_size 128",
 }
 STOCK = "stock"
 
 
-def default_films(cache: Path) -> Path:
+def default_images(cache: Path) -> Path:
     """A folder of class folders."""
     if "CXR_DATA" in os.environ:
         return Path(os.environ["CXR_DATA"]) / "kermany-224" / "train"
@@ -37,12 +37,12 @@ def default_films(cache: Path) -> Path:
 
 
 def split(folder: Path, cache: Path) -> dict[str, list[tuple[str, int]]]:
-    """Training and validation films, by patient."""
-    from hf_pneumonia.data.filmset import prepare_films
+    """Training and validation images, by patient."""
+    from hf_pneumonia.data.cohort import prepare_cohort
 
-    films = prepare_films(str(folder), 128, cache, split="80/10/10")
+    cohort = prepare_cohort(str(folder), 128, cache, split="80/10/10")
     return {
-        name: [(str(films.file[row]), int(films.label[row])) for row in films.rows(name)]
+        name: [(str(cohort.file[row]), int(cohort.label[row])) for row in cohort.rows(name)]
         for name in ("train", "validation")
     }
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, nargs="?", help="by default CXR_DATA's, or simulated films")
+    parser.add_argument("folder", type=Path, nargs="?", help="by default CXR_DATA's, or simulated images")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--aim", type=float, default=0.98)
     parser.add_argument("--epochs", type=int, default=6, help="of each contender, and of its schedule")
@@ -85,10 +85,10 @@ def main() -> None:
         scores = measure(args.one, args.lists, args.image_size, args.aim, args.epochs, args.started)
         print(json.dumps(scores))
         return
-    folder = args.folder or default_films(args.cache_dir)
+    folder = args.folder or default_images(args.cache_dir)
     found = {}
     with tempfile.TemporaryDirectory() as aside:
-        lists = Path(aside) / "films.json"
+        lists = Path(aside) / "images.json"
         lists.write_text(json.dumps(split(folder, args.cache_dir)))
         for name in args.contenders:
             argv = (folder, "--image_size", args.image_size, "--aim", args.aim, "--epochs", args.epochs)

@@ -5,8 +5,8 @@
 All are fed batches that lie in memory. The bare loop is what anybody would write who wants our step and
 nothing else (channels last, bfloat16 where the processor has it, fused AdamW, clipping, the same
 augmentation); what ours takes longer is the Trainer's tax. The stock Trainer is that of transformers' image
-classification example with its defaults (float32), fed with films that are transformed already; ours
-augments its own. On a GPU, if there is one, the films lie on it. Images/s; the last line is JSON.
+classification example with its defaults (float32), fed with images that are transformed already; ours
+augments its own. On a GPU, if there is one, the images lie on it. Images/s; the last line is JSON.
 """
 
 import argparse
@@ -32,17 +32,17 @@ WARM = 3  # steps before the clock starts
 
 
 class InMemory(torch.utils.data.Dataset):
-    """As many films as a few batches need, of noise, with labels; batches as `FilmDataset` gives them."""
+    """As many images as a few batches need, of noise, with labels; batches as `ImageDataset` gives them."""
 
-    def __init__(self, films: int, size: int, device: torch.device) -> None:
+    def __init__(self, images: int, size: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.films = torch.randint(0, 256, (films, size, size), dtype=torch.uint8, generator=generator)
-        self.labels = torch.arange(films) % 2
-        self.store = SimpleNamespace(folder=Path.cwd())  # there is none to be watched
-        self.on_device, self.laid = device.type == "cuda", self.films.to(device)
+        self.images = torch.randint(0, 256, (images, size, size), dtype=torch.uint8, generator=generator)
+        self.labels = torch.arange(images) % 2
+        self.cache = SimpleNamespace(folder=Path.cwd())  # there is none to be watched
+        self.on_device, self.laid = device.type == "cuda", self.images.to(device)
 
     def __len__(self) -> int:
-        return len(self.films)
+        return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         which = torch.tensor(indices)
@@ -78,16 +78,16 @@ def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, mode
     return parse_recipe([str(ROOT / "recipes/resnet18.yaml"), *flags.split(), *off], default=None)[0]
 
 
-def ours(args: Recipe, films: InMemory) -> float:
+def ours(args: Recipe, images: InMemory) -> float:
     torch.manual_seed(0)
     model = build_model(args.model, args.image_size, args.drop_rate)
-    trainer, clock = PneumoniaTrainer(model, args, films, films, Augment(**args.augmentation)), Clock()
+    trainer, clock = PneumoniaTrainer(model, args, images, images, Augment(**args.augmentation)), Clock()
     trainer.add_callback(clock)
     trainer.train()
     return (args.max_steps - WARM) * args.train_batch_size / clock.seconds
 
 
-def bare(args: Recipe, films: InMemory) -> float:
+def bare(args: Recipe, images: InMemory) -> float:
     torch.manual_seed(0)
     model = build_model(args.model, args.image_size, args.drop_rate).to(
         args.device, memory_format=torch.channels_last
@@ -103,7 +103,7 @@ def bare(args: Recipe, films: InMemory) -> float:
         if step == WARM:
             _wait()
             started = time.perf_counter()
-        batch = films.__getitems__(torch.randint(len(films), (args.train_batch_size,)).tolist())
+        batch = images.__getitems__(torch.randint(len(images), (args.train_batch_size,)).tolist())
         labels = batch["labels"].to(args.device)
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             logits = model(network_input(augment(batch["pixel_values"].to(args.device), labels))).logits
@@ -117,12 +117,12 @@ def bare(args: Recipe, films: InMemory) -> float:
     return (args.max_steps - WARM) * args.train_batch_size / (time.perf_counter() - started)
 
 
-def stock(args: Recipe, films: InMemory, folder: str) -> float:
+def stock(args: Recipe, images: InMemory, folder: str) -> float:
     torch.manual_seed(0)
     model = build_model(args.model, args.image_size, args.drop_rate)
-    pixels = network_input(films.films).contiguous()
+    pixels = network_input(images.images).contiguous()
     examples = [
-        {"pixel_values": one, "labels": int(label)} for one, label in zip(pixels, films.labels, strict=True)
+        {"pixel_values": one, "labels": int(label)} for one, label in zip(pixels, images.labels, strict=True)
     ]
 
     def collate(batch: list[dict]) -> dict[str, torch.Tensor]:  # as the example's own
@@ -156,10 +156,10 @@ def measure(name: str, args: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
         augmented = "augmented" in name
         settings = recipe(folder, args.image_size, args.batch_size, args.steps, augmented, args.model)
-        films = InMemory(4 * args.batch_size, args.image_size, settings.device)
+        images = InMemory(4 * args.batch_size, args.image_size, settings.device)
         if name == "stock Trainer":
-            return stock(settings, films, folder)
-        return (ours if name.startswith("ours") else bare)(settings, films)
+            return stock(settings, images, folder)
+        return (ours if name.startswith("ours") else bare)(settings, images)
 
 
 def main() -> None:

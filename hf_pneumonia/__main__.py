@@ -33,25 +33,25 @@ def main(argv: list[str]) -> None:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """find unreadable films, copies, leaks and shortcuts; draw the films; write a page and a manifest"""
+    """find unreadable images, copies, leaks and shortcuts; draw the images; write a page and a manifest"""
     _quiet_libraries()
-    films = _films(args, 224)
+    cohort = _images(args, 224)
     # Imported late: these take their time.
     from hf_pneumonia.evaluation.audit import PAGE, summary, write_audit
     from hf_pneumonia.training.arguments import parse_recipe
 
     recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
-    for line in summary(write_audit(films, args.output, recipe.augmentation)):
+    for line in summary(write_audit(cohort, args.output, recipe.augmentation)):
         print(line)
     print(f"audit: {args.output / PAGE}, {args.output / 'audit.json'}, {args.output / 'manifest.csv'}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """score a saved model on labelled films, and write the report, plots and tables of a training"""
+    """score a saved model on labelled images, and write the report, plots and tables of a training"""
     from hf_pneumonia.data.sources import short_names
-    from hf_pneumonia.evaluation.evaluate import choose_films, evaluate_model, films_taught, summary
+    from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_taught, summary
     from hf_pneumonia.modeling.saved import load_model
-    from hf_pneumonia.training.launch import check_same_films, join_processes, local_main_first, use_machine
+    from hf_pneumonia.training.launch import check_same_images, join_processes, local_main_first, use_machine
 
     _quiet_libraries()
     state = join_processes()
@@ -62,12 +62,12 @@ def evaluate(args: argparse.Namespace) -> None:
     args.output = args.output or Path("runs") / name
     if any(next(args.output.glob(kind), None) for kind in ("model.safetensors", "checkpoint-*", "seed*")):
         raise UsageError(f"--output {args.output} holds a training run; choose another folder")
-    with local_main_first(state):  # the others find the films decoded
-        films = _films(args, saved.image_size, one_class=True)
-    check_same_films(films)
-    films, which = choose_films(films, args.films or ("test" if args.split != "official" else None))
+    with local_main_first(state):  # the others find the images decoded
+        cohort = _images(args, saved.image_size, one_class=True)
+    check_same_images(cohort)
+    cohort, which = choose_images(cohort, args.images or ("test" if args.split != "official" else None))
     data = {"source": ", ".join(source), "simulated": set(args.source) <= set(PHANTOMS), "films": which}
-    report = evaluate_model(saved, films, args.output, seen=films_taught(args.model), data=data)
+    report = evaluate_model(saved, cohort, args.output, seen=images_taught(args.model), data=data)
     if state.is_main_process:
         print("\n".join(summary(report)))
         print(f"report: {args.output / 'report.json'}")
@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """put runs side by side: table, ROC curves, and paired tests where the test films are the same"""
+    """put runs side by side: table, ROC curves, and paired tests where the test images are the same"""
     _check_output(args.output)
     from hf_pneumonia.evaluation.compare import compare_runs, table_lines, write_comparison
 
@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """score films with a saved model: a row each, as CSV to the screen or a file"""
+    """score images with a saved model: a row each, as CSV to the screen or a file"""
     if args.output is not None:
         if args.output.suffix.lower() not in (".csv", ".parquet") or args.output.is_dir():
             raise UsageError(f"--output expects a .csv or .parquet file, got {str(args.output)!r}")
@@ -127,18 +127,18 @@ def _quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
 
 
-def _films(args: argparse.Namespace, size: int, one_class: bool = False):
-    """Return the films that a command names. Its output folder is checked before they are decoded."""
+def _images(args: argparse.Namespace, size: int, one_class: bool = False):
+    """Return the images that a command names. Its output folder is checked before they are decoded."""
     import datasets
 
     from hf_pneumonia.data.cache import default_cache
-    from hf_pneumonia.data.filmset import prepare_films
+    from hf_pneumonia.data.cohort import prepare_cohort
 
     datasets.disable_progress_bars()
     _check_output(args.output)
     if args.split_seed < 0:
         raise UsageError(f"--split_seed expects a number from 0, got {args.split_seed}")
-    return prepare_films(
+    return prepare_cohort(
         args.source,
         size,
         (args.cache_dir or default_cache()).expanduser(),
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
     command.add_argument("--dataset", dest="source", nargs="+", required=True, metavar="SOURCE", help=SOURCE)
     command.add_argument(
-        "--films",
+        "--images",
         choices=("test", "validation", "all"),
         help="which are scored; by default the source's test split where it has one, else all",
     )
@@ -202,12 +202,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(predict)
     command.add_argument(
-        "paths", nargs="+", metavar="PATH", help="film, folder, .zip, or - for a list on stdin"
+        "paths", nargs="+", metavar="PATH", help="image, folder, .zip, or - for a list on stdin"
     )
     command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
     command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
-    command.add_argument("--batch_size", type=int, default=16, help="films per forward pass; 16")
+    command.add_argument("--batch_size", type=int, default=16, help="images per forward pass; 16")
     command.add_argument(
         "--force", action="store_true", help="answer also for images that are refused, with the reason"
     )
@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="bfloat16: some 1.5 times the films a second where the processor has it, probabilities to 0.01",
+        help="bfloat16: some 1.5 times the images a second where the processor has it, probabilities to 0.01",
     )
 
     command = add(export)
@@ -231,9 +231,9 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
         help="official, shifted, or shares such as 70/20/10, as train.py takes them",
     )
     command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
-    command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 films")
+    command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 images")
     command.add_argument("--uncertain", choices=UNCERTAIN, default="drop", help="of findings in tables")
-    command.add_argument("--cache_dir", type=Path, help="where decoded films are kept")
+    command.add_argument("--cache_dir", type=Path, help="where decoded images are kept")
 
 
 def cli() -> int:

@@ -34,7 +34,7 @@ class Stopped(Exception):
         self.code = 128 + signal_number
 
 
-class UnreadableFilm(ValueError):
+class UnreadableImage(ValueError):
     """The file can't be read as an image; the message says why, without the file's name."""
 
 

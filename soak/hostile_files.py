@@ -4,7 +4,7 @@
 
 Images, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by
 seeds. A case is right if it gives an answer (probabilities that are numbers, weights that are those of the
-file), or ends in UnreadableFilm or UsageError of one line. It is wrong if it ends in another exception or
+file), or ends in UnreadableImage or UsageError of one line. It is wrong if it ends in another exception or
 kills its process, takes more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is
 printed with the flag that repeats it. The last line is JSON, exit code 1 where a case was wrong.
 """
@@ -32,17 +32,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 import numpy as np
 import torch
 
-from hf_pneumonia.data.cache import open_store
-from hf_pneumonia.data.film import read_film, squash
-from hf_pneumonia.data.sources import load_films
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.data.cache import open_cache
+from hf_pneumonia.data.images import read_image, squash
+from hf_pneumonia.data.sources import load_sources
+from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.inference import batch
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.gate import Gate, Spread, layout_numbers, load_gate, stage_statistics
+from hf_pneumonia.inference.ood import OODCheck, Spread, layout_numbers, load_ood_check, stage_statistics
 from hf_pneumonia.modeling.build import build_model
-from hf_pneumonia.page import many_films
-from hf_pneumonia.page.many_films import table
-from hf_pneumonia.page.uploads import Upload, films_of
+from hf_pneumonia.page import many_images
+from hf_pneumonia.page.many_images import table
+from hf_pneumonia.page.uploads import Upload, images_of
 from hf_pneumonia.training.arguments import parse_recipe
 from hf_pneumonia.training.checkpoints import begin, complete, find_checkpoint
 from soak import mutate
@@ -58,15 +58,15 @@ class Wrong(Exception):
 
 
 class Bench:
-    """What the cases of a process share: a small model that is whole, good films, and a folder to work in."""
+    """What the cases of a process share: a small model that is whole, good images, and a folder to work in."""
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
         self.folder, self.whole = folder, folder / "whole"
-        self.films, self.dicoms = mutate.films(rng), mutate.dicoms(rng)
-        squares = np.stack([squash(read_film(film), 32) for film in self.films.values()])
+        self.images, self.dicoms = mutate.images(rng), mutate.dicoms(rng)
+        squares = np.stack([squash(read_image(image), 32) for image in self.images.values()])
         self.square = squares[:1]
         model = build_model("test_resnet", 32)
         model.config.pneumonia = {"threshold": 0.3, "uncertain": {"low": 0.2, "high": 0.6}}
@@ -83,7 +83,7 @@ class Bench:
         return folder
 
     def answers(self, folder: Path) -> None:
-        """Have a model answer for a film; it may refuse to be loaded."""
+        """Have a model answer for an image; it may refuse to be loaded."""
         classifier = PneumoniaClassifier.from_pretrained(folder)
         _check_weights(classifier.model, folder)
         side = classifier.image_size
@@ -98,7 +98,7 @@ def _gate(model, squares: np.ndarray):
 
     stages = [spread(numbers) for numbers in stage_statistics(model, squares, 32)]
     limits = np.full(1 + len(stages), 100, np.float32)
-    return Gate(spread(layout_numbers(squares)), tuple(stages), limits)
+    return OODCheck(spread(layout_numbers(squares)), tuple(stages), limits)
 
 
 def _check_weights(model, folder: Path) -> None:
@@ -128,9 +128,9 @@ def _check_answers(predictions) -> None:
             raise Wrong(f"a probability of {prediction.probability}")
 
 
-def _check_film(film) -> None:
-    if film.mode != "L" or not all(0 < side <= 100_000 for side in film.size):
-        raise Wrong(f"a film of mode {film.mode} and {film.size}")
+def _check_image(image) -> None:
+    if image.mode != "L" or not all(0 < side <= 100_000 for side in image.size):
+        raise Wrong(f"an image of mode {image.mode} and {image.size}")
 
 
 def _one_of(choices: dict[str, bytes], rng: np.random.Generator) -> tuple[str, bytes]:
@@ -139,22 +139,22 @@ def _one_of(choices: dict[str, bytes], rng: np.random.Generator) -> tuple[str, b
 
 
 def image(bench: Bench, rng: np.random.Generator) -> None:
-    data = mutate.spoil(_one_of(bench.films, rng)[1], rng, _one_of(bench.films, rng)[1])
-    film = read_film(data)
-    _check_film(film)
-    _check_answers(bench.classifier([film]))
+    data = mutate.spoil(_one_of(bench.images, rng)[1], rng, _one_of(bench.images, rng)[1])
+    image = read_image(data)
+    _check_image(image)
+    _check_answers(bench.classifier([image]))
 
 
 def dicom(bench: Bench, rng: np.random.Generator) -> None:
-    film = read_film(mutate.spoil(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
-    _check_film(film)
-    _check_answers(bench.classifier([film]))
+    image = read_image(mutate.spoil(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
+    _check_image(image)
+    _check_answers(bench.classifier([image]))
 
 
 def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
     members = {}
     for number in range(6):
-        name, data = _one_of(bench.films | bench.dicoms, rng)
+        name, data = _one_of(bench.images | bench.dicoms, rng)
         ending = "dcm" if name in bench.dicoms else name.split("-")[0].removesuffix("16")
         data = mutate.spoil(data, rng) if rng.random() < 0.3 else data
         label = ("NORMAL", "PNEUMONIA")[number % 2]
@@ -162,36 +162,36 @@ def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
     return members
 
 
-def store(bench: Bench, rng: np.random.Generator) -> None:
-    """A folder of films, some of them spoilt, decoded twice; in between a file of the store is spoilt."""
+def cache(bench: Bench, rng: np.random.Generator) -> None:
+    """A folder of images, some of them spoilt, decoded twice; in between a file of the cache is spoilt."""
     rows = []
     for number, data in enumerate(_members(bench, rng).values()):
         path = bench.folder / "case" / str(number)
         path.write_bytes(data)
         rows.append({"path": str(path), "bytes": data if rng.random() < 0.3 else None})
     cache = bench.folder / "case" / "cache"
-    before = np.array(open_store(rows, 16, cache)[range(6)])
+    before = np.array(open_cache(rows, 16, cache)[range(6)])
     files = sorted((cache / "films").glob("*/*"))
     file = files[rng.integers(len(files))]
     content = mutate.spoil(file.read_bytes(), rng)
     file.write_bytes(content)
-    if not np.array_equal(open_store(rows, 16, cache)[range(6)], before):
-        raise Wrong(f"a store whose {file.name} is spoilt was trusted")
+    if not np.array_equal(open_cache(rows, 16, cache)[range(6)], before):
+        raise Wrong(f"a cache whose {file.name} is spoilt was trusted")
 
 
 def _all_of(source: Path, bench: Bench) -> None:
     cache = bench.folder / "case" / "cache"
-    films = load_films(str(source), cache)
-    for path in (one["path"] for one in films["image"]):
-        # No file is called by a zero byte: the store says that there is none.
+    images = load_sources(str(source), cache)
+    for path in (one["path"] for one in images["image"]):
+        # No file is called by a zero byte: the cache says that there is none.
         if "\0" not in path and not Path(path).resolve().is_relative_to(bench.folder / "case"):
-            raise Wrong(f"a film outside of the source: {path}")
-    if len(open_store(films["image"], 16, cache)) != len(films["file"]):
-        raise Wrong("a store with other rows than its table")
+            raise Wrong(f"an image outside of the source: {path}")
+    if len(open_cache(images["image"], 16, cache)) != len(images["file"]):
+        raise Wrong("a cache with other rows than its table")
 
 
 def archive(bench: Bench, rng: np.random.Generator) -> None:
-    path = bench.folder / "case" / "films.zip"
+    path = bench.folder / "case" / "images.zip"
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
     inside = {path, bench.folder / "case" / "cache"}
     try:
@@ -245,21 +245,21 @@ def weights(bench: Bench, rng: np.random.Generator) -> None:
     )
 
 
-def gate(bench: Bench, rng: np.random.Generator) -> None:
-    folder = bench.model(gate=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
-    found = load_gate(folder)
+def ood_check(bench: Bench, rng: np.random.Generator) -> None:
+    folder = bench.model(ood_check=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
+    found = load_ood_check(folder)
     if not all(np.isfinite(part).all() for part in found.tensors().values()):
-        raise Wrong("a gate whose numbers are none")
+        raise Wrong("an OOD check whose numbers are none")
     bench.answers(folder)
 
 
 def predict(bench: Bench, rng: np.random.Generator) -> None:
     """`predict` on a zip file, by its parts that come after the model is loaded."""
-    path = bench.folder / "case" / "films.zip"
+    path = bench.folder / "case" / "images.zip"
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
-    sources = batch.list_films([str(path)])
+    sources = batch.list_images([str(path)])
     output = bench.folder / "case" / "scores.csv"
-    progress = batch.score_films(bench.classifier, sources, output, None, 4)
+    progress = batch.score_images(bench.classifier, sources, output, None, 4)
     rows = list(batch.rows_of(bench.classifier, sources, progress))
     told = [row.error or row.reason or 0 <= row.probability <= 1 for row in rows]
     if len(rows) != len(sources) or not all(told):
@@ -270,14 +270,14 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
     """What the page does with uploads, without its decoder's processes, which would catch the rest."""
     uploads = []
     for number, (name, data) in enumerate(
-        {"films.zip": mutate.zips(_members(bench, rng), rng), **_members(bench, rng)}.items()
+        {"images.zip": mutate.zips(_members(bench, rng), rng), **_members(bench, rng)}.items()
     ):
         path = bench.folder / "case" / f"{number}{Path(name).suffix}"
         path.write_bytes(data)
         uploads.append(Upload(f"<img src=x onerror=alert(1)>{name}", str(path)))
-    films = films_of(uploads)
-    rows = [row for part in many_films.score_films(bench.classifier, read_film, films) for row in part]
-    if len(rows) != len(films) or not all(row.reason or 0 <= row.probability <= 1 for row in rows):
+    images = images_of(uploads)
+    rows = [row for part in many_images.score_images(bench.classifier, read_image, images) for row in part]
+    if len(rows) != len(images) or not all(row.reason or 0 <= row.probability <= 1 for row in rows):
         raise Wrong("rows without a probability or a reason")
     if "<img src=x" in table(rows):
         raise Wrong("a name of a file is markup")
@@ -310,14 +310,14 @@ KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
     for one, share in (
         (image, 27),
         (dicom, 25),
-        (store, 3),
+        (cache, 3),
         (archive, 4),
         (folder, 4),
         (recipe, 10),
         (config, 7),
         (weights, 6),
         (checkpoint, 4),
-        (gate, 4),
+        (ood_check, 4),
         (predict, 3),
         (upload, 3),
     )  # fmt: skip
@@ -333,7 +333,7 @@ def cases(files: int, seed: int, only: str | None) -> Iterator[tuple[str, int]]:
 
 
 def run_case(bench: Bench, kind: str, seed: int) -> dict:
-    """Outcome of one case: `answer`, `UnreadableFilm`, `UsageError`, or `wrong` with what it was."""
+    """Outcome of one case: `answer`, `UnreadableImage`, `UsageError`, or `wrong` with what it was."""
     place = bench.folder / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -342,7 +342,7 @@ def run_case(bench: Bench, kind: str, seed: int) -> dict:
     try:
         KINDS[kind][0](bench, np.random.default_rng([seed, list(KINDS).index(kind)]))
         outcome["outcome"] = "answer"
-    except (UnreadableFilm, UsageError) as error:
+    except (UnreadableImage, UsageError) as error:
         outcome["outcome"] = type(error).__name__
         if "\n" in str(error) or not str(error):
             outcome |= {"outcome": "wrong", "what": f"a message of several lines: {str(error)[:200]!r}"}
@@ -455,7 +455,7 @@ def main() -> int:
         f"{'':10}{'answer':>9}{'unreadable':>12}{'usage error':>13}{'wrong':>7}{'longest':>10}{'memory':>10}"
     )
     for kind, row in found["kinds"].items():
-        counts = [row.get(name, 0) for name in ("answer", "UnreadableFilm", "UsageError", "wrong")]
+        counts = [row.get(name, 0) for name in ("answer", "UnreadableImage", "UsageError", "wrong")]
         print(
             f"{kind:10}{counts[0]:9}{counts[1]:12}{counts[2]:13}{counts[3]:7}{row['longest_s']:8.1f} s"
             f"{row['largest_bytes'] / 1e6:7.0f} MB"

@@ -95,8 +95,8 @@ def spoil_settings(settings: dict, rng: np.random.Generator) -> dict:
     return settings
 
 
-def films(rng: np.random.Generator) -> dict[str, bytes]:
-    """One small film in every form that is read."""
+def images(rng: np.random.Generator) -> dict[str, bytes]:
+    """One small image in every form that is read."""
     gray = rng.integers(0, 256, (48, 64), dtype=np.uint8)
     gray[8:40, 8:56] //= 2
     deep = gray.astype(np.uint16) * 17
@@ -124,7 +124,7 @@ def films(rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def dicoms(rng: np.random.Generator) -> dict[str, bytes]:
-    """One small film as DICOM files of several transfer syntaxes, with windows and tables."""
+    """One small image as DICOM files of several transfer syntaxes, with windows and tables."""
     pixels = rng.integers(0, 4096, (32, 40), dtype=np.uint16)
     gray = (pixels >> 4).astype(np.uint8)
     jpeg, jpeg2000 = io.BytesIO(), io.BytesIO()

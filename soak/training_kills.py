@@ -40,12 +40,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hf_pneumonia.data.filmset import FilmSet, prepare_films
+from hf_pneumonia.data.cohort import Cohort, prepare_cohort
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
@@ -91,11 +91,11 @@ class StockWatched(Watched, Trainer):
     pass
 
 
-class SingleFilms(torch.utils.data.Dataset):
-    """Films as the stock Trainer wants them: one by one, normalised beforehand."""
+class SingleImages(torch.utils.data.Dataset):
+    """Images as the stock Trainer wants them: one by one, normalised beforehand."""
 
-    def __init__(self, films: FilmDataset) -> None:
-        batch = films.__getitems__(range(len(films)))
+    def __init__(self, images: ImageDataset) -> None:
+        batch = images.__getitems__(range(len(images)))
         self.pixels, self.labels = network_input(batch["pixel_values"]), batch["labels"]
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class SingleFilms(torch.utils.data.Dataset):
         return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
 
 
-def ours(args: argparse.Namespace, films: FilmSet, folder: Path) -> Trainer:
+def ours(args: argparse.Namespace, cohort: Cohort, folder: Path) -> Trainer:
     flags = {
         "model": args.model, "image_size": args.image_size, "num_train_epochs": args.epochs,
         "per_device_train_batch_size": args.batch, "output_dir": folder, "seed": args.seed,
@@ -115,14 +115,14 @@ def ours(args: argparse.Namespace, films: FilmSet, folder: Path) -> Trainer:
     }  # fmt: skip
     recipe, _ = parse_recipe([f"--{name}={value}" for name, value in flags.items()], default=QUICKSTART)
     set_seed(recipe.seed)
-    datasets = [FilmDataset(films, split) for split in ("train", "validation")]
+    datasets = [ImageDataset(cohort, split) for split in ("train", "validation")]
     model = build_model(args.model, args.image_size, recipe.drop_rate, "false")
     trainer = OursWatched(model, recipe, *datasets, Augment(**recipe.augmentation))
     set_seed(recipe.seed, device_specific=True)
     return trainer
 
 
-def stock(args: argparse.Namespace, films: FilmSet, folder: Path) -> Trainer:
+def stock(args: argparse.Namespace, cohort: Cohort, folder: Path) -> Trainer:
     settings = TrainingArguments(
         str(folder), num_train_epochs=args.epochs, per_device_train_batch_size=args.batch, seed=args.seed,
         data_seed=args.seed, learning_rate=1.5e-3, lr_scheduler_type="cosine", save_strategy="steps",
@@ -131,14 +131,14 @@ def stock(args: argparse.Namespace, films: FilmSet, folder: Path) -> Trainer:
         disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     set_seed(args.seed)
-    datasets = [SingleFilms(FilmDataset(films, split)) for split in ("train", "validation")]
+    datasets = [SingleImages(ImageDataset(cohort, split)) for split in ("train", "validation")]
     model = build_model(args.model, args.image_size, 0.1, "false")
     trainer = StockWatched(model, settings, train_dataset=datasets[0], eval_dataset=datasets[1])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def start(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet, folder: Path) -> int:
+def start(make: Callable[..., Trainer], args: argparse.Namespace, cohort: Cohort, folder: Path) -> int:
     """Fork a process that trains to the end; its id. Exit code 0, or 1 with the error in its journal."""
     resume = bool(list(folder.glob("checkpoint-*")))
     if child := os.fork():
@@ -150,7 +150,7 @@ def start(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        trainer = make(args, films, folder)
+        trainer = make(args, cohort, folder)
         trainer.journal = folder.with_suffix(".jsonl")
         trainer.note("started", resume=resume)
         trainer.train(resume_from_checkpoint=True if resume else None)
@@ -202,10 +202,10 @@ def kill_somewhen(child: int, folder: Path, whole: float, rng: random.Random) ->
         time.sleep(POLL)
 
 
-def soak(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet, folder: Path) -> dict:
+def soak(make: Callable[..., Trainer], args: argparse.Namespace, cohort: Cohort, folder: Path) -> dict:
     """The figures of so many kills."""
     began = time.monotonic()
-    _, status = os.waitpid(start(make, args, films, folder / "whole"), 0)
+    _, status = os.waitpid(start(make, args, cohort, folder / "whole"), 0)
     whole = time.monotonic() - began
     uninterrupted = _journal(folder / "whole")[-1]
     if status:
@@ -216,7 +216,7 @@ def soak(make: Callable[..., Trainer], args: argparse.Namespace, films: FilmSet,
         found["trainings"] += 1
         print(f"{folder.name}: training {found['trainings']}, {found['kills']} kills so far", flush=True)
         run = folder / f"run-{found['trainings']}"
-        end = _kill_until_finished(make, args, films, run, whole, rng, found)
+        end = _kill_until_finished(make, args, cohort, run, whole, rng, found)
         found["other_weights"] += end["weights"] != uninterrupted["weights"]
         found["other_curves"] += end["curves"] != uninterrupted["curves"]
         shutil.rmtree(run, ignore_errors=True)
@@ -229,13 +229,13 @@ _COUNTS = (
 )  # fmt: skip
 
 
-def _kill_until_finished(make, args, films, run: Path, whole: float, rng, found: dict) -> dict:
+def _kill_until_finished(make, args, images, run: Path, whole: float, rng, found: dict) -> dict:
     """One training, killed until it gets to its end: its last line."""
     saved: dict[int, dict] = {}
     while True:
         lines = len(_journal(run))
         last = found["kills"] >= args.kills  # the last training goes on to its end
-        child = start(make, args, films, run)
+        child = start(make, args, images, run)
         if last:
             code, writing = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), False
         else:
@@ -312,7 +312,7 @@ def main() -> int:
     parser.add_argument("--stock", action="store_true", help="transformers' own Trainer too")
     parser.add_argument("--model", default="test_resnet")
     parser.add_argument("--image_size", type=int, default=32, help="pixels")
-    parser.add_argument("--patients", type=int, default=120, help="simulated; 1.5 films each")
+    parser.add_argument("--patients", type=int, default=120, help="simulated; 1.5 images each")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--save_steps", type=int, default=3)
@@ -326,10 +326,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="training-kills-") as work:
         work = Path(work)
         write_dataset(work / "films", args.patients, seed=1, size=max(args.image_size, 64))
-        films = prepare_films(str(work / "films"), args.image_size, work / "cache")
+        cohort = prepare_cohort(str(work / "films"), args.image_size, work / "cache")
         for name, make in {"ours": ours, **({"stock": stock} if args.stock else {})}.items():
             (work / name).mkdir()
-            results[name] = soak(make, args, films, work / name)
+            results[name] = soak(make, args, cohort, work / name)
 
     print(f"\n{'':24}" + "".join(f"{name:>10}" for name in results))
     for count in (*_COUNTS, "seconds_uninterrupted"):

@@ -1,4 +1,4 @@
-"""Small films, made here, in the layout and with the file names that real data sets have."""
+"""Small images, made here, in the layout and with the file names that real data sets have."""
 
 import atexit
 import io
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
-def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:
+def write_image(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:
     """A gray JPEG: two dark fields on light ground, one of them clouded where the label is 1."""
     width, height = size
     pixels = rng.normal(170, 12, (height, width))
@@ -40,15 +40,15 @@ def write_film(path: Path, label: int, rng: np.random.Generator, size: tuple[int
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
 
 
-def write_films(
+def write_images(
     folder: Path, normal: int, pneumonia: int, first: int = 0, names=("NORMAL", "PNEUMONIA")
 ) -> None:
-    """Class folders of one film per patient, numbered from `first`."""
+    """Class folders of one image per patient, numbered from `first`."""
     rng = np.random.default_rng(first)
     for number in range(first, first + normal):
-        write_film(folder / names[0] / f"IM-{number:04d}-0001.jpeg", 0, rng)
+        write_image(folder / names[0] / f"IM-{number:04d}-0001.jpeg", 0, rng)
     for number in range(first, first + pneumonia):
-        write_film(folder / names[1] / f"person{number}_bacteria_{number}.jpeg", 1, rng)
+        write_image(folder / names[1] / f"person{number}_bacteria_{number}.jpeg", 1, rng)
 
 
 def until(condition, seconds: float = 20) -> bool:
@@ -78,29 +78,29 @@ def made_once(tmp_path_factory, name: str, make) -> Path:
 
 
 @pytest.fixture(scope="session")
-def film_folder(tmp_path_factory) -> Path:
+def image_folder(tmp_path_factory) -> Path:
     """Split folders: 80 + 20 + 30 images, and more images of the first training patients. Read-only."""
     return made_once(tmp_path_factory, "films", write_splits)
 
 
 def write_splits(folder: Path) -> None:
-    write_films(folder / "train", 40, 40)
-    write_films(folder / "val", 10, 10, first=100)
-    write_films(folder / "test", 12, 18, first=200)
+    write_images(folder / "train", 40, 40)
+    write_images(folder / "val", 10, 10, first=100)
+    write_images(folder / "test", 12, 18, first=200)
     rng = np.random.default_rng(7)
     for number in range(5):
-        write_film(folder / "train" / "PNEUMONIA" / f"person{number}_bacteria_9{number}.jpeg", 1, rng)
+        write_image(folder / "train" / "PNEUMONIA" / f"person{number}_bacteria_9{number}.jpeg", 1, rng)
 
 
 @pytest.fixture(scope="session")
 def shortcut_images(tmp_path_factory):
-    """FilmSet of 400 simulated patients with a shortcut: images of 64 pixels, decoded to 32."""
-    from hf_pneumonia.data.filmset import prepare_films
+    """Cohort of 400 simulated patients with a shortcut: images of 64 pixels, decoded to 32."""
+    from hf_pneumonia.data.cohort import prepare_cohort
     from hf_pneumonia.data.phantom_folder import write_dataset
 
     folder = tmp_path_factory.mktemp("shortcut")
     write_dataset(folder / "phantoms", patients=400, size=64, shortcut=True)
-    return prepare_films(str(folder / "phantoms"), 32, folder)
+    return prepare_cohort(str(folder / "phantoms"), 32, folder)
 
 
 def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -118,11 +118,11 @@ TINY = (
 
 
 @pytest.fixture(scope="session")
-def finished_run(film_folder, tmp_path_factory) -> Path:
+def finished_run(image_folder, tmp_path_factory) -> Path:
     """A run folder as train.py leaves it, and beside it what train.py printed: output.txt. Read-only."""
 
     def make(folder: Path) -> None:
-        done = run_train("--dataset", film_folder, "--output_dir", folder / "tiny", *TINY)
+        done = run_train("--dataset", image_folder, "--output_dir", folder / "tiny", *TINY)
         assert done.returncode == 0, done.stderr
         (folder / "output.txt").write_text(done.stdout + done.stderr)
 
@@ -164,15 +164,15 @@ def vit_folder(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_films(film_folder, tmp_path_factory):
-    """FilmSet of the folder, decoded to 32 pixels. Read-only."""
-    from hf_pneumonia.data.filmset import prepare_films
+def small_images(image_folder, tmp_path_factory):
+    """Cohort of the folder, decoded to 32 pixels. Read-only."""
+    from hf_pneumonia.data.cohort import prepare_cohort
 
-    return prepare_films(str(film_folder), 32, tmp_path_factory.mktemp("small"))
+    return prepare_cohort(str(image_folder), 32, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture
-def trainer(small_films, tmp_path):
+def trainer(small_images, tmp_path):
     """Makes a PneumoniaTrainer of timm's smallest ResNet, by the flags of a recipe."""
     # Late: the environment above comes before any library.
     import torch
@@ -180,10 +180,10 @@ def trainer(small_films, tmp_path):
     from hf_pneumonia.modeling.augment import Augment
     from hf_pneumonia.modeling.build import build_model
     from hf_pneumonia.training.arguments import parse_recipe
-    from hf_pneumonia.training.film_dataset import FilmDataset
+    from hf_pneumonia.training.image_dataset import ImageDataset
     from hf_pneumonia.training.trainer import PneumoniaTrainer
 
-    train, validation = (FilmDataset(small_films, split) for split in ("train", "validation"))
+    train, validation = (ImageDataset(small_images, split) for split in ("train", "validation"))
 
     def make(*flags, recipe="quickstart"):
         flags = ("--image_size", "32", "--output_dir", str(tmp_path / "run"), "--bf16", "false", *flags)

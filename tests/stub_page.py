@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.inference.prediction import NOT_A_FILM, FilmClassifier, Prediction
+from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY, Classifier, Prediction
 
 # What would run, or be fetched, if a card could do more than be read. Each sets `window.ran`.
 HOSTILE = """---
@@ -33,7 +33,7 @@ ${window.ran = 9} {{window.ran}}
 """
 
 
-class StubClassifier(FilmClassifier):
+class StubClassifier(Classifier):
     """The probability is a square's mean gray. Answers while `free` is set, white images while `white` is."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class StubClassifier(FilmClassifier):
         found = []
         for square, problem in zip(squares, problems or [""] * len(squares), strict=True):
             probability = float(square.mean() / 255)
-            decision = NOT_A_FILM if problem else self.decide(probability)
+            decision = NOT_A_CHEST_XRAY if problem else self.decide(probability)
             shown = (square / 255).astype(np.float32) if heat_map else None
             label = LABELS[int(probability >= self.threshold)]
             found.append(Prediction(label, probability, self.threshold, decision, problem, shown))

@@ -6,7 +6,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.answer import answer_html, percent, prediction_line
 
 
@@ -23,7 +23,11 @@ def test_the_first_line_is_in_the_fields_words():
     assert prediction_line(PNEUMONIA, 0.967) == "Prediction: Pneumonia (Confidence: 96%)"
     assert prediction_line(NORMAL, 0.033) == "Prediction: Normal (Confidence: 96%)"
     assert prediction_line(UNCERTAIN, 0.6) == "Prediction: Uncertain - have it read"
-    assert prediction_line(NOT_A_FILM, None) == prediction_line(NOT_A_FILM, 0.99) == "Not a chest film"
+    assert (
+        prediction_line(NOT_A_CHEST_XRAY, None)
+        == prediction_line(NOT_A_CHEST_XRAY, 0.99)
+        == "Not a chest X-ray"
+    )
     for decision in DECISIONS:
         assert text(answer_html(0.42, 0.5, None, decision)).startswith(prediction_line(decision, 0.42))
 

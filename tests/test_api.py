@@ -16,12 +16,12 @@ def client(page_server) -> Client:
 
 
 @pytest.fixture(scope="module")
-def film(film_folder) -> str:
-    return str(min((film_folder / "test").rglob("*.jpeg")))
+def image(image_folder) -> str:
+    return str(min((image_folder / "test").rglob("*.jpeg")))
 
 
-def test_a_film_is_answered_as_by_the_class(client, page_server, film):
-    expected, answer = page_server.classifier(film), client.predict(handle_file(film), api_name="/predict")
+def test_a_image_is_answered_as_by_the_class(client, page_server, image):
+    expected, answer = page_server.classifier(image), client.predict(handle_file(image), api_name="/predict")
     assert answer.keys() == ANSWER | {"model"} and answer["model"] == "stub"
     for name in ("decision", "threshold", "label", "probability"):
         assert answer[name] == getattr(expected, name)
@@ -35,15 +35,15 @@ def test_the_endpoints_are_two_and_say_what_they_take(client):
     assert all("Not a medical device" in endpoint["description"] for endpoint in named.values())
 
 
-def test_a_batch_with_bad_films_gives_a_row_each(client, page_server, tmp_path, film):
+def test_a_batch_with_bad_images_gives_a_row_each(client, page_server, tmp_path, image):
     (tmp_path / "page.jpg").write_text("<!doctype html><p>Log in")
-    members = [("../../evil.png", PNG), ("<b>.png", Path(film).read_bytes()), ("in.zip", b"")]
+    members = [("../../evil.png", PNG), ("<b>.png", Path(image).read_bytes()), ("in.zip", b"")]
     (tmp_path / "ward.zip").write_bytes(zipped(members))
-    paths = [film, tmp_path / "page.jpg", tmp_path / "ward.zip"]
+    paths = [image, tmp_path / "page.jpg", tmp_path / "ward.zip"]
     answer = client.predict([handle_file(path) for path in paths], api_name="/predict_batch")
     rows = {row["file"]: row for row in answer["films"]}
     assert {name: row["error"] for name, row in rows.items()} == {
-        Path(film).name: None,
+        Path(image).name: None,
         "page.jpg": "an HTML page, not an image",
         "ward.zip/../../evil.png": None,
         "ward.zip/<b>.png": None,
@@ -51,17 +51,17 @@ def test_a_batch_with_bad_films_gives_a_row_each(client, page_server, tmp_path, 
     }
     empty = dict.fromkeys(("prediction", "confidence", "decision", "label", "probability"))
     assert rows["page.jpg"].items() >= {**empty, "reason": ""}.items()
-    expected = page_server.classifier(film).probability
-    assert rows[Path(film).name]["probability"] == rows["ward.zip/<b>.png"]["probability"] == expected
+    expected = page_server.classifier(image).probability
+    assert rows[Path(image).name]["probability"] == rows["ward.zip/<b>.png"]["probability"] == expected
     assert sum(answer["counts"].values()) == 5 and answer["counts"]["could not be read"] == 2
 
 
-def test_what_is_no_chest_film_has_no_probability(client, tmp_path):
+def test_what_is_no_chest_image_has_no_probability(client, tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(colours).save(tmp_path / "cat.png")
     expected = {
-        "prediction": "Not a chest film", "confidence": None, "decision": "not a chest film", "label": None,
-        "probability": None, "threshold": 0.5, "reason": "a colour picture, and chest films are gray",
+        "prediction": "Not a chest X-ray", "confidence": None, "decision": "not a chest X-ray", "label": None,
+        "probability": None, "threshold": 0.5, "reason": "a colour picture, and chest X-rays are gray",
     }  # fmt: skip
     answer = client.predict(handle_file(tmp_path / "cat.png"), api_name="/predict")
     assert answer == {**expected, "model": "stub"}

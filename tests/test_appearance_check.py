@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from written import Network
 
 from hf_pneumonia.data.appearance import STATISTICS, appearance_scores, measure_appearance
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance import (
     audit_appearance,
@@ -25,7 +25,7 @@ from hf_pneumonia.evaluation.metrics import auroc, metrics_at
 from hf_pneumonia.evaluation.scoring import (
     Predictions,
     pneumonia_probability,
-    score_films,
+    score_images,
     score_matched,
     score_swapped,
 )
@@ -43,7 +43,7 @@ def lesion(images):
     return 10 * (images[:, 13:19, 13:19].mean((1, 2)) - images.mean((1, 2))) - 6
 
 
-class Films:
+class Images:
     """Chests of 32 pixels of 40 to 48 (normal) or 52 to 60 (pneumonia) by 45, squashed; pneumonias have a
     bright spot in the middle. `train` comes first. Its own store, too."""
 
@@ -60,7 +60,7 @@ class Films:
             image[13:19, 13:19] = image[13:19, 13:19] // 4 + (170 if label else 60)
             images.append(image)
             statistics.append(measure_appearance(image, width, 45))
-        self.store, self.images, self.facts = self, np.stack(images), {"appearance": np.stack(statistics)}
+        self.cache, self.images, self.facts = self, np.stack(images), {"appearance": np.stack(statistics)}
 
     def rows(self, split):
         return np.flatnonzero(self.split == split)
@@ -69,20 +69,20 @@ class Films:
         return self.images[np.asarray(rows)]
 
 
-def check(films, read, threshold=0.5, chosen=slice(None)):
-    rows, model = films.rows("test")[chosen], Network(read)
-    probability = pneumonia_probability(score_films(model, films.store, rows, 16))
-    scored = Predictions([], films.patient[rows].tolist(), films.label[rows], probability)
-    return check_appearance(model, films, rows, scored, threshold, 16)
+def check(images, read, threshold=0.5, chosen=slice(None)):
+    rows, model = images.rows("test")[chosen], Network(read)
+    probability = pneumonia_probability(score_images(model, images.cache, rows, 16))
+    scored = Predictions([], images.patient[rows].tolist(), images.label[rows], probability)
+    return check_appearance(model, images, rows, scored, threshold, 16)
 
 
 @pytest.fixture(scope="module")
-def films():
-    return Films(train=80, test=80)
+def images():
+    return Images(train=80, test=80)
 
 
-def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion_is_not(films):
-    exposed, sound = check(films, proportions, 0.4), check(films, lesion)
+def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion_is_not(images):
+    exposed, sound = check(images, proportions, 0.4), check(images, lesion)
     areas = [one["auroc"]["value"] for one in exposed["proportions"].values()]
     assert exposed["vertical"] == "NORMAL" and list(exposed["proportions"])[0] == "1.0"
     assert areas[0] > 0.9 and areas[2] < 0.6 and areas[-1] < 0.1 and areas == sorted(areas, reverse=True)
@@ -94,18 +94,18 @@ def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion
     assert min(sound["contradicting"][name]["value"] for name in ("sensitivity", "specificity")) == 1
     assert sound["contradicting"]["images"] == {"NORMAL": 10, "PNEUMONIA": 10}
     # Each metric is that of the swapped images.
-    rows, model = films.rows("test"), Network(proportions)
-    label, patient = films.label[rows], films.patient[rows]
+    rows, model = images.rows("test"), Network(proportions)
+    label, patient = images.label[rows], images.patient[rows]
     assert (exposed["images"], exposed["threshold"], exposed["factor"]) == (80, 0.4, 1.2)
-    swapped = pneumonia_probability(score_swapped(model, films.store, rows, label, 16, 0, 1.3))
+    swapped = pneumonia_probability(score_swapped(model, images.cache, rows, label, 16, 0, 1.3))
     assert exposed["proportions"]["1.3"] == metrics_at(label, swapped, patient, 0.4)
-    matched = pneumonia_probability(score_matched(model, films.store, rows, label, 16))
+    matched = pneumonia_probability(score_matched(model, images.cache, rows, label, 16))
     assert exposed["histogram_and_spectrum"] == metrics_at(label, matched, patient, 0.4)
 
 
 @pytest.mark.filterwarnings("error")
 def test_without_training_images_the_appearance_is_cross_fitted():
-    alone = Films(train=0, test=80)
+    alone = Images(train=0, test=80)
     found = check(alone, proportions)
     assert found["vertical"] == "NORMAL" and found["appearance_auroc"]["value"] > 0.85
     few = check(alone, proportions, chosen=slice(24))  # of six patients of a class
@@ -166,8 +166,8 @@ def shifted():
     statistics[:, STATISTICS.index("noise")] += 4 * (test & (label == 0))
     names = np.array([f"f{row:03d}" for row in range(280)], dtype=object)
     given, plain = np.where(test, "test", "train"), np.full(280, "", dtype=object)
-    return FilmSet(
-        store=SimpleNamespace(facts={"appearance": statistics}), file=names, source=plain, patient_id=names,
+    return Cohort(
+        cache=SimpleNamespace(facts={"appearance": statistics}), file=names, source=plain, patient_id=names,
         patient=names, label=label, given=given.astype(object), split=given, duplicate_group=np.arange(280),
         reason=plain, notes=[],
     )  # fmt: skip
@@ -175,7 +175,7 @@ def shifted():
 
 def test_the_statistics_that_predict_the_label_are_ranked(shifted):
     found = audit_appearance(shifted, score_appearance(shifted))
-    statistics, label = shifted.store.facts["appearance"][:200], shifted.label[:200]
+    statistics, label = shifted.cache.facts["appearance"][:200], shifted.label[:200]
     areas = [roc_auc_score(label, column) for column in statistics.T]
     best = sorted(range(len(areas)), key=lambda one: -abs(areas[one] - 0.5))[:5]
     assert [one["statistic"] for one in found["statistics"]] == [STATISTICS[one] for one in best]
@@ -189,7 +189,7 @@ def test_the_statistics_that_predict_the_label_are_ranked(shifted):
 
 def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(shifted):
     found = audit_appearance(shifted, score_appearance(shifted))
-    train = shifted.store.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
+    train = shifted.cache.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
     assert found["images"] == 200
     assert found["auroc"] == auroc(train[1], appearance_scores(*train), train[2])
     normal, pneumonia = (found["test_against_train"][name] for name in LABELS)

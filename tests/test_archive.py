@@ -8,12 +8,12 @@ import zipfile
 from unittest.mock import Mock
 
 import pytest
-from conftest import write_films
+from conftest import write_images
 from test_inputs import PNG
 
 from hf_pneumonia.data.archive import fetch_kaggle, open_zip, read_member, unpack
-from hf_pneumonia.data.sources import load_films
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.data.sources import load_sources
+from hf_pneumonia.errors import UnreadableImage, UsageError
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def kagglehub(monkeypatch):
     return hub
 
 
-def test_a_data_set_of_kaggle_is_read_as_its_folder(kagglehub, film_folder, tmp_path):
-    kagglehub.dataset_download = {"owner/name": str(film_folder)}.get
-    films, expected = (load_films(name, tmp_path) for name in ("kaggle:owner/name", str(film_folder)))
-    assert set(films["source"]) == {"kaggle:owner/name"}
-    assert all(films[column] == expected[column] for column in ("file", "label", "split", "patient_id"))
+def test_a_data_set_of_kaggle_is_read_as_its_folder(kagglehub, image_folder, tmp_path):
+    kagglehub.dataset_download = {"owner/name": str(image_folder)}.get
+    images, expected = (load_sources(name, tmp_path) for name in ("kaggle:owner/name", str(image_folder)))
+    assert set(images["source"]) == {"kaggle:owner/name"}
+    assert all(images[column] == expected[column] for column in ("file", "label", "split", "patient_id"))
 
 
 def test_without_kagglehub_the_error_tells_how_to_install_it(monkeypatch):
@@ -47,14 +47,14 @@ def test_whatever_keeps_kaggle_from_giving_a_data_set_is_told_in_one_line(kaggle
 @pytest.fixture
 def archive(tmp_path):
     """A zip file of 5 images in class folders."""
-    write_films(tmp_path / "films", 2, 3)
-    return _zip_films(tmp_path)
+    write_images(tmp_path / "films", 2, 3)
+    return _zip_images(tmp_path)
 
 
-def _zip_films(root, inside="", kind=zipfile.ZIP_DEFLATED):
+def _zip_images(root, inside="", kind=zipfile.ZIP_DEFLATED):
     paths = sorted((root / "films").rglob("*.*"))
-    members = [(f"{inside}{path.relative_to(root / 'films')}", path.read_bytes()) for path in paths]
-    return _zip(root / "films.zip", members, kind)
+    members = [(f"{inside}{path.relative_to(root / 'images')}", path.read_bytes()) for path in paths]
+    return _zip(root / "images.zip", members, kind)
 
 
 def _zip(path, members, kind=zipfile.ZIP_DEFLATED):
@@ -72,12 +72,14 @@ def _refusal(path, cache) -> str:
 
 
 @pytest.mark.parametrize("inside", ["", "archive/chest_xray/"])
-def test_a_zip_file_gives_the_films_of_its_folder_whatever_is_wrapped_around_them(archive, tmp_path, inside):
-    _zip_films(tmp_path, inside)
-    films, expected = (load_films(str(place), tmp_path / "cache") for place in (archive, tmp_path / "films"))
+def test_a_zip_file_gives_the_images_of_its_folder_whatever_is_wrapped_around_them(archive, tmp_path, inside):
+    _zip_images(tmp_path, inside)
+    images, expected = (
+        load_sources(str(place), tmp_path / "cache") for place in (archive, tmp_path / "films")
+    )
     for column in ("label", "split", "patient_id"):
-        assert films[column] == expected[column]
-    assert set(films["source"]) == {"films.zip"}
+        assert images[column] == expected[column]
+    assert set(images["source"]) == {"images.zip"}
 
 
 def test_a_zip_file_is_unpacked_once_and_anew_when_it_changed(archive, tmp_path):
@@ -86,14 +88,14 @@ def test_a_zip_file_is_unpacked_once_and_anew_when_it_changed(archive, tmp_path)
     kept.unlink()  # would be there again
     assert unpack(archive, tmp_path / "cache") == folder and not kept.exists()
     assert [path.name for path in (tmp_path / "cache" / "zips").iterdir()] == [folder.name]
-    write_films(tmp_path / "films", 1, 1, first=50)
-    again = unpack(_zip_films(tmp_path), tmp_path / "cache")
+    write_images(tmp_path / "films", 1, 1, first=50)
+    again = unpack(_zip_images(tmp_path), tmp_path / "cache")
     assert again != folder and len(list(again.rglob("*.jpeg"))) == 7
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_spoilt_zip_file_is_an_error_of_one_line_and_leaves_nothing_behind(archive, tmp_path, kind):
-    content = _zip_films(tmp_path, kind=kind).read_bytes()
+    content = _zip_images(tmp_path, kind=kind).read_bytes()
     damaged = content[:200] + bytes(60) + content[260:]  # in the middle of the first image
     for spoilt in (damaged, content[:-300], b"<html>Sign in</html>"):
         archive.write_bytes(spoilt)
@@ -137,7 +139,7 @@ def test_names_that_no_disk_takes_are_an_error_of_one_line(tmp_path):
 
 def test_what_is_inflated_at_once_is_not_opened(tmp_path):
     for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        with pytest.raises(UnreadableFilm, match="deflate"):
+        with pytest.raises(UnreadableImage, match="deflate"):
             open_zip(_zip(tmp_path / "x.zip", [("a.png", PNG)], kind))
 
 
@@ -149,6 +151,6 @@ def test_a_member_is_read_up_to_the_size_that_the_directory_says(tmp_path):
     path.write_bytes(data)
     with open_zip(path) as archive:
         bomb, whole = archive.infolist()
-        with pytest.raises(UnreadableFilm, match="damaged"):
+        with pytest.raises(UnreadableImage, match="damaged"):
             read_member(archive, bomb)
         assert read_member(archive, whole) == PNG

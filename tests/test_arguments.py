@@ -47,7 +47,7 @@ def test_the_resolved_recipe_reads_back_to_the_same_run(recipe):
     assert again == resolved and resolved["seed"] == 42
 
 
-def test_films_are_ordered_by_the_seed_unless_told_otherwise():
+def test_images_are_ordered_by_the_seed_unless_told_otherwise():
     assert _parse("--seed", "7")[0].data_seed == 7
     assert _parse("--seed", "7", "--data_seed", "3")[0].data_seed == 3
 

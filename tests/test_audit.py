@@ -11,25 +11,25 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_film
+from conftest import write_image
 from PIL import Image, ImageDraw
 
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.film import film_array
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.cohort import prepare_cohort
+from hf_pneumonia.data.images import image_array
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance import audit_lines
 from hf_pneumonia.evaluation.audit import (
     auroc_alone,
     check_leakage,
-    count_films,
+    count_images,
     crossing_ids,
     summary,
     taught,
     write_audit,
 )
-from hf_pneumonia.evaluation.audit_plots import measure_films
+from hf_pneumonia.evaluation.audit_plots import measure_images
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +43,29 @@ def faulty(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split, first, count in (("train", 0, 12), ("val", 100, 10), ("test", 200, 10)):
         for number in range(first, first + count):
-            write_film(folder / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg", 0, rng)
-            write_film(folder / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", 1, rng)
+            write_image(folder / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg", 0, rng)
+            write_image(folder / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", 1, rng)
     normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
     shutil.copy(folder / "test" / "PNEUMONIA" / "person200_virus_1.jpeg", sick / "x1.jpeg")
     Image.open(normal / "IM-0000-0001.jpeg").resize((360, 280)).save(normal / "x2.png")
     shutil.copy(normal / "IM-0001-0001.jpeg", sick / "x3.jpeg")
-    write_film(normal / "IM-0200-0002.jpeg", 0, rng)
-    write_film(normal / "IM-0300-0001.jpeg", 0, rng)
-    write_film(folder / "test" / "NORMAL" / "NORMAL2-IM-0300-0001.jpeg", 0, rng)
+    write_image(normal / "IM-0200-0002.jpeg", 0, rng)
+    write_image(normal / "IM-0300-0001.jpeg", 0, rng)
+    write_image(folder / "test" / "NORMAL" / "NORMAL2-IM-0300-0001.jpeg", 0, rng)
     (sick / "person11_virus_1.jpeg").write_bytes(b"<html>not found</html>")
     return folder
 
 
 @pytest.fixture(scope="module")
-def films(faulty, tmp_path_factory):
-    return prepare_films(str(faulty), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
+def images(faulty, tmp_path_factory):
+    return prepare_cohort(str(faulty), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
 
 
 @pytest.fixture(scope="module")
-def audited(films, tmp_path_factory):
+def audited(images, tmp_path_factory):
     """The findings, and the folder that the audit wrote."""
     folder, before = tmp_path_factory.mktemp("audit") / "out", torch.get_rng_state()
-    findings = write_audit(films, folder, {"rotation": 10, "blur": 0.0, "noise": (0.02, 0.01)})
+    findings = write_audit(images, folder, {"rotation": 10, "blur": 0.0, "noise": (0.02, 0.01)})
     assert torch.equal(before, torch.get_rng_state())  # the pictures leave a training's random numbers alone
     return findings, folder
 
@@ -108,7 +108,7 @@ def test_the_manifest_has_a_line_for_every_image_and_says_what_became_of_it(audi
     assert (alone["source"], alone["patient_id"]) == ("films", "IM-0005")
 
 
-def test_the_page_stands_alone_and_shows_what_there_is(films, audited):
+def test_the_page_stands_alone_and_shows_what_there_is(images, audited):
     findings, folder = audited
     html = (folder / "audit.html").read_text(encoding="utf-8")
     assert {path.name for path in folder.iterdir()} == {"audit.html", "audit.json", "manifest.csv"}
@@ -120,23 +120,23 @@ def test_the_page_stands_alone_and_shows_what_there_is(films, audited):
             assert np.ptp(np.asarray(picture.convert("L"))) > 100
     assert not re.search(r"<(script|link|iframe|object|a)\b|(http|https|file)://|url\(|@import", html)
     lines = audit_lines(findings["appearance"])
-    assert "private" in html and all(note in html for note in (*films.notes, *lines))
+    assert "private" in html and all(note in html for note in (*images.notes, *lines))
     assert summary(findings)[-len(lines) :] == lines
     for name, count in findings["removed"].items():
         assert f"<td>{name}</td><td>{count}</td>" in html
 
 
-def test_the_table_counts_images_and_patients_of_each_split_and_source(films):
+def test_the_table_counts_images_and_patients_of_each_split_and_source(images):
     number = np.arange(70)
     label = np.where((number >= 48) & (number < 64), 1, number % 2)
     images = dataclasses.replace(
-        films,
+        images,
         split=np.repeat(np.array(["train", "test", "covid", ""], dtype=object), [40, 24, 3, 3]),
         source=np.where(number < 30, "a", "b").astype(object),
         patient=(number // 2).astype(str).astype(object),  # two images each
         label=label,
     )
-    heads, rows = count_films(images)
+    heads, rows = count_images(images)
     assert heads == ["split", "NORMAL", "PNEUMONIA", "COVID-19", "images", "patients", "ratio"]
     rows = {name: " ".join(row) for name, *row in rows}
     assert rows["train"] == "20 20 0 40 20 1 : 1" and rows["train, a"] == "15 15 0 30 15 1 : 1"
@@ -144,10 +144,10 @@ def test_the_table_counts_images_and_patients_of_each_split_and_source(films):
     assert rows["covid"] == "0 0 3 3 2 –" and rows["all"] == "24 40 3 67 34 1 : 1.67"
 
 
-def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(films):
-    facts = measure_films(films)
-    assert len(facts.row) == np.sum(films.split != "") and not set(facts.row) & set(films.store.unreadable)
-    decoded = np.stack([film_array(str(path), 32) for path in films.file[facts.row]])
+def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(images):
+    facts = measure_images(images)
+    assert len(facts.row) == np.sum(images.split != "") and not set(facts.row) & set(images.cache.unreadable)
+    decoded = np.stack([image_array(str(path), 32) for path in images.file[facts.row]])
     np.testing.assert_allclose(facts.brightness, decoded.reshape(len(decoded), -1).mean(axis=1))
     for kind in range(2):
         levels = np.bincount(decoded[facts.kind == kind].ravel(), minlength=256)
@@ -174,78 +174,80 @@ def test_an_id_crosses_where_it_is_in_two_of_the_three_splits():
 def test_text_and_colour_that_only_pneumonias_carry_and_a_source_of_one_class_tell_the_label(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(9):
-        write_film(tmp_path / "one" / "NORMAL" / f"{number}.png", 0, rng, size=(600, 500))
+        write_image(tmp_path / "one" / "NORMAL" / f"{number}.png", 0, rng, size=(600, 500))
         path = tmp_path / "two" / "PNEUMONIA" / f"{number}.png"
-        write_film(path, 1, rng, size=(600, 500))
-        film = Image.open(path).convert("RGB")
-        ImageDraw.Draw(film).text((8, 8), "mAs 2.56 kV 55 15:42:07", fill="white", font_size=20)
-        ImageDraw.Draw(film).rectangle((250, 200, 310, 240), fill="red")
-        film.save(path)
-    films = prepare_films([str(tmp_path / "one"), str(tmp_path / "two")], 32, tmp_path)
-    findings = write_audit(films, tmp_path / "out")
+        write_image(path, 1, rng, size=(600, 500))
+        image = Image.open(path).convert("RGB")
+        ImageDraw.Draw(image).text((8, 8), "mAs 2.56 kV 55 15:42:07", fill="white", font_size=20)
+        ImageDraw.Draw(image).rectangle((250, 200, 310, 240), fill="red")
+        image.save(path)
+    cohort = prepare_cohort([str(tmp_path / "one"), str(tmp_path / "two")], 32, tmp_path)
+    findings = write_audit(cohort, tmp_path / "out")
     assert findings["overlays"]["text"] == findings["overlays"]["colour"] == {"NORMAL": 0, "PNEUMONIA": 9}
     told = findings["label_told_by"]
     assert told["burned-in text"] == told["colour"] == told["source"] == 1 and told["width / height"] == 0.5
 
 
-def _run_folder(films, folder):
+def _run_folder(images, folder):
     """What a training leaves of its audit."""
     (folder / "audit").mkdir(parents=True)
-    write_manifest(films, folder / "audit" / "manifest.csv")
+    write_manifest(images, folder / "audit" / "manifest.csv")
     return folder
 
 
-def test_weights_that_have_seen_test_images_are_refused_unless_allowed(faulty, films, tmp_path):
-    run = _run_folder(films, tmp_path / "run")
-    second = prepare_films(str(faulty), 32, tmp_path, max_unreadable=1, split="1/1/1")
+def test_weights_that_have_seen_test_images_are_refused_unless_allowed(faulty, images, tmp_path):
+    run = _run_folder(images, tmp_path / "run")
+    second = prepare_cohort(str(faulty), 32, tmp_path, max_unreadable=1, split="1/1/1")
     # By hand: images that judge now, and taught then; what validates now may have validated then.
-    sha, was = films.store.facts["sha256"], films.split
+    sha, was = images.cache.facts["sha256"], images.split
     then = {name: {sha[row] for row in np.flatnonzero(was == name)} for name in ("train", "validation")}
     expected = sum(sha[row] in then["train"] | then["validation"] for row in second.rows("test"))
     expected += sum(sha[row] in then["train"] for row in second.rows("validation"))
-    with pytest.raises(UsageError, match=f"{expected} validation and test films .* --allow_leakage") as error:
+    with pytest.raises(
+        UsageError, match=f"{expected} validation and test images .* --allow_leakage"
+    ) as error:
         check_leakage(second, read_seen(run), allowed=False)
     assert "\n" not in str(error.value) and expected > 0
     for weights in (run, run / "checkpoint-3"):
         assert check_leakage(second, read_seen(weights), allowed=True)["films_seen"] == expected
     assert check_leakage(second, [], allowed=False)["films_seen"] == 0
     # Going on with the same split is no leak.
-    assert len(read_seen(run)) == np.sum(np.isin(films.split, ("train", "validation")))
-    assert check_leakage(films, read_seen(run), allowed=False)["films_seen"] == 0
+    assert len(read_seen(run)) == np.sum(np.isin(images.split, ("train", "validation")))
+    assert check_leakage(images, read_seen(run), allowed=False)["films_seen"] == 0
 
 
-def test_a_run_remembers_what_the_weights_before_it_had_seen(films, tmp_path):
-    first, second = (_run_folder(films, tmp_path / name) for name in ("first", "second"))
+def test_a_run_remembers_what_the_weights_before_it_had_seen(images, tmp_path):
+    first, second = (_run_folder(images, tmp_path / name) for name in ("first", "second"))
     write_seen([{**read_seen(first)[0], "content_hash": "another"}], second / "audit" / SEEN)
     assert len(read_seen(second)) == 1 + len(read_seen(first))
 
 
-def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(films):
-    rows = films.rows("test")
-    first = films.patient[rows] == "person200_virus"
+def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(images):
+    rows = images.rows("test")
+    first = images.patient[rows] == "person200_virus"
     found = {"person200": first, "person200_virus": first, "person200_bacteria": first & False}
     for patient, expected in found.items():
         seen = [{"content_hash": "", "patient_id": patient}]
-        assert np.array_equal(taught(films, rows, seen), expected)
+        assert np.array_equal(taught(images, rows, seen), expected)
     assert first.sum() == 1
 
 
-def test_leakage_between_splits_would_be_seen_anew(films):
-    patient_id = films.patient_id.copy()
-    patient_id[np.flatnonzero(films.split == "test")[0]] = "IM-0005"
+def test_leakage_between_splits_would_be_seen_anew(images):
+    patient_id = images.patient_id.copy()
+    patient_id[np.flatnonzero(images.split == "test")[0]] = "IM-0005"
     with pytest.raises(UsageError, match="1 patients"):
-        check_leakage(dataclasses.replace(films, patient_id=patient_id), [], allowed=False)
+        check_leakage(dataclasses.replace(images, patient_id=patient_id), [], allowed=False)
 
 
 def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for number in range(2):  # too few to cut a split
-        write_film(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
-        write_film(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
+        write_image(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
+        write_image(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
     argv = ["audit", str(tmp_path / "films"), "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path)]
     assert run_script("hf_pneumonia", main, argv) == 0
     said = capsys.readouterr().out
-    assert "4 films, sources: films" in said and "fewer than 10 patients of a class" in said
+    assert "4 images, sources: images" in said and "fewer than 10 patients of a class" in said
     assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
     html = (tmp_path / "out" / "audit.html").read_text()
     assert html.count("<img") > 4 and 'id="appearance"' not in html

@@ -18,7 +18,7 @@ from test_dicom import _dicom
 
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.batch import overlay
 from hf_pneumonia.inference.scores import Progress, Row, print_scores
@@ -27,20 +27,20 @@ HEADER = ["file", "decision", "label", "probability", "threshold", "error", "rea
 
 
 @pytest.fixture(scope="module")
-def films(film_folder, tmp_path_factory) -> Path:
-    """Thirty films and two that can't be read, in one folder."""
+def images(image_folder, tmp_path_factory) -> Path:
+    """Thirty images and two that can't be read, in one folder."""
     folder = tmp_path_factory.mktemp("scored") / "films"
-    shutil.copytree(film_folder / "test", folder)
-    (folder / "NORMAL" / "IM-0205-bad.jpeg").write_bytes(b"no film")
+    shutil.copytree(image_folder / "test", folder)
+    (folder / "NORMAL" / "IM-0205-bad.jpeg").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")
     return folder
 
 
 @pytest.fixture(scope="module")
-def reference(finished_run, films, tmp_path_factory) -> bytes:
+def reference(finished_run, images, tmp_path_factory) -> bytes:
     """The scores of a job that nobody interrupted."""
     output = tmp_path_factory.mktemp("reference") / "scores.csv"
-    _predict(finished_run, films, "--output", output)
+    _predict(finished_run, images, "--output", output)
     return output.read_bytes()
 
 
@@ -57,7 +57,7 @@ def _rows(data: bytes) -> list[dict]:
 
 @pytest.fixture
 def asked(monkeypatch) -> list[int]:
-    """How many films went through the network, a number per batch; trials without films are not counted."""
+    """How many images went through the network, a number per batch; trials without images are not counted."""
     sizes, ask = [], PneumoniaClassifier.predict_squares
 
     def count(self, squares, *more, **options):
@@ -69,15 +69,15 @@ def asked(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_a_film_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(films, reference):
+def test_a_image_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(images, reference):
     rows = _rows(reference)
-    assert [row["file"] for row in rows] == list(map(str, sorted(films.rglob("*.*g"))))
+    assert [row["file"] for row in rows] == list(map(str, sorted(images.rglob("*.*g"))))
     bad = [row for row in rows if row["error"]]
     assert [row["error"] for row in bad] == ["not an image", "empty file"]
     assert all(row["decision"] == row["label"] == row["probability"] == "" for row in bad)
 
 
-def test_what_is_no_chest_film_has_a_reason_and_no_probability_or_heat_map_unless_forced(
+def test_what_is_no_chest_image_has_a_reason_and_no_probability_or_heat_map_unless_forced(
     finished_run, tmp_path
 ):
     picture, output = tmp_path / "palace.jpeg", tmp_path / "scores.csv"
@@ -88,16 +88,16 @@ def test_what_is_no_chest_film_has_a_reason_and_no_probability_or_heat_map_unles
         rows += _rows(output.read_bytes())
         maps.append(len(os.listdir(tmp_path / "maps")))
     row, forced = rows
-    assert row["decision"] == "not a chest film" and row["reason"].startswith("a colour picture")
+    assert row["decision"] == "not a chest X-ray" and row["reason"].startswith("a colour picture")
     assert row["error"] == row["probability"] == row["label"] == ""
     assert 0 <= float(forced["probability"]) <= 1 and forced["reason"] == row["reason"]
     assert forced["decision"] in ("pneumonia", "normal", "uncertain") and maps == [0, 1]
 
 
 def test_only_the_csv_goes_to_standard_output_and_its_reader_may_stop_early(
-    finished_run, films, reference, capsys, monkeypatch
+    finished_run, images, reference, capsys, monkeypatch
 ):
-    _predict(finished_run, films)
+    _predict(finished_run, images)
     assert capsys.readouterr().out.encode() == reference
     read, write = os.pipe()
     os.close(read)
@@ -106,8 +106,8 @@ def test_only_the_csv_goes_to_standard_output_and_its_reader_may_stop_early(
         print_scores([Row("a.png", "normal", "NORMAL", 0.1, 0.5, None, None)] * 10_000)
 
 
-def test_parquet_holds_what_csv_holds(finished_run, films, reference, tmp_path):
-    _predict(finished_run, films, "--output", tmp_path / "new" / "scores.parquet")
+def test_parquet_holds_what_csv_holds(finished_run, images, reference, tmp_path):
+    _predict(finished_run, images, "--output", tmp_path / "new" / "scores.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "new" / "scores.parquet")
     expected = [{key: value or None for key, value in row.items()} for row in _rows(reference)]
     for row in expected:
@@ -117,20 +117,20 @@ def test_parquet_holds_what_csv_holds(finished_run, films, reference, tmp_path):
 
 
 def test_zip_files_folders_dicom_and_missing_paths_share_one_list(
-    finished_run, films, tmp_path, capsys, monkeypatch
+    finished_run, images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    source = sorted((films / "PNEUMONIA").iterdir())[0]
-    gray = np.asarray(read_film(source))
+    source = sorted((images / "PNEUMONIA").iterdir())[0]
+    gray = np.asarray(read_image(source))
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "IM0001").write_bytes(_dicom(gray, WindowCenter=128, WindowWidth=256))
-    with zipfile.ZipFile("films.zip", "w") as archive:
+    with zipfile.ZipFile("images.zip", "w") as archive:
         archive.write(source, "a/=1+1.jpeg")
         archive.writestr("a/bad.png", b"x")
-    _predict(finished_run, "films.zip", "gone.png", "tree", source)
+    _predict(finished_run, "images.zip", "gone.png", "tree", source)
     rows = _rows(capsys.readouterr().out.encode())
     assert [row["file"] for row in rows] == [
-        "films.zip/a/=1+1.jpeg", "films.zip/a/bad.png", "gone.png", "tree/IM0001", str(source)
+        "images.zip/a/=1+1.jpeg", "images.zip/a/bad.png", "gone.png", "tree/IM0001", str(source)
     ]  # fmt: skip
     assert [row["error"] for row in rows] == ["", "not an image", "no such file", "", ""]
     values = [float(row["probability"]) for row in rows if row["probability"]]
@@ -138,7 +138,7 @@ def test_zip_files_folders_dicom_and_missing_paths_share_one_list(
 
 
 @pytest.fixture
-def stopped(finished_run, films, tmp_path) -> Path:
+def stopped(finished_run, images, tmp_path) -> Path:
     """The output of a job that was stopped after two batches."""
     batches, add = [], Progress.add
 
@@ -150,49 +150,51 @@ def stopped(finished_run, films, tmp_path) -> Path:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(Progress, "add", end)
-        _predict(finished_run, films, "--output", tmp_path / "scores.csv")
+        _predict(finished_run, images, "--output", tmp_path / "scores.csv")
     return tmp_path / "scores.csv"
 
 
 def test_a_job_that_was_stopped_goes_on_where_it_was_and_ends_with_the_file_of_one_never_interrupted(
-    finished_run, films, reference, stopped, asked
+    finished_run, images, reference, stopped, asked
 ):
     assert not stopped.exists()
     with open(stopped.with_name(".scores.csv.progress"), "a") as file:
         file.write('\n["a model", {"a key": [0.5, ')  # a line that a kill tore
-    _predict(finished_run, films, "--output", stopped)
-    # The first two batches of four were kept; one of the films in them can't be read, as can't one later.
+    _predict(finished_run, images, "--output", stopped)
+    # The first two batches of four were kept; one of the images in them can't be read, as can't one later.
     assert abs(sum(asked) - 22) <= 1
     assert stopped.read_bytes() == reference
     assert os.listdir(stopped.parent) == ["scores.csv"]
 
 
-def test_another_model_and_a_changed_film_are_scored_anew(finished_run, films, stopped, tmp_path, asked):
+def test_another_model_and_a_changed_image_are_scored_anew(finished_run, images, stopped, tmp_path, asked):
     other, progress = tmp_path / "other", stopped.with_name(".scores.csv.progress")
     shutil.copytree(finished_run, other, ignore=shutil.ignore_patterns("gate.safetensors"))
     kept = progress.read_bytes()
     config = json.loads((other / "config.json").read_text())
     config["pneumonia"]["threshold"] = 0.123
     (other / "config.json").write_text(json.dumps(config))
-    _predict(other, films, "--output", stopped)
+    _predict(other, images, "--output", stopped)
     assert sum(asked) == 30 and {row["threshold"] for row in _rows(stopped.read_bytes())} == {"0.123"}
 
     progress.write_bytes(kept)
     asked.clear()
-    first = sorted((films / "NORMAL").iterdir())[0]
+    first = sorted((images / "NORMAL").iterdir())[0]
     os.utime(first, ns=(1, first.stat().st_mtime_ns + 1))
-    _predict(finished_run, films, "--output", stopped)
+    _predict(finished_run, images, "--output", stopped)
     assert 1 in asked and 20 <= sum(asked) <= 24  # batches are scored by threads, in any order
 
 
 @pytest.mark.slow
-def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run, films, reference, stopped):
+def test_several_processes_go_on_with_a_job_and_score_no_image_twice(
+    finished_run, images, reference, stopped
+):
     # A second name for the file of progress, to be read after the job has deleted it.
     kept = stopped.with_name("kept")
     os.link(stopped.with_name(".scores.csv.progress"), kept)
     before = kept.read_bytes()
     command = [sys.executable, "-m", *TORCHRUN, "-m", "hf_pneumonia", "predict", "--model", finished_run]
-    command += ["--batch_size", "4", films, "--output", stopped]
+    command += ["--batch_size", "4", images, "--output", stopped]
     done = subprocess.run(command, capture_output=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"" and kept.read_bytes().startswith(before)
@@ -205,26 +207,26 @@ def test_several_processes_go_on_with_a_job_and_score_no_film_twice(finished_run
         assert float(one["probability"] or 0) == pytest.approx(float(other["probability"] or 0), abs=1e-6)
 
 
-def test_heat_maps_are_drawn_of_each_film_and_of_those_that_were_scored_before(
-    finished_run, films, stopped, asked
+def test_heat_maps_are_drawn_of_each_image_and_of_those_that_were_scored_before(
+    finished_run, images, stopped, asked
 ):
     folder = stopped.with_name("heat")
-    _predict(finished_run, films, "--output", stopped, "--heatmaps", folder)
+    _predict(finished_run, images, "--output", stopped, "--heatmaps", folder)
     # Those of the first two batches are scored again, since no picture is there.
     assert sum(asked) == 30
     scored = [row["file"] for row in _rows(stopped.read_bytes()) if not row["error"]]
     drawn = sorted(folder.iterdir())  # 000001-NAME-DIGEST.png
     assert [path.stem[7:].rpartition("-")[0] for path in drawn] == [Path(one).stem for one in scored]
     heat_map = PneumoniaClassifier.from_pretrained(finished_run)(scored[0], heat_map=True).heat_map
-    want = np.asarray(overlay(read_film(scored[0]), heat_map)).astype(int)
+    want = np.asarray(overlay(read_image(scored[0]), heat_map)).astype(int)
     assert np.abs(np.asarray(Image.open(drawn[0])).astype(int) - want).max() <= 2
 
 
-def test_colour_lies_on_the_same_part_of_a_film_of_other_proportions():
-    heat, film = np.zeros((8, 8), np.float32), Image.new("L", (400, 200), 90)
+def test_colour_lies_on_the_same_part_of_a_image_of_other_proportions():
+    heat, image = np.zeros((8, 8), np.float32), Image.new("L", (400, 200), 90)
     heat[1, 6] = 1  # rows 1/8 to 2/8, columns 6/8 to 7/8
-    picture = overlay(film, heat)
-    assert (picture.size, picture.mode) == (film.size, "RGB")
+    picture = overlay(image, heat)
+    assert (picture.size, picture.mode) == (image.size, "RGB")
     coloured = np.ptp(np.asarray(picture, float), axis=2)
     assert np.unravel_index(coloured.argmax(), coloured.shape) == pytest.approx((37, 325), abs=30)
     rows, columns = np.nonzero(coloured > 1)
@@ -232,28 +234,28 @@ def test_colour_lies_on_the_same_part_of_a_film_of_other_proportions():
     assert rows.max() <= 200 * 3.5 / 8 and columns.min() >= 400 * 4.5 / 8
 
 
-def test_a_picture_of_another_film_that_stood_in_this_row_is_not_taken_for_its_own(
-    finished_run, film_folder, tmp_path
+def test_a_picture_of_another_image_that_stood_in_this_row_is_not_taken_for_its_own(
+    finished_run, image_folder, tmp_path
 ):
-    for film in ("NORMAL/IM-0203-0001.jpeg", "PNEUMONIA/person203_bacteria_203.jpeg"):
-        shutil.copy(film_folder / "test" / film, tmp_path / "x.jpeg")
+    for image in ("NORMAL/IM-0203-0001.jpeg", "PNEUMONIA/person203_bacteria_203.jpeg"):
+        shutil.copy(image_folder / "test" / image, tmp_path / "x.jpeg")
         _predict(finished_run, tmp_path / "x.jpeg", "--heatmaps", tmp_path / "heat")
     assert len({path.read_bytes() for path in (tmp_path / "heat").iterdir()}) == 2
 
 
-def test_names_in_any_bytes_and_letters_come_through(finished_run, film_folder, tmp_path, asked):
+def test_names_in_any_bytes_and_letters_come_through(finished_run, image_folder, tmp_path, asked):
     names = [b"lat\xe9.jpeg", "ü 胸.jpeg".encode(), b"=1+1.jpeg", b"a\nb.jpeg", b'"q", x.jpeg', b"-o.jpeg"]
-    films, output, heat = tmp_path / "films", tmp_path / "s.csv", tmp_path / "heat"
-    films.mkdir()
+    images, output, heat = tmp_path / "films", tmp_path / "s.csv", tmp_path / "heat"
+    images.mkdir()
     for name in names:
-        shutil.copy(film_folder / "test" / "NORMAL" / "IM-0203-0001.jpeg", films / os.fsdecode(name))
-    _predict(finished_run, films, films / "-o.jpeg", films, "--output", output, "--heatmaps", heat)
+        shutil.copy(image_folder / "test" / "NORMAL" / "IM-0203-0001.jpeg", images / os.fsdecode(name))
+    _predict(finished_run, images, images / "-o.jpeg", images, "--output", output, "--heatmaps", heat)
     written = [os.fsdecode(name).encode(errors="backslashreplace").decode() for name in names]
     found = [Path(row["file"]).name for row in _rows(output.read_bytes())]
-    # A film that is named twice has two rows and is scored once.
+    # An image that is named twice has two rows and is scored once.
     assert sorted(found) == sorted([*written, *written, "-o.jpeg"])
     assert len(list(heat.iterdir())) == sum(asked) == len(names)
-    _predict(finished_run, films, "--output", tmp_path / "s.parquet")
+    _predict(finished_run, images, "--output", tmp_path / "s.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "s.parquet")
     assert sorted(Path(name).name for name in table["file"].to_pylist()) == sorted(written)
 
@@ -262,10 +264,10 @@ def test_a_mistake_is_told_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     for flags, problem in (
-        ("films --output scores.txt", ".csv or .parquet .*'scores.txt'"),
-        ("films --heatmaps file", "--heatmaps file: .*is a file"),
-        ("films --batch_size 0", "--batch_size .* 0"),
-        ("gone", "no film found .gone: no such file"),
+        ("images --output scores.txt", ".csv or .parquet .*'scores.txt'"),
+        ("images --heatmaps file", "--heatmaps file: .*is a file"),
+        ("images --batch_size 0", "--batch_size .* 0"),
+        ("gone", "no image found .gone: no such file"),
     ):
         with pytest.raises(UsageError, match=problem):
             main(["predict", "--model", "no/model/at/all", *flags.split()])

@@ -17,15 +17,15 @@ SIZES = "--image_size 32 --batch_size 4 --steps 2 --rounds 1"
     [
         ("train_step", SIZES, {"images_per_second": 5}),
         ("epoch", "--image_size 32 --count 40 --rounds 1 --cache_dir TMP", {"films_per_second": 6}),
-        ("scaling", f"--films 50 {SIZES} --cache_dir TMP", {"images_per_second": 2}),
+        ("scaling", f"--images 50 {SIZES} --cache_dir TMP", {"images_per_second": 2}),
         ("startup", "RUN --rounds 1 --port 7980", {"seconds": 5}),
-        ("predict", "RUN --films FILMS/test --rounds 1", {}),
-        ("time_to_auc", "FILMS --image_size 48 --epochs 3 --cache_dir TMP --contenders ours stock", {}),
+        ("predict", "RUN --images IMAGES/test --rounds 1", {}),
+        ("time_to_auc", "IMAGES --image_size 48 --epochs 3 --cache_dir TMP --contenders ours stock", {}),
         ("ood", "RUN", {}),
     ],
 )
-def test_a_benchmark_ends_with_its_figures(script, flags, times, finished_run, film_folder, tmp_path):
-    for name, path in {"RUN": finished_run, "FILMS": film_folder, "TMP": tmp_path}.items():
+def test_a_benchmark_ends_with_its_figures(script, flags, times, finished_run, image_folder, tmp_path):
+    for name, path in {"RUN": finished_run, "IMAGES": image_folder, "TMP": tmp_path}.items():
         flags = flags.replace(name, str(path))
     environment = {name: value for name, value in os.environ.items() if name != "CXR_DATA"}
     command = [sys.executable, "-W", "ignore", f"benchmarks/{script}.py", *flags.split()]

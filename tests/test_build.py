@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForImageClassification
 
 import hf_pneumonia.modeling.cnn  # noqa: F401  registers networks
-from hf_pneumonia.data.film import film_array
+from hf_pneumonia.data.images import image_array
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import build_model, network_input, scale_logits
 
 
-def films_of(size: int) -> torch.Tensor:
+def images_of(size: int) -> torch.Tensor:
     return network_input(torch.randint(0, 256, (2, size, size), dtype=torch.uint8))
 
 
@@ -37,11 +37,11 @@ def test_both_libraries_load_the_saved_folder_and_answer_the_same(architecture, 
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert load_file(tmp_path / "model.safetensors").keys() == loaded.state_dict().keys()
-    films = films_of(96)
+    images = images_of(96)
     with torch.no_grad():
-        expected = model(films).logits
-        torch.testing.assert_close(loaded(films), expected)
-        assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path)(films).logits, expected)
+        expected = model(images).logits
+        torch.testing.assert_close(loaded(images), expected)
+        assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path)(images).logits, expected)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["label_names"] == ["NORMAL", "PNEUMONIA"] and config["model_args"] == arguments
 
@@ -49,11 +49,11 @@ def test_both_libraries_load_the_saved_folder_and_answer_the_same(architecture, 
 @pytest.mark.parametrize("size", [(130, 95), (64, 64), (40, 200)])
 def test_the_input_equals_timms_evaluation_transform_to_the_last_bit(size, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "film.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     config = build_model("resnet10t.c3_in1k", 64).config.pretrained_cfg
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
-    stored = torch.from_numpy(film_array(tmp_path / "film.png", 64).copy())[None]
-    assert torch.equal(network_input(stored)[0], transform(Image.open(tmp_path / "film.png").convert("RGB")))
+    stored = torch.from_numpy(image_array(tmp_path / "image.png", 64).copy())[None]
+    assert torch.equal(network_input(stored)[0], transform(Image.open(tmp_path / "image.png").convert("RGB")))
     assert torch.equal(network_input(stored.float() / 255), network_input(stored))  # as augmentation gives it
 
 
@@ -62,11 +62,11 @@ def test_the_input_equals_timms_evaluation_transform_to_the_last_bit(size, tmp_p
     "architecture", ["resnet10t", "deit_tiny_distilled_patch16_224", "test_convnext", "test_mambaout"]
 )
 def test_logits_are_scaled_and_then_that_of_class_one_is_shifted(architecture):
-    model, films = build_model(architecture, 64).eval(), films_of(64)
+    model, images = build_model(architecture, 64).eval(), images_of(64)
     with torch.no_grad():
-        before = model(films).logits
+        before = model(images).logits
         scale_logits(model, 0.25, -1.5)
-        torch.testing.assert_close(model(films).logits, before / 4 + torch.tensor([0, -1.5]))
+        torch.testing.assert_close(model(images).logits, before / 4 + torch.tensor([0, -1.5]))
 
 
 @pytest.mark.parametrize("classes", [1000, 2])  # of ImageNet, and of a run that is fine-tuned further
@@ -126,8 +126,8 @@ def test_the_layers_are_those_of_the_notebook_and_one_network_is_normalised():
 def test_the_answer_is_that_of_the_layers_written_out():
     network = timm.create_model("cnn_baseline", num_classes=2, img_size=50).eval()
     weights = network.state_dict()
-    films = torch.randn(2, 3, 50, 50)
-    x = films
+    images = torch.randn(2, 3, 50, 50)
+    x = images
     for stage in range(5):
         weight, bias = (weights[f"stages.{stage}.0.{key}"] for key in ("weight", "bias"))
         x = torch.nn.functional.conv2d(x, weight, bias, padding=1).clamp(min=0)
@@ -135,7 +135,7 @@ def test_the_answer_is_that_of_the_layers_written_out():
         x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
     x = (x.reshape(2, -1) @ weights["dense.weight"].T + weights["dense.bias"]).clamp(min=0)
     expected = x @ weights["head.weight"].T + weights["head.bias"]
-    torch.testing.assert_close(network(films), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_saved_one_can_be_fine_tuned_further_at_the_same_size(tmp_path):

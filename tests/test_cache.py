@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_film
+from conftest import write_image
 from PIL import Image
 
 from hf_pneumonia.data import cache
-from hf_pneumonia.data.cache import StoreCutShort, open_store
+from hf_pneumonia.data.cache import CacheCutShort, open_cache
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.errors import UsageError
 
@@ -20,7 +20,7 @@ def images(tmp_path):
     rng = np.random.default_rng(0)
     paths = [tmp_path / "films" / f"{number}.png" for number in range(7)]
     for path in paths:
-        write_film(path, 1, rng)
+        write_image(path, 1, rng)
     Image.open(paths[1]).resize((450, 350)).save(paths[4])
     paths[3].write_bytes(b"damaged")
     Image.fromarray((np.tri(64) * 255).astype(np.uint8)).save(paths[6])
@@ -33,57 +33,57 @@ def _resized(path) -> np.ndarray:
     return np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BICUBIC))
 
 
-def test_a_row_of_the_store_is_the_film_as_pillow_reads_it_with_the_facts_of_its_file(images, tmp_path):
+def test_a_row_of_the_store_is_the_image_as_pillow_reads_it_with_the_facts_of_its_file(images, tmp_path):
     Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
     images.append({"path": "lost.png", "bytes": None})
-    store = open_store(images, 32, tmp_path)
-    assert (len(store), store.size) == (8, 32)
+    cache = open_cache(images, 32, tmp_path)
+    assert (len(cache), cache.size) == (8, 32)
     for row in range(7):
         path = tmp_path / "films" / f"{row}.png"
         content = path.read_bytes()
-        assert store.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
+        assert cache.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
         if row in (0, 1, 2, 5):
-            assert np.array_equal(store[[row]][0], _resized(path))
-    assert list(store.unreadable) == [3, 6, 7] and not store[[3, 6, 7]].any()
-    assert store.unreadable[3] == "not an image" and "mask" in store.unreadable[6]
-    assert store.unreadable[7] == "no such file" and store.facts["sha256"][7] == b""
-    assert store.facts["width"].tolist() == [90, 90, 90, 0, 450, 90, 0, 0]
-    assert store.facts["height"].tolist() == [70, 70, 70, 0, 350, 70, 0, 0]
-    assert np.flatnonzero(store.facts["blank"]).tolist() == [2]
-    assert np.array_equal(pickle.loads(pickle.dumps(store))[[5, -4, 5]], store[[5, 4, 5]])
+            assert np.array_equal(cache[[row]][0], _resized(path))
+    assert list(cache.unreadable) == [3, 6, 7] and not cache[[3, 6, 7]].any()
+    assert cache.unreadable[3] == "not an image" and "mask" in cache.unreadable[6]
+    assert cache.unreadable[7] == "no such file" and cache.facts["sha256"][7] == b""
+    assert cache.facts["width"].tolist() == [90, 90, 90, 0, 450, 90, 0, 0]
+    assert cache.facts["height"].tolist() == [70, 70, 70, 0, 350, 70, 0, 0]
+    assert np.flatnonzero(cache.facts["blank"]).tolist() == [2]
+    assert np.array_equal(pickle.loads(pickle.dumps(cache))[[5, -4, 5]], cache[[5, 4, 5]])
 
 
-def test_a_store_that_was_cut_short_is_an_error_and_no_film(images, tmp_path):
-    store = open_store(images, 32, tmp_path)
-    os.truncate(next((tmp_path / "films").glob("*/films.uint8")), 6 * 32 * 32 + 5)
-    assert store[[5]].any()
-    with pytest.raises(StoreCutShort):
-        store[[6]]
+def test_a_store_that_was_cut_short_is_an_error_and_no_image(images, tmp_path):
+    cache = open_cache(images, 32, tmp_path)
+    os.truncate(next((tmp_path / "films").glob("*/images.uint8")), 6 * 32 * 32 + 5)
+    assert cache[[5]].any()
+    with pytest.raises(CacheCutShort):
+        cache[[6]]
 
 
 @pytest.mark.parametrize("size", [8, 160])
 def test_a_second_run_reads_the_first_ones_store_and_its_copies_are_found_at_any_size(images, tmp_path, size):
-    first = open_store(images, size, tmp_path)
-    built = (first.folder / "films.uint8").stat().st_ino
+    first = open_cache(images, size, tmp_path)
+    built = (first.folder / "images.uint8").stat().st_ino
     pairs, correlation = first.copies()
     assert pairs[correlation >= COPY].tolist() == [[1, 4]]
-    again = open_store(images, size, tmp_path)
-    assert (again.folder / "films.uint8").stat().st_ino == built
+    again = open_cache(images, size, tmp_path)
+    assert (again.folder / "images.uint8").stat().st_ino == built
     assert np.array_equal(again[range(7)], first[range(7)])
     assert all(np.array_equal(one, other) for one, other in zip(again.copies(), first.copies(), strict=True))
 
 
 def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_path):
-    open_store(images, 32, tmp_path)
-    assert open_store(images, 48, tmp_path).size == 48
-    write_film(tmp_path / "films" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
-    store = open_store(images, 32, tmp_path)
-    assert np.array_equal(store[[0]][0], _resized(images[0]["path"]))
+    open_cache(images, 32, tmp_path)
+    assert open_cache(images, 48, tmp_path).size == 48
+    write_image(tmp_path / "films" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
+    cache = open_cache(images, 32, tmp_path)
+    assert np.array_equal(cache[[0]][0], _resized(images[0]["path"]))
     assert len(list((tmp_path / "films").glob("*/index.json"))) == 3
 
 
 def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images, tmp_path):
-    first = open_store(images, 32, tmp_path)[[0]].copy()
+    first = open_cache(images, 32, tmp_path)[[0]].copy()
     path = Path(images[0]["path"])
     before, pixels = path.stat(), path.read_bytes()
     other = Path(images[1]["path"]).read_bytes()
@@ -94,15 +94,15 @@ def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images,
         os.utime(aside, ns=(before.st_atime_ns, before.st_mtime_ns))
         aside.replace(path)
         assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, size)
-        assert np.array_equal(open_store(images, 32, tmp_path)[[0]], first) != changed
+        assert np.array_equal(open_cache(images, 32, tmp_path)[[0]], first) != changed
 
 
-def test_films_that_go_away_while_they_are_decoded_make_no_store(images, tmp_path, monkeypatch):
+def test_images_that_go_away_while_they_are_decoded_make_no_store(images, tmp_path, monkeypatch):
     def find_and_lose(thumbnails):
         Path(images[0]["path"]).unlink()
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
 
     monkeypatch.setattr(cache, "find_copies", find_and_lose)
     with pytest.raises(UsageError, match="changed or went away"):
-        open_store(images, 32, tmp_path / "cache")
+        open_cache(images, 32, tmp_path / "cache")
     assert list((tmp_path / "cache" / "films").iterdir()) == []

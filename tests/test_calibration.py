@@ -23,7 +23,7 @@ from hf_pneumonia.evaluation.calibration import (
     uncalibrated,
 )
 from hf_pneumonia.evaluation.intervals import bootstrap_counts, wilson
-from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films, score_swapped
+from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_images, score_swapped
 from hf_pneumonia.modeling.build import build_model, scale_logits
 
 
@@ -67,22 +67,22 @@ def test_separated_classes_give_a_temperature_and_an_intercept_within_bounds(mar
     assert 0.5 <= temperature <= 10 and abs(intercept) < 3
 
 
-def _with_swapped_copies(model, films):
+def _with_swapped_copies(model, images):
     """Logits and labels of validation, as it is and with proportions swapped by 1.2."""
-    rows = films.rows("validation")
-    plain, label = score_films(model, films.store, rows, 8), films.label[rows]
-    swapped = score_swapped(model, films.store, rows, label, 8, films.vertical_class(), 1.2)
+    rows = images.rows("validation")
+    plain, label = score_images(model, images.cache, rows, 8), images.label[rows]
+    swapped = score_swapped(model, images.cache, rows, label, 8, images.vertical_class(), 1.2)
     return np.concatenate([plain, swapped]), np.tile(label, 2)
 
 
-def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(small_films):
+def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(small_images):
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
     torch.nn.init.normal_(model.timm_model.fc.weight)  # answers that differ by more than rounding
-    before, label = _with_swapped_copies(model, small_films)
-    chosen = calibrate(model, small_films, batch_size=8)
-    after, _ = _with_swapped_copies(model, small_films)
+    before, label = _with_swapped_copies(model, small_images)
+    chosen = calibrate(model, small_images, batch_size=8)
+    after, _ = _with_swapped_copies(model, small_images)
     np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
     assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, label)
     label = label[: len(label) // 2]
@@ -97,13 +97,13 @@ def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(small_films):
     assert chosen["threshold"] in chosen["trade_off"]["threshold"]
 
 
-def test_calibrating_a_shifted_network_folds_both_into_it(small_films):
+def test_calibrating_a_shifted_network_folds_both_into_it(small_images):
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     scale_logits(model, 1, 2.0)
-    before, label = _with_swapped_copies(model, small_films)
-    chosen = calibrate(model, small_films, 8)
-    after, _ = _with_swapped_copies(model, small_films)
+    before, label = _with_swapped_copies(model, small_images)
+    chosen = calibrate(model, small_images, 8)
+    after, _ = _with_swapped_copies(model, small_images)
     margin = (before[:, 1] - before[:, 0]) / chosen["temperature"] + chosen["intercept"]
     np.testing.assert_allclose(after[:, 1] - after[:, 0], margin, atol=1e-5)
     assert (chosen["temperature"], chosen["intercept"]) == fit_platt(before, label)
@@ -114,14 +114,14 @@ def test_calibrating_a_shifted_network_folds_both_into_it(small_films):
     np.testing.assert_allclose(earlier, pneumonia_probability(before), atol=1e-5)
 
 
-def test_nan_answers_and_one_class_are_clear_errors(small_films):
+def test_nan_answers_and_one_class_are_clear_errors(small_images):
     model = build_model("resnet10t", 32)
-    sick = dataclasses.replace(small_films, label=np.ones_like(small_films.label))
+    sick = dataclasses.replace(small_images, label=np.ones_like(small_images.label))
     with pytest.raises(UsageError, match="0 normal and 20 with pneumonia.*--split"):
         calibrate(model, sick, 8)
     scale_logits(model, np.nan)
     with pytest.raises(UsageError, match="--learning_rate"):
-        calibrate(model, small_films, 8)
+        calibrate(model, small_images, 8)
 
 
 @pytest.mark.parametrize("factor", [0.5, 3])
@@ -134,8 +134,8 @@ def test_the_errors_and_the_table_are_sklearns(factor):
     filled = [line for line in table if line["films"]]
     assert [line["share"] for line in filled] == pytest.approx(share)
     assert [line["mean_probability"] for line in filled] == pytest.approx(mean)
-    films = np.array([line["films"] for line in filled])
-    assert errors["ece"] == pytest.approx(np.sum(films * np.abs(share - mean)) / 700)
+    images = np.array([line["films"] for line in filled])
+    assert errors["ece"] == pytest.approx(np.sum(images * np.abs(share - mean)) / 700)
     for line in filled:
         assert line["wilson95"] == pytest.approx(wilson(round(line["share"] * line["films"]), line["films"]))
 

@@ -56,7 +56,7 @@ def test_every_number_in_the_body_is_one_of_the_report():
         body = re.sub(fixed, "", body, flags=re.DOTALL)
     known = numbers_in([written_report(), written_config(), written_manifest()])
     matrix = written_report()["operating_point"]["test"]["confusion_matrix"]
-    # 95% intervals, the threshold 0.5 and an AUROC of nothing, films of 8 and 16 bits, pixels from 0 to 1,
+    # 95% intervals, the threshold 0.5 and an AUROC of nothing, images of 8 and 16 bits, pixels from 0 to 1,
     # float32, the name of a hash.
     known |= {"95", "0.5", "8", "16", "0", "1", "32", "256", str(matrix["fn"] + matrix["tp"])}
     assert set(re.findall(r"\d+(?:\.\d+)?", body)) <= known
@@ -70,7 +70,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
     test, point = report["splits"]["test"], report["operating_point"]["test"]
     appearance, robustness = report["checks"]["appearance"], report["checks"]["robustness"]
     expected = [("AUROC", test["auroc"]), ("average precision", test["average_precision"])]
-    titles = {"precision": "precision (PPV among these films)", "f1": "F1", "mcc": "Matthews correlation"}
+    titles = {"precision": "precision (PPV among these images)", "f1": "F1", "mcc": "Matthews correlation"}
     for name in ("sensitivity", "specificity", "accuracy", *titles):
         expected.append((titles.get(name, name), test[name], point[name]))
     for label, right, wrong in (("NORMAL", "tn", "fp"), ("PNEUMONIA", "fn", "tp")):
@@ -104,7 +104,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
         change = "noise, 0.1 (share)" if name == "sensitivity" else "blur, 0 (sigma, px at 224)"
         expected.append((title, lowest[name], change))
     virus = report["checks"]["subgroups"]["families"]["person-virus"]["sensitivity"]
-    rates = (virus, "not defined", "1.000 [no interval]", "all NORMAL films")
+    rates = (virus, "not defined", "1.000 [no interval]", "all NORMAL images")
     expected.append(("person-virus", 142, 106, *rates))
     for name, split in report["data"]["splits"].items():
         expected.append((name, split["films"], split["patients"], *split["classes"].values()))
@@ -137,12 +137,12 @@ def test_notices_stand_where_they_must_and_nowhere_else():
     usual, simulated, leaked = map(write_card, (lambda *_: None, simulate, leak))
     assert all("no medical device" in text for text in (usual, simulated, leaked))
     assert "SIMULATED" not in usual and "LEAKAGE" not in usual
-    assert "> **SIMULATED FILMS.**" in simulated and "- simulated\n" in simulated
+    assert "> **SIMULATED IMAGES.**" in simulated and "- simulated\n" in simulated
     assert "> **LEAKAGE.**" in simulated and "none was found" in simulated
-    assert "> **LEAKAGE.**" in leaked and "39 films of validation and test had been seen" in leaked
+    assert "> **LEAKAGE.**" in leaked and "39 images of validation and test had been seen" in leaked
 
 
-def test_only_films_that_are_called_so_are_said_to_be_kermanys():
+def test_only_images_that_are_called_so_are_said_to_be_kermanys():
     def kermany(report, config, manifest):
         report["data"]["source"] = "chest-xray-pneumonia"
         manifest["sources"] = {"rsna-chest-xray-pneumonia": manifest["sources"]["films"]}
@@ -169,7 +169,7 @@ def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
         manifest["sources"]["second"] = {"kind": "kaggle", "splits": counts}
 
     text = write_card(change)
-    assert "AUROC 1.000 [no interval]" in text and "91 films of 92 patients" in text
+    assert "AUROC 1.000 [no interval]" in text and "91 images of 92 patients" in text
     assert "(`first`)" in text and "/home" not in text
     assert "| second | test | 3 (2) | 0 |" in text
     assert not any(absent in text for absent in ("is added to", "swapped", "## Decisions", "uncertain"))
@@ -203,7 +203,7 @@ def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
     assert data_sets == {("imagefolder", "films", "test")}
 
 
-HUB = "somebody/chest-films"
+HUB = "somebody/chest-images"
 
 
 def of_hub() -> tuple[dict, dict, dict]:
@@ -222,7 +222,7 @@ def test_a_base_model_is_named_where_weights_came_from_the_hub():
 
 def test_data_sets_of_the_hub_are_linked_and_no_others_and_what_is_not_defined_is_left_out():
     report, recipe, manifest = of_hub()
-    manifest["sources"] |= {"kaggle:a/b": {"kind": "kaggle"}, "my/films": {"kind": "local"}}
+    manifest["sources"] |= {"kaggle:a/b": {"kind": "kaggle"}, "my/images": {"kind": "local"}}
     report["splits"]["test"]["auroc"] = {"value": None, "ci95": None}
     del report["checks"]["appearance"]  # of an earlier run
     data = card_data(report, recipe, manifest, REPO)
@@ -243,10 +243,10 @@ def test_eval_results_read_back_with_the_reports_figures():
     assert {one.date for one in entries} == {None}  # the same run, the same bytes
 
 
-def test_figures_on_films_that_nobody_else_can_find_are_of_no_data_set_of_the_hub():
+def test_figures_on_images_that_nobody_else_can_find_are_of_no_data_set_of_the_hub():
     report, recipe, manifest = of_hub()
     cut = copy.deepcopy(report)
-    cut["data"]["notes"] = ["no test split found: cut 20 films of 18 patients as a test split"]
+    cut["data"]["notes"] = ["no test split found: cut 20 images of 18 patients as a test split"]
     several = {"sources": manifest["sources"] | {"films": {"kind": "local"}}}
 
     def named(report, recipe, manifest) -> set[str]:
@@ -256,14 +256,14 @@ def test_figures_on_films_that_nobody_else_can_find_are_of_no_data_set_of_the_hu
     assert named(report, recipe, manifest) == {HUB}
     assert named(cut, recipe, manifest) == {f"hub:{HUB}"}
     assert named(report, recipe | {"split": "80/10/10"}, manifest) == {f"hub:{HUB}"}
-    assert named(report, recipe, several) == {f"hub:{HUB} + local:films"}
+    assert named(report, recipe, several) == {f"hub:{HUB} + local:images"}
     assert named(report, recipe, {"sources": {"phantom": {"kind": "phantom"}}}) == {"phantom"}
     assert named(report, recipe, {"sources": {"local/train": {"kind": "local"}}}) == {"local:local/train"}
 
 
-def snippets_of(text: str, model: object, film: object) -> list[str]:
+def snippets_of(text: str, model: object, image: object) -> list[str]:
     text = text.replace(f"hf-hub:{REPO}", f"local-dir:{model}").replace(REPO, str(model))
-    found = re.findall(r"```python\n(.*?)```", text.replace("film.jpeg", str(film)), flags=re.DOTALL)
+    found = re.findall(r"```python\n(.*?)```", text.replace("image.jpeg", str(image)), flags=re.DOTALL)
     assert len(found) == 4
     return found
 
@@ -294,5 +294,5 @@ def test_snippets_for_a_network_of_our_own_import_its_module_first():
     def own(report, config, manifest):
         config["architecture"] = report["recipe"]["model"] = "cnn_baseline"
 
-    for snippet in snippets_of(write_card(own), "model", "film.png")[:3]:
+    for snippet in snippets_of(write_card(own), "model", "image.png")[:3]:
         assert snippet.startswith("import hf_pneumonia.modeling.cnn ")

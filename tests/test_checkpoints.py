@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from trainings import changed, scored, weights
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_pneumonia.data.cache import StoreCutShort
+from hf_pneumonia.data.cache import CacheCutShort
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training import checkpoints, faults, resuming
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
@@ -289,7 +289,7 @@ def test_a_best_epoch_that_was_damaged_meanwhile_is_not_loaded(trainer, tmp_path
     assert not damage(tmp_path / "run" / "checkpoint-6")
 
 
-def test_a_training_goes_on_by_its_own_recipe_and_films_alone(trainer, tmp_path):
+def test_a_training_goes_on_by_its_own_recipe_and_images_alone(trainer, tmp_path):
     trainer(*ONE).train()
     run = tmp_path / "run"
     (run / ".checkpoint-6-writing").mkdir()
@@ -310,7 +310,7 @@ def test_a_training_goes_on_by_its_own_recipe_and_films_alone(trainer, tmp_path)
     with pytest.raises(UsageError, match="splits .*, and not of another"):
         other.train(resume_from_checkpoint=True)
     other.train_dataset.labels = 1 - other.train_dataset.labels
-    with pytest.raises(UsageError, match=r"training films 85 \(.*\), and not 85 \("):
+    with pytest.raises(UsageError, match=r"training images 85 \(.*\), and not 85 \("):
         other.train(resume_from_checkpoint=True)
 
 
@@ -359,11 +359,11 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(trainer, 
         (MemoryError(), "out of memory .*--per_device_train_batch_size"),
         (RuntimeError("can't allocate memory"), "out of memory .*--per_device_train_batch_size"),
         (OSError(errno.ENOSPC, "No space", "predictions_test.csv"), "no space left in .*true"),
-        (StoreCutShort("cut short: delete it"), "cut short: delete it, and .*--resume_from_checkpoint true"),
+        (CacheCutShort("cut short: delete it"), "cut short: delete it, and .*--resume_from_checkpoint true"),
         (RuntimeError("shapes differ"), None),
     ],
 )
-def test_a_lack_of_memory_space_or_films_and_nothing_else_is_explained(tmp_path, error, words):
+def test_a_lack_of_memory_space_or_images_and_nothing_else_is_explained(tmp_path, error, words):
     args, _ = parse_recipe(["--output_dir", str(tmp_path)], default=ROOT / "recipes" / "quickstart.yaml")
     _written(tmp_path, 3)
     with pytest.raises(UsageError if words else type(error), match=words), faults.explained(args):

@@ -27,7 +27,7 @@ from hf_pneumonia.evaluation.checks import (
     write_checks,
 )
 from hf_pneumonia.evaluation.metrics import metrics_at
-from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability, predict_split, score_films
+from hf_pneumonia.evaluation.scoring import Predictions, pneumonia_probability, predict_split, score_images
 from hf_pneumonia.modeling.build import build_model
 
 # The corruptions.
@@ -86,12 +86,12 @@ def test_jpeg_exposure_rotation_and_resolution_do_what_their_units_say(clouds):
 
 
 @pytest.mark.filterwarnings("error")
-def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_films):
+def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_images):
     model = Network(lambda images: images.mean((1, 2)))  # the brighter, the more pneumonia
-    rows, store = small_films.rows("test"), small_films.store
-    scored = predict_split(model, small_films, "test", 8)
+    rows, cache = small_images.rows("test"), small_images.cache
+    scored = predict_split(model, small_images, "test", 8)
     threshold = float(np.median(scored.probability))
-    result = check_robustness(model, store, rows, scored, threshold, batch_size=30)
+    result = check_robustness(model, cache, rows, scored, threshold, batch_size=30)
     assert result["films"] == 30 and list(result)[2:] == list(CORRUPTIONS)
     for name, (_, _, clean, levels) in CORRUPTIONS.items():
         found = {one["level"]: one for one in result[name]["levels"]}
@@ -99,7 +99,7 @@ def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_films)
         plain = metrics_at(scored.label, scored.probability, scored.patient_id, threshold)
         assert found[clean] == {"level": clean, **plain}
     darker = result["exposure"]["levels"][-1]
-    logits = score_films(model, store, rows, 8, lambda images: corruptions.exposure(images, 2))
+    logits = score_images(model, cache, rows, 8, lambda images: corruptions.exposure(images, 2))
     probability = pneumonia_probability(logits)
     assert darker == {"level": 2, **metrics_at(scored.label, probability, scored.patient_id, threshold)}
     assert darker["sensitivity"]["value"] == 0, "no dark image passes for a bright one"
@@ -148,7 +148,9 @@ def test_the_box_and_what_is_around_it_make_the_whole_image(size):
 
 
 def test_the_box_holds_the_lesions_of_simulated_images():
-    lesions = [film.lesion for patient in range(1, 11) for film in phantom.simulate_patient(patient, size=64)]
+    lesions = [
+        image.lesion for patient in range(1, 11) for image in phantom.simulate_patient(patient, size=64)
+    ]
     lesions = np.stack(lesions).astype(np.uint8)
     assert black_out(lesions, keep_masks(64)["lungs_only"]).sum() / lesions.sum() > 0.97
 
@@ -175,9 +177,9 @@ def test_each_family_and_each_source_has_its_own_metrics():
     against = np.r_[0:40, 60:80]
     area = roc_auc_score(scored.label[against], scored.probability[against])
     assert virus["auroc"]["value"] == pytest.approx(area)
-    assert virus["auroc_against"] == "all NORMAL films"
-    assert families["IM"]["auroc_against"] == "all PNEUMONIA films"
-    assert list(sources) == ["east", "west"] and sources["west"]["auroc_against"] == "own films"
+    assert virus["auroc_against"] == "all NORMAL images"
+    assert families["IM"]["auroc_against"] == "all PNEUMONIA images"
+    assert list(sources) == ["east", "west"] and sources["west"]["auroc_against"] == "own images"
     area = roc_auc_score(scored.label[1::2], scored.probability[1::2])
     assert sources["west"]["auroc"]["value"] == pytest.approx(area)
 
@@ -197,20 +199,20 @@ def test_only_large_families_of_several_patients_are_shown():
 
 
 @pytest.fixture(scope="module")
-def checked(small_films):
+def checked(small_images):
     """Model, images and predictions, and what the checks say of them."""
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     nn.init.normal_(model.timm_model.fc.weight)
-    predictions, films = {}, small_films
+    predictions, images = {}, small_images
     for split in ("test", "validation"):  # all right but the first of each class
-        rows = films.rows(split)
-        label = films.label[rows]
+        rows = images.rows(split)
+        label = images.label[rows]
         probability = np.where(label == 1, 0.8, 0.2)
         probability[[np.argmax(label == 0), np.argmax(label == 1)]] = 0.9, 0.1
-        predictions[split] = Predictions(films.file[rows], films.patient[rows], label, probability)
-    checks = run_checks(model, films, predictions, 0.5, 32)
-    return SimpleNamespace(model=model, films=films, predictions=predictions, checks=checks)
+        predictions[split] = Predictions(images.file[rows], images.patient[rows], label, probability)
+    checks = run_checks(model, images, predictions, 0.5, 32)
+    return SimpleNamespace(model=model, images=images, predictions=predictions, checks=checks)
 
 
 def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_patient(checked, tmp_path):
@@ -223,7 +225,7 @@ def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_p
     found = {"miss": 1, "false_alarm": 1, "suspected_label_error": 2}
     assert checks["errors"] == {"test": {"films": 30, **found}, "validation": {"films": 20, **found}}
     assert set(checks["subgroups"]["families"]) == {"IM", "person-bacteria"}
-    write_checks(tmp_path, checks, checked.model, checked.films, checked.predictions)
+    write_checks(tmp_path, checks, checked.model, checked.images, checked.predictions)
     written = {path.name for path in tmp_path.rglob("*.*")}
     assert written == {"errors.csv", "errors.png", "appearance.png", "robustness.png", "shortcuts.png"}
     assert (tmp_path / "errors" / "errors.csv").read_text().count(",miss\n") == 2
@@ -232,13 +234,13 @@ def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_p
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", [0, 1])
 def test_ten_images_of_one_class_without_an_error_go_through(checked, tmp_path, label):
-    rows = checked.films.rows("test")[checked.predictions["test"].label == label][:10]
-    split = np.full(len(checked.films.split), "", dtype=object)
+    rows = checked.images.rows("test")[checked.predictions["test"].label == label][:10]
+    split = np.full(len(checked.images.split), "", dtype=object)
     split[rows] = "test"
-    films = dataclasses.replace(checked.films, split=split)
-    scored = Predictions(films.file[rows], ["p"] * 10, films.label[rows], films.label[rows] * 0.9)
-    checks = run_checks(checked.model, films, {"test": scored}, 0.5, 32)
+    images = dataclasses.replace(checked.images, split=split)
+    scored = Predictions(images.file[rows], ["p"] * 10, images.label[rows], images.label[rows] * 0.9)
+    checks = run_checks(checked.model, images, {"test": scored}, 0.5, 32)
     assert checks["appearance"] is None
     assert checks["shortcuts"]["as_they_are"]["auroc"]["value"] is None
-    write_checks(tmp_path, checks, checked.model, films, {"test": scored})
+    write_checks(tmp_path, checks, checked.model, images, {"test": scored})
     assert (tmp_path / "errors" / "errors.csv").read_text().count("\n") == 1

@@ -17,13 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_pneumonia
 from hf_pneumonia import PneumoniaClassifier, Prediction
-from hf_pneumonia.data.film import film_array
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.data.images import image_array
+from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.hub import commit_files
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
 
-FILMS = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def classifier(finished_run) -> PneumoniaClassifier:
 
 
 @pytest.fixture(scope="module")
-def files(film_folder) -> list[Path]:
-    """Twelve films of the test split."""
-    return [*sorted((film_folder / "test").glob("*/*"))[::3]][:12]
+def files(image_folder) -> list[Path]:
+    """Twelve images of the test split."""
+    return [*sorted((image_folder / "test").glob("*/*"))[::3]][:12]
 
 
 def _probabilities(predictions) -> list[float]:
     return [one.probability for one in predictions]
 
 
-def test_a_film_in_the_band_of_the_config_is_uncertain(classifier, finished_run):
+def test_a_image_in_the_band_of_the_config_is_uncertain(classifier, finished_run):
     stated = json.loads((finished_run / "config.json").read_text())["pneumonia"]
     low, high, threshold = stated["uncertain"]["low"], stated["uncertain"]["high"], stated["threshold"]
     assert classifier.band == (min(low, threshold), max(high, threshold))
@@ -51,8 +51,8 @@ def test_a_film_in_the_band_of_the_config_is_uncertain(classifier, finished_run)
         assert classifier.decide(probability) == ("uncertain" if inside else called)
 
 
-@pytest.mark.parametrize("collection", [list, tuple, iter, lambda films: (film for film in films)])
-def test_several_films_are_answered_in_order_like_each_by_itself(classifier, files, collection):
+@pytest.mark.parametrize("collection", [list, tuple, iter, lambda images: (image for image in images)])
+def test_several_images_are_answered_in_order_like_each_by_itself(classifier, files, collection):
     alone = _probabilities(map(classifier, files))
     assert len(set(alone)) == len(alone)
     for size in (1, 32):
@@ -61,7 +61,7 @@ def test_several_films_are_answered_in_order_like_each_by_itself(classifier, fil
     assert classifier(collection([])) == []
 
 
-def test_a_film_gets_one_answer_in_whichever_form_it_comes(classifier, files):
+def test_a_image_gets_one_answer_in_whichever_form_it_comes(classifier, files):
     path = files[0]
     expected = classifier(path)
     assert isinstance(expected, Prediction) and expected.heat_map is None and expected.reason == ""
@@ -75,7 +75,7 @@ def test_a_film_gets_one_answer_in_whichever_form_it_comes(classifier, files):
 
 def test_heat_maps_are_those_of_heatmap_py_and_change_no_answer(classifier, files):
     found = classifier(files[:3], heat_map=True)
-    squares = np.stack([film_array(file, classifier.image_size) for file in files[:3]])
+    squares = np.stack([image_array(file, classifier.image_size) for file in files[:3]])
     expected = heat_maps(classifier.model, network_input(torch.from_numpy(squares))).numpy()
     np.testing.assert_allclose(np.stack([one.heat_map for one in found]), expected, atol=1e-5)
     assert found[0].heat_map.dtype == np.float32 and found[0].heat_map.shape == squares.shape[1:]
@@ -91,16 +91,16 @@ def test_threads_get_the_answers_that_one_gets(classifier, files):
         np.testing.assert_allclose(one.heat_map, other.heat_map, atol=1e-5)
 
 
-def test_a_film_that_can_not_be_read_is_named_by_its_place(classifier, files):
-    for films, error, problem in (
-        (b"no film", UnreadableFilm, r"\Anot an image\Z"),
-        ([*files[:2], b"no film", files[2]], UnreadableFilm, r"films\[2\]: not an image"),
-        (iter([files[0], Path("gone.png")]), UnreadableFilm, r"films\[1\] \(gone.png\): no such"),
-        ([files[0], np.zeros((3, 3), np.int64)], UnreadableFilm, r"films\[1\]: an array of int64"),
-        ([None], TypeError, r"films\[0\]: a film is a path"),
+def test_a_image_that_can_not_be_read_is_named_by_its_place(classifier, files):
+    for images, error, problem in (
+        (b"no image", UnreadableImage, r"\Anot an image\Z"),
+        ([*files[:2], b"no image", files[2]], UnreadableImage, r"images\[2\]: not an image"),
+        (iter([files[0], Path("gone.png")]), UnreadableImage, r"images\[1\] \(gone.png\): no such"),
+        ([files[0], np.zeros((3, 3), np.int64)], UnreadableImage, r"images\[1\]: an array of int64"),
+        ([None], TypeError, r"images\[0\]: an image is a path"),
     ):
         with pytest.raises(error, match=problem):
-            classifier(films)
+            classifier(images)
 
 
 def test_half_precision_answers_nearly_the_same(finished_run, classifier, files):
@@ -121,7 +121,7 @@ def test_answers_that_are_no_numbers_are_one_line(timm_folder):
     classifier = PneumoniaClassifier.from_pretrained(timm_folder)
     torch.nn.init.constant_(classifier.model.timm_model.fc.bias, float("nan"))
     with pytest.raises(UsageError, match="its answers are NaN"):
-        classifier(FILMS[0])
+        classifier(IMAGES[0])
 
 
 def test_a_model_of_other_people_has_a_threshold_of_one_half_and_its_notes_are_warned_of_once(
@@ -129,11 +129,11 @@ def test_a_model_of_other_people_has_a_threshold_of_one_half_and_its_notes_are_w
 ):
     with caplog.at_level(logging.WARNING, "hf_pneumonia"):
         classifier = PneumoniaClassifier.from_pretrained(vit_folder)
-        classifier(FILMS)
+        classifier(IMAGES)
     assert classifier.threshold == 0.5 and classifier.operating_point == {} and classifier.name == "vit"
     assert [record.getMessage() for record in caplog.records] == [f"vit: {note}" for note in classifier.notes]
     with pytest.raises(UsageError, match="no heat maps: ViTForImageClassification"):
-        classifier(FILMS[0], heat_map=True)
+        classifier(IMAGES[0], heat_map=True)
 
 
 @pytest.mark.parametrize(
@@ -156,23 +156,25 @@ def test_what_is_saved_answers_as_before_here_and_in_transformers(network, kind,
     first = PneumoniaClassifier.from_pretrained(folder)
     names = first.save_pretrained(saved)
     again = PneumoniaClassifier.from_pretrained(saved)
-    assert again(FILMS) == first(FILMS)
+    assert again(IMAGES) == first(IMAGES)
     assert (again.notes, again.operating_point) == (first.notes, first.operating_point)
     assert sorted(path.name for path in saved.iterdir()) == names
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in saved.iterdir())
 
     model = AutoModelForImageClassification.from_pretrained(saved)
-    images = [Image.fromarray(film).convert("RGB") for film in FILMS]  # of the input size: nothing to squash
+    images = [
+        Image.fromarray(image).convert("RGB") for image in IMAGES
+    ]  # of the input size: nothing to squash
     inputs = AutoImageProcessor.from_pretrained(saved)(images, return_tensors="pt")
     with torch.no_grad():
         shares = model(**inputs).logits.softmax(-1).numpy()
     column = 0 if kind == "labels reversed" else 1
-    np.testing.assert_allclose(shares[:, column], _probabilities(first(FILMS)), atol=1e-5)
+    np.testing.assert_allclose(shares[:, column], _probabilities(first(IMAGES)), atol=1e-5)
 
 
 def test_heat_maps_of_swapped_classes_are_those_of_the_same_network_unswapped(timm_folder, tmp_path):
     classifier = PneumoniaClassifier.from_pretrained(timm_folder)
-    expected = classifier(FILMS, heat_map=True)
+    expected = classifier(IMAGES, heat_map=True)
     # The head's rows are swapped with the names: nothing should change.
     with torch.no_grad():
         for tensor in (classifier.model.timm_model.fc.weight, classifier.model.timm_model.fc.bias):
@@ -180,7 +182,7 @@ def test_heat_maps_of_swapped_classes_are_those_of_the_same_network_unswapped(ti
     classifier.save_pretrained(tmp_path)
     _change(tmp_path, label_names=["PNEUMONIA", "NORMAL"])
     swapped = PneumoniaClassifier.from_pretrained(tmp_path)
-    for one, other in zip(swapped(FILMS, heat_map=True), expected, strict=True):
+    for one, other in zip(swapped(IMAGES, heat_map=True), expected, strict=True):
         assert one.probability == pytest.approx(other.probability, abs=1e-6)
         np.testing.assert_allclose(one.heat_map, other.heat_map, atol=1e-5)
 
@@ -195,7 +197,7 @@ def test_saving_over_another_model_leaves_nothing_of_it_that_would_be_read(
     assert (saved / "gate.safetensors").read_bytes() == (finished_run / "gate.safetensors").read_bytes()
     first = PneumoniaClassifier.from_pretrained(timm_folder)
     first.save_pretrained(saved)
-    assert PneumoniaClassifier.from_pretrained(saved)(FILMS) == first(FILMS)
+    assert PneumoniaClassifier.from_pretrained(saved)(IMAGES) == first(IMAGES)
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
 
 

@@ -15,7 +15,7 @@ from hf_pneumonia.evaluation.scoring import Predictions
 N = 60
 LABEL = np.arange(N) % 3 % 2  # 20 of 60 are pneumonia
 PATIENT = [f"p{index // 2}" for index in range(N)]
-FILES = [f"/films/{index}.png" for index in range(N)]
+FILES = [f"/images/{index}.png" for index in range(N)]
 AREA = {"value": 0.7312, "ci95": [0.61, 0.84]}
 SWAPPED = {"factor": 1.3, "proportions": {"1.2": {}, "1.3": {"auroc": AREA}}}
 SECOND = np.random.default_rng(1).permutation(N)  # the order of the second run's images
@@ -117,7 +117,7 @@ def test_runs_that_label_an_image_differently_and_anything_but_two_finished_runs
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "seeds.json").write_text("{}")
     for other, problem in (
-        ("wrong", "/films/7.png is NORMAL in wrong and PNEUMONIA in first"),
+        ("wrong", "/images/7.png is NORMAL in wrong and PNEUMONIA in first"),
         ("none", "no such folder"),
         ("empty", "report.json is missing"),
         ("seeds", "seeds/seed-"),

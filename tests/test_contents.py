@@ -37,17 +37,17 @@ def test_the_report_that_leaves_knows_the_weights_beside_it_and_has_every_figure
     assert report["splits"] == json.loads((finished_run / "report.json").read_text())["splits"]
 
 
-def test_a_gate_that_the_report_does_not_speak_of_is_not_published(copied):
-    gate = copied / "gate.safetensors"
-    gate.write_bytes(gate.read_bytes()[:-1])
+def test_a_ood_check_that_the_report_does_not_speak_of_is_not_published(copied):
+    ood_check = copied / "gate.safetensors"
+    ood_check.write_bytes(ood_check.read_bytes()[:-1])
     with pytest.raises(UsageError, match="gate.safetensors is missing or damaged"):
         public_files(copied, REPO)
 
 
-def test_no_file_that_leaves_names_a_film_a_patient_or_a_place(finished_run, film_folder):
-    names = {film.stem for film in film_folder.rglob("*.jpeg")} | {"person0_bacteria", "IM-0000"}
+def test_no_file_that_leaves_names_a_image_a_patient_or_a_place(finished_run, image_folder):
+    names = {image.stem for image in image_folder.rglob("*.jpeg")} | {"person0_bacteria", "IM-0000"}
     for name, content in contents(public_files(finished_run, REPO)).items():
-        for secret in (*names, str(film_folder), str(finished_run)):
+        for secret in (*names, str(image_folder), str(finished_run)):
             assert secret.encode() not in content, name
 
 

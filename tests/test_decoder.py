@@ -14,8 +14,8 @@ from conftest import ROOT, until
 from PIL import Image
 from test_inputs import DICOM
 
-from hf_pneumonia.data.film import read_film
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.data.images import read_image
+from hf_pneumonia.errors import UnreadableImage
 from hf_pneumonia.page.decoder import COULD_NOT_COPE, NO_MEMORY, Decoder
 from hf_pneumonia.page.limits import MAX_FILE_BYTES, MAX_PIXELS
 
@@ -34,8 +34,8 @@ def decoder():
         yield decoder
 
 
-FILM = _saved((SLOPE // 12).astype(np.uint8), "PNG")
-FILMS = {
+IMAGE = _saved((SLOPE // 12).astype(np.uint8), "PNG")
+IMAGES = {
     "JPEG": _saved((SLOPE // 12).astype(np.uint8), "JPEG"),
     "PNG of 16 bits": _saved(SLOPE, "PNG"),
     "colour PNG": _saved(np.stack([SLOPE // 12] * 3, -1).astype(np.uint8), "PNG"),
@@ -57,48 +57,48 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", FILMS)
-def test_a_film_is_the_one_that_read_film_gives(decoder, tmp_path, kind):
-    path, expected = tmp_path / "Röntgen ☢.film", read_film(FILMS[kind])
-    path.write_bytes(FILMS[kind])
-    for film in map(decoder.read, (FILMS[kind], str(path))):
-        assert film == expected  # by mode and pixels
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_image_is_the_one_that_read_image_gives(decoder, tmp_path, kind):
+    path, expected = tmp_path / "Röntgen ☢.image", read_image(IMAGES[kind])
+    path.write_bytes(IMAGES[kind])
+    for image in map(decoder.read, (IMAGES[kind], str(path))):
+        assert image == expected  # by mode and pixels
         for name in {"hues", "modality"} & expected.info.keys():
-            assert film.info[name] == expected.info[name]
+            assert image.info[name] == expected.info[name]
 
 
-@pytest.mark.parametrize("damage", [b"", b"<html>", FILM[:-40], "/no/such/film"])
-def test_what_is_no_film_gets_the_reason_that_read_film_gives(decoder, damage):
+@pytest.mark.parametrize("damage", [b"", b"<html>", IMAGE[:-40], "/no/such/image"])
+def test_what_is_no_image_gets_the_reason_that_read_image_gives(decoder, damage):
     reasons = []
-    for read in (read_film, decoder.read):
-        with pytest.raises(UnreadableFilm) as refusal:
+    for read in (read_image, decoder.read):
+        with pytest.raises(UnreadableImage) as refusal:
             read(damage)
         reasons.append(str(refusal.value))
     assert reasons[0] == reasons[1]
 
 
-def test_files_and_films_above_the_pages_limits_are_refused(decoder, tmp_path):
+def test_files_and_images_above_the_pages_limits_are_refused(decoder, tmp_path):
     large = bytes(MAX_FILE_BYTES + 1)
-    (tmp_path / "film.dcm").write_bytes(large)
-    for source in (str(tmp_path / "film.dcm"), large):
-        with pytest.raises(UnreadableFilm, match="more than the 20 MB"):
+    (tmp_path / "image.dcm").write_bytes(large)
+    for source in (str(tmp_path / "image.dcm"), large):
+        with pytest.raises(UnreadableImage, match="more than the 20 MB"):
             decoder.read(source)
-    with pytest.raises(UnreadableFilm, match=f"more than {MAX_PIXELS:,}"):
+    with pytest.raises(UnreadableImage, match=f"more than {MAX_PIXELS:,}"):
         decoder.read(_saved(np.zeros((8_000, 5_001), bool), "PNG"))
 
 
 @pytest.mark.parametrize("end", ["too slow", "killed"])
-def test_a_film_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end):
-    os.mkfifo(tmp_path / "film.png")  # reading it never ends
+def test_a_image_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end):
+    os.mkfifo(tmp_path / "image.png")  # reading it never ends
     before = _children()
     with Decoder(processes=1, seconds=1 if end == "too slow" else 60) as decoder:
-        decoder.read(FILM)
+        decoder.read(IMAGE)
         (pid,) = _children() - before
         if end == "killed":
             threading.Timer(0.3, os.kill, [pid, signal.SIGKILL]).start()
-        with pytest.raises(UnreadableFilm, match=COULD_NOT_COPE):
-            decoder.read(str(tmp_path / "film.png"))
-        assert decoder.read(FILM).size == (50, 60)
+        with pytest.raises(UnreadableImage, match=COULD_NOT_COPE):
+            decoder.read(str(tmp_path / "image.png"))
+        assert decoder.read(IMAGE).size == (50, 60)
         assert not _runs(pid)
     assert _children() <= before
 
@@ -106,19 +106,19 @@ def test_a_film_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end):
 def test_too_little_memory_is_a_reason_and_a_decoder_that_was_killed_while_idle_costs_no_answer():
     before = _children()
     with Decoder(processes=1, memory=100_000_000) as decoder:
-        with pytest.raises(UnreadableFilm, match=NO_MEMORY):
+        with pytest.raises(UnreadableImage, match=NO_MEMORY):
             decoder.read(_saved(np.zeros((4_000, 5_000), np.uint16), "PNG"))
         (pid,) = _children() - before
         os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)  # its end is noticed ahead of the next film
-        assert decoder.read(FILM).size == (50, 60)
+        time.sleep(0.5)  # its end is noticed ahead of the next image
+        assert decoder.read(IMAGE).size == (50, 60)
 
 
-def test_threads_that_ask_at_once_get_each_their_own_film(decoder):
+def test_threads_that_ask_at_once_get_each_their_own_image(decoder):
     shades = [_saved(np.full((30, 20 + shade), shade, np.uint8), "PNG") for shade in range(60)]
     with ThreadPoolExecutor(16) as pool:
-        for shade, film in enumerate(pool.map(decoder.read, shades)):
-            assert film.size == (20 + shade, 30) and film.getextrema() == (shade, shade)
+        for shade, image in enumerate(pool.map(decoder.read, shades)):
+            assert image.size == (20 + shade, 30) and image.getextrema() == (shade, shade)
 
 
 def test_a_decoder_imports_no_torch_and_no_gradio_and_outlives_no_server_that_is_killed():

@@ -11,7 +11,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from hf_pneumonia.data.film import UnreadableFilm, read_film
+from hf_pneumonia.data.images import UnreadableImage, read_image
 
 TWELVE = np.array([[0, 1000, 2000, 4000]], np.uint16)  # stretched: 0, 63.75, 127.5, 255
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
@@ -73,7 +73,7 @@ COLOURS = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]], np.uint
 M1 = {"PhotometricInterpretation": "MONOCHROME1"}
 TABLE = [0, 10, 20, 255]
 
-FILMS = {
+IMAGES = {
     "without a window": (_dicom(TWELVE), [0, 64, 128, 255]),
     "MONOCHROME1": (_dicom(TWELVE, **M1), [255, 191, 128, 0]),
     "MONOCHROME1 that says INVERSE too": (
@@ -132,11 +132,11 @@ FILMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_a_film_of_every_kind_shows_what_the_standard_says(name):
-    content, pixels = FILMS[name]
-    film = read_film(content)
-    assert film.mode == "L" and np.asarray(film).tolist() == [pixels]
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_of_every_kind_shows_what_the_standard_says(name):
+    content, pixels = IMAGES[name]
+    image = read_image(content)
+    assert image.mode == "L" and np.asarray(image).tolist() == [pixels]
 
 
 def test_what_other_elements_hold_is_stepped_over():
@@ -158,7 +158,7 @@ def test_what_other_elements_hold_is_stepped_over():
         dataset[number].is_undefined_length = True
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    assert np.asarray(read_film(buffer.getvalue())).tolist() == [[0, 64, 128, 255]]
+    assert np.asarray(read_image(buffer.getvalue())).tolist() == [[0, 64, 128, 255]]
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
@@ -166,9 +166,9 @@ def test_a_file_without_preamble_is_read_by_path_and_by_bytes(tmp_path, syntax):
     content = _dicom(TWELVE, syntax)
     data_set = content[content.index(b"\x08\0\x05\0") :]
     for headless in (content[132:], data_set):
-        (tmp_path / "film.dcm").write_bytes(headless)
-        for source in (headless, tmp_path / "film.dcm"):
-            assert np.asarray(read_film(source)).tolist() == [[0, 64, 128, 255]]
+        (tmp_path / "image.dcm").write_bytes(headless)
+        for source in (headless, tmp_path / "image.dcm"):
+            assert np.asarray(read_image(source)).tolist() == [[0, 64, 128, 255]]
 
 
 def _run_length(pixels: np.ndarray) -> bytes:
@@ -197,27 +197,27 @@ COMPRESSED = {
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_a_compressed_film_has_the_pixels_that_were_written(name):
+def test_a_compressed_image_has_the_pixels_that_were_written(name):
     allowed = 2 if name == "JPEG" else 0
-    assert np.abs(np.asarray(read_film(COMPRESSED[name])) - STRETCHED).max() <= allowed
+    assert np.abs(np.asarray(read_image(COMPRESSED[name])) - STRETCHED).max() <= allowed
 
 
-def test_a_compressed_film_in_colour_turns_gray():
+def test_a_compressed_image_in_colour_turns_gray():
     for name, syntax, stream in (
         ("YBR_RCT", uid.JPEG2000Lossless, _stream(RGB, "JPEG2000", no_jp2=True, mct=1)),
         ("YBR_FULL_422", uid.JPEGBaseline8Bit, _stream(RGB, "JPEG", quality=100)),
     ):
-        film = np.asarray(read_film(_dicom(RGB, syntax, stream, PhotometricInterpretation=name)))
-        assert np.abs(film.astype(int) - GRADIENT).max() <= 2
+        image = np.asarray(read_image(_dicom(RGB, syntax, stream, PhotometricInterpretation=name)))
+        assert np.abs(image.astype(int) - GRADIENT).max() <= 2
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_a_compressed_film_that_is_cut_off_is_not_filled_up(name):
+def test_a_compressed_image_that_is_cut_off_is_not_filled_up(name):
     content = COMPRESSED[name]
     start = content.index(b"\xe0\x7f\x10\0")
     for share in (0.5, 0.9):
-        with pytest.raises(UnreadableFilm, match="DICOM"):
-            read_film(content[: start + int(share * (len(content) - start))])
+        with pytest.raises(UnreadableImage, match="DICOM"):
+            read_image(content[: start + int(share * (len(content) - start))])
 
 
 @pytest.mark.skipif(bool(find_spec("pylibjpeg")), reason="the optional decoders are installed")
@@ -227,8 +227,8 @@ def test_a_missing_decoder_is_named_with_the_line_that_installs_it():
         (uid.JPEGLSLossless, "JPEG-LS.*pylibjpeg.libjpeg"),
         (uid.HTJ2KLossless, "JPEG 2000.*pylibjpeg.openjpeg"),
     ):
-        with pytest.raises(UnreadableFilm, match=named):
-            read_film(_dicom(GRADIENT, syntax, b"\xff\xd8\xff\xd9"))
+        with pytest.raises(UnreadableImage, match=named):
+            read_image(_dicom(GRADIENT, syntax, b"\xff\xd8\xff\xd9"))
 
 
 UNREADABLE = {
@@ -249,33 +249,33 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_film_says_why_in_one_line(name):
+def test_what_is_no_image_says_why_in_one_line(name):
     content, reason = UNREADABLE[name]
-    with pytest.raises(UnreadableFilm, match=reason) as error:
-        read_film(content)
+    with pytest.raises(UnreadableImage, match=reason) as error:
+        read_image(content)
     assert "\n" not in str(error.value)
 
 
 def test_a_patients_name_is_never_shown_in_an_error_or_on_the_terminal(capfd, caplog, recwarn):
     name = b"SECRET^NAME "
-    films = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), COMPRESSED["JPEG"]]
+    images = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), COMPRESSED["JPEG"]]
     # Whatever is looked at may hold it in a damaged file.
     for tag in (b"\x50\x10DS", b"\x52\x10DS", b"\4\0CS", b"\x08\0IS", b"\x10\0US"):
         element = b"\x28\0" + tag + struct.pack("<H", len(name)) + name
-        films.append(_dicom(TWELVE).replace(b"\x28\0\2\0US", element + b"\x28\0\2\0US"))
-    films.append(_dicom(TWELVE).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840" + name + b"\0"))
+        images.append(_dicom(TWELVE).replace(b"\x28\0\2\0US", element + b"\x28\0\2\0US"))
+    images.append(_dicom(TWELVE).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840" + name + b"\0"))
     rng = np.random.default_rng(0)
-    for content in films[:3] * 50:
+    for content in images[:3] * 50:
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[rng.integers(132, min(len(damaged), 500), 2)] = rng.integers(0, 256, 2)
-        films.append(damaged[: rng.integers(132, 2 * len(damaged))].tobytes())
+        images.append(damaged[: rng.integers(132, 2 * len(damaged))].tobytes())
     stream = COMPRESSED["JPEG 2000"].index(b"\xff\x93") + 2  # its decoder fails
-    films.append(COMPRESSED["JPEG 2000"][:stream] + b"\xff" * 38 + COMPRESSED["JPEG 2000"][stream + 38 :])
+    images.append(COMPRESSED["JPEG 2000"][:stream] + b"\xff" * 38 + COMPRESSED["JPEG 2000"][stream + 38 :])
     caplog.set_level(logging.DEBUG)
-    for content in films:
+    for content in images:
         try:
-            read_film(content)
-        except UnreadableFilm as error:
+            read_image(content)
+        except UnreadableImage as error:
             assert "SECRET" not in f"{error} {error.__cause__}"
     shown = "".join([*capfd.readouterr(), caplog.text, *(str(one.message) for one in recwarn)])
     assert "SECRET" not in shown and "Traceback" not in shown

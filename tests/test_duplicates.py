@@ -1,11 +1,11 @@
-"""Films are simulated, and copies of them made with Pillow: who was made from whom is known."""
+"""Images are simulated, and copies of them made with Pillow: who was made from whom is known."""
 
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_film import _bytes
+from test_image import _bytes
 
 from hf_pneumonia.data.duplicates import ALIKE, COPY, THUMBNAIL, connect, find_copies
 from hf_pneumonia.data.phantom import simulate_patient
@@ -13,48 +13,48 @@ from hf_pneumonia.data.phantom import simulate_patient
 PATIENTS = 20
 
 
-def _thumbnails(films) -> np.ndarray:
+def _thumbnails(images) -> np.ndarray:
     side = (THUMBNAIL, THUMBNAIL)
-    return np.stack([film.resize(side, Image.Resampling.BICUBIC, reducing_gap=3.0) for film in films])
+    return np.stack([image.resize(side, Image.Resampling.BICUBIC, reducing_gap=3.0) for image in images])
 
 
 @pytest.fixture(scope="module")
-def films() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """The first image of each simulated patient."""
     return [Image.fromarray(simulate_patient(number, 0, 192)[0].image) for number in range(1, PATIENTS + 1)]
 
 
-def _jpeg(film: Image.Image, quality: int) -> Image.Image:
-    return Image.open(io.BytesIO(_bytes(film, "JPEG", quality=quality)))
+def _jpeg(image: Image.Image, quality: int) -> Image.Image:
+    return Image.open(io.BytesIO(_bytes(image, "JPEG", quality=quality)))
 
 
-def _crop(film: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+def _crop(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
     """Cut shares of the side off."""
-    shares = zip((left, top, 1 - right, 1 - bottom), film.size * 2, strict=True)
-    return film.crop([int(share * side) for share, side in shares])
+    shares = zip((left, top, 1 - right, 1 - bottom), image.size * 2, strict=True)
+    return image.crop([int(share * side) for share, side in shares])
 
 
 COPIES = {
-    "smaller": lambda film: film.resize((150, 150), Image.Resampling.BILINEAR),
-    "larger and of another shape": lambda film: film.resize((640, 500), Image.Resampling.LANCZOS),
-    "of JPEG quality 50": lambda film: _jpeg(film, 50),
-    "of gamma 0.7": lambda film: film.point(lambda gray: round(255 * (gray / 255) ** 0.7)),
-    "of less contrast": lambda film: film.point(lambda gray: round(60 + 0.6 * gray)),
-    "cut by 4% on every side": lambda film: _crop(film, 0.04, 0.04, 0.04, 0.04),
-    "cut by 4% on two sides": lambda film: _crop(film, 0.04, 0, 0, 0.04),
-    "cut, resized, recompressed": lambda film: _jpeg(_crop(film, 0.02, 0.03, 0, 0.03).resize((180, 160)), 60),
+    "smaller": lambda image: image.resize((150, 150), Image.Resampling.BILINEAR),
+    "larger and of another shape": lambda image: image.resize((640, 500), Image.Resampling.LANCZOS),
+    "of JPEG quality 50": lambda image: _jpeg(image, 50),
+    "of gamma 0.7": lambda image: image.point(lambda gray: round(255 * (gray / 255) ** 0.7)),
+    "of less contrast": lambda image: image.point(lambda gray: round(60 + 0.6 * gray)),
+    "cut by 4% on every side": lambda image: _crop(image, 0.04, 0.04, 0.04, 0.04),
+    "cut by 4% on two sides": lambda image: _crop(image, 0.04, 0, 0, 0.04),
+    "cut, resized, recompressed": lambda image: _jpeg(_crop(image, 0.02, 0.03, 0, 0.03).resize((180, 160)), 60),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_every_copy_is_found_and_nothing_else_is_taken_for_one(films, kind):
-    pairs, correlation = find_copies(_thumbnails([*films, *map(COPIES[kind], films)]))
+def test_every_copy_is_found_and_nothing_else_is_taken_for_one(images, kind):
+    pairs, correlation = find_copies(_thumbnails([*images, *map(COPIES[kind], images)]))
     found = {tuple(pair) for pair in pairs[correlation >= COPY].tolist()}
     assert found == {(row, row + PATIENTS) for row in range(PATIENTS)}
 
 
-def test_pairs_come_in_order_and_the_order_of_the_films_does_not_matter(films):
-    thumbnails = _thumbnails([*films, *map(COPIES["cut by 4% on two sides"], films)])
+def test_pairs_come_in_order_and_the_order_of_the_images_does_not_matter(images):
+    thumbnails = _thumbnails([*images, *map(COPIES["cut by 4% on two sides"], images)])
     order = np.random.default_rng(0).permutation(len(thumbnails))
     pairs, correlation = find_copies(thumbnails)
     shuffled, again = find_copies(thumbnails[order])
@@ -66,25 +66,27 @@ def test_pairs_come_in_order_and_the_order_of_the_films_does_not_matter(films):
     assert min(correlation) >= ALIKE
 
 
-def _crowds(film, rng):
+def _crowds(image, rng):
     """Two crowds with more members than the neighbours that an image is compared with: they never see the
     other; many versions of one image; and two versions with many equal copies."""
-    small = _crop(film, *[0.03] * 4)
-    yield [one.resize((150 + 7 * n, 160 + 5 * n)) for n in range(12) for one in (film, small)]
-    versions = [_crop(film, *rng.uniform(0, 0.03, 4)).resize([rng.integers(120, 400)] * 2) for _ in range(30)]
+    small = _crop(image, *[0.03] * 4)
+    yield [one.resize((150 + 7 * n, 160 + 5 * n)) for n in range(12) for one in (image, small)]
+    versions = [
+        _crop(image, *rng.uniform(0, 0.03, 4)).resize([rng.integers(120, 400)] * 2) for _ in range(30)
+    ]
     yield [_jpeg(version, int(rng.integers(40, 95))) for version in versions]
-    yield [film, small] * 20
+    yield [image, small] * 20
 
 
-def test_many_versions_of_one_film_are_one_group(films):
-    for versions in _crowds(films[0], np.random.default_rng(0)):
-        pairs, correlation = find_copies(_thumbnails([*films[1:], *versions]))
+def test_many_versions_of_one_image_are_one_group(images):
+    for versions in _crowds(images[0], np.random.default_rng(0)):
+        pairs, correlation = find_copies(_thumbnails([*images[1:], *versions]))
         group = connect(PATIENTS - 1 + len(versions), pairs[correlation >= COPY])
         assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * len(versions)]
 
 
-def test_thousands_of_equal_films_are_one_group_and_blank_ones_and_one_alone_are_in_no_pair(films):
-    thumbnails = _thumbnails(films)
+def test_thousands_of_equal_images_are_one_group_and_blank_ones_and_one_alone_are_in_no_pair(images):
+    thumbnails = _thumbnails(images)
     blank = np.stack([np.full((THUMBNAIL, THUMBNAIL), gray, np.uint8) for gray in (0, 0, 0, 128, 255, 255)])
     equal = np.tile(thumbnails[:1], (2000, 1, 1))
     pairs, correlation = find_copies(np.concatenate([thumbnails, equal, blank]))

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, write_film, write_films
+from conftest import ROOT, TORCHRUN, write_image, write_images
 
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.evaluate import choose_films
+from hf_pneumonia.evaluation.evaluate import choose_images
 from hf_pneumonia.evaluation.metrics import METRICS
 from hf_pneumonia.modeling.build import build_model
 
@@ -35,9 +35,9 @@ def _evaluate(model: Path, source: Path, folder: Path, *flags: str) -> dict:
 
 
 def test_images_that_the_model_was_trained_on_are_counted_and_metrics_given_without_them(
-    finished_run, film_folder, tmp_path, capsys
+    finished_run, image_folder, tmp_path, capsys
 ):
-    report = _evaluate(finished_run, film_folder, tmp_path / "all", "--films", "all")
+    report = _evaluate(finished_run, image_folder, tmp_path / "all", "--images", "all")
     own = _report(finished_run)
     splits = own["data"]["splits"]
     taught = splits["train"]["films"] + splits["validation"]["films"]
@@ -54,11 +54,11 @@ def test_images_that_the_model_was_trained_on_are_counted_and_metrics_given_with
     assert report["operating_point"]["threshold"] == own["operating_point"]["threshold"]
     assert report["calibration"]["unseen"].keys() == own["calibration"]["test"].keys()
     assert report["checks"]["split"] == "unseen" and set(report["checks"]["errors"]) == {"unseen"}
-    assert f"WARNING: {taught} of these films, of {patients} patients" in capsys.readouterr().out
+    assert f"WARNING: {taught} of these images, of {patients} patients" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
-def published(finished_run, film_folder, tmp_path_factory):
+def published(finished_run, image_folder, tmp_path_factory):
     """The published files, without an operating point, scored on the run's data set."""
     folder = tmp_path_factory.mktemp("published")
     (folder / "model").mkdir()
@@ -66,7 +66,7 @@ def published(finished_run, film_folder, tmp_path_factory):
     config = json.loads((finished_run / "config.json").read_text())
     del config["pneumonia"]
     (folder / "model" / "config.json").write_text(json.dumps(config))
-    _evaluate(folder / "model", film_folder, folder / "out")
+    _evaluate(folder / "model", image_folder, folder / "out")
     return folder / "out"
 
 
@@ -97,14 +97,14 @@ def test_a_patient_of_the_training_is_known_by_name_on_another_image_and_one_cla
     finished_run, tmp_path, monkeypatch
 ):
     # person0 and person1 were trained on; these are other pictures of them. person500 was not.
-    write_films(tmp_path / "films", 0, 2)
-    write_films(tmp_path / "films", 0, 1, first=500)
+    write_images(tmp_path / "films", 0, 2)
+    write_images(tmp_path / "films", 0, 1, first=500)
     for path in sorted((tmp_path / "films" / "PNEUMONIA").iterdir()):
         path.write_bytes(path.read_bytes() + b"\0")  # of other bytes
         path.rename(path.with_name(path.name.replace("bacteria_", "bacteria_5")))
     monkeypatch.chdir(tmp_path)  # where the folder is named after model and source
     main(["evaluate", "--model", str(finished_run), "--dataset", str(tmp_path / "films")])
-    report = _report(tmp_path / "runs" / "evaluate-tiny-films")
+    report = _report(tmp_path / "runs" / "evaluate-tiny-images")
     assert report["seen_in_training"] == {"films": 2, "patients": 2}
     assert report["data"]["films"] == "all" and report["splits"]["unseen"]["films"] == 1
     test = report["splits"]["test"]
@@ -112,26 +112,26 @@ def test_a_patient_of_the_training_is_known_by_name_on_another_image_and_one_cla
     assert test["sensitivity"]["value"] is not None
 
 
-def test_nan_answers_and_the_folder_of_a_training_are_clear_errors(finished_run, film_folder, tmp_path):
+def test_nan_answers_and_the_folder_of_a_training_are_clear_errors(finished_run, image_folder, tmp_path):
     before = (finished_run / "report.json").read_bytes()
     with pytest.raises(UsageError, match="choose another folder"):
-        _evaluate(finished_run, film_folder, finished_run)
+        _evaluate(finished_run, image_folder, finished_run)
     assert (finished_run / "report.json").read_bytes() == before
     model = build_model("resnet10t", 32)
     torch.nn.init.constant_(model.timm_model.fc.bias, float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UsageError, match="model: its answers to 30 films"):
-        _evaluate(tmp_path / "model", film_folder, tmp_path / "out")
+    with pytest.raises(UsageError, match="model: its answers to 30 images"):
+        _evaluate(tmp_path / "model", image_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_several_processes_score_every_image_once_and_one_of_them_writes(
-    finished_run, film_folder, published, tmp_path
+    finished_run, image_folder, published, tmp_path
 ):
     two = tmp_path / "two"
     command = [sys.executable, "-m", *TORCHRUN, "-m", "hf_pneumonia", "evaluate", "--model", finished_run]
-    command += ["--dataset", film_folder, "--output", two]
+    command += ["--dataset", image_folder, "--output", two]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.count("report: ") == 1, done.stderr
     assert _report(two)["processes"] == 2
@@ -141,21 +141,21 @@ def test_several_processes_score_every_image_once_and_one_of_them_writes(
         assert one["auroc"]["value"] == pytest.approx(alone[factor]["auroc"]["value"], abs=1e-6)
 
 
-def test_by_default_the_test_split_is_scored_where_there_is_one(film_folder, tmp_path):
-    films = prepare_films(str(film_folder), 32, tmp_path, must_split=False)
+def test_by_default_the_test_split_is_scored_where_there_is_one(image_folder, tmp_path):
+    cohort = prepare_cohort(str(image_folder), 32, tmp_path, must_split=False)
     for asked, expected in ((None, "test"), ("validation", "validation")):
-        chosen, which = choose_films(films, asked)
-        assert which == expected and chosen.rows("test").tolist() == films.rows(expected).tolist()
+        chosen, which = choose_images(cohort, asked)
+        assert which == expected and chosen.rows("test").tolist() == cohort.rows(expected).tolist()
         assert set(chosen.split) == {"test", ""}
 
 
 def test_all_images_are_those_that_count_once_whatever_their_split(tmp_path):
-    write_films(tmp_path / "films" / "train", 30, 30)
-    write_films(tmp_path / "films" / "test", 5, 5, first=200)
+    write_images(tmp_path / "films" / "train", 30, 30)
+    write_images(tmp_path / "films" / "test", 5, 5, first=200)
     # A copy, and another image of a patient of the test split.
-    normal, sick = tmp_path / "films/train/NORMAL", tmp_path / "films/train/PNEUMONIA"
+    normal, sick = tmp_path / "images/train/NORMAL", tmp_path / "images/train/PNEUMONIA"
     shutil.copy(normal / "IM-0000-0001.jpeg", normal / "IM-0000-0002.jpeg")
-    write_film(sick / "person200_bacteria_1.jpeg", 1, np.random.default_rng(7))
-    films = prepare_films(str(tmp_path / "films"), 32, tmp_path, must_split=False)
-    chosen, _ = choose_films(films, "all")
-    assert len(chosen.rows("test")) == 71 and np.sum(films.split != "") == 70
+    write_image(sick / "person200_bacteria_1.jpeg", 1, np.random.default_rng(7))
+    cohort = prepare_cohort(str(tmp_path / "films"), 32, tmp_path, must_split=False)
+    chosen, _ = choose_images(cohort, "all")
+    assert len(chosen.rows("test")) == 71 and np.sum(cohort.split != "") == 70

@@ -44,9 +44,9 @@ def run_onnx(file: Path, images: list[Image.Image]) -> tuple[np.ndarray, np.ndar
     return tuple(session.run(None, {said["input"]["name"]: np.stack(inputs)}))
 
 
-def films_of(size: int) -> list[Image.Image]:
-    films = np.random.default_rng(1).integers(0, 256, (5, size, size), np.uint8)
-    return [Image.fromarray(film) for film in films]
+def images_of(size: int) -> list[Image.Image]:
+    images = np.random.default_rng(1).integers(0, 256, (5, size, size), np.uint8)
+    return [Image.fromarray(image) for image in images]
 
 
 def saved_model(architecture: str, size: int = 32) -> SavedModel:
@@ -70,11 +70,11 @@ def file(saved, tmp_path_factory) -> Path:
 
 
 def assert_answers_as_torch_does(file: Path, model: nn.Module, size: int = 32) -> None:
-    films = films_of(size)
+    images = images_of(size)
     with torch.inference_mode():
-        expected = model(network_input(torch.from_numpy(np.stack(films)))).logits.numpy()
+        expected = model(network_input(torch.from_numpy(np.stack(images)))).logits.numpy()
     for number in (1, 3, 5):
-        logits, probability = run_onnx(file, films[:number])
+        logits, probability = run_onnx(file, images[:number])
         np.testing.assert_allclose(logits, expected[:number], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(probability, softmax(expected[:number], 1)[:, 1], atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_a_network_of_other_people_is_fed_and_understood_within_the_file(vit_fol
     model.config.label2id = {"pneumonia": 0, "Normal": 1}
     model.save_pretrained(vit_folder)
     export_onnx(load_model(str(vit_folder)), tmp_path / "model.onnx")
-    images = films_of(64)
+    images = images_of(64)
     own = AutoImageProcessor.from_pretrained(vit_folder)
     with torch.no_grad():
         expected = model.eval()(**own([one.convert("RGB") for one in images], return_tensors="pt")).logits
@@ -108,7 +108,7 @@ def test_a_network_of_other_people_is_fed_and_understood_within_the_file(vit_fol
     assert "no operating point" in said["notes"][0]
 
 
-def test_the_file_is_whole_and_answers_as_torch_does_for_any_number_of_films(saved, file):
+def test_the_file_is_whole_and_answers_as_torch_does_for_any_number_of_images(saved, file):
     assert_answers_as_torch_does(file, saved.model)
     graph = onnx.load(file)
     onnx.checker.check_model(graph, full_check=True)

@@ -78,8 +78,8 @@ def test_a_folder_is_itself_and_what_is_no_finished_model_is_said_to_be_none(tmp
 
 def test_of_the_evidence_only_what_is_shown_is_fetched(hub):
     shown = {"README.md", "report.json", "plots/roc.png", "examples/README.md"}
-    shown |= {f"examples/film [{number}].dcm" for number in range(8)}
-    left = {"notes.md", "plots/deep/roc.png", "plots/films.zip", "examples/run.py", "examples/film [9].png"}
+    shown |= {f"examples/image [{number}].dcm" for number in range(8)}
+    left = {"notes.md", "plots/deep/roc.png", "plots/images.zip", "examples/run.py", "examples/image [9].png"}
     large = {"examples/big.jpeg": bytes(20_000_001)}
     _publish(hub, "ann/x", MODEL | dict.fromkeys(shown | left, b"x") | large)
     folder = model_folder("ann/x")

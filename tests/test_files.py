@@ -14,7 +14,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from hf_pneumonia.data.files import DICOM, IMAGE, UNNAMED, build_once, kind_by_name, written_whole
 
 
-def test_a_file_is_known_by_its_ending_in_any_case_and_a_film_of_an_archive_by_having_none():
+def test_a_file_is_known_by_its_ending_in_any_case_and_a_image_of_an_archive_by_having_none():
     kinds = {"a.JPeG": IMAGE, "a.dcm": DICOM, "IM0001": UNNAMED, "1.2.840.10008": UNNAMED}
     kinds |= {f"a{ending}": IMAGE for ending in ImageFolder.EXTENSIONS} | {"notes.txt": None}
     assert {name: kind_by_name(name) for name in kinds} == kinds
@@ -31,7 +31,7 @@ def test_a_write_that_is_cut_short_leaves_what_was_there_and_says_which_file(tmp
     assert getattr(error, "filename", str(path)) == str(path)
 
 
-FILES = {"films.uint8": b"\1" * 100, "facts.npy": b"facts"}
+FILES = {"images.uint8": b"\1" * 100, "facts.npy": b"facts"}
 
 
 def _build(folder: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_folder_is_built_once_nothing_lies_beside_it_and_a_build_that_fails_le
 
 @pytest.mark.parametrize(
     "name, content",
-    [("films.uint8", b"\1" * 99), ("films.uint8", b"\1" * 99 + b"\2"), ("facts.npy", None)]
+    [("images.uint8", b"\1" * 99), ("images.uint8", b"\1" * 99 + b"\2"), ("facts.npy", None)]
     + [("whole.json", content) for content in (None, b"{}", b"[[[[")],
     ids=range(6),
 )
@@ -77,7 +77,7 @@ from pathlib import Path
 from hf_pneumonia.data.files import build_once
 
 def build(folder):
-    (folder / "films.uint8").write_bytes(bytes(100_000))
+    (folder / "images.uint8").write_bytes(bytes(100_000))
     os.kill(os.getpid(), signal.SIGKILL)
 
 build_once(Path(sys.argv[1]), build)
@@ -88,7 +88,7 @@ def test_what_a_killed_builder_left_is_not_trusted_and_taken_away_by_the_next(tm
     command = [sys.executable, "-c", KILLED, str(tmp_path / "key")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (tmp_path / "key").exists() and list(tmp_path.rglob("films.uint8"))
+    assert not (tmp_path / "key").exists() and list(tmp_path.rglob("images.uint8"))
     build_once(tmp_path / "another", _build)
     assert _content(tmp_path) == {f"another/{name}": content for name, content in FILES.items()}
 

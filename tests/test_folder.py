@@ -5,32 +5,32 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import write_film, write_films
+from conftest import write_image, write_images
 from test_layout import put
 
-from hf_pneumonia.data.folder import films_of_folder
+from hf_pneumonia.data.folder import rows_of_folder
 
 
 def _found(folder, root=None) -> dict[str, str]:
     """Path below the folder -> class."""
-    return {os.path.relpath(row.file, folder): row.class_name for row in films_of_folder(root or folder)}
+    return {os.path.relpath(row.file, folder): row.class_name for row in rows_of_folder(root or folder)}
 
 
-def test_images_are_listed_as_imagefolder_lists_them(film_folder, tmp_path):
+def test_images_are_listed_as_imagefolder_lists_them(image_folder, tmp_path):
     for name in ("b.PNG", "a.png", "c.jpeg", "images/a.png", "images/z.jpg"):
-        write_film(tmp_path / "NORMAL" / name, 0, np.random.default_rng(0))
-    for folder, split in ((film_folder / "train", "train"), (tmp_path, "train")):
+        write_image(tmp_path / "NORMAL" / name, 0, np.random.default_rng(0))
+    for folder, split in ((image_folder / "train", "train"), (tmp_path, "train")):
         listed = datasets.load_dataset("imagefolder", data_dir=str(folder), drop_labels=True)[split]
         listed = listed.cast_column("image", datasets.Image(decode=False))["image"]
-        assert {row.image for row in films_of_folder(folder)} == {image["path"] for image in listed}
-    order = [Path(row.image).name for row in films_of_folder(tmp_path)]
+        assert {row.image for row in rows_of_folder(folder)} == {image["path"] for image in listed}
+    order = [Path(row.image).name for row in rows_of_folder(tmp_path)]
     assert order == ["b.PNG", "c.jpeg", "z.jpg", "a.png", "a.png"]  # by ending, and then by path
 
 
 def test_dicom_files_are_listed_with_the_images_whatever_their_ending(tmp_path):
     names = ("a.dcm", "b.DCM", "c.dicom", "d", "1.2.840.10008.1", "2019/e.dcm", "f.png", "IM1")
     put(tmp_path, *(f"NORMAL/{name}" for name in names[:-2]), "PNEUMONIA/g.dcm")
-    write_film(tmp_path / "NORMAL" / "f.png", 0, np.random.default_rng(0))
+    write_image(tmp_path / "NORMAL" / "f.png", 0, np.random.default_rng(0))
     shutil.copy(tmp_path / "NORMAL" / "f.png", tmp_path / "NORMAL" / "IM1")
     expected = {f"NORMAL/{name}": "NORMAL" for name in names} | {"PNEUMONIA/g.dcm": "PNEUMONIA"}
     for name in ("DICOMDIR.txt", "README", "empty", ".hidden", "v1.2"):  # what is skipped
@@ -43,7 +43,7 @@ def test_dicom_files_are_listed_with_the_images_whatever_their_ending(tmp_path):
 
 def test_linked_files_and_folders_are_listed_where_the_link_is_and_a_loop_ends(tmp_path):
     put(tmp_path, "archive/a.dcm")
-    write_film(tmp_path / "archive" / "c.png", 1, np.random.default_rng(0))
+    write_image(tmp_path / "archive" / "c.png", 1, np.random.default_rng(0))
     (tmp_path / "films" / "viral").mkdir(parents=True)
     (tmp_path / "films" / "viral" / "b.dcm").symlink_to(tmp_path / "archive" / "a.dcm")
     (tmp_path / "films" / "viral" / "again").symlink_to(tmp_path / "films")
@@ -54,10 +54,10 @@ def test_linked_files_and_folders_are_listed_where_the_link_is_and_a_loop_ends(t
 
 
 def test_file_names_that_sound_like_a_split_do_not_make_one(tmp_path):
-    write_films(tmp_path, 3, 3)
-    write_film(tmp_path / "NORMAL" / "test_1.png", 0, np.random.default_rng(0))
-    (tmp_path / "notes.csv").write_text("film,weather\n1,rain\n")  # nor does this make a table
-    rows = films_of_folder(tmp_path)
+    write_images(tmp_path, 3, 3)
+    write_image(tmp_path / "NORMAL" / "test_1.png", 0, np.random.default_rng(0))
+    (tmp_path / "notes.csv").write_text("image,weather\n1,rain\n")  # nor does this make a table
+    rows = rows_of_folder(tmp_path)
     assert len(rows) == 7 and {row.split for row in rows} == {None}
 
 
@@ -73,8 +73,8 @@ def test_a_folder_of_dicom_files_with_one_csv_file_is_read_by_it(tmp_path, given
 
 def test_names_with_glob_signs_and_dollar_signs_are_taken_literally(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    folder = tmp_path / "films [1] *"
+    folder = tmp_path / "images [1] *"
     names = {"a$HF_TOKEN.png", "$HOME.jpeg", "?.png"}
     for name in names:
-        write_film(folder / "NORMAL" / name, 0, np.random.default_rng(0))
-    assert {Path(row.image).name for row in films_of_folder(folder)} == names
+        write_image(folder / "NORMAL" / name, 0, np.random.default_rng(0))
+    assert {Path(row.image).name for row in rows_of_folder(folder)} == names

@@ -57,9 +57,9 @@ def network(architecture: str, size: int) -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["channels first", "channels last", "class token"])
 @pytest.mark.parametrize("row, column", [(0, 0), (2, 5), (7, 7)])
 def test_the_map_is_hottest_where_the_evidence_is(kind, row, column):
-    film = torch.zeros(1, 3, 64, 64)
-    film[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1  # one white cell
-    (heat,) = heat_maps(_Cells(kind), film)
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1  # one white cell
+    (heat,) = heat_maps(_Cells(kind), image)
     assert divmod(int(heat.argmax()), 64)[0] // 8 == row and int(heat.argmax()) % 64 // 8 == column
     assert heat.shape == (64, 64) and heat.dtype == torch.float32 and heat.min() == 0 and heat.max() == 1
 

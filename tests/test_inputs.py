@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_dicom import TWELVE, _dicom
-from test_film import _bytes
+from test_image import _bytes
 
-from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.inputs import FilmReader, find_films, paths_of_lines
+from hf_pneumonia.errors import UnreadableImage
+from hf_pneumonia.inference.inputs import ImageReader, find_images, paths_of_lines
 
 PNG = _bytes(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)))
 DICOM = _dicom(TWELVE)
@@ -37,19 +37,19 @@ def _zip(path: str, members: list[tuple[str, bytes]]) -> str:
 
 
 def _names(paths, **options) -> list[str]:
-    return [source.name for source in find_films(paths, **options)]
+    return [source.name for source in find_images(paths, **options)]
 
 
-def test_a_folder_is_walked_in_order_and_what_is_no_film_is_skipped(here, caplog):
+def test_a_folder_is_walked_in_order_and_what_is_no_image_is_skipped(here, caplog):
     for name in ("b.png", "a/2.jpeg", "a/10.JPG", "a-/x.tif", "a/deep/ü [1].bmp"):
-        _write(f"films/{name}")
-    for name in (".x.png", ".hid/x.png", "__MACOSX/a/x.png", "readme.txt", "a/films.csv", "Thumbs.db"):
-        _write(f"films/{name}")
-    _zip("films/more.zip", [("b.png", PNG)])
+        _write(f"images/{name}")
+    for name in (".x.png", ".hid/x.png", "__MACOSX/a/x.png", "readme.txt", "a/images.csv", "Thumbs.db"):
+        _write(f"images/{name}")
+    _zip("images/more.zip", [("b.png", PNG)])
     os.mkdir("empty")
     expected = ["a/10.JPG", "a/2.jpeg", "a/deep/ü [1].bmp", "a-/x.tif", "b.png"]
-    assert _names(["empty", "films"]) == [f"films/{name}" for name in expected]
-    assert _names(["./films/"]) == [f"./films/{name}" for name in expected]
+    assert _names(["empty", "films"]) == [f"images/{name}" for name in expected]
+    assert _names(["./images/"]) == [f"./images/{name}" for name in expected]
     assert _names([str(here / "films" / "a")]) == [str(here / "films" / name) for name in expected[:3]]
     assert "more.zip" in caplog.text
 
@@ -57,77 +57,77 @@ def test_a_folder_is_walked_in_order_and_what_is_no_film_is_skipped(here, caplog
 def test_a_tree_of_dicom_files_counts_those_without_an_ending_by_their_mark(here):
     for name in ("study/IM000", "study/1.2.840.10008", "study/x.dcm", "study/x.DICOM"):
         _write(name, DICOM)
-    _write("study/DICOMDIR-not", b"not a film")
-    _write("study/7.1", b"not a film")
+    _write("study/DICOMDIR-not", b"not an image")
+    _write("study/7.1", b"not an image")
     expected = ["study/1.2.840.10008", "study/IM000", "study/x.DICOM", "study/x.dcm"]
     assert _names(["study"]) == expected
     _zip("study.zip", [(f"study/{path.name}", path.read_bytes()) for path in Path("study").iterdir()])
     assert _names(["study.zip"]) == [f"study.zip/{name}" for name in expected]
 
 
-def test_paths_keep_their_order_and_a_named_file_is_a_film_whatever_it_is_called(here):
+def test_paths_keep_their_order_and_a_named_file_is_a_image_whatever_it_is_called(here):
     paths = [_write("z"), _write(".hidden"), _write("a.txt"), "gone.png", _write("a.png"), "a.png"]
-    found = list(find_films(paths))
+    found = list(find_images(paths))
     assert [source.name for source in found] == paths
     assert [source.problem for source in found] == ["", "", "", "no such file", "", ""]
 
 
 def test_what_is_neither_file_nor_folder_is_a_row_and_is_not_waited_for(here):
     os.mkdir("films")
-    os.mkfifo("films/pipe.png")
-    os.symlink("nowhere", "films/link.png")
-    os.symlink(".", "films/round")
-    _write("films/x.png")
-    found = {source.name: source.problem for source in find_films(["films", "films/pipe.png", "a\0b"])}
-    assert found.pop("films/pipe.png") == "neither a file nor a folder"
-    assert found == {"films/link.png": "no such file", "films/x.png": "", "a\0b": "no such file"}
+    os.mkfifo("images/pipe.png")
+    os.symlink("nowhere", "images/link.png")
+    os.symlink(".", "images/round")
+    _write("images/x.png")
+    found = {source.name: source.problem for source in find_images(["films", "images/pipe.png", "a\0b"])}
+    assert found.pop("images/pipe.png") == "neither a file nor a folder"
+    assert found == {"images/link.png": "no such file", "images/x.png": "", "a\0b": "no such file"}
 
 
-def test_films_of_a_zip_file_are_sorted_read_in_memory_and_never_extracted(here):
+def test_images_of_a_zip_file_are_sorted_read_in_memory_and_never_extracted(here):
     other = _bytes(Image.fromarray(np.full((2, 2), 9, np.uint8)))
     members = [("b/2.png", PNG), ("a.png", PNG), ("../out.png", other), ("/abs.png", other), ("b/", b"")]
     members += [("__MACOSX/._a.png", b"x"), (".x.png", PNG), ("read.me.txt", b"x"), ("é.png", PNG)]
-    _zip("Films.ZIP", members)
-    found = list(find_films(["Films.ZIP"]))
-    with FilmReader() as reader, ThreadPoolExecutor(4) as threads:
+    _zip("Images.ZIP", members)
+    found = list(find_images(["Images.ZIP"]))
+    with ImageReader() as reader, ThreadPoolExecutor(4) as threads:
         read = dict(zip((source.name for source in found), threads.map(reader.read, found), strict=True))
     inside = ["../out.png", "/abs.png", "a.png", "b/2.png", "é.png"]
-    assert read == {f"Films.ZIP/{name}": dict(members)[name] for name in inside}
-    assert os.listdir() == ["Films.ZIP"] and not (here.parent / "out.png").exists()
+    assert read == {f"Images.ZIP/{name}": dict(members)[name] for name in inside}
+    assert os.listdir() == ["Images.ZIP"] and not (here.parent / "out.png").exists()
 
 
-@pytest.mark.parametrize("later", [[], [("a.png", b"another film")]])
-def test_a_zip_file_that_changes_during_a_job_gives_no_other_film(here, later):
-    _zip("films.zip", [("a.png", PNG)])
-    (source,) = find_films(["films.zip"])
-    _zip("films.zip", later)
-    with FilmReader() as reader, pytest.raises(UnreadableFilm, match="changed meanwhile"):
+@pytest.mark.parametrize("later", [[], [("a.png", b"another image")]])
+def test_a_zip_file_that_changes_during_a_job_gives_no_other_image(here, later):
+    _zip("images.zip", [("a.png", PNG)])
+    (source,) = find_images(["images.zip"])
+    _zip("images.zip", later)
+    with ImageReader() as reader, pytest.raises(UnreadableImage, match="changed meanwhile"):
         reader.read(source)
 
 
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\3\4 cut off"])
 def test_a_damaged_zip_file_is_one_row(here, data):
-    _write("films.zip", data)
-    (source,) = find_films(["films.zip"])
-    assert source.name == "films.zip" and "damaged" in source.problem
-    with FilmReader() as reader, pytest.raises(UnreadableFilm, match=source.problem):
+    _write("images.zip", data)
+    (source,) = find_images(["images.zip"])
+    assert source.name == "images.zip" and "damaged" in source.problem
+    with ImageReader() as reader, pytest.raises(UnreadableImage, match=source.problem):
         reader.read(source)
 
 
 def test_the_folder_of_heat_maps_is_skipped_by_whatever_path_it_is_reached(here):
-    _write("films/a.png")
-    _write("films/heat/000001-a.png")
-    _write("films/heat-b/x.png")
-    os.symlink("films/heat", "way")
-    assert _names(["films"], passed_over=Path("way")) == ["films/a.png", "films/heat-b/x.png"]
+    _write("images/a.png")
+    _write("images/heat/000001-a.png")
+    _write("images/heat-b/x.png")
+    os.symlink("images/heat", "way")
+    assert _names(["films"], passed_over=Path("way")) == ["images/a.png", "images/heat-b/x.png"]
 
 
-def test_a_stamp_changes_with_the_film(here):
+def test_a_stamp_changes_with_the_image(here):
     stamps = []
     for data, seconds in ((PNG, 5), (PNG, 5), (PNG, 1), (PNG + b"\0", 1)):
         _write("x.png", data)
         os.utime("x.png", (seconds, seconds))
-        stamps += [source.stamp for source in find_films(["x.png"])]
+        stamps += [source.stamp for source in find_images(["x.png"])]
     assert stamps[0] == stamps[1] and len(set(stamps)) == 3
 
 

@@ -98,9 +98,9 @@ def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(deci
     drawn |= bootstrap_errors(counts, place, labels, probabilities)
     assert len(drawn) == 11
     for replicate, times in enumerate(counts):
-        films = np.repeat(np.arange(len(labels)), times[place])
-        expected = score_predictions(labels[films], probabilities[films], 0.5)
-        expected |= reliability_errors(labels[films], probabilities[films])
+        images = np.repeat(np.arange(len(labels)), times[place])
+        expected = score_predictions(labels[images], probabilities[images], 0.5)
+        expected |= reliability_errors(labels[images], probabilities[images])
         for name, values in drawn.items():
             value = np.nan if expected[name] is None else expected[name]
             assert values[replicate] == pytest.approx(value, abs=1e-12, nan_ok=True), name

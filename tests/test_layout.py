@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_pneumonia.data.folder import films_of_folder
-from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.folder import rows_of_folder
+from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.errors import UsageError
 
 DICOM = bytes(128) + b"DICM" + bytes(64)  # told by its first bytes; nothing is decoded here
@@ -23,7 +23,7 @@ def read(root: Path) -> dict[str, tuple]:
     """Path below the root -> class, split, patient."""
     return {
         str(Path(row.file).relative_to(root)): (row.class_name, row.split, row.patient_id)
-        for row in films_of_folder(root)
+        for row in rows_of_folder(root)
     }
 
 
@@ -178,7 +178,7 @@ def test_patients_are_read_from_the_path(tmp_path, file, patient):
 
 def sources(*names: object, tmp_path: Path) -> dict[str, str]:
     """Name of each image of several sources -> split."""
-    table = load_films([str(name) for name in names], tmp_path / "cache")
+    table = load_sources([str(name) for name in names], tmp_path / "cache")
     return {Path(file).stem: split for file, split in zip(table["file"], table["split"], strict=True)}
 
 

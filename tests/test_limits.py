@@ -39,13 +39,13 @@ def server(page_server):
     assert _result(page_server.address, _call(page_server.address, {"path": path}))["model"] == "stub"
 
 
-def _send(server, content: bytes, name: str = "film.jpg") -> httpx.Response:
+def _send(server, content: bytes, name: str = "image.jpg") -> httpx.Response:
     return httpx.post(f"{server.address}gradio_api/upload", files={"files": (name, content)}, timeout=60)
 
 
-def _call(address: str, film: object, name: str = "predict") -> httpx.Response:
-    film = {**META, **film} if isinstance(film, dict) else film
-    return httpx.post(f"{address}gradio_api/call/{name}", json={"data": [film]}, timeout=60)
+def _call(address: str, image: object, name: str = "predict") -> httpx.Response:
+    image = {**META, **image} if isinstance(image, dict) else image
+    return httpx.post(f"{address}gradio_api/call/{name}", json={"data": [image]}, timeout=60)
 
 
 def _result(address: str, answer: httpx.Response, name: str = "predict") -> dict:
@@ -62,9 +62,9 @@ def _stored(uploads: UploadFolder) -> list[str]:
 
 def test_a_hostile_file_is_refused_with_its_reason(server):
     for content, name, reason in (
-        (_jpeg()[:-300], "film.jpg", "Truncated"),
-        (b"<!DOCTYPE html><script>alert(1)</script>", "film.jpg", "an HTML page"),
-        (b"", "film.jpg", "empty file"),
+        (_jpeg()[:-300], "image.jpg", "Truncated"),
+        (b"<!DOCTYPE html><script>alert(1)</script>", "image.jpg", "an HTML page"),
+        (b"", "image.jpg", "empty file"),
         (b"\x89PNG", "../../../../tmp/x.png", "PNG with a damaged header"),
         (b"GIF8", "<img src=x onerror=alert(1)>\u202egpj.\n☢.png", "GIF with a damaged header"),
     ):
@@ -75,9 +75,9 @@ def test_a_hostile_file_is_refused_with_its_reason(server):
 
 
 def test_odd_requests_are_refused_and_the_next_one_is_served(server):
-    for film in (None, 5, "", [], {}, [[]], "/etc/passwd", [{"path": "/etc/passwd"}], {"path": 5}):
+    for image in (None, 5, "", [], {}, [[]], "/etc/passwd", [{"path": "/etc/passwd"}], {"path": 5}):
         for name in ("predict", "predict_batch"):
-            answer = httpx.post(f"{server.address}gradio_api/call/{name}", json={"data": [film]})
+            answer = httpx.post(f"{server.address}gradio_api/call/{name}", json={"data": [image]})
             if answer.status_code != 400:
                 event = f"{server.address}gradio_api/call/{name}/{answer.json()['event_id']}"
                 answer = httpx.get(event, timeout=60)
@@ -110,16 +110,16 @@ def test_uploads_for_which_there_is_no_room_are_told_to_come_back(server, monkey
 
 
 def _broken_upload(address: str, length: int) -> socket.socket:
-    """The connection of an upload that has sent its film's first bytes."""
+    """The connection of an upload that has sent its image's first bytes."""
     place = urlsplit(address)
     connection = socket.create_connection((place.hostname, place.port))
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="film.jpg"\r\n\r\n\xff\xd8\xff'
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="image.jpg"\r\n\r\n\xff\xd8\xff'
     head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n"
     connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body)
     return connection
 
 
-def test_a_full_queue_is_busy_and_takes_films_again(server):
+def test_a_full_queue_is_busy_and_takes_images_again(server):
     path = _send(server, _jpeg()).json()[0]
     server.classifier.free.clear()
     try:
@@ -161,25 +161,25 @@ def test_an_upload_is_served_to_who_knows_where_it_lies_and_to_nobody_who_guesse
     path = Path(_send(server, _jpeg(91)).json()[0])
     address = f"{server.address}gradio_api/file="
     assert httpx.get(address + str(path)).content == _jpeg(91)
-    for guess in (path.parent, path.parent.parent, path.parent.parent / ("0" * 64) / "film.jpg"):
+    for guess in (path.parent, path.parent.parent, path.parent.parent / ("0" * 64) / "image.jpg"):
         assert httpx.get(address + str(guess)).status_code == 403
     assert stat.S_IMODE(server.uploads.folder.stat().st_mode) == 0o700
 
 
-def test_no_address_and_no_path_of_the_server_is_taken_for_a_film(server, tmp_path):
+def test_no_address_and_no_path_of_the_server_is_taken_for_a_image(server, tmp_path):
     uploads, beside = server.uploads.folder, Path(f"{server.uploads.folder}2")
     beside.mkdir()
     for folder in (tmp_path, beside):
-        (folder / "film.jpg").write_bytes(_jpeg())
-    (uploads / "link.jpg").symlink_to(tmp_path / "film.jpg")
+        (folder / "image.jpg").write_bytes(_jpeg())
+    (uploads / "link.jpg").symlink_to(tmp_path / "image.jpg")
     with socket.create_server(("127.0.0.1", 0)) as other:
         # Gradio itself fetches an address of the Internet, and refuses one of this machine.
-        url = f"http://127.0.0.1:{other.getsockname()[1]}/film.jpg"
-        places = [tmp_path / "film.jpg", "/etc/passwd", uploads / "link.jpg", f"{uploads}/../../etc/passwd"]
-        places += [beside / "film.jpg", uploads, uploads / "gone", "", "\0", url, "https://example.com/"]
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/image.jpg"
+        places = [tmp_path / "image.jpg", "/etc/passwd", uploads / "link.jpg", f"{uploads}/../../etc/passwd"]
+        places += [beside / "image.jpg", uploads, uploads / "gone", "", "\0", url, "https://example.com/"]
         for place in map(str, places):
-            for film in ({"path": place}, {"path": place, "url": url}, [{"path": place, "is_stream": True}]):
-                assert _call(server.address, film).status_code == 400
+            for image in ({"path": place}, {"path": place, "url": url}, [{"path": place, "is_stream": True}]):
+                assert _call(server.address, image).status_code == 400
         path = _send(server, _jpeg()).json()[0]
         assert _result(server.address, _call(server.address, {"path": path, "url": url}))["model"] == "stub"
         other.setblocking(False)
@@ -199,15 +199,15 @@ def test_an_event_of_too_many_bytes_is_refused_and_500_uploads_with_long_names_a
     path.write_bytes(b"")
     url = f"https://somebody-somespace.hf.space/gradio_api/file=/{'a' * 64}/{'x' * 200}"
     more = {"orig_name": "x" * 200, "size": 12_345_678, "mime_type": "image/jpeg"}
-    film = {"path": str(path), "url": url, **more, **META}
-    assert _call(server.address, [film] * 500, name="predict_batch").status_code == 200
+    image = {"path": str(path), "url": url, **more, **META}
+    assert _call(server.address, [image] * 500, name="predict_batch").status_code == 200
 
 
 def test_uploads_are_deleted_by_age():
     with UploadFolder(kept_seconds=1, sweep_seconds=0.1) as uploads:
         (uploads.folder / "upload").mkdir()
-        (uploads.folder / "upload" / "film.jpg").write_bytes(_jpeg())
-        assert _stored(uploads) == ["film.jpg"] and uploads.stored() == len(_jpeg())
+        (uploads.folder / "upload" / "image.jpg").write_bytes(_jpeg())
+        assert _stored(uploads) == ["image.jpg"] and uploads.stored() == len(_jpeg())
         assert until(lambda: _stored(uploads) == [])
     assert not uploads.folder.exists()
 
@@ -217,7 +217,7 @@ def test_a_server_removes_what_one_that_was_killed_left_and_nothing_else(tmp_pat
     dead, alive, other = (tmp_path / f"hf-pneumonia-{name}" for name in ("page-1", "page-2", "other"))
     for folder in (dead, alive, other):
         folder.mkdir()
-        (folder / "film.png").write_bytes(b"x")
+        (folder / "image.png").write_bytes(b"x")
     for folder in (dead, other):
         os.utime(folder, (0, 0))
     with UploadFolder():
@@ -225,12 +225,12 @@ def test_a_server_removes_what_one_that_was_killed_left_and_nothing_else(tmp_pat
         assert alive.exists() and other.exists()
 
 
-def test_no_name_of_a_film_is_logged_and_a_bug_leaves_its_place(page_server, monkeypatch, capfd, caplog):
+def test_no_name_of_a_image_is_logged_and_a_bug_leaves_its_place(page_server, monkeypatch, capfd, caplog):
     def bug(*_):
         raise KeyError(f"a bug that names {SECRET}")
 
     monkeypatch.setattr(page_server.classifier, "predict_squares", bug)
-    film = {"path": _send(page_server, _jpeg(), f"{SECRET}.jpg").json()[0], "orig_name": f"{SECRET}.jpg"}
-    assert _result(page_server.address, _call(page_server.address, film))["error"] == BUG
+    image = {"path": _send(page_server, _jpeg(), f"{SECRET}.jpg").json()[0], "orig_name": f"{SECRET}.jpg"}
+    assert _result(page_server.address, _call(page_server.address, image))["error"] == BUG
     assert "KeyError" in caplog.text and "in bug" in caplog.text
     assert SECRET not in caplog.text + "".join(capfd.readouterr())

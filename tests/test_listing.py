@@ -2,9 +2,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import write_film
+from conftest import write_image
 
-from hf_pneumonia.data.listing import films_of_listing
+from hf_pneumonia.data.listing import rows_of_listing
 from hf_pneumonia.errors import UsageError
 
 
@@ -12,13 +12,13 @@ from hf_pneumonia.errors import UsageError
 def folder(tmp_path):
     """Four images beside each other and one further down."""
     for name in ("a.png", "b.png", "c.png", "d.png", "deep/below/e.png"):
-        write_film(tmp_path / name, 0, np.random.default_rng(0))
+        write_image(tmp_path / name, 0, np.random.default_rng(0))
     return tmp_path
 
 
 def _rows(folder, *lines):
     (folder / "LABELS.CSV").write_text("\n".join(lines) + "\n")
-    return films_of_listing(folder / "LABELS.CSV")
+    return rows_of_listing(folder / "LABELS.CSV")
 
 
 def _column(rows, name):
@@ -37,7 +37,7 @@ def test_columns_are_known_by_their_usual_names_and_parted_as_spreadsheets_do(fo
     assert _column(rows, "class_name") == ["NORMAL"]  # empty lines are skipped, and equal ones are one
 
 
-def test_a_film_may_be_named_absolutely_by_its_bare_name_without_its_ending_or_as_on_windows(folder):
+def test_a_image_may_be_named_absolutely_by_its_bare_name_without_its_ending_or_as_on_windows(folder):
     lines = ("c.png", f"{folder}/a.png", "e.png", "d", r"deep\below\e.png")
     rows = _rows(folder, "path,label,label_2", *(f"{line},NORMAL,x" for line in lines))
     names = ("c.png", "a.png", "deep/below/e.png", "d.png", "deep/below/e.png")
@@ -61,7 +61,7 @@ def test_the_table_of_the_rsna_challenge_is_read_as_it_is(folder):
     assert _column(rows, "class_name") == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
 
 
-def test_a_film_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(folder):
+def test_a_image_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(folder):
     rows = _rows(folder, "path,label", "a.png,NORMAL", "lost.png,NORMAL", f"{'x' * 300}.png,NORMAL")
     assert len(rows) == 3 and rows[1].file == str(folder / "lost.png")
 
@@ -80,7 +80,7 @@ def test_a_film_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(fol
         (("path,label", "twin.png,NORMAL"), "twin.png may be .*twin.png or .*twin.png"),
     ],
 )  # fmt: skip
-def test_a_table_that_is_no_list_of_films_is_an_error_of_one_line(folder, lines, match):
+def test_a_table_that_is_no_list_of_images_is_an_error_of_one_line(folder, lines, match):
     for below in ("one", "two"):
         (folder / below).mkdir()
         shutil.copy(folder / "a.png", folder / below / "twin.png")

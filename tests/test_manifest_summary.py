@@ -9,29 +9,29 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.publishing.public_report import source_names, summarise_manifest
 
 # path, split, label, patient, hash, group, kept, reason
-FILMS = [
+IMAGES = [
     ("train/NORMAL/IM-0001-0001.jpeg", "train", "NORMAL", "IM-0001", "a", "1", "true", ""),
     ("train/NORMAL/IM-0001-0002.jpeg", "train", "NORMAL", "IM-0001", "b", "", "true", ""),
     ("train/NORMAL/z.jpeg", "train", "NORMAL", "IM-0001", "a", "1", "false", "copy of /home/x/a"),
     ("train/PNEUMONIA/q.jpeg", "train", "PNEUMONIA", "train/PNEUMONIA/q.jpeg", "c", "", "true", ""),
     ("val/PNEUMONIA/r.jpeg", "validation", "PNEUMONIA", "Anna", "d", "", "true", ""),
-    ("test/NORMAL/s.jpeg", "test", "NORMAL", "films:17", "e", "", "false", "unreadable: x.jpeg"),
+    ("test/NORMAL/s.jpeg", "test", "NORMAL", "images:17", "e", "", "false", "unreadable: x.jpeg"),
     ("test/NORMAL/t.jpeg", "test", "NORMAL", "18", "f", "2", "false", "copies with different labels"),
     ("test/NORMAL/u.jpeg", "test", "PNEUMONIA", "19", "f", "2", "false", "patient of another split"),
 ]
-FILMS = [(f"/home/x/films/{film[0]}", *film[1:]) for film in FILMS]
+IMAGES = [(f"/home/x/images/{image[0]}", *image[1:]) for image in IMAGES]
 
 
-def write_run(folder, films=FILMS, source="films"):
+def write_run(folder, images=IMAGES, source="films"):
     (folder / "audit").mkdir(parents=True, exist_ok=True)
     with open(folder / "audit" / "manifest.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows([film[0], source, *film[1:]] for film in films)
+        writer.writerows([image[0], source, *image[1:]] for image in images)
     return folder
 
 
-def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
+def test_images_and_patients_are_counted_and_named_by_nothing(tmp_path):
     summary = summarise_manifest(write_run(tmp_path), written_report())
     assert summary["films"] == 8
     splits = {
@@ -46,27 +46,27 @@ def test_films_and_patients_are_counted_and_named_by_nothing(tmp_path):
     assert "Anna" not in str(summary) and "/home" not in str(summary) and "jpeg" not in str(summary)
 
 
-def test_an_id_is_a_films_own_place_only_where_it_is_all_of_it(tmp_path):
+def test_an_id_is_a_images_own_place_only_where_it_is_all_of_it(tmp_path):
     for place, patient, known_by in (
         ("test/000007", "7", "source"),
-        ("/data/films/train/1.2.3.11.dcm", "11", "source"),
+        ("/data/images/train/1.2.3.11.dcm", "11", "source"),
         ("test/000007", "test/000007", "nothing"),
-        ("/data/films/a/scan.png", "films:a/scan.png", "nothing"),
-        ("/data/films/a/person7_virus_1.png", "person7_virus", "file name"),
-        ("/data/films/a/person7_virus_1.png", "person7", "file name"),  # as earlier versions wrote it
+        ("/data/images/a/scan.png", "images:a/scan.png", "nothing"),
+        ("/data/images/a/person7_virus_1.png", "person7_virus", "file name"),
+        ("/data/images/a/person7_virus_1.png", "person7", "file name"),  # as earlier versions wrote it
     ):
-        write_run(tmp_path, [(place, "train", "NORMAL", patient, *FILMS[0][4:])])
+        write_run(tmp_path, [(place, "train", "NORMAL", patient, *IMAGES[0][4:])])
         known = summarise_manifest(tmp_path, written_report())["patients_known_by"]
-        assert [name for name, films in known.items() if films] == [known_by]
+        assert [name for name, images in known.items() if images] == [known_by]
 
 
-def test_the_hash_can_be_recomputed_and_knows_uses_and_films_but_no_names_and_places(tmp_path):
+def test_the_hash_can_be_recomputed_and_knows_uses_and_images_but_no_names_and_places(tmp_path):
     report = written_report()
     first = summarise_manifest(write_run(tmp_path / "a"), report)["manifest_sha256"]
-    lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in FILMS)
+    lines = sorted(f"{one[4]},{one[1]},{one[2]},{one[6]}\n" for one in IMAGES)
     assert first == hashlib.sha256("".join(lines).encode()).hexdigest()
-    moved = [(f"/other/{row}.png", *film[1:3], str(row), *film[4:]) for row, film in enumerate(FILMS)]
-    other = [*FILMS[:-1], (*FILMS[-1][:6], "true", "")]
+    moved = [(f"/other/{row}.png", *image[1:3], str(row), *image[4:]) for row, image in enumerate(IMAGES)]
+    other = [*IMAGES[:-1], (*IMAGES[-1][:6], "true", "")]
     assert summarise_manifest(write_run(tmp_path / "b", moved), report)["manifest_sha256"] == first
     assert summarise_manifest(write_run(tmp_path / "c", other), report)["manifest_sha256"] != first
 
@@ -86,11 +86,11 @@ def test_the_hash_can_be_recomputed_and_knows_uses_and_films_but_no_names_and_pl
 def test_what_everybody_can_have_is_told_from_what_lies_here(tmp_path, given, path, kind):
     report, shown = written_report(), given.removeprefix("/home/x/")
     report["recipe"]["dataset"], report["data"]["source"] = [given], shown
-    run = write_run(tmp_path, [(path, *FILMS[0][1:])], shown)
+    run = write_run(tmp_path, [(path, *IMAGES[0][1:])], shown)
     assert summarise_manifest(run, report)["sources"][shown]["kind"] == kind
 
 
-def test_weights_of_an_earlier_run_are_said_to_have_seen_so_many_films(tmp_path):
+def test_weights_of_an_earlier_run_are_said_to_have_seen_so_many_images(tmp_path):
     write_run(tmp_path)
     (tmp_path / "audit" / "manifest.csv").rename(tmp_path / "audit" / "seen_before.csv")
     assert summarise_manifest(write_run(tmp_path), written_report())["seen_before"] == 6
@@ -100,7 +100,7 @@ def test_sources_keep_the_order_of_the_recipe_and_a_comma_in_one_name_does_not_p
     def named(given: list[str], shown: str) -> list[str]:
         return source_names({"recipe": {"dataset": given}, "data": {"source": shown}})
 
-    assert named(["/home/x/films, of mine"], "films, of mine") == ["films, of mine"]
+    assert named(["/home/x/images, of mine"], "images, of mine") == ["images, of mine"]
     assert named(["/home/x/b", "/home/x/a"], "b, a") == ["b", "a"]
     with pytest.raises(UsageError, match="which is which"):
         named(["/home/x/b", "/home/x/a"], "b, c, a")

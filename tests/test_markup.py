@@ -7,9 +7,9 @@ import markdown_it
 import numpy as np
 import pytest
 from browser import Parsed
-from conftest import write_films
+from conftest import write_images
 
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.evaluation.audit import write_audit
 from hf_pneumonia.evaluation.compare import write_comparison
 from hf_pneumonia.evaluation.errors import KINDS, Finding, draw_errors, shown_findings
@@ -29,16 +29,16 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Films in folders of such a name, some unreadable and some copies of another label, under such names."""
-    root = tmp_path_factory.mktemp("x") / "<b onclick=alert(1)>films|`x`"
-    write_films(root, 12, 12)
+def images(tmp_path_factory):
+    """Images in folders of such a name, some unreadable and some copies of another label, under such names."""
+    root = tmp_path_factory.mktemp("x") / "<b onclick=alert(1)>images|`x`"
+    write_images(root, 12, 12)
     for number, name in enumerate(NAMES):
         (root / "NORMAL" / name).write_bytes(b"no image")
         (root / "NORMAL" / f"copy{number} {name}").write_bytes(
             (root / "PNEUMONIA" / f"person{number}_bacteria_{number}.jpeg").read_bytes()
         )
-    return prepare_films(str(root), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
+    return prepare_cohort(str(root), 32, tmp_path_factory.mktemp("cache"), max_unreadable=1)
 
 
 def _assert_names_are_text(html: str, images: str) -> None:
@@ -52,18 +52,18 @@ def _assert_names_are_text(html: str, images: str) -> None:
         assert " ".join(name.split()) in text
 
 
-def test_on_the_page_of_an_audit_names_are_text(films, tmp_path):
-    findings = write_audit(films, tmp_path, {"rotation": 5.0})
+def test_on_the_page_of_an_audit_names_are_text(images, tmp_path):
+    findings = write_audit(images, tmp_path, {"rotation": 5.0})
     assert len(findings["unreadable"]) == len(NAMES) and len(findings["conflicting_labels"]) == len(NAMES)
     _assert_names_are_text((tmp_path / "audit.html").read_text(), "data:image/png")
     said = json.loads((tmp_path / "audit.json").read_text())
-    assert {re.sub(r".*/NORMAL/", "", film["file"]) for film in said["unreadable"]} == set(NAMES)
+    assert {re.sub(r".*/NORMAL/", "", image["file"]) for image in said["unreadable"]} == set(NAMES)
 
 
 def test_on_the_sheet_of_errors_names_are_text(tmp_path):
     findings = [Finding(kind, "test", 0, name, "p", 0, 0.9) for name in NAMES for kind in KINDS]
-    films = np.zeros((len(findings), 8, 8), np.uint8)
-    figure = draw_errors(shown_findings(findings), films, None, 0.5)
+    images = np.zeros((len(findings), 8, 8), np.uint8)
+    figure = draw_errors(shown_findings(findings), images, None, 0.5)
     figure.savefig(tmp_path / "x.png", dpi=20)
 
 

@@ -66,9 +66,9 @@ def test_predictive_values_equal_a_table_computed_by_hand():
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.1, 1.1])
 def test_a_probability_that_is_none_is_one_clear_error(wrong):
-    with pytest.raises(UsageError, match=f"{wrong} .1 of 3 films"):
+    with pytest.raises(UsageError, match=f"{wrong} .1 of 3 images"):
         score_predictions([0, 1, 1], [0.1, wrong, 0.5])
-    with pytest.raises(UsageError, match=f"{wrong} .1 of 2 films"):
+    with pytest.raises(UsageError, match=f"{wrong} .1 of 2 images"):
         split_reports(predicted([0, 1], [0.2, wrong]), [0.5])
 
 
@@ -86,16 +86,16 @@ def test_every_metric_of_a_report_is_that_of_the_metric_and_lies_in_its_interval
 
 def test_wilsons_intervals_are_those_of_the_right_images():
     # 3 of 4 pneumonias found, 1 of 6 others called.
-    films = predicted([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5])
-    (report,) = split_reports(films, [0.5])
+    images = predicted([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5])
+    (report,) = split_reports(images, [0.5])
     trials = {"accuracy": (8, 10), "precision": (3, 4), "sensitivity": (3, 4), "specificity": (5, 6)}
     for name, pair in trials.items():
         assert report[name]["wilson95"] == wilson(*pair)
 
 
 def test_a_sensitivity_and_a_negative_predictive_value_of_one_are_not_certain():
-    films = predicted([1] * 20 + [0] * 20, np.r_[np.full(20, 0.9), np.linspace(0, 0.8, 20)])
-    (report,) = split_reports(films, [0.5])
+    images = predicted([1] * 20 + [0] * 20, np.r_[np.full(20, 0.9), np.linspace(0, 0.8, 20)])
+    (report,) = split_reports(images, [0.5])
     assert report["sensitivity"] == {"value": 1, "ci95": wilson(20, 20), "wilson95": wilson(20, 20)}
     assert report["specificity"]["ci95"][1] < 1
     npv = report["predictive_values"]["0.20"]["npv"]

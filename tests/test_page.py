@@ -14,11 +14,11 @@ from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import prediction_line
 from hf_pneumonia.page.examples import SIMULATED, simulated_examples
 from hf_pneumonia.page.limits import MAX_FILE_BYTES
-from hf_pneumonia.page.one_film import short_html
+from hf_pneumonia.page.one_image import short_html
 from hf_pneumonia.page.page import NOTE, build_page
 
 WAIT = 20_000  # ms
-SLIDER = "#film-setting input[type=range]"
+SLIDER = "#image-setting input[type=range]"
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def tab(browser, page_server):
 
 def _open(tab, address: str) -> None:
     tab.goto(address)
-    tab.wait_for_selector("#film-file input[type=file]", state="attached", timeout=WAIT)
+    tab.wait_for_selector("#image-file input[type=file]", state="attached", timeout=WAIT)
 
 
 def _upload(tab, path: Path) -> None:
-    tab.set_input_files("#film-file input[type=file]", str(path))
+    tab.set_input_files("#image-file input[type=file]", str(path))
 
 
 def _answer(tab, name: str) -> str:
     """The first line of the answer, once it is of the image of this name."""
-    tab.wait_for_selector(f"#film-answer >> text=Film: {name}", timeout=WAIT)
+    tab.wait_for_selector(f"#image-answer >> text=Image: {name}", timeout=WAIT)
     return tab.inner_text(".answer-line").strip()
 
 
@@ -62,36 +62,36 @@ def _slide(tab, key: str) -> None:
     """To another setting than the model's own."""
     tab.locator(SLIDER).focus()
     tab.keyboard.press(key)
-    tab.wait_for_selector("#film-found >> text=Against the model's own", timeout=WAIT)
+    tab.wait_for_selector("#image-found >> text=Against the model's own", timeout=WAIT)
 
 
-def _line(classifier, film: object) -> str:
-    prediction = classifier(film)
+def _line(classifier, image: object) -> str:
+    prediction = classifier(image)
     return prediction_line(prediction.decision, prediction.probability)
 
 
-def test_films_get_the_classifiers_answer_one_after_the_other(tab, classifier, film_folder, tmp_path):
-    sick = next((film_folder / "test" / "PNEUMONIA").iterdir())
-    # Gradio's upload leaves out of a path what a path may not hold, and not out of the film's own name.
-    odd = tmp_path / "Ünï <b>ß<b> & &amp; ' film.jpeg"
-    odd.write_bytes(next((film_folder / "test" / "NORMAL").iterdir()).read_bytes())
-    for film in (sick, odd):
-        _upload(tab, film)
-        assert _answer(tab, film.name) == _line(classifier, film)
+def test_images_get_the_classifiers_answer_one_after_the_other(tab, classifier, image_folder, tmp_path):
+    sick = next((image_folder / "test" / "PNEUMONIA").iterdir())
+    # Gradio's upload leaves out of a path what a path may not hold, and not out of the image's own name.
+    odd = tmp_path / "Ünï <b>ß<b> & &amp; ' image.jpeg"
+    odd.write_bytes(next((image_folder / "test" / "NORMAL").iterdir()).read_bytes())
+    for image in (sick, odd):
+        _upload(tab, image)
+        assert _answer(tab, image.name) == _line(classifier, image)
         heat = tab.locator("image.heat").get_attribute("href")
         assert tab.request.get(heat).headers["content-type"] == "image/png"
-    assert not tab.locator("#film-answer b:has-text('ß')").count()
+    assert not tab.locator("#image-answer b:has-text('ß')").count()
 
 
 def test_by_keyboard_an_example_is_taken_and_the_slider_changes_decision_and_sentence(tab, classifier):
     example = simulated_examples()[0]
     tab.locator("[data-example]").first.press("Enter")
-    assert _answer(tab, example.caption) == _line(classifier, example.film)
-    assert tab.locator(f"#film-answer >> text={SIMULATED}").count() == 1
-    card, found = "#film-answer .answer-region", "#film-found"
+    assert _answer(tab, example.caption) == _line(classifier, example.image)
+    assert tab.locator(f"#image-answer >> text={SIMULATED}").count() == 1
+    card, found = "#image-answer .answer-region", "#image-found"
     before, own = tab.inner_text(card), tab.inner_text(found)
     points = classifier.trade_off
-    probability = classifier(example.film).probability
+    probability = classifier(example.image).probability
     for key, index in (("Home", 0), ("End", -1)):
         _slide(tab, key)
         shares = [round(100 * points[name][index]) for name in ("sensitivity", "specificity")]
@@ -100,8 +100,8 @@ def test_by_keyboard_an_example_is_taken_and_the_slider_changes_decision_and_sen
         line = prediction_line(classifier.decide(probability, points["threshold"][index]), probability)
         shown = "line => document.querySelector('.answer-line').innerText.trim() === line"
         tab.wait_for_function(shown, arg=line)
-    tab.locator("#film-back").press("Enter")
-    tab.wait_for_function("own => document.querySelector('#film-found').innerText === own", arg=own)
+    tab.locator("#image-back").press("Enter")
+    tab.wait_for_function("own => document.querySelector('#image-found').innerText === own", arg=own)
     assert tab.inner_text(card) == before
     assert tab.locator(SLIDER).input_value() == str(points["threshold"].index(classifier.threshold))
 
@@ -109,7 +109,7 @@ def test_by_keyboard_an_example_is_taken_and_the_slider_changes_decision_and_sen
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"<html>login</html>", "Film: secret-name.png"),
+        (b"<html>login</html>", "Image: secret-name.png"),
         (bytes(MAX_FILE_BYTES + 1), "exceed the maximum allowed size"),
     ],
     ids=["broken", "too large"],
@@ -119,7 +119,7 @@ def test_with_a_file_that_is_refused_the_earlier_answer_is_gone(tab, tmp_path, c
     (tmp_path / "secret-name.png").write_bytes(data)
     _upload(tab, tmp_path / "secret-name.png")
     tab.wait_for_selector(f"text={said}", timeout=WAIT)
-    assert not tab.locator(".answer-line").is_visible() and not tab.locator("image.film[href]").count()
+    assert not tab.locator(".answer-line").is_visible() and not tab.locator("image.image[href]").count()
     _example(tab, 1)
     assert tab.locator(".answer-line").is_visible()
     printed = capfd.readouterr()
@@ -127,45 +127,45 @@ def test_with_a_file_that_is_refused_the_earlier_answer_is_gone(tab, tmp_path, c
 
 
 def test_the_prevalence_moves_its_own_sentence_and_clear_leaves_the_page_as_new(tab):
-    fresh = tab.inner_text("#one-film")
+    fresh = tab.inner_text("#one-image")
     _example(tab, 2)
     _slide(tab, "End")
-    found = tab.inner_text("#film-found")
+    found = tab.inner_text("#image-found")
     # The prevalence moves the predictive values only.
-    tab.fill("#film-prevalence input", "0.5")
-    tab.wait_for_selector("#film-worth >> text=Where 5 of 1,000", timeout=WAIT)
-    assert tab.inner_text("#film-found") == found
-    tab.locator("#film-clear").press("Enter")
-    tab.wait_for_function("fresh => document.querySelector('#one-film').innerText === fresh", arg=fresh)
-    assert tab.input_value("#film-prevalence input") == "20"
-    assert not tab.locator("image.film[href]").count()
+    tab.fill("#image-prevalence input", "0.5")
+    tab.wait_for_selector("#image-worth >> text=Where 5 of 1,000", timeout=WAIT)
+    assert tab.inner_text("#image-found") == found
+    tab.locator("#image-clear").press("Enter")
+    tab.wait_for_function("fresh => document.querySelector('#one-image').innerText === fresh", arg=fresh)
+    assert tab.input_value("#image-prevalence input") == "20"
+    assert not tab.locator("image.image[href]").count()
 
 
 @pytest.mark.parametrize("then", ["an example", "clear"])
-def test_a_slow_film_gives_no_answer_after_another_choice(tab, classifier, tmp_path, then):
+def test_a_slow_image_gives_no_answer_after_another_choice(tab, classifier, tmp_path, then):
     Image.new("L", (64, 64), 255).save(tmp_path / "slow.png")
     classifier.white.clear()
     try:
         with tab.expect_response("**/queue/join*", timeout=WAIT):
             _upload(tab, tmp_path / "slow.png")
         if then == "clear":
-            tab.locator("#film-clear").click()
+            tab.locator("#image-clear").click()
             tab.locator(".answer-empty").wait_for()
         else:
             _example(tab, 0)
-        before = tab.inner_text("#film-answer .answer-region")
+        before = tab.inner_text("#image-answer .answer-region")
         with tab.expect_response("**/run/predict", timeout=WAIT):  # of what follows an answer, late or not
             classifier.white.set()
         tab.wait_for_timeout(300)
     finally:
         classifier.white.set()
-    assert tab.inner_text("#film-answer .answer-region") == before and "slow.png" not in before
-    assert (then == "clear") == (not tab.locator("image.film[href]").count())
+    assert tab.inner_text("#image-answer .answer-region") == before and "slow.png" not in before
+    assert (then == "clear") == (not tab.locator("image.image[href]").count())
 
 
 def test_a_picture_can_be_pasted_anywhere(tab, classifier):
-    film, data = simulated_examples()[3].film, io.BytesIO()
-    film.save(data, "PNG")
+    image, data = simulated_examples()[3].image, io.BytesIO()
+    image.save(data, "PNG")
     paste = """(encoded) => {
         const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
         const clipboardData = new DataTransfer();
@@ -173,7 +173,7 @@ def test_a_picture_can_be_pasted_anywhere(tab, classifier):
         document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
     }"""
     tab.evaluate(paste, base64.b64encode(data.getvalue()).decode())
-    assert _answer(tab, "pasted.png") == _line(classifier, film)
+    assert _answer(tab, "pasted.png") == _line(classifier, image)
 
 
 def test_on_a_dark_phone_nothing_is_asked_of_another_host_and_nothing_of_the_models_card_runs(
@@ -185,9 +185,9 @@ def test_on_a_dark_phone_nothing_is_asked_of_another_host_and_nothing_of_the_mod
     _open(tab, page_server.address)
     _example(tab, 0)
     _slide(tab, "End")
-    probability = classifier(simulated_examples()[0].film).probability
+    probability = classifier(simulated_examples()[0].image).probability
     line = short_html(classifier, {"probability": probability}, classifier.trade_off["threshold"][-1])
-    assert tab.inner_text("#film-short p") == unescape(re.sub("<[^>]*>", "", line))
+    assert tab.inner_text("#image-short p") == unescape(re.sub("<[^>]*>", "", line))
     assert tab.evaluate("document.body.classList.contains('dark')")
     # The note stays where it is seen.
     tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
@@ -206,6 +206,6 @@ def test_on_a_dark_phone_nothing_is_asked_of_another_host_and_nothing_of_the_mod
 def test_a_model_that_states_nothing_has_no_slider_and_says_why(vit_folder):
     page = build_page(PneumoniaClassifier.from_pretrained(vit_folder))
     shown = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
-    assert not shown["film-setting"].visible and not shown["film-prevalence"].visible
-    assert "how often it is right is not known" in shown["film-found"].value
+    assert not shown["image-setting"].visible and not shown["image-prevalence"].visible
+    assert "how often it is right is not known" in shown["image-found"].value
     assert "the model states no operating point" in shown["head"].value

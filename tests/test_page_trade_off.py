@@ -41,8 +41,8 @@ def _shares(sentence: str) -> list[str]:
     return re.findall(r"(?:more than )?[\d,]+ of [\d,]+", sentence)
 
 
-def test_predictive_values_are_those_of_a_table_of_1000_films():
-    # Of 1,000 films 200 show pneumonia: 190 found, 10 missed, 80 of 800 called in vain, 720 cleared.
+def test_predictive_values_are_those_of_a_table_of_1000_images():
+    # Of 1,000 images 200 show pneumonia: 190 found, 10 missed, 80 of 800 called in vain, 720 cleared.
     # PPV 190 / 270 = 0.704, NPV 720 / 730 = 0.986.
     said = predictive_sentence(Setting(0.4, 0.95, 0.9), 20)
     assert _shares(said) == ["20 of 100", "70 of 100", "99 of 100"]
@@ -52,7 +52,7 @@ def test_predictive_values_are_those_of_a_table_of_1000_films():
 
 
 def test_what_validation_saw_no_case_of_is_not_promised():
-    # No false alarm in validation: 0 of 800 normal films in vain, which no hospital would see. Of 1,000 films
+    # No false alarm in validation: 0 of 800 normal images in vain, which no hospital would see. Of 1,000 images
     # 100 found, 100 missed, 800 cleared: NPV 800 / 900 = 0.889.
     said = predictive_sentence(Setting(0.9, 0.5, 1), 20)
     assert _shares(said) == ["20 of 100", "89 of 100"] and "PPV can't be told" in said
@@ -64,8 +64,8 @@ def test_what_validation_saw_no_case_of_is_not_promised():
             said = predictive_sentence(Setting(0.5, sensitivity, specificity), 20)
             assert "100 of 100" not in said and " 0 of 100" not in said and "PPV" in said and "NPV" in said
     # Nothing is called normal, or pneumonia.
-    assert "no film is called normal (NPV)" in predictive_sentence(Setting(0, 1, 0), 20)
-    assert "no film is called pneumonia (PPV)" in predictive_sentence(Setting(1, 0, 1), 20)
+    assert "no image is called normal (NPV)" in predictive_sentence(Setting(0, 1, 0), 20)
+    assert "no image is called pneumonia (PPV)" in predictive_sentence(Setting(1, 0, 1), 20)
 
 
 @pytest.mark.parametrize("prevalence", [None, 0, 0.09, 99.95, -3, float("nan")])
@@ -78,7 +78,7 @@ def test_the_band_is_explained_with_its_promise_at_the_models_own_point_only():
     sensitive, own, _ = settings_of(_model())
     said = band_sentence(_model(), own)
     assert said.startswith("Between 20% and 60% the answer is left open")
-    assert "at most 2 of 100 pneumonias lie below it and at most 2 of 100 normal films above it" in said
+    assert "at most 2 of 100 pneumonias lie below it and at most 2 of 100 normal images above it" in said
     # In the odds: 1/9 for 0.1 instead of 2/3, a sixth. 0.25 / 6 = 1/24 -> 4%, 1.5 / 6 = 1/4 -> 20%.
     moved = band_sentence(_model(), sensitive)
     assert moved.startswith("Between 4% and 20% the answer is left open")

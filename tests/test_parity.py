@@ -1,4 +1,4 @@
-"""One film, one answer: every way to ask a model says the same of every film of the test split."""
+"""One image, one answer: every way to ask a model says the same of every image of the test split."""
 
 import csv
 import io
@@ -16,16 +16,16 @@ from transformers import pipeline
 
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
-from hf_pneumonia.data.film import read_film
-from hf_pneumonia.page.one_film import card_html, look_at
+from hf_pneumonia.data.images import read_image
+from hf_pneumonia.page.one_image import card_html, look_at
 
-# Whole batches and single films go through other kernels of the same library.
+# Whole batches and single images go through other kernels of the same library.
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def reported(finished_run) -> dict[str, float]:
-    """What the Trainer's own evaluation said of each test film."""
+    """What the Trainer's own evaluation said of each test image."""
     with open(finished_run / "predictions_test.csv", newline="", encoding="utf-8") as file:
         return {row["file"]: float(row["probability"]) for row in csv.DictReader(file)}
 
@@ -42,7 +42,7 @@ def _assert_same(answers: list[float], reported: dict[str, float], threshold: fl
 
 
 def test_the_class_one_by_one_and_in_batches(finished_run, classifier, reported):
-    single = [classifier(film) for film in reported]
+    single = [classifier(image) for image in reported]
     together = classifier(list(reported), batch_size=7)
     for predictions in (single, together):
         _assert_same([one.probability for one in predictions], reported, classifier.threshold)
@@ -73,13 +73,13 @@ def test_timm(finished_run, classifier, reported):
     network = timm.create_model(f"local-dir:{finished_run}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     with torch.inference_mode():
-        films = (transform(Image.open(film).convert("RGB"))[None] for film in reported)
-        scores = [network(film).softmax(1)[0, 1].item() for film in films]
+        images = (transform(Image.open(image).convert("RGB"))[None] for image in reported)
+        scores = [network(image).softmax(1)[0, 1].item() for image in images]
     _assert_same(scores, reported, classifier.threshold)
 
 
 def test_the_page(classifier, reported):
-    answers = [look_at(classifier, read_film(film), "film", heat_map=False)[0] for film in reported]
+    answers = [look_at(classifier, read_image(image), "image", heat_map=False)[0] for image in reported]
     _assert_same([said["probability"] for said in answers], reported, classifier.threshold)
     for said, probability in zip(answers, reported.values(), strict=True):
         card = card_html(classifier, said, classifier.threshold)
@@ -91,5 +91,5 @@ def test_onnx(finished_run, classifier, reported, tmp_path, capsys):
     main(["export", "--model", str(finished_run), "--output", str(file)])
     out, err = capsys.readouterr()
     assert err == "" and out.splitlines()[-1] == f"export: {file}, {file}.json"
-    _, answers = run_onnx(file, [Image.open(film) for film in reported])
+    _, answers = run_onnx(file, [Image.open(image) for image in reported])
     _assert_same(answers, reported, json.loads(Path(f"{file}.json").read_text())["threshold"])

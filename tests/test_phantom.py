@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.phantom import VERSION, simulate_patient
 from hf_pneumonia.data.phantom_folder import add_shortcut, write_dataset
-from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.sources import load_sources
 
 SIZE = 96
 
@@ -24,14 +24,17 @@ def test_the_same_seed_gives_the_same_bytes_in_any_order_and_another_seed_other_
 
 
 def test_one_patient_of_each_pair_has_pneumonia_and_either_may_be_the_one():
-    films = [simulate_patient(patient, size=64)[0] for patient in range(1, 31)]
-    sick = [film.label == "PNEUMONIA" for film in films]
+    images = [simulate_patient(patient, size=64)[0] for patient in range(1, 31)]
+    sick = [image.label == "PNEUMONIA" for image in images]
     assert all(a != b for a, b in zip(sick[::2], sick[1::2], strict=True)) and 3 < sum(sick[::2]) < 12
-    assert films[1].patient_id == "phantom0002" and films[1].image.shape == films[1].lesion.shape == (64, 64)
-    assert films[1].image.dtype == np.uint8 and films[1].lesion.dtype == bool
+    assert images[1].patient_id == "phantom0002" and images[1].image.shape == images[1].lesion.shape == (
+        64,
+        64,
+    )
+    assert images[1].image.dtype == np.uint8 and images[1].lesion.dtype == bool
 
 
-def test_only_a_film_with_pneumonia_has_a_lesion_that_is_brighter_and_all_else_is_independent_of_the_label():
+def test_only_a_image_with_pneumonia_has_a_lesion_that_is_brighter_and_all_else_is_independent_of_the_label():
     for patient in range(1, 17):
         pair = (simulate_patient(patient, 0, SIZE, sick) for sick in (True, False))
         for sick, healthy in zip(*pair, strict=True):
@@ -48,7 +51,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_folder_holds_the_simulated_films_under_their_labels_and_no_patient_is_in_two_splits(folder):
+def test_the_folder_holds_the_simulated_images_under_their_labels_and_no_patient_is_in_two_splits(folder):
     patients = {}
     for split in ("train", "test"):
         with open(folder / split / "metadata.csv", newline="") as file:
@@ -88,9 +91,9 @@ def test_proportions_predict_the_label_in_train_of_the_set_with_a_shortcut_and_n
     """Both sets are sources beside each other."""
     folder.with_name(f"phantom-v{VERSION}").symlink_to(folder)
     write_dataset(folder.with_name(f"phantom-shortcut-v{VERSION}"), 54, size=64, workers=1, shortcut=True)
-    films = load_films(["phantom", "phantom:shortcut"], folder.parent)
-    shapes = np.array([Image.open(file).size for file in films["file"]])
-    source, split, label = (np.array(films[name]) for name in ("source", "split", "label"))
+    images = load_sources(["phantom", "phantom:shortcut"], folder.parent)
+    shapes = np.array([Image.open(file).size for file in images["file"]])
+    source, split, label = (np.array(images[name]) for name in ("source", "split", "label"))
     assert (shapes[source == "phantom"] == 64).all()
     train, test = ((source == "phantom:shortcut") & (split == name) for name in ("train", "test"))
     aspect = shapes[:, 0] / shapes[:, 1]

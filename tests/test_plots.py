@@ -10,7 +10,7 @@ COUNTS = {"test": {"patients": 40, "classes": {"NORMAL": 20, "PNEUMONIA": 20}}}
 EPOCH = {"epoch": 1, "train": {"loss": 1, "accuracy": 0.5}, "validation": {"loss": 1, "accuracy": 0.5}}
 
 
-class Films:
+class Images:
     """A store of black images."""
 
     def __getitem__(self, rows):
@@ -26,7 +26,7 @@ def test_every_picture_is_drawn_for_two_classes_and_for_one(labels, tmp_path):
         predictions["validation"] = predicted(np.arange(40) % 2, probability)
     facts = {"history": [EPOCH], "kept_epoch": 1, "data": {"splits": COUNTS}}
     point = {"threshold": 0.3, "target_sensitivity": 0.95, "temperature": 1.5, "intercept": 0.1}
-    plot_run(tmp_path, build_report(predictions, point, **facts), predictions, Films(), np.arange(40))
+    plot_run(tmp_path, build_report(predictions, point, **facts), predictions, Images(), np.arange(40))
     for name in ("roc", "reliability", "confusion_matrix", "samples", "curves", "class_distribution"):
         assert np.ptp(np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))) > 100
 

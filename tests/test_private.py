@@ -5,29 +5,29 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
-from test_manifest_summary import FILMS, write_run
+from test_manifest_summary import IMAGES, write_run
 from written import written_report
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.publishing.private import check_private, check_source_code
 
 NAMED = [
-    ("/data/x/person1000_bacteria_2931.jpeg", *FILMS[0][1:3], "person1000_bacteria", *FILMS[0][4:]),
-    ("/data/x/Müller, Anna 3.jpeg", *FILMS[0][1:3], "films:Schmidt-Hans", *FILMS[0][4:]),
-    ("C:\\films\\scan 0042.dcm", *FILMS[0][1:3], "1.2.840.11", *FILMS[0][4:]),
-    ("/data/x/film.png", *FILMS[0][1:3], "12", *FILMS[0][4:]),
-    ("/data/x/NORMAL-131.png", *FILMS[0][1:3], "0.844", *FILMS[0][4:]),
-    ("/data/x/7.png", *FILMS[0][1:3], "20190314", *FILMS[0][4:]),
+    ("/data/x/person1000_bacteria_2931.jpeg", *IMAGES[0][1:3], "person1000_bacteria", *IMAGES[0][4:]),
+    ("/data/x/Müller, Anna 3.jpeg", *IMAGES[0][1:3], "images:Schmidt-Hans", *IMAGES[0][4:]),
+    ("C:\\images\\scan 0042.dcm", *IMAGES[0][1:3], "1.2.840.11", *IMAGES[0][4:]),
+    ("/data/x/image.png", *IMAGES[0][1:3], "12", *IMAGES[0][4:]),
+    ("/data/x/NORMAL-131.png", *IMAGES[0][1:3], "0.844", *IMAGES[0][4:]),
+    ("/data/x/7.png", *IMAGES[0][1:3], "20190314", *IMAGES[0][4:]),
 ]
 
-PATHS = r"/home/somebody/films /tmp/pytest/x ~/films/train C:\films\x file:///data \\server\patients\x"
+PATHS = r"/home/somebody/images /tmp/pytest/x ~/images/train C:\images\x file:///data \\server\patients\x"
 NAMES = "person1000_bacteria_2931.jpeg PERSON1000_BACTERIA_2931 person1000 Schmidt-Hans 1.2.840.11 20190314"
 # The first name's umlaut is of two code points, as in names of files on a Mac.
 MORE_NAMES = ["Mu\u0308ller, Anna 3", "Müller, Anna 3", "scan 0042", "x_person1000_virus"]
 SECRETS = {
     "a path of this machine": [*PATHS.split(), "/mnt/Röntgen/ä"],
     "a token": ["hf_" + "aB3" * 11, "hf_secretofmine"],
-    "the name of a film or patient": [*NAMES.split(), *MORE_NAMES],
+    "the name of an image or patient": [*NAMES.split(), *MORE_NAMES],
 }
 
 
@@ -82,38 +82,38 @@ def test_what_must_not_leave_is_found_in_every_kind_of_file(run, place):
 
 def test_the_run_and_its_sources_are_ways_on_this_machine_wherever_they_lie(run):
     report = written_report()
-    report["recipe"]["dataset"] = ["ward/7/films"]
+    report["recipe"]["dataset"] = ["ward/7/images"]
     (run / "report.json").write_text(json.dumps(report))
-    for way in (str(run), "ward/7/films"):
+    for way in (str(run), "ward/7/images"):
         with pytest.raises(UsageError, match="path of this machine"):
             check_private({"README.md": f"x{way}".encode()}, run)
 
 
 def test_figures_words_and_addresses_are_no_names_and_no_paths(run):
     for text in (
-        "a film is 12 px wide; | NORMAL | 131 | 3 |; 0.844 [0.12, 7.00]",
+        "an image is 12 px wide; | NORMAL | 131 | 3 |; 0.844 [0.12, 7.00]",
         "https://huggingface.co/user/name/tree/main and plots/roc.png, width / height, and/or",
         "sensitivity/specificity of hf_pneumonia; torch/2.15, `a/b/c`, </a> <b/>",
         "persons1000 person10000 person100",
     ):
-        check_private({"README.md": text.encode(), "config.json": json.dumps(text).encode()}, run, "a film")
+        check_private({"README.md": text.encode(), "config.json": json.dumps(text).encode()}, run, "an image")
 
 
-def test_code_may_speak_of_films_and_places_but_holds_no_token_and_no_home(run):
-    check_source_code({"a.py": b"person1000_bacteria_2931 lies in /data/films/train and ~/.cache/films"})
-    for kind, text in [("a token", "hf_secretofmine"), ("a path of this machine", f"{Path.home()}/films")]:
+def test_code_may_speak_of_images_and_places_but_holds_no_token_and_no_home(run):
+    check_source_code({"a.py": b"person1000_bacteria_2931 lies in /data/images/train and ~/.cache/images"})
+    for kind, text in [("a token", "hf_secretofmine"), ("a path of this machine", f"{Path.home()}/images")]:
         with pytest.raises(UsageError, match=f"a.py holds {kind}"):
             check_source_code({"a.py": f"x = '{text}'".encode()})
 
 
 def test_a_name_that_is_a_common_word_is_found_unless_it_is_known_to_be_one(run):
-    write_run(run, [("/data/x/Petersen.png", *FILMS[0][1:])])
+    write_run(run, [("/data/x/Petersen.png", *IMAGES[0][1:])])
     with pytest.raises(UsageError, match="petersen"):
         check_private({"README.md": b"drawn by Petersen"}, run)
     check_private({"README.md": b"drawn by Petersen"}, run, "Petersen et al.")
 
 
-def test_films_that_only_the_starting_weights_knew_are_searched_for_too(run):
+def test_images_that_only_the_starting_weights_knew_are_searched_for_too(run):
     (run / "audit" / "manifest.csv").rename(run / "audit" / "seen_before.csv")
     write_run(run)
     with pytest.raises(UsageError, match="person1000"):

@@ -48,7 +48,7 @@ def full(path, state):
 train.PneumoniaTrainer, train.judge = Failing, keep
 if second and fault == "full":
     resuming.write_state = full
-if second and fault == "films":
+if second and fault == "images":
     argv += ["--split", "60/20/20"]
 sys.exit(run_script("train.py", train.main, argv))
 """
@@ -61,13 +61,13 @@ FLAGS = (
 
 
 @pytest.fixture
-def two(film_folder, tmp_path):
+def two(image_folder, tmp_path):
     """Trains in two processes, in the folder of a name."""
     script = tmp_path / "two.py"
     script.write_text(SCRIPT)
 
     def start(name: str, **fault: str) -> subprocess.CompletedProcess:
-        flags = ["--dataset", film_folder, "--output_dir", tmp_path / name, *FLAGS]
+        flags = ["--dataset", image_folder, "--output_dir", tmp_path / name, *FLAGS]
         flags += ["--resume_from_checkpoint", "auto", "--cache_dir", tmp_path / "cache"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **fault}
         command = [sys.executable, "-m", *TORCHRUN, script, *flags]
@@ -121,5 +121,5 @@ def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, 
 def test_processes_with_other_images_do_not_train_and_one_line_says_so_once(two, tmp_path):
     failed = two("run", FAULT="films")
     assert failed.returncode != 0 and "RuntimeError" not in failed.stderr
-    assert failed.stderr.count("train.py: --dataset: the films of process 1 on") == 1
+    assert failed.stderr.count("train.py: --dataset: the images of process 1 on") == 1
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def test_every_choice_of_a_recipe_is_published_or_stays_at_home_on_purpose():
 
 def test_the_published_recipe_asks_for_the_same_training(tmp_path):
     (tmp_path / "empty.yaml").write_text("image_size: 64\n")
-    flags = ["--output_dir", str(tmp_path / "run"), "--dataset", "/home/somebody/films"]
+    flags = ["--output_dir", str(tmp_path / "run"), "--dataset", "/home/somebody/images"]
     flags += ["--rotation", "5", "6", "--lr_scheduler_type", "cosine"]
     flags += ["--lr_scheduler_kwargs", '{"num_cycles": 0.4}', "--adam_l2", "true"]
     flags += ["--run_name", "of somebody"]
@@ -64,5 +64,5 @@ def test_the_published_recipe_asks_for_the_same_training(tmp_path):
     file.write_text(recipe_yaml(public_recipe(resolved, ["films"]), False, resolved))
     assert "/home" not in file.read_text() and "of somebody" not in file.read_text()
     assert "Set as well, and not published: run_name" in file.read_text()
-    _, again = parse_recipe([str(file), "--dataset", "/home/somebody/films"], default=None)
+    _, again = parse_recipe([str(file), "--dataset", "/home/somebody/images"], default=None)
     assert again == {key: value for key, value in resolved.items() if key != "run_name"}

@@ -18,7 +18,7 @@ import push_to_hub
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.hub import commit_files
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.prediction import NOT_A_FILM
+from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY
 from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space, space_files
 
@@ -160,12 +160,12 @@ def test_a_space_has_the_page_and_the_package_and_what_they_need_pinned(tmp_path
 
 @pytest.mark.slow
 def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model(
-    finished_run, film_folder, ann, local_hub, tmp_path
+    finished_run, image_folder, ann, local_hub, tmp_path
 ):
     publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
     publish_space(ann, "ann/x", "ann/demo")
     folder = Path(ann.snapshot_download("ann/demo", repo_type="space", local_dir=tmp_path / "fetched"))
-    film = next((film_folder / "test" / "PNEUMONIA").iterdir())
+    image = next((image_folder / "test" / "PNEUMONIA").iterdir())
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
     environment = kept | {"HF_ENDPOINT": local_hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
@@ -173,10 +173,10 @@ def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as page:
         try:
             address = next(found[0] for line in page.stdout if (found := re.search(r"http://\S+", line)))
-            answer = Client(address, verbose=False).predict(handle_file(str(film)), api_name="/predict")
+            answer = Client(address, verbose=False).predict(handle_file(str(image)), api_name="/predict")
         finally:
             page.kill()
-    expected = PneumoniaClassifier.from_pretrained(finished_run)(film)
+    expected = PneumoniaClassifier.from_pretrained(finished_run)(image)
     assert answer["decision"] == expected.decision
-    shown = None if expected.decision == NOT_A_FILM else pytest.approx(expected.probability, abs=1e-6)
+    shown = None if expected.decision == NOT_A_CHEST_XRAY else pytest.approx(expected.probability, abs=1e-6)
     assert answer["probability"] == shown

@@ -12,12 +12,12 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.modeling.saved import load_model
 
-FILMS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
 
 
 def _logits(model) -> np.ndarray:
     with torch.no_grad():
-        return model.eval()(network_input(torch.from_numpy(FILMS))).logits.numpy()
+        return model.eval()(network_input(torch.from_numpy(IMAGES))).logits.numpy()
 
 
 def _refusal(folder) -> str:
@@ -53,7 +53,7 @@ def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
     if kind == "timm_folder":
         _change_preprocessing(folder, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     saved = load_model(str(folder))
-    images = [Image.fromarray(film).convert("RGB") for film in FILMS]
+    images = [Image.fromarray(image).convert("RGB") for image in IMAGES]
     plain = type(saved.model).from_pretrained(folder).eval()
     with torch.no_grad():
         expected = plain(**AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")).logits

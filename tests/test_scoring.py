@@ -9,7 +9,7 @@ from hf_pneumonia.evaluation.scoring import (
     match_histogram,
     match_spectrum,
     predict_split,
-    score_films,
+    score_images,
     score_matched,
     score_swapped,
     stretch,
@@ -17,19 +17,19 @@ from hf_pneumonia.evaluation.scoring import (
 from hf_pneumonia.modeling.build import build_model, network_input
 
 
-def test_images_are_scored_in_the_order_asked_for_changed_or_not(small_films):
-    films, model = small_films, build_model("resnet10t", 32).train()
-    rows = films.rows("test")[::-1]
-    logits = score_films(model, films.store, rows, batch_size=7)
-    inverted = score_films(model, films.store, rows, 7, change=lambda films: 255 - films)
+def test_images_are_scored_in_the_order_asked_for_changed_or_not(small_images):
+    images, model = small_images, build_model("resnet10t", 32).train()
+    rows = images.rows("test")[::-1]
+    logits = score_images(model, images.cache, rows, batch_size=7)
+    inverted = score_images(model, images.cache, rows, 7, change=lambda images: 255 - images)
     model.eval()
-    images = torch.from_numpy(films.store[rows])
+    images = torch.from_numpy(images.cache[rows])
     with torch.no_grad():
         expected, changed = (model(network_input(one)).logits for one in (images, 255 - images))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     np.testing.assert_allclose(inverted, changed, atol=1e-5)
-    predictions = predict_split(model, films, "test", batch_size=16)
-    assert predictions.file == films.file[films.rows("test")].tolist()
+    predictions = predict_split(model, images, "test", batch_size=16)
+    assert predictions.file == images.file[images.rows("test")].tolist()
     np.testing.assert_allclose(predictions.probability[::-1], expected.softmax(1)[:, 1], atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_a_stretched_image_shows_the_same_function_about_its_middle(across, down
 
 def test_a_reader_of_proportions_is_reversed_when_they_are_swapped(fields):
     model, rows = Network(gradients), np.arange(20)
-    assert roc_auc_score(LABEL, score_films(model, fields, rows, 7)[:, 1]) == 1
+    assert roc_auc_score(LABEL, score_images(model, fields, rows, 7)[:, 1]) == 1
     swapped = score_swapped(model, fields, rows, LABEL, 7, vertical=0, factor=1.4)
     assert roc_auc_score(LABEL, swapped[:, 1]) == 0
     # Stretched the other way, the classes move further apart.

@@ -28,7 +28,7 @@ def tokens(monkeypatch):
 
 
 def test_no_byte_of_a_run_of_its_log_of_its_cache_and_of_what_it_publishes_has_a_token(
-    tokens, film_folder, tmp_path, capfd, monkeypatch
+    tokens, image_folder, tmp_path, capfd, monkeypatch
 ):
     finish, searched = train.finish_run_folder, []
 
@@ -39,7 +39,7 @@ def test_no_byte_of_a_run_of_its_log_of_its_cache_and_of_what_it_publishes_has_a
 
     monkeypatch.setattr(train, "finish_run_folder", search_first)
     run = tmp_path / "run"
-    flags = ["--dataset", film_folder, "--output_dir", run, *TINY, "--num_train_epochs", 1]
+    flags = ["--dataset", image_folder, "--output_dir", run, *TINY, "--num_train_epochs", 1]
     flags += ["--cache_dir", tmp_path / "cache", "--hub_token", GIVEN]
     assert run_script("train.py", train.main, [*map(str, flags)]) in (0, None)
     said = "".join(capfd.readouterr())

@@ -6,88 +6,88 @@ from unittest.mock import Mock
 import datasets
 import numpy as np
 import pytest
-from conftest import write_film, write_films
+from conftest import write_image, write_images
 from datasets.table import embed_table_storage
 
-from hf_pneumonia.data.sources import films_of_hub, load_films, short_names
+from hf_pneumonia.data.sources import load_sources, rows_of_hub, short_names
 from hf_pneumonia.errors import UsageError
 
 
-def test_split_folders_give_every_film_with_its_split_label_and_patient(film_folder, tmp_path):
-    films = load_films(str(film_folder), tmp_path)
-    assert Counter(films["split"]) == {"train": 85, "validation": 20, "test": 30}
-    row = films["file"].index(str(film_folder / "test" / "PNEUMONIA" / "person203_bacteria_203.jpeg"))
-    assert (films["label"][row], films["split"][row]) == (1, "test")
-    assert films["patient_id"][row] == "person203_bacteria"
-    assert films["image"][row] == {"path": films["file"][row], "bytes": None}
+def test_split_folders_give_every_image_with_its_split_label_and_patient(image_folder, tmp_path):
+    images = load_sources(str(image_folder), tmp_path)
+    assert Counter(images["split"]) == {"train": 85, "validation": 20, "test": 30}
+    row = images["file"].index(str(image_folder / "test" / "PNEUMONIA" / "person203_bacteria_203.jpeg"))
+    assert (images["label"][row], images["split"][row]) == (1, "test")
+    assert images["patient_id"][row] == "person203_bacteria"
+    assert images["image"][row] == {"path": images["file"][row], "bytes": None}
 
 
 def _folder_with_metadata(folder, lines):
     rng = np.random.default_rng(0)
     for number in range(6):
-        write_film(folder / ("NORMAL" if number < 3 else "PNEUMONIA") / f"{number}.png", number > 2, rng)
+        write_image(folder / ("NORMAL" if number < 3 else "PNEUMONIA") / f"{number}.png", number > 2, rng)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
 
 
-def test_metadata_name_classes_and_patients_as_text_and_films_that_they_leave_out_are_kept(tmp_path):
+def test_metadata_name_classes_and_patients_as_text_and_images_that_they_leave_out_are_kept(tmp_path):
     lines = ["file_name,patient_id,label", "NORMAL/0.png,0012,viral", "NORMAL/1.png,12,", "PNEUMONIA/3.png,,"]
     lines += ["PNEUMONIA/4.png,7,healthy"]
-    films = load_films(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
-    rows = zip(films["file"], films["patient_id"], films["label"], strict=True)
+    images = load_sources(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
+    rows = zip(images["file"], images["patient_id"], images["label"], strict=True)
     assert {file[-5]: row for file, *row in rows} == {
         "0": ["0012", 1], "1": ["12", 0], "2": ["NORMAL/2.png", 0],
         "3": ["PNEUMONIA/3.png", 1], "4": ["7", 0], "5": ["PNEUMONIA/5.png", 1],
     }  # fmt: skip
 
 
-def test_one_metadata_file_beside_the_split_folders_serves_them_all(film_folder, tmp_path):
+def test_one_metadata_file_beside_the_split_folders_serves_them_all(image_folder, tmp_path):
     folder = tmp_path / "films"
-    shutil.copytree(film_folder, folder)
+    shutil.copytree(image_folder, folder)
     files = sorted(path.relative_to(folder) for path in folder.glob("*/*/*"))
     lines = [f'{{"file_name": "{file}", "patient_id": {number}}}' for number, file in enumerate(files)]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    films = load_films(str(folder), tmp_path)
+    images = load_sources(str(folder), tmp_path)
     expected = {str(folder / file): str(number) for number, file in enumerate(files)}
-    assert dict(zip(films["file"], films["patient_id"], strict=True)) == expected
+    assert dict(zip(images["file"], images["patient_id"], strict=True)) == expected
 
 
 @pytest.mark.parametrize("lines", [["name", "NORMAL/0.png"], ["file_name,patient_id", "elsewhere/0.png,a"]])
-def test_metadata_without_its_column_or_its_films_are_an_error(tmp_path, lines):
-    with pytest.raises(UsageError, match="file_name|lists none of its films"):
-        load_films(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
+def test_metadata_without_its_column_or_its_images_are_an_error(tmp_path, lines):
+    with pytest.raises(UsageError, match="file_name|lists none of its images"):
+        load_sources(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
 
 
 def test_one_class_only_is_an_error_unless_it_is_allowed(tmp_path):
-    write_films(tmp_path / "films", 3, 0)
+    write_images(tmp_path / "films", 3, 0)
     with pytest.raises(UsageError, match="one class only .*found: NORMAL"):
-        load_films(str(tmp_path / "films"), tmp_path)
-    assert load_films(str(tmp_path / "films"), tmp_path, one_class=True)["label"] == [0, 0, 0]
+        load_sources(str(tmp_path / "films"), tmp_path)
+    assert load_sources(str(tmp_path / "films"), tmp_path, one_class=True)["label"] == [0, 0, 0]
 
 
 def test_what_is_no_source_is_an_error(tmp_path):
     (tmp_path / "films" / "NORMAL").mkdir(parents=True)
     (tmp_path / "films" / "NORMAL" / "notes.txt").write_text("none here")
-    (tmp_path / "films.rar").write_text("")
-    problems = {"films": "expected images", "none": "no such folder", "films.rar": "none of these"}
+    (tmp_path / "images.rar").write_text("")
+    problems = {"films": "expected images", "none": "no such folder", "images.rar": "none of these"}
     for name, message in problems.items():
         with pytest.raises(UsageError, match=message):
-            load_films(str(tmp_path / name), tmp_path)
+            load_sources(str(tmp_path / name), tmp_path)
 
 
-def test_several_sources_are_one_table_in_their_order_and_each_film_tells_its_own(tmp_path):
-    write_films(tmp_path / "one", 2, 3, names=("healthy", "Bacterial"))  # mapped by name, not by order
-    write_films(tmp_path / "two" / "train", 1, 2, first=10)
-    write_films(tmp_path / "two" / "test", 2, 1, first=20)
-    write_films(tmp_path / "healthy only", 4, 0, first=50)
-    films = load_films([str(tmp_path / name) for name in ("one", "two", "healthy only")], tmp_path)
-    assert films["source"] == ["one"] * 5 + ["two"] * 6 + ["healthy only"] * 4
-    assert films["split"] == ["train"] * 8 + ["test"] * 3 + ["train"] * 4
-    kinds = {file.split("/")[-2]: label for file, label in zip(films["file"], films["label"], strict=True)}
+def test_several_sources_are_one_table_in_their_order_and_each_image_tells_its_own(tmp_path):
+    write_images(tmp_path / "one", 2, 3, names=("healthy", "Bacterial"))  # mapped by name, not by order
+    write_images(tmp_path / "two" / "train", 1, 2, first=10)
+    write_images(tmp_path / "two" / "test", 2, 1, first=20)
+    write_images(tmp_path / "healthy only", 4, 0, first=50)
+    images = load_sources([str(tmp_path / name) for name in ("one", "two", "healthy only")], tmp_path)
+    assert images["source"] == ["one"] * 5 + ["two"] * 6 + ["healthy only"] * 4
+    assert images["split"] == ["train"] * 8 + ["test"] * 3 + ["train"] * 4
+    kinds = {file.split("/")[-2]: label for file, label in zip(images["file"], images["label"], strict=True)}
     assert kinds == {"healthy": 0, "Bacterial": 1, "NORMAL": 0, "PNEUMONIA": 1}
-    alone = load_films(str(tmp_path / "one"), tmp_path)
+    alone = load_sources(str(tmp_path / "one"), tmp_path)
     for column in ("file", "label", "patient_id", "source"):
-        assert films[column][:5] == alone[column]
+        assert images[column][:5] == alone[column]
 
 
 def test_ids_mean_the_same_child_in_every_source_if_they_are_of_the_guangzhou_names_only(tmp_path, caplog):
@@ -96,12 +96,12 @@ def test_ids_mean_the_same_child_in_every_source_if_they_are_of_the_guangzhou_na
     for source in sources:
         for name in names:
             kind = "PNEUMONIA" if name[0] in "p1" else "NORMAL"
-            write_film(tmp_path / source / kind / name, 0, np.random.default_rng(0))
+            write_image(tmp_path / source / kind / name, 0, np.random.default_rng(0))
         lines = "file_name,patient_id\nNORMAL/0.png,12\nPNEUMONIA/1.png,13\n"
         (tmp_path / source / "metadata.csv").write_text(lines)
-    films = load_films(sources, tmp_path)
+    images = load_sources(sources, tmp_path)
     found = [set() for _ in names]
-    for file, patient in zip(films["file"], films["patient_id"], strict=True):
+    for file, patient in zip(images["file"], images["patient_id"], strict=True):
         found[names.index(os.path.basename(file))].add(patient)
     assert found == [
         {"IM-0115"}, {"person7_virus"}, {"one:12", "two:12"}, {"one:13", "two:13"},
@@ -113,11 +113,14 @@ def test_ids_mean_the_same_child_in_every_source_if_they_are_of_the_guangzhou_na
 @pytest.mark.parametrize(
     ("names", "short"),
     [
-        (["a/x/films/", "b/x/films/", "c/"], ["a/x/films", "b/x/films", "c"]),
-        (["phantom", "user/films", "kaggle:user/films"], ["phantom", "user/films", "kaggle:user/films"]),
+        (["a/x/images/", "b/x/images/", "c/"], ["a/x/images", "b/x/images", "c"]),
+        (["phantom", "user/images", "kaggle:user/images"], ["phantom", "user/images", "kaggle:user/images"]),
         (["data/phantom/", "phantom"], ["data/phantom", "phantom"]),
-        (["user/films", "b/user/films/", "c/other/films/"], ["user/films", "b/user/films", "other/films"]),
-        (["somebody/train/", "somebody/a/films/", "films/"], ["train", "a/films", "HERE/films"]),
+        (
+            ["user/images", "b/user/images/", "c/other/images/"],
+            ["user/images", "b/user/images", "other/images"],
+        ),
+        (["somebody/train/", "somebody/a/images/", "images/"], ["train", "a/images", "HERE/images"]),
     ],
 )
 def test_a_source_is_called_by_its_last_folders_as_far_as_names_differ_and_never_by_the_home(
@@ -132,15 +135,15 @@ def test_a_source_is_called_by_its_last_folders_as_far_as_names_differ_and_never
     assert short_names(there) == [name.replace("HERE", tmp_path.name) for name in short]
 
 
-@pytest.mark.parametrize("spelling", ["none/../films/", "link", "~/films"])
+@pytest.mark.parametrize("spelling", ["none/../images/", "link", "~/images"])
 def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, monkeypatch, spelling):
-    write_films(tmp_path / "films", 2, 2)
+    write_images(tmp_path / "films", 2, 2)
     (tmp_path / "link").symlink_to(tmp_path / "films")
     (tmp_path / "none").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=f"--dataset names {tmp_path}/films twice"):
-        load_films(["films", spelling], tmp_path)
+    with pytest.raises(UsageError, match=f"--dataset names {tmp_path}/images twice"):
+        load_sources(["films", spelling], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -152,27 +155,27 @@ def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, 
     ],
 )
 def test_covid_is_dropped_mapped_or_kept(tmp_path, covid, table):
-    write_films(tmp_path / "films", 3, 2)
+    write_images(tmp_path / "films", 3, 2)
     for number in range(4):
-        write_film(tmp_path / "films" / "COVID-19" / f"c{number}.png", 1, np.random.default_rng(number))
-    films = load_films(str(tmp_path / "films"), tmp_path, covid)
-    assert Counter(zip(films["split"], films["label"], strict=True)) == table
-    for file, split in zip(films["file"], films["split"], strict=True):
+        write_image(tmp_path / "films" / "COVID-19" / f"c{number}.png", 1, np.random.default_rng(number))
+    images = load_sources(str(tmp_path / "films"), tmp_path, covid)
+    assert Counter(zip(images["split"], images["label"], strict=True)) == table
+    for file, split in zip(images["file"], images["split"], strict=True):
         assert (split == "covid") is (covid == "keep" and "COVID-19" in file)
 
 
 def test_whatever_keeps_the_hub_from_giving_a_data_set_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=OSError("no\nhost")))
-    with pytest.raises(UsageError, match=r"user/films: .*\(no\)") as raised:
-        load_films("user/films", tmp_path)
+    with pytest.raises(UsageError, match=r"user/images: .*\(no\)") as raised:
+        load_sources("user/images", tmp_path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.fixture(scope="module")
-def hub_data_set(film_folder, tmp_path_factory):
+def hub_data_set(image_folder, tmp_path_factory):
     """The same images as a repository of parquet files with the bytes inside, as the Hub serves them."""
     folder = tmp_path_factory.mktemp("repository")
-    for name, rows in datasets.load_dataset("imagefolder", data_dir=str(film_folder)).items():
+    for name, rows in datasets.load_dataset("imagefolder", data_dir=str(image_folder)).items():
         rows = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
         rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
     return datasets.load_dataset(str(folder))
@@ -180,11 +183,11 @@ def hub_data_set(film_folder, tmp_path_factory):
 
 def _load_from_hub(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
-    return load_films("user/films", tmp_path)
+    return load_sources("user/images", tmp_path)
 
 
-def test_a_hub_data_set_gives_the_films_of_its_folder(film_folder, hub_data_set, tmp_path, monkeypatch):
-    from_folder = load_films(str(film_folder), tmp_path)
+def test_a_hub_data_set_gives_the_images_of_its_folder(image_folder, hub_data_set, tmp_path, monkeypatch):
+    from_folder = load_sources(str(image_folder), tmp_path)
     from_hub = _load_from_hub(hub_data_set, monkeypatch, tmp_path)
     names = [os.path.basename(file) for file in from_folder["file"]]
     for row, file in enumerate(from_hub["file"]):
@@ -203,30 +206,30 @@ def test_a_hub_data_set_that_was_saved_is_read(hub_data_set, tmp_path, form):
             rows.to_parquet(saved / "data" / f"{name}-00000-of-00001.parquet")
     else:
         (hub_data_set if form == "all splits" else hub_data_set["train"]).save_to_disk(saved)
-    films = load_films(str(saved), tmp_path)
-    assert Counter(films["split"]) == ({"train": 85} if form == "one split" else expected)
+    images = load_sources(str(saved), tmp_path)
+    assert Counter(images["split"]) == ({"train": 85} if form == "one split" else expected)
 
 
-def test_films_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set, monkeypatch, tmp_path):
+def test_images_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set, monkeypatch, tmp_path):
     alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
         lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True
     )
-    films = _load_from_hub(alike, monkeypatch, tmp_path)
-    assert len(set(films["file"])) == len(set(films["patient_id"])) == len(films["file"]) == 135
+    images = _load_from_hub(alike, monkeypatch, tmp_path)
+    assert len(set(images["file"])) == len(set(images["patient_id"])) == len(images["file"]) == 135
 
 
 def test_patients_of_a_column_are_text_and_a_blank_one_is_none(hub_data_set, monkeypatch, tmp_path):
     numbered = hub_data_set.map(lambda _, row: {"patient_id": row % 3 if row else None}, with_indices=True)
-    films = _load_from_hub(numbered, monkeypatch, tmp_path)
-    patients = zip(films["patient_id"], films["split"], strict=True)
+    images = _load_from_hub(numbered, monkeypatch, tmp_path)
+    patients = zip(images["patient_id"], images["split"], strict=True)
     first, *others = (patient for patient, split in patients if split == "train")
     assert set(others) == {"0", "1", "2"} and first not in ("0", "1", "2", "None", "")
 
 
 def test_a_hub_data_set_of_an_unknown_split_or_of_numbers_for_classes_is_an_error(hub_data_set):
     odd = datasets.DatasetDict(train=hub_data_set["train"], extra=hub_data_set["test"])
-    with pytest.raises(UsageError, match="user/films has a split 'extra': expected train, validation, test"):
-        films_of_hub(odd, "user/films")
+    with pytest.raises(UsageError, match="user/images has a split 'extra': expected train, validation, test"):
+        rows_of_hub(odd, "user/images")
     numbers = hub_data_set.cast_column("label", datasets.Value("int64"))
     with pytest.raises(UsageError, match="`label` with class names"):
-        films_of_hub(numbers, "user/films")
+        rows_of_hub(numbers, "user/images")

@@ -9,7 +9,7 @@ from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
 from hf_pneumonia.errors import UsageError
 
 
-def _films(split: str, normal: int, pneumonia: int, start: int = 0, per_patient: int = 1):
+def _images(split: str, normal: int, pneumonia: int, start: int = 0, per_patient: int = 1):
     """(split, label, patient) rows; patients are numbered from `start`."""
     rows = []
     for label, count in ((0, normal), (1, pneumonia)):
@@ -23,30 +23,30 @@ def _assign(rows):
 
 
 def test_splits_that_exist_are_honoured():
-    rows = _films("train", 100, 200) + _films("validation", 20, 30, 1000) + _films("test", 25, 25, 2000)
+    rows = _images("train", 100, 200) + _images("validation", 20, 30, 1000) + _images("test", 25, 25, 2000)
     split, notes = _assign(rows)
     assert split.tolist() == [row[0] for row in rows] and notes == ""
 
 
-def test_a_validation_split_of_sixteen_films_is_joined_to_train_and_cut_anew():
-    rows = _films("train", 400, 600) + _films("validation", 8, 8, 1000) + _films("test", 50, 50, 2000)
+def test_a_validation_split_of_sixteen_images_is_joined_to_train_and_cut_anew():
+    rows = _images("train", 400, 600) + _images("validation", 8, 8, 1000) + _images("test", 50, 50, 2000)
     split, notes = _assign(rows)
-    assert "16 films is too small" in notes
+    assert "16 images is too small" in notes
     assert np.sum(split == "validation") == 41 + 61  # 10% of 408 and of 608 patients
     assert {row[0] for row, found in zip(rows, split, strict=True) if found == "test"} == {"test"}
 
 
 @pytest.mark.parametrize(("train", "needed"), [(40, 10), (400, 20), (2000, 50)])
-def test_a_small_data_set_needs_ten_validation_films_of_a_class_and_a_large_one_up_to_fifty(train, needed):
+def test_a_small_data_set_needs_ten_validation_images_of_a_class_and_a_large_one_up_to_fifty(train, needed):
     for validation in (needed - 1, needed):
-        rows = _films("train", train, train) + _films("validation", validation, validation, 1000)
-        split, _ = _assign(rows + _films("test", 20, 20, 2000))
+        rows = _images("train", train, train) + _images("validation", validation, validation, 1000)
+        split, _ = _assign(rows + _images("test", 20, 20, 2000))
         given = split[2 * train : 2 * (train + validation)]
         assert (set(given) == {"validation"}) is (validation == needed)
 
 
 def test_a_missing_test_split_is_cut_by_patient_and_stratified():
-    rows = _films("train", 200, 600, per_patient=4)
+    rows = _images("train", 200, 600, per_patient=4)
     split, notes = _assign(rows)
     assert "no test split" in notes
     assert [np.sum(split == name) for name in ("test", "validation", "train")] == [160, 64, 800 - 160 - 64]
@@ -58,9 +58,9 @@ def test_a_missing_test_split_is_cut_by_patient_and_stratified():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (_films("train", 50, 50) + _films("test", 0, 20, 1000), "test split has no NORMAL"),
-        (_films("train", 2, 50), "too few NORMAL patients to cut a validation split"),
-        (_films("test", 20, 20), "no training films"),
+        (_images("train", 50, 50) + _images("test", 0, 20, 1000), "test split has no NORMAL"),
+        (_images("train", 2, 50), "too few NORMAL patients to cut a validation split"),
+        (_images("test", 20, 20), "no training images"),
     ],
 )
 def test_what_cannot_be_split_is_an_error(rows, message):
@@ -99,14 +99,14 @@ SHARES = [(0.7, 0.2, 0.1), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.1, 0.1, 0.
 
 @st.composite
 def tables(draw):
-    """Films of patients with one or many films, of one class or both, in sources, in clusters, as given."""
+    """Images of patients with one or many images, of one class or both, in sources, in clusters, as given."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n = draw(st.integers(60, 250))
     patient = rng.integers(draw(st.integers(20, 200)), size=n)
-    if draw(st.booleans()):  # a few patients with many films
+    if draw(st.booleans()):  # a few patients with many images
         patient = patient // rng.integers(1, 8)
     by_patient = rng.random(250) < draw(st.sampled_from([0.3, 0.5, 0.8]))
-    noise = rng.random(n) < draw(st.sampled_from([0, 0, 0.2]))  # patients with films of both classes
+    noise = rng.random(n) < draw(st.sampled_from([0, 0, 0.2]))  # patients with images of both classes
     joined = np.where(rng.random(250) < draw(st.sampled_from([0, 0.3])), np.arange(250) // 3, np.arange(250))
     names = draw(st.sampled_from([("train",), ("train", "test"), ("train", "validation", "test", "covid")]))
     return {
@@ -192,7 +192,7 @@ def test_a_cut_deals_the_largest_patients_first_and_evens_out_with_the_small_one
 
 
 def test_another_seed_is_another_split():
-    rows = _films("train", 60, 90)
+    rows = _images("train", 60, 90)
     splits = [assign_splits(*zip(*rows, strict=True), shares=SHARES[0], seed=seed)[0] for seed in range(2)]
     assert np.mean(splits[0] != splits[1]) > 0.2
 
@@ -200,7 +200,7 @@ def test_another_seed_is_another_split():
 @MANY
 @given(st.integers(0, 2**32 - 1), st.sampled_from(SHARES), st.booleans())
 def test_the_shares_are_kept_within_the_largest_patient_of_each_class_and_source(seed, shares, two_sources):
-    """A patient of one class and source goes where films of its kind are missing, so no split gets more of
+    """A patient of one class and source goes where images of its kind are missing, so no split gets more of
     a kind than its share and one patient. What the others have too much, at most twice that, one may lack."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, rng.integers(2, 12), size=rng.integers(30, 120))
@@ -218,9 +218,9 @@ def test_the_shares_are_kept_within_the_largest_patient_of_each_class_and_source
             assert -2 * largest <= excess <= largest
 
 
-def test_films_of_another_split_are_left_alone_but_never_share_a_patient_with_one_that_is_used():
-    rows = _films("train", 60, 60) + _films("covid", 0, 30, 50)  # 10 of them of training patients
+def test_images_of_another_split_are_left_alone_but_never_share_a_patient_with_one_that_is_used():
+    rows = _images("train", 60, 60) + _images("covid", 0, 30, 50)  # 10 of them of training patients
     split, notes = _assign(rows)
     covid = [found for row, found in zip(rows, split, strict=True) if row[0] == "covid"]
     assert covid == [""] * 10 + ["covid"] * 20
-    assert "left out 10 films of covid whose patient stands in " in notes
+    assert "left out 10 images of covid whose patient stands in " in notes

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_layout import DICOM, put
 
-from hf_pneumonia.data.folder import films_of_folder
+from hf_pneumonia.data.folder import rows_of_folder
 from hf_pneumonia.data.labels import label_of
-from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def table(file: Path, *lines: str, encoding: str = "utf-8") -> None:
 
 def read(root: Path, **options) -> dict[str, tuple]:
     """Name of each image -> label, split, patient."""
-    rows = films_of_folder(root, **options)
+    rows = rows_of_folder(root, **options)
     assert all(Path(row.image).read_bytes() == DICOM for row in rows)
     return {Path(row.file).name: (label_of(row.class_name), row.split, row.patient_id) for row in rows}
 
@@ -39,7 +39,7 @@ def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
     expected = {names[0]: (0, "train", "11"), names[1]: (1, "train", "11"), names[3]: (0, "test", "12")}
     assert read(folder) == expected
     assert read(tmp_path) == expected  # a folder further up
-    given = load_films(str(folder / "Data_Entry_2017.csv"), tmp_path / "cache")  # the table itself
+    given = load_sources(str(folder / "Data_Entry_2017.csv"), tmp_path / "cache")  # the table itself
     assert given["split"] == ["train", "train", "test"]
     assert "NIH" in caplog.text and "left out 1 images: other findings" in caplog.text
 
@@ -65,7 +65,7 @@ def test_chexpert_paths_with_its_own_folder_in_front_blanks_and_uncertain_findin
         lines[split].append(f"{front}/{path},Male,1,{view.title()},AP,{cells}")
     for split, rows in lines.items():
         table(tmp_path / front / f"{split}.csv", CHEXPERT, *rows)
-    rows = films_of_folder(tmp_path / front, uncertain=uncertain)
+    rows = rows_of_folder(tmp_path / front, uncertain=uncertain)
     found = {row.patient_id: (label_of(row.class_name), row.split) for row in rows}
     expected = {"patient00001": (0, "train"), "patient00002": (1, "train"), "patient00006": (0, "validation")}
     assert found == expected | ({} if label is None else {"patient00003": (label, "train")})
@@ -169,7 +169,7 @@ def test_a_table_of_other_findings_alone_and_two_tables_with_labels_are_refused(
     put(tmp_path, "a.png")
     table(tmp_path / "d.csv", "Image Index,Finding Labels,Patient ID", "a.png,Mass,1")
     with pytest.raises(UsageError, match="expected images with PNEUMONIA or No Finding"):
-        load_films(str(tmp_path), tmp_path / "cache")
+        load_sources(str(tmp_path), tmp_path / "cache")
     for name in ("labels.csv", "d.csv"):
         table(tmp_path / name, "path,label", "a.png,NORMAL")
     with pytest.raises(UsageError, match=r"d.csv, labels.csv"):

@@ -18,9 +18,9 @@ LABELS = np.array([0, 0, 0, 1, 0, 1, 1, 1])
 PROBABILITIES = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9])
 
 
-def _random(films: int, seed: int = 0, decimals: int = 12) -> tuple[np.ndarray, np.ndarray]:
+def _random(images: int, seed: int = 0, decimals: int = 12) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, films)
+    labels = rng.integers(0, 2, images)
     return labels, np.round(expit(rng.normal(2 * labels - 1, 1.5)), decimals)
 
 
@@ -76,8 +76,8 @@ def test_the_curve_of_eight_images_is_the_one_counted_by_hand():
 
 
 @pytest.mark.parametrize("films", [40, 3000])
-def test_each_point_of_the_curve_has_the_rates_at_its_threshold(films):
-    labels, probabilities = _random(films)
+def test_each_point_of_the_curve_has_the_rates_at_its_threshold(images):
+    labels, probabilities = _random(images)
     curve = trade_off(labels, probabilities, chosen=0.37)
     assert len(curve["threshold"]) <= 102 and curve["threshold"] == sorted(set(curve["threshold"]))
     for threshold, sensitivity, specificity in zip(*curve.values(), strict=True):

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TORCHRUN, run_train, write_films
+from conftest import ROOT, TORCHRUN, run_train, write_images
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments
 
 import train
-from hf_pneumonia.data.filmset import prepare_films
+from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
-from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_films
+from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_images
 from hf_pneumonia.training import run_folder
 from hf_pneumonia.training.arguments import Recipe
 
@@ -30,8 +30,8 @@ QUICK = (
 )  # fmt: skip
 
 
-def _train(films: Path, run: Path, *flags: object) -> None:
-    train.main([*map(str, ("--output_dir", run, "--dataset", films, *flags))])
+def _train(images: Path, run: Path, *flags: object) -> None:
+    train.main([*map(str, ("--output_dir", run, "--dataset", images, *flags))])
 
 
 def _predictions(run: Path, split: str) -> list[dict]:
@@ -75,7 +75,7 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
             low, high = found[name]["ci95"] or (0, 1)
             assert low <= found[name]["value"] <= high
     assert set(report["splits"]["train"]) == set(report["splits"]["test"])
-    assert report["splits"]["test"]["auroc"]["value"] > 0.9  # it learned what the films show
+    assert report["splits"]["test"]["auroc"]["value"] > 0.9  # it learned what the images show
     point = report["operating_point"]
     caught = _probabilities(finished_run, "validation")[labels["validation"]] >= point["threshold"]
     assert np.mean(caught) == pytest.approx(point["sensitivity"]) and np.mean(caught) >= 0.95
@@ -85,13 +85,13 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
         assert config["operating_points"][name]["threshold"] == stated["threshold"]
 
 
-def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
+def test_the_report_says_how_the_figures_were_made(finished_run, image_folder):
     report = _report(finished_run)
     assert report["seed"] == 42 and {"torch", "timm", "transformers", "python"} <= report["versions"].keys()
     assert report["data"]["splits"]["train"]["films"] == 85 and not report["data"]["simulated"]
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text()) == report["recipe"]
     files = [row["file"] for row in _predictions(finished_run, "test")]
-    assert sorted(files) == sorted(str(path) for path in (film_folder / "test").glob("*/*"))
+    assert sorted(files) == sorted(str(path) for path in (image_folder / "test").glob("*/*"))
     # A line for each epoch, and what to do next.
     output = (finished_run.parent / "output.txt").read_text()
     epochs = [line.split()[1] for line in output.splitlines() if line.startswith("epoch")]
@@ -101,30 +101,30 @@ def test_the_report_says_how_the_figures_were_made(finished_run, film_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
-def test_a_network_of_each_family_trains_and_transformers_gives_its_answers(name, film_folder, tmp_path):
+def test_a_network_of_each_family_trains_and_transformers_gives_its_answers(name, image_folder, tmp_path):
     flags = ("--model", name, "--image_size", 64, "--drop_rate", 0.1, "--max_steps", 2, "--ood", "true")
-    _train(film_folder, tmp_path, *QUICK, *flags)
+    _train(image_folder, tmp_path, *QUICK, *flags)
     images = [Image.open(row["file"]).convert("RGB") for row in _predictions(tmp_path, "test")]
-    films = AutoImageProcessor.from_pretrained(tmp_path)(images)["pixel_values"]
+    images = AutoImageProcessor.from_pretrained(tmp_path)(images)["pixel_values"]
     with torch.no_grad():
-        logits = AutoModelForImageClassification.from_pretrained(tmp_path).eval()(films).logits
+        logits = AutoModelForImageClassification.from_pretrained(tmp_path).eval()(images).logits
     np.testing.assert_allclose(logits.softmax(1)[:, 1], _probabilities(tmp_path), atol=1e-5)
 
 
-def test_copies_in_a_second_source_are_removed_and_films_of_covid_are_only_scored(
-    film_folder, finished_run, tmp_path
+def test_copies_in_a_second_source_are_removed_and_images_of_covid_are_only_scored(
+    image_folder, finished_run, tmp_path
 ):
-    """The second source has 12 training and 6 test films of the first, enlarged, and 4 of COVID-19."""
+    """The second source has 12 training and 6 test images of the first, enlarged, and 4 of COVID-19."""
     second, run = tmp_path / "second", tmp_path / "run"
     for label in ("NORMAL", "PNEUMONIA"):
         (second / label).mkdir(parents=True)
         for split, count in (("train", 6), ("test", 3)):
-            for number, path in enumerate(sorted((film_folder / split / label).iterdir())[:count]):
-                film = Image.open(path)
-                enlarged = film.resize((2 * film.width, 2 * film.height))
+            for number, path in enumerate(sorted((image_folder / split / label).iterdir())[:count]):
+                image = Image.open(path)
+                enlarged = image.resize((2 * image.width, 2 * image.height))
                 enlarged.save(second / label / f"{split}{number}.png")
-    write_films(second, 4, 0, first=900, names=("COVID-19", ""))
-    _train(film_folder, run, second, *QUICK, "--covid", "keep")
+    write_images(second, 4, 0, first=900, names=("COVID-19", ""))
+    _train(image_folder, run, second, *QUICK, "--covid", "keep")
     data = _report(run)["data"]
     assert data["removed"]["copy"] == 18 and sum(data["sources"].values()) == 135 + 18 + 4
     before = _report(finished_run)["data"]["splits"]
@@ -137,22 +137,22 @@ def test_copies_in_a_second_source_are_removed_and_films_of_covid_are_only_score
     assert (matrix["tp"] + matrix["fn"], matrix["tn"] + matrix["fp"]) == (4, 0)
 
 
-def test_weights_of_a_run_that_saw_the_test_films_are_refused_and_the_flag_is_remembered(
-    finished_run, film_folder, tmp_path
+def test_weights_of_a_run_that_saw_the_test_images_are_refused_and_the_flag_is_remembered(
+    finished_run, image_folder, tmp_path
 ):
     flags = ("--split", "60/20/20", "--pretrained", finished_run, *QUICK, "--model", "resnet18")
     flags += ("--image_size", 64)
     with pytest.raises(UsageError, match="leakage is left"):
-        _train(film_folder, tmp_path / "run", *flags)
+        _train(image_folder, tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
-    _train(film_folder, tmp_path / "run", *flags, "--allow_leakage", "true")
+    _train(image_folder, tmp_path / "run", *flags, "--allow_leakage", "true")
     config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
     assert config["leakage_allowed"] is True
     assert config["leakage"]["films_seen"] == _report(tmp_path / "run")["data"]["leakage"]["films_seen"] > 0
 
 
-def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder, tmp_path, capsys):
-    _train(film_folder, tmp_path, *QUICK, "--seeds", 4, 9)
+def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(image_folder, tmp_path, capsys):
+    _train(image_folder, tmp_path, *QUICK, "--seeds", 4, 9)
     spread = json.loads((tmp_path / "seeds.json").read_text())
     reports = [_report(tmp_path / name) for name in ("seed-4", "seed-9")]
     values = [report["splits"]["test"]["accuracy"]["value"] for report in reports]
@@ -163,14 +163,14 @@ def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder,
     assert reports[0]["data"] == reports[1]["data"] and reports[0]["history"] != reports[1]["history"]
 
     with pytest.raises(UsageError, match="already holds a finished run"):
-        _train(film_folder, tmp_path, *QUICK, "--seeds", 4, 9)
+        _train(image_folder, tmp_path, *QUICK, "--seeds", 4, 9)
     (tmp_path / "seed-9" / "report.json").unlink()
     weights = (tmp_path / "seed-9" / "model.safetensors").rename(tmp_path / "before.safetensors")
     kept = (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns
     go_on = (*QUICK, "--seeds", 4, 9, "--resume_from_checkpoint")
     with pytest.raises(UsageError, match="seed-4 was trained with learning_rate 0.001 and not 0.1"):
-        _train(film_folder, tmp_path, *go_on, "true", "--learning_rate", 0.1)
-    _train(film_folder, tmp_path, *go_on, "auto")
+        _train(image_folder, tmp_path, *go_on, "true", "--learning_rate", 0.1)
+    _train(image_folder, tmp_path, *go_on, "auto")
     assert (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns == kept
     assert json.loads((tmp_path / "seeds.json").read_text()) == spread
     # The same seed gives the same model.
@@ -178,20 +178,20 @@ def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(film_folder,
 
 
 @pytest.mark.parametrize("checks", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_folder, tmp_path, checks):
+def test_two_processes_train_and_score_every_image_once_as_one_process_does(image_folder, tmp_path, checks):
     run = tmp_path / "two"
     flags = (*QUICK, "--num_train_epochs", 2, "--checks", checks, "--per_device_eval_batch_size", 7)
-    flags += ("--dataset", film_folder, "--output_dir", run, "--per_device_train_batch_size", 8)
+    flags += ("--dataset", image_folder, "--output_dir", run, "--per_device_train_batch_size", 8)
     done = run_train(*flags, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1 and _report(run)["processes"] == 2
 
-    films = prepare_films(str(film_folder), 32, tmp_path)
-    rows = films.rows("test")
-    assert [row["file"] for row in _predictions(run, "test")] == films.file[rows].tolist()
+    cohort = prepare_cohort(str(image_folder), 32, tmp_path)
+    rows = cohort.rows("test")
+    assert [row["file"] for row in _predictions(run, "test")] == cohort.file[rows].tolist()
     model = AutoModelForImageClassification.from_pretrained(run)
     with torch.no_grad():
-        alone = pneumonia_probability(score_films(model, films.store, rows, batch_size=64))
+        alone = pneumonia_probability(score_images(model, cohort.cache, rows, batch_size=64))
     np.testing.assert_allclose(_probabilities(run), alone, atol=1e-5)
     # The epoch was chosen by a score of both processes; one process finds the same for the weights kept.
     report = _report(run)
@@ -214,13 +214,13 @@ def test_two_processes_train_and_score_every_film_once_as_one_process_does(film_
     ],
 )
 def test_a_run_folder_that_does_not_suit_is_refused_and_left_alone(
-    film_folder, tmp_path, there, flags, message
+    image_folder, tmp_path, there, flags, message
 ):
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=message):
-        _train(film_folder, tmp_path, *QUICK, *flags)
+        _train(image_folder, tmp_path, *QUICK, *flags)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -233,9 +233,9 @@ def test_overwriting_leaves_nothing_of_the_old_run(finished_run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(film_folder, tmp_path):
+def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(image_folder, tmp_path):
     flags = ("--imbalance", "weights", "--eval_strategy", "no", "--load_best_model_at_end", "false")
-    _train(film_folder, tmp_path / "run", *QUICK, *flags)
+    _train(image_folder, tmp_path / "run", *QUICK, *flags)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
     assert config["intercept"] != 0
     # By maximum likelihood the mean probability is the share of pneumonias, here one in two: exactly so over
@@ -244,11 +244,11 @@ def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(
     assert _report(tmp_path / "run")["history"] == [] and _report(tmp_path / "run")["kept_epoch"] == 1
 
 
-def test_an_interrupted_run_starts_and_goes_on_by_one_command(film_folder, tmp_path, monkeypatch):
-    flags = (film_folder, tmp_path / "run", *QUICK, "--resume_from_checkpoint", "auto")
+def test_an_interrupted_run_starts_and_goes_on_by_one_command(image_folder, tmp_path, monkeypatch):
+    flags = (image_folder, tmp_path / "run", *QUICK, "--resume_from_checkpoint", "auto")
     with monkeypatch.context() as patch:
         patch.setattr(train, "calibrate", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
-        with pytest.raises(UsageError, match="out of memory .* 16 films of 32 pixels.* --resume_from_ch"):
+        with pytest.raises(UsageError, match="out of memory .* 16 images of 32 pixels.* --resume_from_ch"):
             _train(*flags)
     weights = load_file(tmp_path / "run" / "checkpoint-6" / "model.safetensors")
     assert "conv1.0.weight" in weights
@@ -261,12 +261,12 @@ def test_an_interrupted_run_starts_and_goes_on_by_one_command(film_folder, tmp_p
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_of_two_trainings_in_one_folder_the_second_is_an_error(film_folder, tmp_path):
+def test_of_two_trainings_in_one_folder_the_second_is_an_error(image_folder, tmp_path):
     with run_folder.only_training(tmp_path / "run"):
         half_written = tmp_path / "run" / ".checkpoint-3-writing"
         half_written.mkdir()
         with pytest.raises(UsageError, match=f"another training is writing {tmp_path / 'run'};"):
-            _train(film_folder, tmp_path / "run", *QUICK)
+            _train(image_folder, tmp_path / "run", *QUICK)
         assert half_written.exists()
     (tmp_path / "run" / ".training.lock").touch()  # as one that was killed leaves it
     with run_folder.only_training(tmp_path / "run"):

@@ -13,7 +13,7 @@ from trainings import changed, scored, train_noting_weights, weights
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import network_input
-from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 
@@ -29,18 +29,18 @@ def _seen(run) -> list[tuple[bool, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("laid", [False, True])
-def test_a_batch_is_the_films_and_labels_of_its_rows_laid_on_a_device_or_not(small_films, laid):
-    films, dataset = small_films, FilmDataset(small_films, "train")
+def test_a_batch_is_the_images_and_labels_of_its_rows_laid_on_a_device_or_not(small_images, laid):
+    images, dataset = small_images, ImageDataset(small_images, "train")
     assert not dataset.on_device  # the CPU is not given them
     if laid:
         dataset.lay_on("cpu")
-    rows = films.rows("train")
+    rows = images.rows("train")
     assert dataset.on_device is laid and len(dataset) == len(rows)
     for chosen in ([3, 0, 3], np.random.default_rng(0).permutation(len(rows)).tolist()):
         batch = dataset.__getitems__(chosen)
         assert batch["pixel_values"].dtype == torch.uint8
-        assert np.array_equal(batch["pixel_values"].numpy(), films.store[rows[chosen]])
-        assert batch["labels"].tolist() == films.label[rows[chosen]].tolist()
+        assert np.array_equal(batch["pixel_values"].numpy(), images.cache[rows[chosen]])
+        assert batch["labels"].tolist() == images.label[rows[chosen]].tolist()
 
 
 def test_neither_biases_nor_normalisation_layers_decay(trainer):
@@ -89,7 +89,7 @@ def test_the_history_has_loss_and_accuracy_of_both_splits_for_every_epoch(traine
     assert min(epoch["validation"]["loss"] for epoch in history) == run.state.best_metric > 0
 
 
-def test_only_training_films_are_augmented_each_as_its_class_wants(trainer):
+def test_only_training_images_are_augmented_each_as_its_class_wants(trainer):
     off = ("--rotation", "0", "--proportions", "0", "--shift", "0", "--zoom", "0", "--exposure", "0")
     run = trainer("--noise", "0.5", "0", *off)
     batch, seen = run.train_dataset.__getitems__([0, len(run.train_dataset) - 1]), _seen(run)
@@ -108,17 +108,17 @@ STEP += ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at
 STEP += ("--rotation", "0", "--zoom", "0", "--proportions", "0", "--shift", "0", "--exposure", "0")
 
 
-def _with_fewer_normal_films(run, train=0, validation=0):
-    """The same trainer where so many of the normal films, which come first, are missing."""
-    for films, missing in ((run.train_dataset, train), (run.eval_dataset, validation)):
-        films.rows, films.labels = films.rows[missing:], films.labels[missing:]
+def _with_fewer_normal_images(run, train=0, validation=0):
+    """The same trainer where so many of the normal images, which come first, are missing."""
+    for images, missing in ((run.train_dataset, train), (run.eval_dataset, validation)):
+        images.rows, images.labels = images.rows[missing:], images.labels[missing:]
     return PneumoniaTrainer(run.model, run.args, run.train_dataset, run.eval_dataset, run.augment)
 
 
-def test_a_step_with_weights_is_that_of_the_weighted_films_of_all_its_batches(trainer):
+def test_a_step_with_weights_is_that_of_the_weighted_images_of_all_its_batches(trainer):
     flags = ("--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2")
     flags += ("--label_smoothing_factor", "0.1", "--imbalance", "weights")
-    run = _with_fewer_normal_films(trainer(*STEP, *flags), train=30)
+    run = _with_fewer_normal_images(trainer(*STEP, *flags), train=30)
     labels, read, batches = run.train_dataset.labels, run.train_dataset.__getitems__, []
     assert labels.bincount().tolist() == [10, 45]
     run.train_dataset.__getitems__ = lambda rows: batches.append(read(rows)) or batches[-1]
@@ -139,8 +139,8 @@ def test_a_step_with_weights_is_that_of_the_weighted_films_of_all_its_batches(tr
 
 
 @pytest.mark.parametrize("imbalance", ["none", "weights", "sampler"])
-def test_the_validation_loss_is_the_mean_over_films_or_over_classes(trainer, imbalance):
-    run = _with_fewer_normal_films(trainer("--imbalance", imbalance), validation=6)
+def test_the_validation_loss_is_the_mean_over_images_or_over_classes(trainer, imbalance):
+    run = _with_fewer_normal_images(trainer("--imbalance", imbalance), validation=6)
     run.model.timm_model.get_classifier().bias.data[1] = 1.0  # so that the classes' losses differ
     batch = run.eval_dataset.__getitems__(range(14))
     with torch.no_grad():
@@ -198,10 +198,10 @@ def test_a_loss_that_is_no_number_stops_a_training_whose_weights_stay_numbers(tr
         run.train()
 
 
-def test_a_last_batch_of_one_film_is_refused_before_the_training_where_it_would_end_it(trainer):
-    """85 films; of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
+def test_a_last_batch_of_one_image_is_refused_before_the_training_where_it_would_end_it(trainer):
+    """85 images; of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
     flags = ("--per_device_train_batch_size", "14", "--num_train_epochs", "1")
-    with pytest.raises(UsageError, match="85 films in batches of 14 .*--dataloader_drop_last true"):
+    with pytest.raises(UsageError, match="85 images in batches of 14 .*--dataloader_drop_last true"):
         trainer(*flags)
     dropping = trainer(*flags, "--dataloader_drop_last", "true")
     assert [len(batch["labels"]) for batch in dropping.get_train_dataloader()] == 6 * [14]
@@ -209,30 +209,30 @@ def test_a_last_batch_of_one_film_is_refused_before_the_training_where_it_would_
     trainer(*flags, "--image_size", "64")
 
 
-def test_films_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
+def test_images_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
     flags = ("--image_size", "64", "--small_epochs", "1", "--small_size", "40", "--num_train_epochs", "2")
     run = trainer(*flags)
-    seen = _seen(run)  # the store holds films of 32 pixels
+    seen = _seen(run)  # the cache holds images of 32 pixels
     run.train()
     assert [images.shape[-1] for training, images in seen if training] == [40] * 3 + [32] * 3
     assert {images.shape[-1] for training, images in seen if not training} >= {32}
 
 
-def test_blended_films_are_trained_with_blended_labels(trainer):
+def test_blended_images_are_trained_with_blended_labels(trainer):
     run = trainer(*STEP, "--mixup", "0.4", "--per_device_train_batch_size", "85", "--imbalance", "sampler")
     by_hand, blended, mix = copy.deepcopy(run.model).train(), [], run.mix
-    run.mix = lambda films, labels: blended.append(mix(films, labels)) or blended[-1]
+    run.mix = lambda images, labels: blended.append(mix(images, labels)) or blended[-1]
     run.train()
-    ((films, shares),) = blended
+    ((images, shares),) = blended
     torch.testing.assert_close(shares.sum(1), torch.ones(85))
     assert ((shares > 0) & (shares < 1)).any()
-    # Films of a balanced sampler alternate, and half of the pairs are of one class all the same.
+    # Images of a balanced sampler alternate, and half of the pairs are of one class all the same.
     assert 20 < ((shares == 0) | (shares == 1)).any(1).sum() < 65
-    loss = -(shares * by_hand(films).logits.log_softmax(1)).sum(1).mean()
+    loss = -(shares * by_hand(images).logits.log_softmax(1)).sum(1).mean()
     assert run.state.log_history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_validation_films_are_not_blended(trainer):
+def test_validation_images_are_not_blended(trainer):
     run = trainer("--mixup", "0.4", "--cutmix", "1")
     run.mix = lambda *_: 1 / 0
     assert 0 <= run.evaluate()["eval_auroc"] <= 1

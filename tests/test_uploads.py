@@ -6,11 +6,11 @@ import pytest
 from conftest import zipped
 from test_inputs import PNG
 
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.inputs import FilmReader
+from hf_pneumonia.inference.inputs import ImageReader
 from hf_pneumonia.page import uploads as module
-from hf_pneumonia.page.uploads import Upload, films_of, shown_name, uploaded
+from hf_pneumonia.page.uploads import Upload, images_of, shown_name, uploaded
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def _upload(folder: Path, name: str, data: bytes = PNG) -> Upload:
 
 
 def _problems(*uploads: Upload) -> dict[str, str]:
-    return {film.name: film.problem for film in films_of(uploads)}
+    return {image.name: image.problem for image in images_of(uploads)}
 
 
 def test_an_upload_is_a_file_in_the_folder_of_uploads_by_the_name_that_it_had(folder):
@@ -36,21 +36,32 @@ def test_an_upload_is_a_file_in_the_folder_of_uploads_by_the_name_that_it_had(fo
     assert uploaded({"path": path, "orig_name": 5}).name == "clean.png"
 
 
-def test_films_come_in_order_and_those_of_zip_files_with_their_paths_as_text(folder):
+def test_images_come_in_order_and_those_of_zip_files_with_their_paths_as_text(folder):
     inside = ["/abs.png", "../../evil.png", "b/2.png", "in/more.zip"]
     ward = _upload(folder, "ward.zip", zipped([(name, PNG) for name in (*reversed(inside), "read.me")]))
     before = set(folder.parents[1].rglob("*"))
-    films = films_of([_upload(folder, "one.png"), ward, _upload(folder, "two.png")])
-    assert [film.name for film in films] == ["one.png", *(f"ward.zip/{name}" for name in inside), "two.png"]
-    assert [film.problem for film in films] == ["", "", "", "", "a zip file in a zip file is not opened", ""]
-    with FilmReader() as reader:
-        assert {read_film(reader.read(film)).size for film in films if not film.problem} == {(4, 3)}
+    images = images_of([_upload(folder, "one.png"), ward, _upload(folder, "two.png")])
+    assert [image.name for image in images] == [
+        "one.png",
+        *(f"ward.zip/{name}" for name in inside),
+        "two.png",
+    ]
+    assert [image.problem for image in images] == [
+        "",
+        "",
+        "",
+        "",
+        "a zip file in a zip file is not opened",
+        "",
+    ]
+    with ImageReader() as reader:
+        assert {read_image(reader.read(image)).size for image in images if not image.problem} == {(4, 3)}
     assert set(folder.parents[1].rglob("*")) - before == {folder / "one.png", folder / "two.png"}
 
 
 def test_what_can_not_be_opened_has_its_reason(folder):
     cases = {
-        "no film in this zip file": zipped([("a.txt", b"a")]),
+        "no image in this zip file": zipped([("a.txt", b"a")]),
         "a zip file of a rare kind": zipped([("x.png", PNG)], zipfile.ZIP_LZMA),
         "damaged, or no zip file": zipped([("x.png", PNG)])[:-30],
         "a zip file of more than 5,000 entries": zipped([(f"{n}.txt", b"") for n in range(5_001)]),
@@ -67,14 +78,14 @@ def test_a_bomb_is_refused_by_the_directory_before_anything_is_unpacked(folder, 
     assert _problems(bomb) == {"bomb.zip/x.png": "more than 20 MB", "bomb.zip/y.png": ""}
     monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 40 * 2**20)
     with pytest.raises(UsageError, match="45 MB unpacked, more than 40 MB"):
-        films_of([many])
+        images_of([many])
 
 
-def test_no_more_than_500_films_and_no_film_of_more_than_20_mb(folder, monkeypatch):
+def test_no_more_than_500_images_and_no_image_of_more_than_20_mb(folder, monkeypatch):
     full = _upload(folder, "a.zip", zipped([(f"{number}.png", PNG) for number in range(500)]))
-    assert len(films_of([full])) == 500
-    with pytest.raises(UsageError, match="more than 500 films"):
-        films_of([full, _upload(folder, "x.png")])
+    assert len(images_of([full])) == 500
+    with pytest.raises(UsageError, match="more than 500 images"):
+        images_of([full, _upload(folder, "x.png")])
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 2**20)
     assert _problems(_upload(folder, "x.png", bytes(2**20 + 1))) == {"x.png": "more than 1 MB"}
     assert _problems(_upload(folder, "b.zip", bytes(2**20 + 1))) == {"b.zip": "more than 1 MB"}

@@ -14,7 +14,7 @@ from hf_pneumonia.inference.batch import overlay
 from hf_pneumonia.page.viewer import viewer, viewer_value
 
 
-def film(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     """Smooth, so that a JPEG is close to it."""
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
     return Image.fromarray((127 + 90 * np.sin(x + y) * np.cos(x - y)).astype(np.uint8))
@@ -26,33 +26,33 @@ def heat(side: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(2000, 1000), (90, 70), (1, 5000)])
-def test_a_film_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
-    value, most = viewer_value(film(*size), None), max(1, max(size) / 1024)
-    sent = Image.open(value["film"]["path"])
+def test_a_image_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
+    value, most = viewer_value(image(*size), None), max(1, max(size) / 1024)
+    sent = Image.open(value["image"]["path"])
     assert (sent.format, sent.mode, sent.size) == ("JPEG", "L", (value["width"], value["height"]))
     assert sent.size == tuple(max(1, round(side / most)) for side in size)
 
 
-def test_film_and_layer_laid_together_are_the_overlay_of_the_heat_map():
-    given = film(640, 400)
+def test_image_and_layer_laid_together_are_the_overlay_of_the_heat_map():
+    given = image(640, 400)
     value = viewer_value(given, heat())
     layer = Image.open(value["heat"]["path"]).resize(given.size, Image.Resampling.BICUBIC)
     layer.putalpha(layer.getchannel("A").point([round(OPAQUE * level) for level in range(256)]))
-    laid = Image.alpha_composite(Image.open(value["film"]["path"]).convert("RGBA"), layer).convert("RGB")
+    laid = Image.alpha_composite(Image.open(value["image"]["path"]).convert("RGBA"), layer).convert("RGB")
     difference = np.abs(np.asarray(laid, float) - np.asarray(overlay(given, heat()), float))
     assert difference.mean() < 1 and difference.max() < 12
 
 
 def test_what_a_file_said_beside_its_pixels_is_not_sent_on():
-    given = film(90, 70)
+    given = image(90, 70)
     given.info = {"comment": b"DOE^JANE", "exif": b"Exif\0\0DOE^JANE", "icc_profile": b"DOE"}
-    data = Path(viewer_value(given, None)["film"]["path"]).read_bytes()
+    data = Path(viewer_value(given, None)["image"]["path"]).read_bytes()
     assert b"DOE" not in data and given.info["comment"] == b"DOE^JANE"
 
 
 VALUES = {
-    "mapped": viewer_value(film(640, 480), heat()),
-    "plain": viewer_value(film(640, 480), None, "<b>no</b> ${map} {{here}}"),
+    "mapped": viewer_value(image(640, 480), heat()),
+    "plain": viewer_value(image(640, 480), None, "<b>no</b> ${map} {{here}}"),
     "nothing": None,
 }
 
@@ -94,12 +94,12 @@ def zoomed(tab) -> tuple[float, float, float]:
     return scale, x / 100, y / 100
 
 
-def test_without_a_film_there_is_a_placeholder_and_no_control(tab):
-    tab.get_by_text("The film appears here.").wait_for()
+def test_without_a_image_there_is_a_placeholder_and_no_control(tab):
+    tab.get_by_text("The image appears here.").wait_for()
     assert tab.locator(".viewer button:visible, .viewer input:visible").count() == 0
     show(tab, "mapped")
     show(tab, "nothing")
-    assert tab.get_by_text("The film appears here.").is_visible()
+    assert tab.get_by_text("The image appears here.").is_visible()
     # Nothing of the last person stays in the page.
     assert "file=" not in tab.locator(".viewer").inner_html()
     show(tab, "plain")  # without a heat map
@@ -108,9 +108,9 @@ def test_without_a_film_there_is_a_placeholder_and_no_control(tab):
     assert not tab.get_by_role("slider", name="Heat map opacity").is_visible()
 
 
-def test_buttons_keys_and_dragging_zoom_and_move_both_films_and_never_past_the_edge(tab):
+def test_buttons_keys_and_dragging_zoom_and_move_both_images_and_never_past_the_edge(tab):
     show(tab, "mapped")
-    stage = tab.get_by_role("group", name="Film. Keys")
+    stage = tab.get_by_role("group", name="Image. Keys")
     tab.get_by_role("slider", name="Heat map opacity").press("ArrowLeft")
     assert float(tab.locator(".heat").evaluate("e => getComputedStyle(e).opacity")) == near(OPAQUE - 0.05)
     assert zoomed(tab) == (1, 0, 0)

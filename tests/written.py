@@ -23,7 +23,7 @@ def written_report() -> dict:
         low, value, high = (next(numbers) / 1000 for _ in range(3))
         return {"value": value, "ci95": [low, high], **more}
 
-    def split(films, patients, threshold):
+    def split(images, patients, threshold):
         return {
             **{name: figure() for name in METRICS},
             "predictive_values": {
@@ -31,7 +31,7 @@ def written_report() -> dict:
                 for name, prevalence in (("0.05", 0.05), ("own", next(numbers) / 1000))
             },
             "confusion_matrix": {name: 2000 + next(numbers) for name in ("tn", "fp", "fn", "tp")},
-            "threshold": threshold, "films": films, "patients": patients,
+            "threshold": threshold, "films": images, "patients": patients,
         }
 
     def pair():
@@ -105,7 +105,7 @@ def written_report() -> dict:
                     "person-virus": {
                         "films": 142, "patients": 106, "classes": {"NORMAL": 0, "PNEUMONIA": 142},
                         "sensitivity": figure(), "specificity": {"value": None, "ci95": None},
-                        "auroc": {"value": 1.0, "ci95": None}, "auroc_against": "all NORMAL films",
+                        "auroc": {"value": 1.0, "ci95": None}, "auroc_against": "all NORMAL images",
                     }
                 },
             },
@@ -115,7 +115,7 @@ def written_report() -> dict:
             },
         },
         "recipe": {
-            "dataset": ["/home/somebody/films"], "model": "resnet18.a1_in1k", "pretrained": "false",
+            "dataset": ["/home/somebody/images"], "model": "resnet18.a1_in1k", "pretrained": "false",
             "image_size": 64, "split": "official", "split_seed": 7, "num_train_epochs": 11.0,
             "max_steps": -1, "per_device_train_batch_size": 33, "gradient_accumulation_steps": 1,
             "optim": "adamw_torch", "adam_l2": False, "learning_rate": 0.0012, "weight_decay": 0.052,
@@ -132,10 +132,10 @@ def written_report() -> dict:
                 "patient of another split": 3,
             },
             "unreadable": [
-                {"file": "/home/somebody/films/train/NORMAL/bad1.jpeg", "reason": "empty file"},
-                {"file": "/home/somebody/films/train/NORMAL/bad2.jpeg", "reason": "No such file: '/home/x'"},
+                {"file": "/home/somebody/images/train/NORMAL/bad1.jpeg", "reason": "empty file"},
+                {"file": "/home/somebody/images/train/NORMAL/bad2.jpeg", "reason": "No such file: '/home/x'"},
             ],
-            "notes": ["validation cut from the training patients: 3004 films of 2902 patients"],
+            "notes": ["validation cut from the training patients: 3004 images of 2902 patients"],
             "split_sha256": "5" * 64, "leakage": {"patients": 0, "duplicate_groups": 0, "films_seen": 0},
         },
         "audit": {
@@ -144,7 +144,7 @@ def written_report() -> dict:
                 "groups": 51, "films": 52, "groups_of_equal_bytes": 53, "pairs_by_pixels": 54,
                 "groups_across_sources": 55,
             },
-            "conflicting_labels": [["/home/somebody/films/a1.jpeg", "/home/somebody/films/b2.jpeg"]],
+            "conflicting_labels": [["/home/somebody/images/a1.jpeg", "/home/somebody/images/b2.jpeg"]],
             "leakage": {
                 "as_given": {"patients_fine": 61, "patients_coarse": 62, "duplicate_groups": 63},
                 "as_used": {"patients_fine": 0, "patients_coarse": 0, "duplicate_groups": 0},

@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 
 from hf_pneumonia.data.files import build_once
-from hf_pneumonia.data.film import check_size
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.data.images import check_size
+from hf_pneumonia.errors import UnreadableImage, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
     """Open a zip file. Refuse bzip2 and LZMA, which zipfile inflates at once, however large they grow.
 
     Raises:
-        UnreadableFilm: it is damaged, not a zip file, or compressed otherwise than by deflate.
+        UnreadableImage: it is damaged, not a zip file, or compressed otherwise than by deflate.
         OSError: it can't be read.
     """
     try:
         archive = zipfile.ZipFile(path)
     except BROKEN as error:
-        raise UnreadableFilm("damaged, or no zip file") from error
+        raise UnreadableImage("damaged, or no zip file") from error
     if any(one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for one in archive.infolist()):
         archive.close()
-        raise UnreadableFilm("a zip file of a rare kind; pack it as usual (deflate)")
+        raise UnreadableImage("a zip file of a rare kind; pack it as usual (deflate)")
     return archive
 
 
@@ -47,17 +47,17 @@ def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Read one member, at most as many bytes as the directory says.
 
     Raises:
-        UnreadableFilm: it is damaged, encrypted, or by the directory larger than MAX_BYTES.
+        UnreadableImage: it is damaged, encrypted, or by the directory larger than MAX_BYTES.
         OSError: the zip file can't be read.
     """
     if entry.flag_bits & 1:
-        raise UnreadableFilm("encrypted: unpack the zip file with its password")
+        raise UnreadableImage("encrypted: unpack the zip file with its password")
     check_size(entry.file_size)
     try:
         with archive.open(entry) as member:
             return member.read(entry.file_size + 1)
     except BROKEN as error:
-        raise UnreadableFilm(f"damaged in the zip file: {' '.join(str(error).split())}") from error
+        raise UnreadableImage(f"damaged in the zip file: {' '.join(str(error).split())}") from error
 
 
 def is_archive(path: Path) -> bool:
@@ -78,10 +78,10 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     def extract(aside: Path) -> None:
         def check(needed: int) -> None:
             if needed > max(_MOST_FOLD * status.st_size, _EXEMPT):
-                raise UnreadableFilm(f"{status.st_size:,} bytes that unpack to {needed:,}: no images do")
+                raise UnreadableImage(f"{status.st_size:,} bytes that unpack to {needed:,}: no images do")
             free = shutil.disk_usage(aside).free
             if needed > free:
-                raise UnreadableFilm(f"it holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+                raise UnreadableImage(f"it holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             logger.info("unpacking %s, once", archive)
 
         if archive.name.lower().endswith(_TAR_ENDINGS):

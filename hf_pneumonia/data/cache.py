@@ -1,7 +1,7 @@
 """The image cache: every image decoded once to a square of uint8, and kept on disk.
 
 Beside the squares it keeps what only the full size tells of an image, and which images are alike. Row i of
-the store is row i of the table it was built from; labels and splits are not in it.
+the cache is row i of the table it was built from; labels and splits are not in it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
 from hf_pneumonia.data.cores import available_cores, work_ahead
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.files import build_once
-from hf_pneumonia.data.film import INTERPOLATION, UnreadableFilm, few_grays, read_file, read_film, squash
+from hf_pneumonia.data.images import INTERPOLATION, UnreadableImage, few_grays, read_file, read_image, squash
 from hf_pneumonia.data.overlays import colour_share, text_rows
 from hf_pneumonia.errors import UsageError
 
@@ -52,14 +52,14 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
 
 
-class StoreCutShort(UsageError):
-    """The file of an open store is shorter than it was."""
+class CacheCutShort(UsageError):
+    """The file of an open cache is shorter than it was."""
 
 
-class FilmStore:
+class ImageCache:
     """Images on disk, read when they are asked for: memory does not grow with their number, nor with how many
     were read (the pages of a memory map would count as this process's own). If the folder is deleted
-    meanwhile, an open store can still be read.
+    meanwhile, an open cache can still be read.
 
     Attributes:
         folder, size: where it is, and the side of its images in pixels.
@@ -76,8 +76,8 @@ class FilmStore:
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
         with np.load(folder / "copies.npz", allow_pickle=False) as found:
             self._copies = found["pairs"], found["correlation"]
-        self._films, self._lock = open(folder / "films.uint8", "rb", buffering=0), threading.Lock()
-        weakref.finalize(self, self._films.close)
+        self._images, self._lock = open(folder / "images.uint8", "rb", buffering=0), threading.Lock()
+        weakref.finalize(self, self._images.close)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -86,39 +86,39 @@ class FilmStore:
         """Read the images of the given rows: (k, size, size) uint8.
 
         Raises:
-            StoreCutShort: the file was cut short on the disk.
+            CacheCutShort: the file was cut short on the disk.
         """
         rows = np.asarray(rows if len(rows) else np.empty(0, np.int64))
         rows = np.arange(len(self))[rows]  # as an array is indexed: from the end, by masks ...
-        films = np.empty((len(rows), self.size, self.size), np.uint8)
-        for row, film in zip(rows.tolist(), films, strict=True):
-            data = self._read(row * film.nbytes, film.nbytes)
-            if len(data) != film.nbytes:
-                raise StoreCutShort(f"the film store {self.folder} was cut short: delete it")
-            film[:] = np.frombuffer(data, np.uint8).reshape(film.shape)
-        return films
+        images = np.empty((len(rows), self.size, self.size), np.uint8)
+        for row, image in zip(rows.tolist(), images, strict=True):
+            data = self._read(row * image.nbytes, image.nbytes)
+            if len(data) != image.nbytes:
+                raise CacheCutShort(f"the image cache {self.folder} was cut short: delete it")
+            image[:] = np.frombuffer(data, np.uint8).reshape(image.shape)
+        return images
 
     def __reduce__(self) -> tuple:
-        return FilmStore, (self.folder,)  # an open file can't be sent to another process
+        return ImageCache, (self.folder,)  # an open file can't be sent to another process
 
     def _read(self, start: int, count: int) -> bytes:
         """Safe for any number of threads and forked processes."""
         if hasattr(os, "pread"):
-            return os.pread(self._films.fileno(), count, start)
+            return os.pread(self._images.fileno(), count, start)
         with self._lock:  # Windows, which forks nothing
-            self._films.seek(start)
-            return self._films.read(count)
+            self._images.seek(start)
+            return self._images.read(count)
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of images that are alike, as `find_copies` gives them."""
         return self._copies
 
 
-def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
-    """Open the store of these images ({"path", "bytes"} each), building it first where there is none.
+def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache:
+    """Open the cache of these images ({"path", "bytes"} each), building it first where there is none.
 
-    Stores are in the folder `films` of `cache_dir`, one folder per key. The key is made of the size and each
-    file's path, size and times of change (or its bytes, if given): a changed file makes a new store.
+    Stores are in the folder `images` of `cache_dir`, one folder per key. The key is made of the size and each
+    file's path, size and times of change (or its bytes, if given): a changed file makes a new cache.
 
     Raises:
         UsageError: files changed while they were decoded.
@@ -130,10 +130,12 @@ def open_store(images: Sequence[dict], size: int, cache_dir: Path) -> FilmStore:
     def build(aside: Path) -> None:
         _build(images, size, aside)
         if _key(images, size) != key:
-            raise UsageError("films changed or went away while they were decoded: start again when they rest")
+            raise UsageError(
+                "images changed or went away while they were decoded: start again when they rest"
+            )
 
     build_once(folder, build, sealed=True)
-    return FilmStore(folder)
+    return ImageCache(folder)
 
 
 def _key(images: Sequence[dict], size: int) -> str:
@@ -162,19 +164,22 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
     threads = available_cores()
     # Pillow decodes and resizes without holding Python's lock. Written to files and not through a memory map:
     # a full disk is then an OSError, and not a killed process.
-    with open(folder / "films.uint8", "wb") as films, tempfile.TemporaryFile(dir=folder) as thumbnails:
+    with open(folder / "images.uint8", "wb") as images, tempfile.TemporaryFile(dir=folder) as thumbnails:
         decoded = work_ahead(decode, range(len(images)), threads, 8 * threads)
-        for row, (film, thumbnail, fact) in enumerate(
-            tqdm(decoded, "decoding films", len(images), unit=" films", disable=None)
+        for row, (image, thumbnail, fact) in enumerate(
+            tqdm(decoded, "decoding images", len(images), unit=" images", disable=None)
         ):
-            if isinstance(film, str):
-                unreadable[row] = film
-                film, thumbnail = np.zeros((size, size), np.uint8), np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
-            films.write(film.tobytes())
+            if isinstance(image, str):
+                unreadable[row] = image
+                image, thumbnail = (
+                    np.zeros((size, size), np.uint8),
+                    np.zeros((THUMBNAIL, THUMBNAIL), np.uint8),
+                )
+            images.write(image.tobytes())
             thumbnails.write(thumbnail.tobytes())
             facts[row] = fact
         thumbnails.flush()
-        logger.info("looking for copies among %d films", len(images))
+        logger.info("looking for copies among %d images", len(images))
         shape = (len(images), THUMBNAIL, THUMBNAIL)
         pairs, correlation = find_copies(np.memmap(thumbnails, np.uint8, "r", shape=shape))
     np.savez(folder / "copies.npz", pairs=pairs, correlation=correlation)
@@ -187,19 +192,19 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     """Square, thumbnail and facts of one image; the reason in place of the square where it is unreadable."""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
-        film = read_film(data)
-        if few_grays(film):
-            raise UnreadableFilm("two or three grays, such as a mask has: not a radiograph")
-    except UnreadableFilm as error:
+        image = read_image(data)
+        if few_grays(image):
+            raise UnreadableImage("two or three grays, such as a mask has: not a radiograph")
+    except UnreadableImage as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
-    square = squash(film, size)
+    square = squash(image, size)
     # Of the square where that is fine enough: a tenth of the time.
-    thumbnail = squash(Image.fromarray(square) if size >= 2 * THUMBNAIL else film, THUMBNAIL)
-    hues, blank = film.info.get("hues", 0.0), thumbnail.std() <= 1
+    thumbnail = squash(Image.fromarray(square) if size >= 2 * THUMBNAIL else image, THUMBNAIL)
+    hues, blank = image.info.get("hues", 0.0), thumbnail.std() <= 1
     # At one size for every training size: a shifted split goes by it.
-    seen = square if size == _APPEARANCE_SIDE else squash(film, _APPEARANCE_SIDE)
-    told = (text_rows(film), colour_share(data), hues, blank, measure_appearance(seen, *film.size))
-    return square, thumbnail, (hashlib.sha256(data).hexdigest(), *film.size, *told)
+    seen = square if size == _APPEARANCE_SIDE else squash(image, _APPEARANCE_SIDE)
+    told = (text_rows(image), colour_share(data), hues, blank, measure_appearance(seen, *image.size))
+    return square, thumbnail, (hashlib.sha256(data).hexdigest(), *image.size, *told)
 
 
 def _sha256(source: str | bytes) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from hf_pneumonia.data.dicom_header import DicomHeader, read_header
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.errors import UnreadableImage
 
 # Of PS3.3, C.7.3.1.1.1: the modalities of pictures that may be taken for a radiograph.
 MODALITIES = {
     "CR": "computed radiography", "DX": "digital radiography", "RG": "a radiograph", "RF": "fluoroscopy",
     "XA": "an angiogram", "CT": "CT", "MR": "magnetic resonance", "US": "ultrasound",
-    "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "IO": "a dental film",
+    "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "IO": "a dental image",
     "PX": "a dental panorama", "XC": "a photograph", "ES": "endoscopy", "OP": "a photograph of the eye",
     "SM": "microscopy",
 }  # fmt: skip
@@ -53,10 +53,10 @@ def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
     PresentationLUTShape only repeats that (INVERSE goes with MONOCHROME1, PS3.3 C.8.11.3.1.2).
 
     Raises:
-        UnreadableFilm: the reason holds no value of the file but sizes, pixel values and its transfer syntax.
+        UnreadableImage: the reason holds no value of the file but sizes, pixel values and its transfer syntax.
     """
     header = read_header(data)
-    _refuse_what_is_no_film(header, max_pixels)
+    _refuse_other_images(header, max_pixels)
     stored = _decode_pixels(header, data)
     if header.text("PhotometricInterpretation") in _COLOUR:
         return np.asarray(Image.fromarray(stored).convert("L"))
@@ -68,7 +68,7 @@ def read_kind(data: bytes) -> dict[str, str]:
     `view` (of VIEWS). Other values are left out: in a damaged file they may be anything.
 
     Raises:
-        UnreadableFilm: as `read_dicom`.
+        UnreadableImage: as `read_dicom`.
     """
     header = read_header(data)
     said = {
@@ -79,14 +79,14 @@ def read_kind(data: bytes) -> dict[str, str]:
     return {name: text for name, (text, known) in said.items() if text in known}
 
 
-def _refuse_what_is_no_film(header: DicomHeader, max_pixels: int) -> None:
+def _refuse_other_images(header: DicomHeader, max_pixels: int) -> None:
     rows, columns = header.integer("Rows"), header.integer("Columns")
     if not rows * columns:
-        raise UnreadableFilm("DICOM without pixels, or cut off before them")
+        raise UnreadableImage("DICOM without pixels, or cut off before them")
     if rows * columns > max_pixels:
-        raise UnreadableFilm(f"{columns} x {rows} pixels, more than {max_pixels:,}")
+        raise UnreadableImage(f"{columns} x {rows} pixels, more than {max_pixels:,}")
     if (header.decimal("NumberOfFrames") or 1) != 1:
-        raise UnreadableFilm("several frames (an animation or several pages), expected one film")
+        raise UnreadableImage("several frames (an animation or several pages), expected one image")
     photometric = header.text("PhotometricInterpretation")
     samples = header.integer("SamplesPerPixel", default=1)
     bits = header.integer("BitsAllocated")
@@ -96,7 +96,7 @@ def _refuse_what_is_no_film(header: DicomHeader, max_pixels: int) -> None:
     if samples == 3 and photometric in _COLOUR and bits == 8 and not signed:
         return
     # Not shown: in a damaged file the text may be anything.
-    raise UnreadableFilm("DICOM pixels that are neither gray nor RGB of 8 bits: save it as gray")
+    raise UnreadableImage("DICOM pixels that are neither gray nor RGB of 8 bits: save it as gray")
 
 
 def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
@@ -104,20 +104,20 @@ def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
     with np.errstate(all="ignore"):  # a damaged slope may overflow, which is checked here
         values = _modality(stored, header)
         if not np.isfinite(values).all():
-            raise UnreadableFilm("damaged DICOM: RescaleSlope or RescaleIntercept")
+            raise UnreadableImage("damaged DICOM: RescaleSlope or RescaleIntercept")
         gray = _voi(values, header)
         if gray is None or not gray.min() < gray.max():
-            film = values[_is_film(stored, header)]
-            low, high = (film.min(), film.max()) if film.size else (values.min(), values.max())
+            image = values[_is_image(stored, header)]
+            low, high = (image.min(), image.max()) if image.size else (values.min(), values.max())
             if low == high:
-                raise UnreadableFilm(f"blank: every pixel is {low:g}")
+                raise UnreadableImage(f"blank: every pixel is {low:g}")
             gray = ((values - low) / (high - low)).clip(0, 1)
     if header.text("PhotometricInterpretation") == "MONOCHROME1":
         gray = 1 - gray
     return (gray * 255).round().astype(np.uint8)
 
 
-def _is_film(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
+def _is_image(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
     """False where there is padding: one far value would squeeze the image into few grays."""
     if "PixelPaddingValue" not in header:
         return np.ones(stored.shape, dtype=bool)
@@ -197,7 +197,7 @@ def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
     try:
         decoder = get_decoder(UID(header.syntax))
     except NotImplementedError:
-        raise UnreadableFilm("DICOM in a transfer syntax that pydicom does not know") from None
+        raise UnreadableImage("DICOM in a transfer syntax that pydicom does not know") from None
     bits = header.integer("BitsAllocated")
     options = {
         "rows": header.integer("Rows"),
@@ -220,10 +220,10 @@ def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
         pixels = _exactly(data[start:stop], options)
         with _SILENCE:
             return decoder.as_array(pixels, index=0, **options)[0]
-    except UnreadableFilm:
+    except UnreadableImage:
         raise
     except Exception as error:  # of many kinds, where the header contradicts itself
-        raise UnreadableFilm(f"damaged DICOM: its pixels ({type(error).__name__})") from None
+        raise UnreadableImage(f"damaged DICOM: its pixels ({type(error).__name__})") from None
 
 
 def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
@@ -231,7 +231,7 @@ def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
     install = _OPENJPEG if kind.startswith("High-Throughput") else _LIBJPEG
     plugins = [name for name in decoder.available_plugins if name not in _NEVER]
     if not plugins:
-        raise UnreadableFilm(f"DICOM compressed as {kind}, and no decoder for it: {install}")
+        raise UnreadableImage(f"DICOM compressed as {kind}, and no decoder for it: {install}")
     _check_stream(pixels, options)
     for plugin in plugins:
         try:
@@ -243,7 +243,7 @@ def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
         if array.shape[:2] == (options["rows"], options["columns"]):
             return array
     hint = "" if {"pylibjpeg", "pydicom"} & set(plugins) else f"; for rarer kinds: {install}"
-    raise UnreadableFilm(f"DICOM compressed as {kind}: damaged, or of a kind that is not decoded{hint}")
+    raise UnreadableImage(f"DICOM compressed as {kind}: damaged, or of a kind that is not decoded{hint}")
 
 
 def _exactly(pixels: bytes, options: dict) -> bytes:
@@ -251,7 +251,7 @@ def _exactly(pixels: bytes, options: dict) -> bytes:
     samples = 2 if options["photometric_interpretation"] == "YBR_FULL_422" else options["samples_per_pixel"]
     expected = -(-options["rows"] * options["columns"] * samples * options["bits_allocated"] // 8)
     if len(pixels) < expected:
-        raise UnreadableFilm(f"DICOM that is cut off: {len(pixels):,} of {expected:,} bytes of pixels")
+        raise UnreadableImage(f"DICOM that is cut off: {len(pixels):,} of {expected:,} bytes of pixels")
     return pixels[: expected + expected % 2]
 
 
@@ -265,16 +265,16 @@ def _check_stream(pixels: bytes, options: dict) -> None:
             stream = get_frame(pixels, 0, number_of_frames=1)
             size = _stream_size(stream)
     except Exception as error:
-        raise UnreadableFilm(f"damaged DICOM: its compressed pixels ({type(error).__name__})") from None
+        raise UnreadableImage(f"damaged DICOM: its compressed pixels ({type(error).__name__})") from None
     if size is None:
         return
     if size != (options["columns"], options["rows"]):
         expected = f"{options['columns']} x {options['rows']}"
-        raise UnreadableFilm(
+        raise UnreadableImage(
             f"damaged DICOM: compressed pixels of {size[0]} x {size[1]}, expected {expected}"
         )
     if b"\xff\xd9" not in stream[-10:]:  # the end, in JPEG, JPEG-LS and JPEG 2000 alike; padding may follow
-        raise UnreadableFilm("DICOM that is cut off: its compressed pixels have no end")
+        raise UnreadableImage("DICOM that is cut off: its compressed pixels have no end")
 
 
 def _stream_size(stream: bytes) -> tuple[int, int] | None:

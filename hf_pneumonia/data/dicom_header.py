@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.errors import UnreadableImage
 
 _READ = {
     0x00080060: "Modality", 0x00180015: "BodyPartExamined", 0x00185101: "ViewPosition",
@@ -63,20 +63,20 @@ class DicomHeader:
         """Read a number of 16 bits.
 
         Raises:
-            UnreadableFilm: it is missing and has no default, or is damaged.
+            UnreadableImage: it is missing and has no default, or is damaged.
         """
         value = self._values.get(name, b"")
         if not value and default is not None:
             return default
         if len(value) < 2:
-            raise UnreadableFilm(f"DICOM without {name}" if not value else f"damaged DICOM: {name}")
+            raise UnreadableImage(f"DICOM without {name}" if not value else f"damaged DICOM: {name}")
         return struct.unpack_from(self.order + ("h" if signed else "H"), value)[0]
 
     def decimal(self, name: str) -> float | None:
         """Read the first of the numbers that are written as text; None where there is none.
 
         Raises:
-            UnreadableFilm: it is not a finite number.
+            UnreadableImage: it is not a finite number.
         """
         text = self.text(name).split("\\")[0].strip()
         if not text:
@@ -87,7 +87,7 @@ class DicomHeader:
         except ValueError:
             number = math.inf
         if not math.isfinite(number):
-            raise UnreadableFilm(f"damaged DICOM: {name}")
+            raise UnreadableImage(f"damaged DICOM: {name}")
         return number
 
     def text(self, name: str) -> str:
@@ -98,25 +98,25 @@ class DicomHeader:
         """Read a look-up table: (first value that it maps, unsigned 16 bits; (entries,) integers), or None.
 
         Raises:
-            UnreadableFilm: it is damaged.
+            UnreadableImage: it is damaged.
         """
         if name not in self._luts:
             return None
         descriptor, data = self._luts[name]
         if len(descriptor) < 6:
-            raise UnreadableFilm(f"damaged DICOM: {name}")
+            raise UnreadableImage(f"damaged DICOM: {name}")
         entries, first, _ = struct.unpack_from(self.order + "3H", descriptor)
         entries = entries or 2**16  # the standard's way to write 65,536 in 16 bits
         if len(data) >= 2 * entries:
             return first, np.frombuffer(data, self.order + "u2", entries)
         if len(data) >= entries:  # tables of 8 bits may be packed
             return first, np.frombuffer(data, "u1", entries)
-        raise UnreadableFilm(f"damaged DICOM: {name}")
+        raise UnreadableImage(f"damaged DICOM: {name}")
 
 
 def is_dicom(data: bytes) -> bool:
     """Whether this is a DICOM file: by its mark or, in files from before the mark, by their first group. No
-    image format that `film` reads begins so."""
+    image format that `image` reads begins so."""
     return data[128:132] == b"DICM" or (data[:1] in (b"\x02", b"\x08") and data[1:4] in _FIRST_ELEMENTS)
 
 
@@ -128,12 +128,12 @@ def read_header(data: bytes) -> DicomHeader:
     """Find what describes the pixels.
 
     Raises:
-        UnreadableFilm: no pixels, cut off, damaged or deflated. No value of the file is in the message.
+        UnreadableImage: no pixels, cut off, damaged or deflated. No value of the file is in the message.
     """
     position, syntax = _read_meta(data, 132 if data[128:132] == b"DICM" else 0)
     if syntax == DEFLATED:
-        # Its size is known only once it is inflated, and no film is kept so.
-        raise UnreadableFilm("DICOM that is deflated as a whole: save it in another transfer syntax")
+        # Its size is known only once it is inflated, and no image is kept so.
+        raise UnreadableImage("DICOM that is deflated as a whole: save it in another transfer syntax")
     # Asked of the bytes, as pydicom does too: some writers declare the one and write the other.
     explicit = _is_vr(data[position + 4 : position + 6])
     header = DicomHeader(syntax or (EXPLICIT if explicit else IMPLICIT), ">" if syntax == BIG_ENDIAN else "<")
@@ -146,7 +146,7 @@ def read_header(data: bytes) -> DicomHeader:
             header._values[_READ[tag]] = data[start:stop]
         elif tag in _LUTS and (lut := _read_lut(data, start, stop, layout)):
             header._luts[_LUTS[tag]] = lut
-    raise UnreadableFilm("DICOM without pixels, or cut off before them")
+    raise UnreadableImage("DICOM without pixels, or cut off before them")
 
 
 def _read_meta(data: bytes, position: int) -> tuple[int, str]:
@@ -158,7 +158,7 @@ def _read_meta(data: bytes, position: int) -> tuple[int, str]:
         if tag == _TRANSFER_SYNTAX:
             syntax = data[start:position].decode("latin-1").strip(" \0")
     if not re.fullmatch(r"[0-9.]{0,64}", syntax):
-        raise UnreadableFilm("damaged DICOM: TransferSyntaxUID")
+        raise UnreadableImage("damaged DICOM: TransferSyntaxUID")
     return position, syntax
 
 
@@ -214,7 +214,7 @@ def _element(data: bytes, position: int, layout: tuple[bool, str]) -> tuple[int,
             return tag, vr, struct.unpack_from(order + "I", data, position + 8)[0], position + 12
         return tag, vr, struct.unpack_from(order + "H", data, position + 6)[0], position + 8
     except struct.error:
-        raise UnreadableFilm("DICOM that is cut off") from None
+        raise UnreadableImage("DICOM that is cut off") from None
 
 
 def _is_vr(two: bytes) -> bool:

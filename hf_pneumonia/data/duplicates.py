@@ -29,13 +29,15 @@ ALIKE = 0.8
 # Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
 VERSION = 3
 
-_CHUNK = 512  # films that are worked on at a time
+_CHUNK = 512  # images that are worked on at a time
 _FEW = 128  # pairs that are: a pair takes a megabyte meanwhile
-_NEIGHBOURS = 8  # nearest films that are laid over each film; copies cut by 5% a side were among the first 8
-_BLOCKS = 4  # blocks that each film is looked up in
+_NEIGHBOURS = (
+    8  # nearest images that are laid over each image; copies cut by 5% a side were among the first 8
+)
+_BLOCKS = 4  # blocks that each image is looked up in
 _FREQUENCIES = 13  # lowest cosine frequencies along each side that make the perceptual hash
-_EDGE = 3  # pixels of a thumbnail that the second view of each film lacks on every side
-_MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # how far two films are moved to fit; a shift of 2 is the whole side
+_EDGE = 3  # pixels of a thumbnail that the second view of each image lacks on every side
+_MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # how far two images are moved to fit; a shift of 2 is the whole side
 
 
 def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +95,7 @@ def connect(count: int, links: np.ndarray) -> np.ndarray:
 
 
 def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
-    """(n,) first row with the same thumbnail; a blank film's own."""
+    """(n,) first row with the same thumbnail; a blank image's own."""
     seen: dict[bytes, int] = {}
     first = np.arange(len(thumbnails))
     for row, thumbnail in enumerate(thumbnails):
@@ -109,11 +111,11 @@ def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.n
     views = torch.empty(2, len(chosen), _FREQUENCIES**2 - 1)
     structured = torch.empty(len(chosen), dtype=torch.bool)
 
-    def hash_films(start: int) -> None:
+    def hash_images(start: int) -> None:
         chunk = slice(start, start + _CHUNK)
         views[:, chunk], structured[chunk] = _hashes(thumbnails[chosen[chunk]])
 
-    list(pool.map(hash_films, range(0, len(chosen), _CHUNK)))
+    list(pool.map(hash_images, range(0, len(chosen), _CHUNK)))
     hashes, rows = views[:, structured].flatten(0, 1), torch.from_numpy(chosen)[structured].repeat(2)
     if not len(hashes):
         return np.empty((0, 2), dtype=np.int64)
@@ -141,7 +143,7 @@ def _neighbours(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(2, n) lower and higher row, and (n,) likeness, of the nearest among `members` to each of `chunk`."""
     likeness = hashes[chunk] @ hashes[members].T
-    likeness[rows[chunk][:, None] == rows[members]] = -1  # a film is no neighbour of itself
+    likeness[rows[chunk][:, None] == rows[members]] = -1  # an image is no neighbour of itself
     best = likeness.topk(min(_NEIGHBOURS, len(members)))
     pair = torch.stack([rows[chunk][:, None].expand_as(best.indices), rows[members][best.indices]])
     return torch.stack([pair.amin(0), pair.amax(0)]).flatten(1), best.values.flatten()
@@ -180,8 +182,8 @@ def _hashes(thumbnails: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray, found: np.ndarray, start: int) -> None:
     """Write to `found` the correlations of a few pairs of rows, normalised over ribs and vessels."""
     few = slice(start, start + _FEW)
-    films = (torch.from_numpy(thumbnails[rows]).float()[:, None] for rows in pairs[few].T)
-    found[few] = _overlay(*(_normalise(film, 3) for film in films)).numpy()
+    images = (torch.from_numpy(thumbnails[rows]).float()[:, None] for rows in pairs[few].T)
+    found[few] = _overlay(*(_normalise(image, 3) for image in images)).numpy()
 
 
 def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -195,7 +197,7 @@ def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     correlation = torch.zeros(len(first))
     going = torch.arange(len(first))
     for side, least in ((THUMBNAIL // 4, 0.6), (THUMBNAIL // 2, 0.75), (THUMBNAIL, 1.0)):
-        still, moved = (F.adaptive_avg_pool2d(films[going], side) for films in (first, second))
+        still, moved = (F.adaptive_avg_pool2d(images[going], side) for images in (first, second))
         fit[going], correlation[going] = _fit(still, moved, fit[going])
         going = going[correlation[going] >= least]
     return correlation
@@ -211,54 +213,54 @@ def _fit(still: torch.Tensor, moved: torch.Tensor, fit: torch.Tensor) -> tuple[t
     curvature = steepest @ steepest.mT + 0.01 * torch.eye(4)
     solution = torch.linalg.solve(curvature, steepest)
     for _ in range(3):
-        film, inside = _move(moved, fit, x, y)
-        residual = ((film - still) * inside).flatten(2)
+        image, inside = _move(moved, fit, x, y)
+        residual = ((image - still) * inside).flatten(2)
         step = (solution @ residual.mT).squeeze(2)
         scale = (fit[:, :2] / (1 + step[:, :2].clamp(-0.5, 0.5))).clamp(1 - _MAX_SCALE, 1 + _MAX_SCALE)
         shift = (fit[:, 2:] - scale * step[:, 2:]).clamp(-_MAX_SHIFT, _MAX_SHIFT)
         fit = torch.cat([scale, shift], 1)
-    film, inside = _move(moved, fit, x, y)
-    return fit, _correlate(still.flatten(1), film.flatten(1), inside.flatten(1))
+    image, inside = _move(moved, fit, x, y)
+    return fit, _correlate(still.flatten(1), image.flatten(1), inside.flatten(1))
 
 
-def _gradient(films: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change along x and along y, per unit of a coordinate that runs from -1 to 1 over the film."""
-    padded = F.pad(films, (1, 1, 1, 1), mode="replicate")
-    step = films.shape[-1] / 4  # two pixels are 4 / side
+def _gradient(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change along x and along y, per unit of a coordinate that runs from -1 to 1 over the image."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    step = images.shape[-1] / 4  # two pixels are 4 / side
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * step
     down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * step
     return across, down
 
 
 def _move(
-    films: torch.Tensor, fit: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    images: torch.Tensor, fit: torch.Tensor, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Films resampled at scale * position + shift, and where that lies inside them (1.0) or not (0.0)."""
+    """Images resampled at scale * position + shift, and where that lies inside them (1.0) or not (0.0)."""
     fit = fit[:, :, None, None]
     grid = torch.stack([x * fit[:, 0] + fit[:, 2], y * fit[:, 1] + fit[:, 3]], -1)
     inside = (grid.abs() <= 1).all(-1)[:, None].float()
-    return F.grid_sample(films, grid, "bilinear", "zeros", align_corners=False), inside
+    return F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False), inside
 
 
 def _correlate(first: torch.Tensor, second: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """(m,) Pearson correlation of (m, p) films over the pixels where `inside` is 1."""
+    """(m,) Pearson correlation of (m, p) images over the pixels where `inside` is 1."""
     count = inside.sum(1, keepdim=True).clamp_min(1)
     first, second = (
-        (films - (films * inside).sum(1, keepdim=True) / count) * inside for films in (first, second)
+        (images - (images * inside).sum(1, keepdim=True) / count) * inside for images in (first, second)
     )
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1)).clamp_min(1e-6)
 
 
-def _normalise(films: torch.Tensor, sigma: float) -> torch.Tensor:
+def _normalise(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Take the local mean away and divide by the local spread, both Gaussian of `sigma` pixels."""
-    detail = films - _smooth(films, sigma)
+    detail = images - _smooth(images, sigma)
     # 2 of 255 gray levels: in a flat field noise and compression must not be blown up.
     return detail / (_smooth(detail**2, sigma).sqrt() + 2)
 
 
-def _smooth(films: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur, mirrored at the edge, as two matrix products: quicker than conv2d on small films."""
-    side = films.shape[-1]
+def _smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur, mirrored at the edge, as two matrix products: quicker than conv2d on small images."""
+    side = images.shape[-1]
     reach = min(int(3 * sigma + 0.5), side)
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -266,4 +268,4 @@ def _smooth(films: torch.Tensor, sigma: float) -> torch.Tensor:
     position = torch.where(position < 0, -1 - position, position)
     position = torch.where(position >= side, 2 * side - 1 - position, position)
     blur = torch.zeros(side, side).scatter_add_(1, position, (kernel / kernel.sum()).expand_as(position))
-    return blur @ films @ blur.T
+    return blur @ images @ blur.T

@@ -7,18 +7,18 @@ from pathlib import Path
 from hf_pneumonia.data.files import IMAGE, kind_of, walk
 from hf_pneumonia.data.labels import is_class
 from hf_pneumonia.data.layout import read_layout
-from hf_pneumonia.data.listing import LABEL_COLUMNS, films_of_tables, is_table, read_metadata
+from hf_pneumonia.data.listing import LABEL_COLUMNS, is_table, read_metadata, rows_of_tables
 from hf_pneumonia.data.rows import SPLITS, Row
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 
-def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
+def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     """List a folder's images.
 
     The folders around an image give its class, split and patient (`layout.read_layout`). A folder without
-    class folders, but with tables, is read by these (`films_of_tables`); `uncertain` is for them.
+    class folders, but with tables, is read by these (`rows_of_tables`); `uncertain` is for them.
 
     Raises:
         UsageError: there is no image in it, or its layout can be understood in more than one way.
@@ -30,7 +30,7 @@ def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
         kinds |= {name: kind for name, kind in found.items() if kind}
         tables += [parent / name for name in names if is_table(name)]
     if tables and not classes:
-        return films_of_tables(root, tables, uncertain)
+        return rows_of_tables(root, tables, uncertain)
     if not kinds:
         raise UsageError(f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none")
     places, left_out = read_layout(kinds, str(root))
@@ -54,7 +54,7 @@ def films_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
             )
         )
     if metadata and not listed:
-        raise UsageError(f"the metadata file in {root} lists none of its films: file_name is relative to it")
+        raise UsageError(f"the metadata file in {root} lists none of its images: file_name is relative to it")
     return rows
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 LABEL_COLUMNS = ("label", "labels", "class")
 
 # Compared in lower case and without anything but letters. The first that a file has is taken.
-_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
+_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "image")
 _IMAGE += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
 _LABEL = (*LABEL_COLUMNS, "classname", "diagnosis", "finding", "findinglabels", "target", "pneumonia")
 _PATIENT = ("patientid", "patient", "subjectid", "subject")
@@ -109,7 +109,7 @@ class _Table:
         return 0 if self.image is None else 2 if self.findings else 1 if self.label else 0
 
 
-def films_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
+def rows_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
     """List the images that a CSV file names.
 
     Columns are known by their usual names: the image (`path`, `file_name`, `image` ...), relative to the CSV
@@ -125,14 +125,14 @@ def films_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
         UsageError: a column is missing, a row has no known label or split, an image has two labels, or no
             image is where the file says.
     """
-    return _films_of_table(_Table(file), file.parent, uncertain)
+    return _rows_of_table(_Table(file), file.parent, uncertain)
 
 
-def films_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -> list[Row]:
+def rows_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -> list[Row]:
     """List the images of a folder that tables describe: one, one for each split, or several to be joined.
 
     Raises:
-        UsageError: as for `films_of_listing`, or it is not clear which table has the labels.
+        UsageError: as for `rows_of_listing`, or it is not clear which table has the labels.
     """
     depths = defaultdict(list)
     for file in files:
@@ -153,7 +153,7 @@ def films_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") 
         chosen[0].given_split = None
     rows = []
     for table in chosen:
-        rows += _films_of_table(table, root, uncertain)
+        rows += _rows_of_table(table, root, uncertain)
     return rows
 
 
@@ -194,7 +194,7 @@ def _listed_splits(folder: Path) -> dict[str, str]:
     return splits
 
 
-def _films_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
+def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     file = table.file
     if not table.usable:
         raise UsageError(

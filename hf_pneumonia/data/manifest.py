@@ -13,7 +13,7 @@ from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 
 if TYPE_CHECKING:
-    from hf_pneumonia.data.filmset import FilmSet
+    from hf_pneumonia.data.cohort import Cohort
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +31,31 @@ COLUMNS = ("path", "source", "split", "label", "patient_id", "content_hash", "du
 COLUMNS += ("reason",)
 
 
-def write_manifest(films: FilmSet, path: Path) -> None:
+def write_manifest(cohort: Cohort, path: Path) -> None:
     """Write one line per image.
 
     `split` is the one that it is used in, or the source's where it is left out; `patient_id` is the patient
     after joining those who share an image; `duplicate_group` is empty for images without copies;
     `content_hash` is the SHA-256 of the file's bytes.
     """
-    group = np.full(len(films.file), "", dtype=object)
+    group = np.full(len(cohort.file), "", dtype=object)
     kept_copy = {}
-    for number, rows in enumerate(films.copy_groups(), start=1):
+    for number, rows in enumerate(cohort.copy_groups(), start=1):
         group[rows] = number
-        kept_copy |= {row: kept for row in rows for kept in rows[films.split[rows] != ""][:1]}
+        kept_copy |= {row: kept for row in rows for kept in rows[cohort.split[rows] != ""][:1]}
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row, name in enumerate(films.file):
-            reason = films.reason[row]
+        for row, name in enumerate(cohort.file):
+            reason = cohort.reason[row]
             if reason == UNREADABLE:
-                reason = f"{UNREADABLE}: {films.store.unreadable[row]}"
+                reason = f"{UNREADABLE}: {cohort.cache.unreadable[row]}"
             elif reason == COPIES and row in kept_copy:
-                reason = f"{COPIES} of {films.file[kept_copy[row]]}"
-            split, kept = films.split[row] or films.given[row], "true" if films.split[row] else "false"
-            digest = films.store.facts["sha256"][row].decode()
-            said = (LABELS[films.label[row]], films.patient[row], digest, group[row], kept, reason)
-            writer.writerow([name, films.source[row], split, *said])
+                reason = f"{COPIES} of {cohort.file[kept_copy[row]]}"
+            split, kept = cohort.split[row] or cohort.given[row], "true" if cohort.split[row] else "false"
+            digest = cohort.cache.facts["sha256"][row].decode()
+            said = (LABELS[cohort.label[row]], cohort.patient[row], digest, group[row], kept, reason)
+            writer.writerow([name, cohort.source[row], split, *said])
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:

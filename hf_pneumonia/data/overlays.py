@@ -25,10 +25,10 @@ _CONTRAST = 64  # gray levels that a stroke of a letter stands out from both of 
 _COLOUR = 64  # difference between channels, beyond what compression and a tint leave
 
 
-def text_rows(film: Image.Image) -> int:
+def text_rows(image: Image.Image) -> int:
     """Count the rows of pixels near the top and bottom edge of a gray image that look like a line of letters:
     they cross four or more thin bright strokes within a tenth of their width. Small images always give 0."""
-    width, height = film.size
+    width, height = image.size
     if min(width, height) < TEXT_SIDE:
         return 0
     # Text stands in the corners; the middle, with ribs and electrodes, is not looked at.
@@ -36,7 +36,7 @@ def text_rows(film: Image.Image) -> int:
     stroke, window = round(0.006 * width), width // 10
     found = 0
     for top in (0, height - edge):
-        strip = np.asarray(film.crop((0, top, width, top + edge)))
+        strip = np.asarray(image.crop((0, top, width, top + edge)))
         middle = strip[:, stroke:-stroke]
         ground = np.maximum(strip[:, : -2 * stroke], strip[:, 2 * stroke :])
         bright = middle - np.minimum(middle, ground) >= _CONTRAST
@@ -49,7 +49,7 @@ def text_rows(film: Image.Image) -> int:
 
 
 def colour_share(source: str | Path | bytes) -> float:
-    """Share of clearly coloured pixels, 0 to 1, of an image that `read_film` can read; 0 for DICOM."""
+    """Share of clearly coloured pixels, 0 to 1, of an image that `read_image` can read; 0 for DICOM."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode not in ("RGB", "RGBA", "P", "PA"):
@@ -86,6 +86,6 @@ def hue_spread(picture: Image.Image) -> float:
 
 
 def _is_gray(picture: Image.Image) -> bool:
-    """Whether the three channels are one, as where a gray film was saved as RGB."""
+    """Whether the three channels are one, as where a gray image was saved as RGB."""
     pixels = np.asarray(picture)
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())

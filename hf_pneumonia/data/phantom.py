@@ -24,19 +24,19 @@ VERSION = 1  # goes up whenever the same seed gives other pictures: caches of ol
 # 0.26 g/cm3. Compact bone would be 0.315 cm2/g x 1.92 g/cm3 = 0.60; children's is less mineralised.
 SOFT, LUNG, BONE = 0.21, 0.053, 0.48
 
-FIELD_CM = 22.5  # side of a film at the patient, about a four-year-old's chest
-CANVAS = 1.2  # side of the simulated body over the side of a film: room to shift and rotate the patient
-SIDES = (-1, 1)  # signs of x: the patient's right is on the left of a film, as if they faced the reader
+FIELD_CM = 22.5  # side of an image at the patient, about a four-year-old's chest
+CANVAS = 1.2  # side of the simulated body over the side of an image: room to shift and rotate the patient
+SIDES = (-1, 1)  # signs of x: the patient's right is on the left of an image, as if they faced the reader
 
 Tubes = list[tuple[np.ndarray, np.ndarray]]  # points (2, k) in cm and their volumes (k,) in cm3
 
 
 @dataclass(frozen=True)
-class PhantomFilm:
-    """One simulated film; the comments give what each field holds."""
+class PhantomImage:
+    """One simulated image; the comments give what each field holds."""
 
     image: np.ndarray  # (size, size) uint8, dense tissue light
-    lesion: np.ndarray  # (size, size) bool, true where the opacity is; all false in a normal film
+    lesion: np.ndarray  # (size, size) bool, true where the opacity is; all false in a normal image
     patient_id: str  # "phantom0001"
     label: str  # "NORMAL" or "PNEUMONIA"
     pattern: str  # "none", "lobar", "patchy" or "diffuse"
@@ -140,7 +140,7 @@ def _body(rng: Generator, chest: _Chest) -> np.ndarray:
     half = g * _profile(chest, [-16, -11, -9.2, -7.4, -4.5, -1, 4, 9], widths, blur=0.8)
     thick = (0.93 + 0.05 * chest.wall) * _profile(chest, [-14, -9, -5, 3], [8, 8, 11, 13], blur=0.8)
     body = thick * _round((np.abs(x - 0.5 * chest.spine) / half) ** 3)  # flatter than an ellipse
-    chin = -10.6 * g + rng.normal(0, 1.2)  # a small child's chin is often on the film
+    chin = -10.6 * g + rng.normal(0, 1.2)  # a small child's chin is often on the image
     body = np.maximum(body, 13 * _round(((x - rng.normal(0, 0.8)) ** 2 + (y - chin + 5) ** 2) / 25))
     raised, radius = rng.random() < 0.6, 1.7 + 0.35 * chest.wall
     for side in SIDES:
@@ -353,9 +353,9 @@ def _position(rng: Generator, canvas: list[np.ndarray], size: int) -> list[np.nd
 
 
 def _expose(rng: Generator, healthy: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Attenuations -> brightness on the film, 0 to about 1, with blur, scatter, quantum noise and tone curve.
+    """Attenuations -> brightness on the image, 0 to about 1, with blur, scatter, quantum noise and tone curve.
 
-    Whatever looks at a neighbourhood or the whole film (blur, scatter, the automatic window) looks at the
+    Whatever looks at a neighbourhood or the whole image (blur, scatter, the automatic window) looks at the
     healthy patient: a lesion must not betray itself from afar.
     """
     size = len(healthy)
@@ -370,7 +370,7 @@ def _expose(rng: Generator, healthy: np.ndarray, opacity: np.ndarray) -> np.ndar
     low, high = map(float, np.quantile(body[body > 0.6], (0.02, 0.985)))
     under, over = rng.uniform(-0.03, 0.25) * (high - low), rng.uniform(-0.02, 0.22) * (high - low)
     bright = np.clip((density - low + under) / (high - low + under + over), 0, 1.1)
-    bend = rng.uniform(0.8, 2.4)  # steepness of the S that film and displays make of it
+    bend = rng.uniform(0.8, 2.4)  # steepness of the S that image and displays make of it
     curve = 0.5 + np.tanh(bend * (bright - 0.5)) / (2 * math.tanh(bend / 2))
     return np.maximum(curve, 0) ** rng.uniform(0.8, 1.25)
 
@@ -397,7 +397,7 @@ def _finish(rng: Generator, bright: np.ndarray) -> np.ndarray:
 
 def simulate_patient(
     patient: int, seed: int = 0, size: int = 256, sick: bool | None = None
-) -> list[PhantomFilm]:
+) -> list[PhantomImage]:
     """Simulate one patient's one to three images: one anatomy and disease; other positions and exposures.
     They depend on the arguments alone, not on the order of calls or on the process.
 
@@ -417,13 +417,13 @@ def simulate_patient(
         first = np.random.default_rng((seed, (patient - 1) // 2, 1)).random() < 0.5
         sick = bool(first) ^ bool(patient % 2)
     # Three streams, so that neither the anatomy nor the images depend on how much the disease drew.
-    anatomy, disease, films = np.random.default_rng((seed, patient)).spawn(3)
+    anatomy, disease, images = np.random.default_rng((seed, patient)).spawn(3)
     chest, healthy, lung = _anatomy(anatomy, size)
     pattern, opacity = _disease(disease, chest, lung) if sick else ("none", np.zeros_like(lung))
     out = []
-    for rng in films.spawn(int(films.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+    for rng in images.spawn(int(images.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
         body, lesion = _position(rng, [healthy, opacity], size)
         image = _finish(rng, _expose(rng, body, lesion))
         label = "PNEUMONIA" if sick else "NORMAL"
-        out.append(PhantomFilm(image, lesion > 0, f"phantom{patient:04d}", label, pattern))
+        out.append(PhantomImage(image, lesion > 0, f"phantom{patient:04d}", label, pattern))
     return out

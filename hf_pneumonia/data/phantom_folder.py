@@ -70,17 +70,17 @@ def _split(patient: int) -> str:
 
 def _write_patient(folder: Path, seed: int, size: int, shortcut: bool, patient: int) -> list[dict[str, str]]:
     rows, split = [], _split(patient)
-    for number, film in enumerate(simulate_patient(patient, seed, size), start=1):
-        name, image, lesion = f"{film.patient_id}_{number}.png", film.image, film.lesion
+    for number, image in enumerate(simulate_patient(patient, seed, size), start=1):
+        name, image, lesion = f"{image.patient_id}_{number}.png", image.image, image.lesion
         if shortcut:
             rng = np.random.default_rng((seed, patient, number, 1))
-            appears = LABELS.index(film.label) if split == "train" else int(rng.integers(2))
+            appears = LABELS.index(image.label) if split == "train" else int(rng.integers(2))
             image, lesion = add_shortcut(image, lesion, appears, rng)
-        Image.fromarray(image).save(folder / split / film.label / name, compress_level=1)
-        if film.label == "PNEUMONIA":
+        Image.fromarray(image).save(folder / split / image.label / name, compress_level=1)
+        if image.label == "PNEUMONIA":
             Image.fromarray(lesion).save(folder / "lesions" / name)
-        file_name = f"{film.label}/{name}"
-        rows.append({"file_name": file_name, "patient_id": film.patient_id, "pattern": film.pattern})
+        file_name = f"{image.label}/{name}"
+        rows.append({"file_name": file_name, "patient_id": image.patient_id, "pattern": image.pattern})
     return rows
 
 
@@ -93,7 +93,7 @@ def _write_all(
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
     with ProcessPoolExecutor(workers or available_cores(), context) as pool:
         rows = pool.map(job, numbers, chunksize=4)
-        done = list(tqdm(rows, "simulating films", patients, unit=" patients", disable=None))
+        done = list(tqdm(rows, "simulating images", patients, unit=" patients", disable=None))
     for split in ("train", "test"):
         with open(folder / split / "metadata.csv", "w", newline="") as file:
             table = csv.DictWriter(file, ["file_name", "patient_id", "pattern"], lineterminator="\n")

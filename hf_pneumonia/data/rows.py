@@ -37,7 +37,7 @@ def words(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One image as its source lists it; `sources.load_films` adds label and source.
+    """One image as its source lists it; `sources.load_sources` adds label and source.
 
     Attributes:
         image: path of the file; or, where the bytes are in no file of their own, a function that returns

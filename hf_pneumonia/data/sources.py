@@ -13,9 +13,9 @@ from pathlib import Path
 import datasets
 
 from hf_pneumonia.data.archive import fetch_kaggle, is_archive, unpack
-from hf_pneumonia.data.folder import films_of_folder
+from hf_pneumonia.data.folder import rows_of_folder
 from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
-from hf_pneumonia.data.listing import films_of_listing
+from hf_pneumonia.data.listing import rows_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.data.rows import SPLITS, Row, split_of
@@ -48,7 +48,7 @@ class _Images(Sequence):
         return {"path": image, "bytes": None} if isinstance(image, str) else image()
 
 
-def load_films(
+def load_sources(
     sources: str | Sequence[str],
     cache_dir: Path,
     covid: str = "drop",
@@ -66,7 +66,7 @@ def load_films(
         covid: "drop" leaves images of COVID-19 out, "pneumonia" counts them as pneumonia, "keep" puts them
             into the split "covid", which is only scored.
         one_class: whether images of one class alone are allowed.
-        uncertain: what is done with images whose finding is uncertain, as for `films_of_listing`.
+        uncertain: what is done with images whose finding is uncertain, as for `rows_of_listing`.
 
     Returns:
         Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`
@@ -146,21 +146,21 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
         write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
-        return films_of_folder(folder)
+        return rows_of_folder(folder)
     if name.startswith("kaggle:"):
-        return films_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
+        return rows_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
     path = Path(name).expanduser()
     if name and path.is_dir():
         saved = _saved_dataset(path)
-        return films_of_folder(path, uncertain) if saved is None else films_of_hub(saved, name)
+        return rows_of_folder(path, uncertain) if saved is None else rows_of_hub(saved, name)
     if path.is_file() and is_archive(path):
         folder = unpack(path, cache_dir)
         try:
-            return films_of_folder(folder, uncertain)
+            return rows_of_folder(folder, uncertain)
         except UsageError as error:  # the user knows the archive, and not where it was unpacked
             raise UsageError(str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
-        return films_of_listing(path, uncertain)
+        return rows_of_listing(path, uncertain)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         problem = "it is none of these" if path.exists() else "no such folder"
         raise UsageError(
@@ -195,10 +195,10 @@ def _fetch_hub(name: str) -> list[Row]:
             f"--dataset {name}: no such folder, and the Hub data set can't be had ({reason}); "
             "check the name and the connection, or download it and give the folder"
         ) from error
-    return films_of_hub(loaded, name)
+    return rows_of_hub(loaded, name)
 
 
-def films_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
+def rows_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
     """List the images of a Hub data set that is loaded.
 
     Raises:
@@ -251,12 +251,12 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
             "(healthy, bacterial, viral are known too), or take it out"
         )
     if count := sum(is_covid(row.class_name) for row in rows):
-        logger.info("%s: %d films of COVID-19 are %s", source, count, _COVID_DONE[covid])
+        logger.info("%s: %d images of COVID-19 are %s", source, count, _COVID_DONE[covid])
     if ids := {row.patient_id for row in rows if row.patient_id}:
         logger.info("%s: %d patients, by ids such as %s", source, len(ids), min(ids))
     if without := sum(row.patient_id is None for row in rows):
         logger.warning(
-            "%s: no patient id in %d of %d file names: each such film is its own patient",
+            "%s: no patient id in %d of %d file names: each such image is its own patient",
             source, without, len(rows),
         )  # fmt: skip
     labelled = []

@@ -81,14 +81,14 @@ def assign_splits(
         notes.append("split anew: " + ", ".join(f"{_size(split, patients, name)} {name}" for name in SPLITS))
     if "train" not in split:
         raise UsageError(
-            f"no training films: expected a `train` split, found {', '.join(sorted(set(split)))}"
+            f"no training images: expected a `train` split, found {', '.join(sorted(set(split)))}"
         )
     if "test" not in split:
         cut({"train": 1 - TEST_SHARE, "test": TEST_SHARE})
         notes.append(f"no test split found: cut {_size(split, patients, 'test')} as a test split")
     if "validation" in split and not shares and _too_small(split, labels):
         notes.append(
-            f"validation split of {np.sum(split == 'validation')} films is too small to choose anything: "
+            f"validation split of {np.sum(split == 'validation')} images is too small to choose anything: "
             "joined to train"
         )
         split[split == "validation"] = "train"
@@ -146,7 +146,7 @@ def _leave_out(
         for rows in (shared, winning & np.isin(patients, np.unique(patients[shared])))
     )
     split[shared] = ""
-    return [f"left out {shared.sum()} films of {lost} whose patient stands in {won} too"]
+    return [f"left out {shared.sum()} images of {lost} whose patient stands in {won} too"]
 
 
 def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
@@ -154,7 +154,7 @@ def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
         for index, label in enumerate(LABELS):
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
-                    f"the {name} split has no {label} film: both classes are needed in every split"
+                    f"the {name} split has no {label} image: both classes are needed in every split"
                 )
 
 
@@ -188,18 +188,18 @@ def _cut(
             )
     kinds, kind = np.unique(np.stack([labels.astype(str), strata.astype(str)]), axis=1, return_inverse=True)
     ids, cluster = np.unique(clusters, return_inverse=True)
-    films = np.zeros((len(ids), kinds.shape[1]))
-    np.add.at(films, (cluster, kind.reshape(-1)), 1)
+    images = np.zeros((len(ids), kinds.shape[1]))
+    np.add.at(images, (cluster, kind.reshape(-1)), 1)
 
     # As shares of each kind: ten images of a rare kind weigh as much as a thousand of a common one.
-    weight = films / films.sum(0)
+    weight = images / images.sum(0)
     size = np.array(list(shares.values()))
     missing = np.repeat(size[:, None], kinds.shape[1], axis=1)
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(ids)), -films.sum(1)))
+    order = np.lexsort((np.random.default_rng(seed).permutation(len(ids)), -images.sum(1)))
     # Every split needs an image of each class: the smallest split gets one cluster of each first.
     home = np.full(len(ids), -1)
     for index in range(len(LABELS)):
-        has = films[:, kinds[0] == str(index)].sum(1) > 0
+        has = images[:, kinds[0] == str(index)].sum(1) > 0
         for name in size.argsort():
             if not np.any(has & (home == name)):
                 chosen = next(one for one in order[::-1] if has[one] and home[one] < 0)
@@ -215,4 +215,4 @@ def _cut(
 
 def _size(split: np.ndarray, patients: np.ndarray, name: str) -> str:
     inside = split == name
-    return f"{inside.sum()} films of {len(np.unique(patients[inside]))} patients"
+    return f"{inside.sum()} images of {len(np.unique(patients[inside]))} patients"

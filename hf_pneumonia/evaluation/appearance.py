@@ -19,7 +19,7 @@ from hf_pneumonia.data.appearance import (
     fit_appearance,
     vertical_class,
 )
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.evaluation.intervals import NOT_DEFINED, bootstrap_counts, chunks, figure, ratio
@@ -48,32 +48,32 @@ _MATCHED = 1000  # images of a class for the matched AUROC: each replicate sums 
 _CONTRADICTING = 10  # images of a class, at least, to give a rate on those that contradict their label
 
 
-def score_appearance(films: FilmSet) -> np.ndarray:
+def score_appearance(cohort: Cohort) -> np.ndarray:
     """Score the images that are used by their appearance alone.
 
     Cross-fitted by patient; where the sources have a test split of their own, its images are scored by the
     fit on all others.
 
     Returns:
-        (n,) float64 logits of PNEUMONIA by row of the store; NaN for other images, and for all where a class
+        (n,) float64 logits of PNEUMONIA by row of the cache; NaN for other images, and for all where a class
         has too few patients.
     """
-    scores = np.full(len(films.file), np.nan)
-    statistics, (rows, test) = films.store.facts["appearance"], judged_rows(films)
-    found = appearance_scores(statistics[rows], films.label[rows], films.patient[rows])
+    scores = np.full(len(cohort.file), np.nan)
+    statistics, (rows, test) = cohort.cache.facts["appearance"], judged_rows(cohort)
+    found = appearance_scores(statistics[rows], cohort.label[rows], cohort.patient[rows])
     if found is not None:
         scores[rows] = found
     if found is not None and len(test):
-        fitted = fit_appearance(statistics[rows], films.label[rows])
+        fitted = fit_appearance(statistics[rows], cohort.label[rows])
         scores[test] = fitted.decision_function(statistics[test])
     return scores
 
 
-def audit_appearance(films: FilmSet, scores: np.ndarray) -> dict:
+def audit_appearance(cohort: Cohort, scores: np.ndarray) -> dict:
     """Measure how well appearance alone predicts the label, and which statistics predict it best.
 
     Args:
-        films: split.
+        cohort: split.
         scores: (n,) from `score_appearance`.
 
     Returns:
@@ -85,21 +85,21 @@ def audit_appearance(films: FilmSet, scores: np.ndarray) -> dict:
         have no test split, or nothing was trained on. Values are None, and `statistics` empty, where there
         are too few patients.
     """
-    statistics, (rows, test) = films.store.facts["appearance"], judged_rows(films)
-    label = films.label[rows]
+    statistics, (rows, test) = cohort.cache.facts["appearance"], judged_rows(cohort)
+    label = cohort.label[rows]
     judged = not np.isnan(scores).all()
     against_train = None
     if len(test):
-        train = np.flatnonzero((films.given == "train") & np.isin(films.split, SPLITS))
+        train = np.flatnonzero((cohort.given == "train") & np.isin(cohort.split, SPLITS))
         against_train = {}
         for index, name in enumerate(LABELS):
-            both = np.concatenate([part[films.label[part] == index] for part in (train, test)])
-            is_test, patient = np.isin(both, test).astype(int), films.patient[both]
+            both = np.concatenate([part[cohort.label[part] == index] for part in (train, test)])
+            is_test, patient = np.isin(both, test).astype(int), cohort.patient[both]
             found = appearance_scores(statistics[both], is_test, patient)
             against_train[name] = dict(NOT_DEFINED) if found is None else auroc(is_test, found, patient)
     return {
         "images": len(rows),
-        "auroc": auroc(label, scores[rows], films.patient[rows]) if judged else dict(NOT_DEFINED),
+        "auroc": auroc(label, scores[rows], cohort.patient[rows]) if judged else dict(NOT_DEFINED),
         "statistics": _best_statistics(statistics[rows], label) if judged else [],
         "test_against_train": against_train,
     }
@@ -132,11 +132,11 @@ def audit_lines(found: dict) -> list[str]:
     return lines
 
 
-def judged_rows(films: FilmSet) -> tuple[np.ndarray, np.ndarray]:
+def judged_rows(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that are judged, and those of a test split that the sources have, if others are trained
     on."""
-    used, test = np.flatnonzero(np.isin(films.split, SPLITS)), films.rows("test")
-    if np.all(films.given[test] == "test") and "train" in films.split:
+    used, test = np.flatnonzero(np.isin(cohort.split, SPLITS)), cohort.rows("test")
+    if np.all(cohort.given[test] == "test") and "train" in cohort.split:
         return np.setdiff1d(used, test), test
     return used, test[:0]
 
@@ -164,7 +164,7 @@ def _least(figure: dict) -> float:
 
 def check_appearance(
     model: torch.nn.Module,
-    films: FilmSet,
+    cohort: Cohort,
     rows: np.ndarray,
     scored: Predictions,
     threshold: float,
@@ -176,9 +176,9 @@ def check_appearance(
     any, else from the checked images: cross-fitted by patient.
 
     Args:
-        model, batch_size: as for `score_films`.
-        films: the store, and labels and splits of its rows.
-        rows: (n,) rows of the store that are checked.
+        model, batch_size: as for `score_images`.
+        cohort: the cache, and labels and splits of its rows.
+        rows: (n,) rows of the cache that are checked.
         scored: these images as they are.
         threshold: from which an image is called pneumonia.
 
@@ -194,9 +194,9 @@ def check_appearance(
     label, probability, patient = scored.label, scored.probability, np.asarray(scored.patient_id)
     if not 0 < np.sum(label) < len(label):
         return None
-    statistics, train = films.store.facts["appearance"], films.rows("train")
-    if len(np.unique(films.label[train])) == 2:
-        fitted_on = statistics[train], films.label[train]
+    statistics, train = cohort.cache.facts["appearance"], cohort.rows("train")
+    if len(np.unique(cohort.label[train])) == 2:
+        fitted_on = statistics[train], cohort.label[train]
         scores = fit_appearance(*fitted_on).decision_function(statistics[rows])
     else:
         fitted_on = statistics[rows], label
@@ -204,7 +204,7 @@ def check_appearance(
     vertical = vertical_class(*fitted_on)
 
     chosen = draw_evenly(label, IMAGES)
-    part = films.store, np.asarray(rows)[chosen], label[chosen], batch_size
+    part = cohort.cache, np.asarray(rows)[chosen], label[chosen], batch_size
 
     def metrics(values: np.ndarray) -> dict:
         return metrics_at(label[chosen], values, patient[chosen], threshold)

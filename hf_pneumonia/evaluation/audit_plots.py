@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from hf_pneumonia.data.appearance import STATISTICS
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance import PIXELS, judged_rows
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE, plot_class_distribution
@@ -33,14 +33,14 @@ _WIDTH = 5.2  # inches
 _CHUNK = 1 << 22  # pixels that are in memory at a time
 _PER_PATIENT = {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6–9": 6, "10–19": 10, "20+": 20}  # least of each bin
 
-Pair = tuple[int, int, str]  # two rows of the store, and how alike they are
+Pair = tuple[int, int, str]  # two rows of the cache, and how alike they are
 
 
 @dataclass(frozen=True)
-class FilmFacts:
-    """Measurements of the k images that are used, in the order of the store."""
+class ImageFacts:
+    """Measurements of the k images that are used, in the order of the cache."""
 
-    row: np.ndarray  # (k,) int64, row of the store
+    row: np.ndarray  # (k,) int64, row of the cache
     kind: np.ndarray  # (k,) int64, index into KINDS
     split: np.ndarray  # (k,) str
     source: np.ndarray  # (k,) str
@@ -56,68 +56,68 @@ class FilmFacts:
         return np.unique(self.kind).tolist()
 
 
-def measure_films(films: FilmSet) -> FilmFacts:
-    """Measure the images that are used. The store is read in chunks."""
-    facts = films.store.facts
-    row = np.flatnonzero((films.split != "") & (facts["width"] > 0))
-    kind = np.where(films.split[row] == "covid", len(LABELS), films.label[row])
+def measure_images(cohort: Cohort) -> ImageFacts:
+    """Measure the images that are used. The cache is read in chunks."""
+    facts = cohort.cache.facts
+    row = np.flatnonzero((cohort.split != "") & (facts["width"] > 0))
+    kind = np.where(cohort.split[row] == "covid", len(LABELS), cohort.label[row])
     brightness, levels = np.zeros(len(row)), np.zeros((len(KINDS), 256), dtype=np.int64)
-    step = max(1, _CHUNK // films.store.size**2)
+    step = max(1, _CHUNK // cohort.cache.size**2)
     for start in range(0, len(row), step):
         chunk = slice(start, start + step)
-        pixels = films.store[row[chunk]]
+        pixels = cohort.cache[row[chunk]]
         brightness[chunk] = pixels.mean(axis=(1, 2))
         for index in np.unique(kind[chunk]):
             levels[index] += np.bincount(pixels[kind[chunk] == index].reshape(-1), minlength=256)
-    named = (films.split[row], films.source[row], films.patient[row])
-    return FilmFacts(row, kind, *named, facts["width"][row], facts["height"][row], brightness, levels)
+    named = (cohort.split[row], cohort.source[row], cohort.patient[row])
+    return ImageFacts(row, kind, *named, facts["width"][row], facts["height"][row], brightness, levels)
 
 
 @matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9, "axes.axisbelow": True})
-def plot_films(
-    films: FilmSet, pairs: Mapping[str, Sequence[Pair]], augmentation: Mapping[str, Strength] | None
+def plot_images(
+    cohort: Cohort, pairs: Mapping[str, Sequence[Pair]], augmentation: Mapping[str, Strength] | None
 ) -> dict[str, Figure]:
     """Draw all pictures, by name; those that the images do not allow are missing.
 
     Args:
-        films: split.
+        cohort: split.
         pairs: by the name of their picture.
         augmentation: arguments of `Augment`; None draws the pairs alone.
     """
-    figures = {name: _pairs(films, some) for name, some in pairs.items() if some}
-    if augmentation is None or not np.any(films.split != ""):
+    figures = {name: _pairs(cohort, some) for name, some in pairs.items() if some}
+    if augmentation is None or not np.any(cohort.split != ""):
         return figures
-    facts = measure_films(films)
-    splits = films.counts()["splits"].items()
+    facts = measure_images(cohort)
+    splits = cohort.counts()["splits"].items()
     figures |= {
         "class_distribution": plot_class_distribution({name: one for name, one in splits if one["films"]}),
-        "samples": _samples(films, facts),
+        "samples": _samples(cohort, facts),
         "sizes": _sizes(facts),
         "brightness": _brightness(facts),
-        "films_per_patient": _films_per_patient(facts),
+        "films_per_patient": _images_per_patient(facts),
     }
-    shown = [choose_films(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
+    shown = [choose_images(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
     if all(shown):
         figures["augmentations"] = _augmentations(
-            films.store[[facts.row[one] for (one,) in shown]], augmentation
+            cohort.cache[[facts.row[one] for (one,) in shown]], augmentation
         )
     return figures
 
 
 @matplotlib.rc_context(STYLE)
-def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray) -> Figure:
+def plot_appearance(cohort: Cohort, found: dict, scores: np.ndarray) -> Figure:
     """Draw histograms by class of the best statistics and of the scores; a dashed line is a test split that
     the sources have.
 
     Args:
-        films, scores: as for `audit_appearance`.
+        cohort, scores: as for `audit_appearance`.
         found: its findings, with statistics.
     """
-    rows, test = judged_rows(films)
+    rows, test = judged_rows(cohort)
     panels = {}
     for name in (one["statistic"] for one in found["statistics"]):
         unit = " (pixels)" if name in PIXELS else ""
-        panels[name + unit] = films.store.facts["appearance"][:, STATISTICS.index(name)]
+        panels[name + unit] = cohort.cache.facts["appearance"][:, STATISTICS.index(name)]
     panels["appearance score, cross-fitted (logit)"] = scores
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
@@ -126,7 +126,7 @@ def plot_appearance(films: FilmSet, found: dict, scores: np.ndarray) -> Figure:
         bins = np.linspace(low, high, 21)
         for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
             for part, style in ((rows, "-"), (test, "--")):
-                part = part[films.label[part] == index]
+                part = part[cohort.label[part] == index]
                 if len(part):
                     counts, edges = np.histogram(values[part].clip(low, high), bins)
                     title = label + (", test" if style == "--" else "")
@@ -149,7 +149,7 @@ def as_data_uri(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
-def choose_films(facts: FilmFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
+def choose_images(facts: ImageFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
     """Choose up to `count` images of one kind, of every split and source in turn; the same ones each time.
 
     `among`, (k,) bool, narrows the choice. Returns indices into `facts`.
@@ -163,39 +163,39 @@ def choose_films(facts: FilmFacts, kind: int, count: int, among: np.ndarray | bo
     return [index for turn in turns for index in turn if index is not None][:count]
 
 
-def patients_by_films(facts: FilmFacts, kind: int) -> np.ndarray:
+def patients_by_images(facts: ImageFacts, kind: int) -> np.ndarray:
     """Count the patients with 1, 2, 3, 4, 5, 6-9, 10-19, and 20 or more images of a kind: (8,)."""
-    films = np.unique(facts.patient[facts.kind == kind].astype(str), return_counts=True)[1]
-    return np.histogram(films, [*_PER_PATIENT.values(), np.inf])[0]
+    images = np.unique(facts.patient[facts.kind == kind].astype(str), return_counts=True)[1]
+    return np.histogram(images, [*_PER_PATIENT.values(), np.inf])[0]
 
 
-def vary(film: torch.Tensor, augmentation: Mapping[str, Strength], label: int) -> torch.Tensor:
+def vary(image: torch.Tensor, augmentation: Mapping[str, Strength], label: int) -> torch.Tensor:
     """Show an augmentation of an (h, w) uint8 image near its limit: (2, h, w) float32 in [0, 1].
 
     Of 32 draws the one that changes it most, and a strong one unlike that. A strength may differ by label.
     """
-    drawn = Augment(**augmentation)(film.expand(32, -1, -1), torch.full((32,), label))
-    change = (drawn - film.float() / 255).abs().mean(dim=(1, 2))
+    drawn = Augment(**augmentation)(image.expand(32, -1, -1), torch.full((32,), label))
+    change = (drawn - image.float() / 255).abs().mean(dim=(1, 2))
     strongest = drawn[change.argsort(descending=True)[:8]]
     return strongest[[0, int((strongest - strongest[0]).abs().mean(dim=(1, 2)).argmax())]]
 
 
-def _pairs(films: FilmSet, pairs: Sequence[Pair]) -> Figure:
+def _pairs(cohort: Cohort, pairs: Sequence[Pair]) -> Figure:
     """Two images side by side with what is known of each, pair below pair."""
     figure = Figure(figsize=(_WIDTH, 3.1 * len(pairs)), layout="constrained")
     grid = figure.subplots(len(pairs), 2, squeeze=False)
     for panels, (*rows, word) in zip(grid, pairs, strict=True):
         for panel, row in zip(panels, rows, strict=True):
-            fact, name = films.store.facts[row], f"{films.source[row]}: {Path(films.file[row]).name}"
-            panel.imshow(films.store[[row]][0], cmap="gray", vmin=0, vmax=255)
+            fact, name = cohort.cache.facts[row], f"{cohort.source[row]}: {Path(cohort.file[row]).name}"
+            panel.imshow(cohort.cache[[row]][0], cmap="gray", vmin=0, vmax=255)
             panel.axis("off")
-            known = f"{LABELS[films.label[row]]}, {films.given[row]}, {fact['width']} x {fact['height']}"
+            known = f"{LABELS[cohort.label[row]]}, {cohort.given[row]}, {fact['width']} x {fact['height']}"
             panel.set_title(f"{word}\n{known}\n{_short(name)}", fontsize=8, parse_math=False)
     return figure
 
 
-def _samples(films: FilmSet, facts: FilmFacts, per_kind: int = 6, columns: int = 3) -> Figure:
-    chosen = [choose_films(facts, kind, per_kind) for kind in facts.kinds]
+def _samples(cohort: Cohort, facts: ImageFacts, per_kind: int = 6, columns: int = 3) -> Figure:
+    chosen = [choose_images(facts, kind, per_kind) for kind in facts.kinds]
     lines = [kind[start : start + columns] for kind in chosen for start in range(0, len(kind), columns)]
     figure = Figure(figsize=(_WIDTH, 2.1 * len(lines)), layout="constrained")
     for panels, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):
@@ -203,7 +203,7 @@ def _samples(films: FilmSet, facts: FilmFacts, per_kind: int = 6, columns: int =
             panel.axis("off")
         for panel, index in zip(panels, line, strict=False):
             shape = (0, int(facts.width[index]), int(facts.height[index]), 0)
-            panel.imshow(films.store[[facts.row[index]]][0], cmap="gray", vmin=0, vmax=255, extent=shape)
+            panel.imshow(cohort.cache[[facts.row[index]]][0], cmap="gray", vmin=0, vmax=255, extent=shape)
             caption = f"{KINDS[facts.kind[index]]}, {facts.split[index]}\n{_short(str(facts.source[index]))}"
             panel.set_title(caption, fontsize=8, parse_math=False)  # a name may hold dollar signs
     return figure
@@ -215,7 +215,7 @@ def _short(name: str, length: int = 26) -> str:
     return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
 
 
-def _sizes(facts: FilmFacts) -> Figure:
+def _sizes(facts: ImageFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     # In random order, so that no class hides the other.
@@ -229,7 +229,7 @@ def _sizes(facts: FilmFacts) -> Figure:
     return figure
 
 
-def _brightness(facts: FilmFacts) -> Figure:
+def _brightness(facts: ImageFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 5.4), layout="constrained")
     above, below = figure.subplots(2, 1)
     _histogram(above, facts, facts.brightness)
@@ -247,7 +247,7 @@ def _brightness(facts: FilmFacts) -> Figure:
     return figure
 
 
-def _histogram(axes: Axes, facts: FilmFacts, values: np.ndarray) -> None:
+def _histogram(axes: Axes, facts: ImageFacts, values: np.ndarray) -> None:
     """Shares of each class, so that a rare class is as high as a common one."""
     edges = np.histogram_bin_edges(values, bins=int(np.clip(len(values) ** 0.5, 10, 40)))
     for kind in facts.kinds:
@@ -256,12 +256,12 @@ def _histogram(axes: Axes, facts: FilmFacts, values: np.ndarray) -> None:
         axes.stairs(count / count.sum(), edges, color=_COLORS[kind], linewidth=1.2)
 
 
-def _films_per_patient(facts: FilmFacts) -> Figure:
+def _images_per_patient(facts: ImageFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(facts.kinds)
     for index, kind in enumerate(facts.kinds):
-        patients = patients_by_films(facts, kind)
+        patients = patients_by_images(facts, kind)
         left = np.arange(len(patients)) + width * (index - (len(facts.kinds) - 1) / 2)
         bars = axes.bar(left, patients, width * 0.95, color=_COLORS[kind])
         axes.bar_label(bars, labels=[f"{n}" if n else "" for n in patients], fontsize=7)
@@ -273,11 +273,11 @@ def _films_per_patient(facts: FilmFacts) -> Figure:
     return figure
 
 
-def _augmentations(films: np.ndarray, augmentation: Mapping[str, Strength]) -> Figure:
+def _augmentations(images: np.ndarray, augmentation: Mapping[str, Strength]) -> Figure:
     """An image of each class as it is; each step alone, near its limit; and all steps together.
 
     Args:
-        films: (2, h, w) uint8, a NORMAL image and one with PNEUMONIA.
+        images: (2, h, w) uint8, a NORMAL image and one with PNEUMONIA.
     """
     steps = {name: strength for name, strength in augmentation.items() if np.any(strength)}
     lines = {"as it is": {}}
@@ -288,9 +288,11 @@ def _augmentations(films: np.ndarray, augmentation: Mapping[str, Strength]) -> F
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for panels, (name, some) in zip(grid, lines.items(), strict=True):
-            shown = [one for label, film in enumerate(films) for one in vary(torch.tensor(film), some, label)]
-            for axes, film in zip(panels, shown, strict=True):
-                axes.imshow(film.numpy(), cmap="gray", vmin=0, vmax=1)
+            shown = [
+                one for label, image in enumerate(images) for one in vary(torch.tensor(image), some, label)
+            ]
+            for axes, image in zip(panels, shown, strict=True):
+                axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
             panels[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -299,6 +301,6 @@ def _augmentations(films: np.ndarray, augmentation: Mapping[str, Strength]) -> F
     return figure
 
 
-def _legend(figure: Figure, facts: FilmFacts) -> None:
+def _legend(figure: Figure, facts: ImageFacts) -> None:
     handles = [Patch(color=_COLORS[kind], label=KINDS[kind]) for kind in facts.kinds]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)

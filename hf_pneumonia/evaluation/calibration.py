@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import (
     REPLICATES,
@@ -18,7 +18,7 @@ from hf_pneumonia.evaluation.intervals import (
     wilson,
 )
 from hf_pneumonia.evaluation.metrics import check_probabilities
-from hf_pneumonia.evaluation.scoring import Predictions, score_films, score_swapped
+from hf_pneumonia.evaluation.scoring import Predictions, score_images, score_swapped
 from hf_pneumonia.evaluation.thresholds import (
     RISK,
     TARGET_SENSITIVITY,
@@ -80,7 +80,7 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(1 / slope), float(intercept)
 
 
-def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
+def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
     """Choose temperature, intercept and operating points, and fold the first two into the network's head.
 
     Each validation image counts twice, as it is and with proportions swapped between the classes: a threshold
@@ -89,7 +89,7 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
 
     Args:
         model: the network, as trained.
-        films: their validation split is used, and the appearance of the training images.
+        cohort: their validation split is used, and the appearance of the training images.
         batch_size: images per forward pass and process.
 
     Returns:
@@ -101,19 +101,19 @@ def calibrate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
     Raises:
         UsageError: an answer of the network is NaN or infinite, or validation has images of one class only.
     """
-    rows = films.rows("validation")
-    label = films.label[rows]
-    logits = score_films(model, films.store, rows, batch_size)
+    rows = cohort.rows("validation")
+    label = cohort.label[rows]
+    logits = score_images(model, cohort.cache, rows, batch_size)
     if not np.isfinite(logits).all():
         raise UsageError(
             "the network's answers are no numbers: it diverged; train with a lower --learning_rate"
         )
     if not 0 < label.sum() < len(label):
         raise UsageError(
-            f"the validation split needs films of both classes, got {len(label) - label.sum()} normal and "
+            f"the validation split needs images of both classes, got {len(label) - label.sum()} normal and "
             f"{label.sum()} with pneumonia; choose another --split"
         )
-    swapped = score_swapped(model, films.store, rows, label, batch_size, films.vertical_class())
+    swapped = score_swapped(model, cohort.cache, rows, label, batch_size, cohort.vertical_class())
     both = np.concatenate([logits, swapped]), np.tile(label, 2)
     temperature, intercept = fit_platt(*both) if has_bias(model) else (fit_temperature(*both), 0.0)
     scale_logits(model, 1 / temperature, intercept)
@@ -223,20 +223,20 @@ def ece_interval(value: float, drawn: np.ndarray, calibrated: np.ndarray) -> lis
 
 
 def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> list[dict]:
-    """List the bins: edges `low` and `high`, `films`, their `mean_probability`, the `share` of pneumonias and
+    """List the bins: edges `low` and `high`, `images`, their `mean_probability`, the `share` of pneumonias and
     its `wilson95`; the last three are None in a bin without images. A bin has its upper edge, the first one 0
     too."""
     bins, edges = _find_bins(probabilities), _EDGES.tolist()
-    films, sick = (np.bincount(bins, weights, BINS) for weights in (None, np.asarray(labels, dtype=float)))
-    mean = ratio(np.bincount(bins, probabilities, BINS), films)
+    images, sick = (np.bincount(bins, weights, BINS) for weights in (None, np.asarray(labels, dtype=float)))
+    mean = ratio(np.bincount(bins, probabilities, BINS), images)
     return [
         {
             "low": edges[index],
             "high": edges[index + 1],
-            "films": int(films[index]),
-            "mean_probability": float(mean[index]) if films[index] else None,
-            "share": float(sick[index] / films[index]) if films[index] else None,
-            "wilson95": wilson(int(sick[index]), int(films[index])),
+            "films": int(images[index]),
+            "mean_probability": float(mean[index]) if images[index] else None,
+            "share": float(sick[index] / images[index]) if images[index] else None,
+            "wilson95": wilson(int(sick[index]), int(images[index])),
         }
         for index in range(BINS)
     ]
@@ -263,6 +263,6 @@ def _terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def _errors(sums: np.ndarray) -> dict[str, np.ndarray]:
     """(r, 18) sums over images -> (r,) of each error."""
-    films, squares, logs, gaps = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
+    images, squares, logs, gaps = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
     totals = (np.abs(gaps).sum(1), squares, logs)
-    return {name: ratio(total, films) for name, total in zip(ERRORS, totals, strict=True)}
+    return {name: ratio(total, images) for name, total in zip(ERRORS, totals, strict=True)}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from hf_pneumonia.data.cache import FilmStore
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.cache import ImageCache
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance import IMAGES, check_appearance
 from hf_pneumonia.evaluation.errors import (
@@ -28,7 +28,7 @@ from hf_pneumonia.evaluation.scoring import (
     Predictions,
     draw_evenly,
     pneumonia_probability,
-    score_films,
+    score_images,
     stretch,
 )
 from hf_pneumonia.modeling.build import network_input
@@ -50,7 +50,7 @@ _SIDE = 224  # lengths are in pixels of an image of this side, so that a level l
 
 def run_checks(
     model: torch.nn.Module,
-    films: FilmSet,
+    cohort: Cohort,
     predictions: Mapping[str, Predictions],
     threshold: float,
     batch_size: int,
@@ -60,8 +60,8 @@ def run_checks(
     Four forward passes over the images of the first split, and 26 over 300 of them.
 
     Args:
-        model, batch_size: as for `score_films`.
-        films: the store, and the source of each row. Appearance is learned from its training images, where
+        model, batch_size: as for `score_images`.
+        cohort: the cache, and the source of each row. Appearance is learned from its training images, where
             it has any.
         predictions: by split, all held out. The first split is checked, all are searched for errors.
         threshold: the operating point.
@@ -71,14 +71,14 @@ def run_checks(
         check of that name gives them; `errors`, the counts. No file or patient is named.
     """
     split, scored = next(iter(predictions.items()))
-    rows = films.rows(split)
+    rows = cohort.rows(split)
     return {
         "split": split,
         "threshold": threshold,
-        "appearance": check_appearance(model, films, rows, scored, threshold, batch_size),
-        "shortcuts": check_shortcuts(model, films.store, rows, scored, batch_size),
-        "robustness": check_robustness(model, films.store, rows, scored, threshold, batch_size),
-        "subgroups": check_subgroups(scored, films.source[rows], threshold),
+        "appearance": check_appearance(model, cohort, rows, scored, threshold, batch_size),
+        "shortcuts": check_shortcuts(model, cohort.cache, rows, scored, batch_size),
+        "robustness": check_robustness(model, cohort.cache, rows, scored, threshold, batch_size),
+        "subgroups": check_subgroups(scored, cohort.source[rows], threshold),
         "errors": count_errors(find_errors(predictions, threshold), predictions),
     }
 
@@ -87,7 +87,7 @@ def write_checks(
     folder: Path,
     checks: dict,
     model: torch.nn.Module,
-    films: FilmSet,
+    cohort: Cohort,
     predictions: Mapping[str, Predictions],
 ) -> None:
     """Write `plots/appearance.png`, where it was checked, `plots/shortcuts.png`, `plots/robustness.png`,
@@ -102,9 +102,9 @@ def write_checks(
     plots, errors = folder / "plots", folder / "errors"
     plots.mkdir(parents=True, exist_ok=True)
     errors.mkdir(exist_ok=True)
-    rows = {name: films.rows(name) for name in predictions}
+    rows = {name: cohort.rows(name) for name in predictions}
     label, of_split = predictions[checks["split"]].label, rows[checks["split"]]
-    normal, sick = (films.store[of_split[label == index][:1]] for index in (0, 1))  # none of a missing class
+    normal, sick = (cohort.cache[of_split[label == index][:1]] for index in (0, 1))  # none of a missing class
     examples = np.concatenate([normal, sick])
     masked = {name: black_out(examples, keep) for name, keep in keep_masks(examples.shape[-1]).items()}
     plot_shortcuts(checks["shortcuts"], {"as_they_are": examples, **masked}).savefig(plots / "shortcuts.png")
@@ -120,7 +120,7 @@ def write_checks(
     findings = find_errors(predictions, checks["threshold"])
     write_errors(errors / "errors.csv", findings)
     shown = shown_findings(findings)
-    pictures = films.store[[rows[one.split][one.index] for one in shown]] if shown else None
+    pictures = cohort.cache[[rows[one.split][one.index] for one in shown]] if shown else None
     maps, note = None, ""
     try:
         maps = heat_maps(model, _inputs(model, pictures)).cpu().numpy() if shown else None
@@ -129,8 +129,8 @@ def write_checks(
     draw_errors(shown, pictures, maps, checks["threshold"], note).savefig(errors / "errors.png")
 
 
-def _inputs(model: torch.nn.Module, films: np.ndarray) -> torch.Tensor:
-    return network_input(torch.from_numpy(films).to(next(model.parameters()).device))
+def _inputs(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+    return network_input(torch.from_numpy(images).to(next(model.parameters()).device))
 
 
 # Shortcuts: parts of the images are blacked out.
@@ -152,13 +152,13 @@ def keep_masks(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def black_out(films: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def black_out(images: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Blacken (b, h, w) uint8 images where `keep`, (h, w) bool, is false, as outside the collimator."""
-    return np.where(keep, films, np.uint8(0))
+    return np.where(keep, images, np.uint8(0))
 
 
 def check_shortcuts(
-    model: torch.nn.Module, store: FilmStore, rows: np.ndarray, scored: Predictions, batch_size: int
+    model: torch.nn.Module, cache: ImageCache, rows: np.ndarray, scored: Predictions, batch_size: int
 ) -> dict:
     """Measure the AUROC that is left when parts of the images are blacked out, in four forward passes.
 
@@ -167,13 +167,13 @@ def check_shortcuts(
     and pose, and the network was not trained on black boxes. Arguments as for `check_appearance`.
 
     Returns:
-        `as_they_are` and each name of `keep_masks`: `films`, `auroc` with its interval, and
+        `as_they_are` and each name of `keep_masks`: `images`, `auroc` with its interval, and
         `mean_probability` by class name, None for a class without images.
     """
     probabilities = {"as_they_are": scored.probability}
-    for name, keep in keep_masks(store.size).items():
-        logits = score_films(
-            model, store, rows, batch_size, change=lambda films, keep=keep: black_out(films, keep)
+    for name, keep in keep_masks(cache.size).items():
+        logits = score_images(
+            model, cache, rows, batch_size, change=lambda images, keep=keep: black_out(images, keep)
         )
         probabilities[name] = pneumonia_probability(logits)
     members = {name: scored.label == index for index, name in enumerate(LABELS)}
@@ -192,22 +192,24 @@ def check_shortcuts(
 # Robustness: images are corrupted. The functions take (b, h, w) uint8 to the same, each image by itself.
 
 
-def blur(films: np.ndarray, sigma: float) -> np.ndarray:
+def blur(images: np.ndarray, sigma: float) -> np.ndarray:
     """Apply a Gaussian blur of `sigma` px at 224 x 224."""
-    sigma = sigma * films.shape[-1] / _SIDE
-    return _uint8(ndimage.gaussian_filter(films.astype(np.float32), (0, sigma, sigma), mode="nearest"))
+    sigma = sigma * images.shape[-1] / _SIDE
+    return _uint8(ndimage.gaussian_filter(images.astype(np.float32), (0, sigma, sigma), mode="nearest"))
 
 
-def noise(films: np.ndarray, share: float) -> np.ndarray:
+def noise(images: np.ndarray, share: float) -> np.ndarray:
     """Add Gaussian noise to each pixel; its standard deviation is a share of the gray range.
 
     The draw is seeded by the image's own pixels: each image has its own noise, and always the same.
     """
-    grain = [np.random.default_rng(zlib.crc32(film.tobytes())).standard_normal(film.shape) for film in films]
-    return _uint8(films + 255 * share * np.asarray(grain))
+    grain = [
+        np.random.default_rng(zlib.crc32(image.tobytes())).standard_normal(image.shape) for image in images
+    ]
+    return _uint8(images + 255 * share * np.asarray(grain))
 
 
-def jpeg(films: np.ndarray, quality: float) -> np.ndarray:
+def jpeg(images: np.ndarray, quality: float) -> np.ndarray:
     """Save as JPEG of this quality (1 to 95) at the input's size, and read again."""
 
     def saved(image: Image.Image) -> Image.Image:
@@ -215,32 +217,32 @@ def jpeg(films: np.ndarray, quality: float) -> np.ndarray:
         image.save(file, "JPEG", quality=round(quality))
         return Image.open(file)
 
-    return _each(films, saved)
+    return _each(images, saved)
 
 
-def exposure(films: np.ndarray, gamma: float) -> np.ndarray:
+def exposure(images: np.ndarray, gamma: float) -> np.ndarray:
     """Raise gray values in 0 to 1 to the power of gamma: below 1 is lighter, above 1 darker."""
-    return _uint8(255 * (np.arange(256) / 255) ** gamma)[films]
+    return _uint8(255 * (np.arange(256) / 255) ** gamma)[images]
 
 
-def rotation(films: np.ndarray, degrees: float) -> np.ndarray:
+def rotation(images: np.ndarray, degrees: float) -> np.ndarray:
     """Turn about the middle, anticlockwise above 0; black comes in at the corners, as augmentation does."""
-    return _each(films, lambda image: image.rotate(degrees, Image.Resampling.BILINEAR))
+    return _each(images, lambda image: image.rotate(degrees, Image.Resampling.BILINEAR))
 
 
-def resolution(films: np.ndarray, side: float) -> np.ndarray:
+def resolution(images: np.ndarray, side: float) -> np.ndarray:
     """Reduce to as many pixels as `side` px at 224 x 224, and enlarge again; no change from 224 on."""
     if side >= _SIDE:
-        return films
-    small = (max(1, round(side * films.shape[-1] / _SIDE)),) * 2
+        return images
+    small = (max(1, round(side * images.shape[-1] / _SIDE)),) * 2
     return _each(
-        films,
+        images,
         lambda image: image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC),
     )
 
 
-def _each(films: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(change(Image.fromarray(film))) for film in films])
+def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
 
 
 def _uint8(values: np.ndarray) -> np.ndarray:
@@ -261,7 +263,7 @@ CORRUPTIONS: dict[str, tuple[Callable, str, float, tuple[float, ...]]] = {
 
 def check_robustness(
     model: torch.nn.Module,
-    store: FilmStore,
+    cache: ImageCache,
     rows: np.ndarray,
     scored: Predictions,
     threshold: float,
@@ -271,7 +273,7 @@ def check_robustness(
     Arguments as for `check_appearance`.
 
     Returns:
-        `films`, the number drawn; `threshold`; and by each name of CORRUPTIONS its `unit`, the `clean` level
+        `images`, the number drawn; `threshold`; and by each name of CORRUPTIONS its `unit`, the `clean` level
         and its `levels` in rising order, the clean one among them: `level`, `auroc`, `sensitivity`,
         `specificity`, with intervals.
     """
@@ -285,8 +287,8 @@ def check_robustness(
     for name, (change, unit, clean, levels) in CORRUPTIONS.items():
         found = [metrics(clean, scored.probability)]
         for level in levels:
-            logits = score_films(
-                model, store, rows, batch_size, change=lambda films, by=change, at=level: by(films, at)
+            logits = score_images(
+                model, cache, rows, batch_size, change=lambda images, by=change, at=level: by(images, at)
             )
             found.append(metrics(level, pneumonia_probability(logits)))
         found.sort(key=lambda one: one["level"])
@@ -301,28 +303,28 @@ def check_subgroups(scored: Predictions, source: Sequence[str], threshold: float
     """Measure each source, (n,) of each image, and each family of file names, at a threshold.
 
     Returns:
-        `sources` and `families`: by name `films`, `patients`, `classes` (images by class), `sensitivity`,
+        `sources` and `families`: by name `images`, `patients`, `classes` (images by class), `sensitivity`,
         `specificity` and `auroc` with intervals, the value None where there are no images for it, and
-        `auroc_against`: "own films", or "all NORMAL films" where the group itself has none of that class.
+        `auroc_against`: "own images", or "all NORMAL images" where the group itself has none of that class.
         Empty where all images are of one source, or of one family.
     """
     patient, sources = np.asarray(scored.patient_id).astype(str), np.asarray(source).astype(str)
     families = np.array([family_of(name) for name in scored.file], dtype=str)
-    found, films = np.unique(families, return_counts=True)
-    largest = np.argsort(-films, kind="stable")[:_FAMILIES]
+    found, images = np.unique(families, return_counts=True)
+    largest = np.argsort(-images, kind="stable")[:_FAMILIES]
     shown = sorted(
         str(found[index])
         for index in largest
-        if films[index] >= _FAMILY_IMAGES
+        if images[index] >= _FAMILY_IMAGES
         and len(np.unique(patient[families == found[index]])) >= _FAMILY_PATIENTS
     )
 
     def group(member: np.ndarray) -> dict:
         own = scored.label[member], scored.probability[member], patient[member]
-        compared, against = member, "own films"
+        compared, against = member, "own images"
         for index, name in enumerate(LABELS):
             if not np.any(own[0] == index):
-                compared, against = member | (scored.label == index), f"all {name} films"
+                compared, against = member | (scored.label == index), f"all {name} images"
                 break
         return {
             "films": int(member.sum()),

@@ -128,7 +128,7 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
         ) from error
     if sum(counts.values()) != len(key):
         raise UsageError(
-            f"{folder}: the report counts {sum(counts.values())} test films and predictions_test.csv has "
+            f"{folder}: the report counts {sum(counts.values())} test images and predictions_test.csv has "
             f"{len(key)}; evaluate its model anew"
         )
     return Run(name, folder, report, predictions, key)
@@ -166,7 +166,7 @@ def paired_tests(runs: Sequence[Run]) -> list[dict]:
     """Test every run against the first, on the images that all of them have.
 
     Returns:
-        For each run but the first: `run`, `against`, `films`; `mcnemar` on what each calls right at its own
+        For each run but the first: `run`, `against`, `images`; `mcnemar` on what each calls right at its own
         operating point; `delong` on the AUROCs, with `ci95` of their difference by patient. Both have `p` and
         `p_holm`, adjusted for the number of runs.
     """
@@ -202,7 +202,7 @@ def _read_predictions(path: Path) -> Predictions:
         rows = list(reader)
     probability = np.array([float(row["probability"]) for row in rows])
     if not np.isfinite(probability).all() or not len(rows):
-        raise ValueError("expected a probability of each film")
+        raise ValueError("expected a probability of each image")
     label = np.array([LABELS.index(row["label"]) for row in rows])
     return Predictions([row["file"] for row in rows], [row["patient_id"] for row in rows], label, probability)
 
@@ -274,7 +274,7 @@ def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figur
     legend = figure.legend(frameon=False, loc="outside lower center", fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollar signs
-    title = "test films; the dots are the operating points"
+    title = "test images; the dots are the operating points"
     axes.set_title(title + (" (upper left corner)" if corner else ""), fontsize=10)
     return figure
 
@@ -301,9 +301,9 @@ def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...
         "report says."
     ]
     if not comparison["same_films"]:
-        films, shared = ", ".join(str(run["films"]) for run in runs), comparison["films_shared"]
+        images, shared = ", ".join(str(run["films"]) for run in runs), comparison["films_shared"]
         notes.append(
-            f"No paired tests: the runs were not tested on the same films ({films}; all share {shared}). "
+            f"No paired tests: the runs were not tested on the same images ({images}; all share {shared}). "
             "Evaluate their models on one data set, and compare those folders."
         )
     if not tests:
@@ -323,7 +323,7 @@ def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...
     ]
     note = (
         "Two-sided p. DeLong: are the AUROC equal; McNemar, exact: are both right equally often, each at its "
-        "own threshold. Both take every film for independent; the interval of the difference draws patients."
+        "own threshold. Both take every image for independent; the interval of the difference draws patients."
         + (f" Behind p: adjusted for {len(tests)} comparisons (Holm)." if several else "")
     )
     return [(_HEADER, rows, notes), (_TEST_HEADER, test_rows, [note])]

@@ -60,11 +60,11 @@ def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> lis
     # How sure the network is of the other class.
     order = np.argsort(-np.where(label == 1, 1 - probability, probability), kind="stable")
     findings = []
-    for kind, films in chosen.items():
-        for film in order[films[order]]:
-            split, index = places[film]
+    for kind, images in chosen.items():
+        for image in order[images[order]]:
+            split, index = places[image]
             names = predictions[split].file[index], predictions[split].patient_id[index]
-            findings.append(Finding(kind, split, index, *names, int(label[film]), float(probability[film])))
+            findings.append(Finding(kind, split, index, *names, int(label[image]), float(probability[image])))
     return findings
 
 
@@ -90,13 +90,13 @@ def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.nda
     thresholds = np.array([of_class[label == index, index].mean() for index in (0, 1)])
     # Means of equal numbers may differ from them in the last bit.
     reached = of_class >= thresholds - 1e-12
-    films = np.arange(len(label))
-    own, other = of_class[films, label], of_class[films, 1 - label]
-    return reached[films, 1 - label] & (~reached[films, label] | (other > own))
+    images = np.arange(len(label))
+    own, other = of_class[images, label], of_class[images, 1 - label]
+    return reached[images, 1 - label] & (~reached[images, label] | (other > own))
 
 
 def count_errors(findings: list[Finding], predictions: Mapping[str, Predictions]) -> dict:
-    """Count, by split, `films` and the findings of each kind. Names no image."""
+    """Count, by split, `images` and the findings of each kind. Names no image."""
     counts = {name: {"films": len(split.label)} for name, split in predictions.items()}
     for name, count in counts.items():
         for kind in KINDS:
@@ -122,13 +122,13 @@ def shown_findings(findings: list[Finding]) -> list[Finding]:
 
 
 def draw_errors(
-    shown: list[Finding], films: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
+    shown: list[Finding], images: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
 ) -> Figure:
     """Draw each image, and beside it the same image under its heat map.
 
     Args:
         shown: from `shown_findings`.
-        films: (n, h, w) uint8 of these.
+        images: (n, h, w) uint8 of these.
         maps: (n, h, w) float, 0 to 1, of these; None draws the images alone.
         threshold: for the heading.
         note: why there are no maps.
@@ -141,7 +141,7 @@ def draw_errors(
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
     top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
-    shade = "" if maps is None else "; in orange: what spoke for pneumonia, as a share of the film's most"
+    shade = "" if maps is None else "; in orange: what spoke for pneumonia, as a share of the image's most"
     top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         part.suptitle(_TITLES[kind] + ("" if places else ": none"), x=0.01, ha="left", weight="bold")
@@ -153,13 +153,13 @@ def draw_errors(
         for line, numbers in zip(grid, places, strict=True):
             for column, number in enumerate(numbers):
                 heat = None if maps is None else maps[number]
-                _pair(line[2 * column : 2 * column + 2], shown[number], films[number], heat)
+                _pair(line[2 * column : 2 * column + 2], shown[number], images[number], heat)
     return figure
 
 
-def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarray | None) -> None:
+def _pair(panels: np.ndarray, finding: Finding, image: np.ndarray, heat: np.ndarray | None) -> None:
     for axes in panels:
-        axes.imshow(film, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     name = PurePath(finding.file).name
     name = name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
     caption = f"{name}\np = {finding.probability:.3f}"
@@ -168,6 +168,6 @@ def _pair(panels: np.ndarray, finding: Finding, film: np.ndarray, heat: np.ndarr
     if heat is None:
         return
     levels = Image.fromarray((heat * 255).round().astype(np.uint8))
-    panels[1].imshow(lay_over(Image.fromarray(film), levels))
+    panels[1].imshow(lay_over(Image.fromarray(image), levels))
     if not heat.any():
         panels[1].text(0.5, 0.04, "nothing", color="white", ha="center", transform=panels[1].transAxes)

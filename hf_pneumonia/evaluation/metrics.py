@@ -53,7 +53,7 @@ AT_THRESHOLD = {
     "sensitivity": CountMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
     "specificity": CountMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
     "accuracy": CountMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
-    "precision": CountMetric("precision (PPV among these films)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)),
+    "precision": CountMetric("precision (PPV among these images)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)),
     "f1": CountMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
     "mcc": CountMetric("Matthews correlation", _matthews),
 }
@@ -114,7 +114,7 @@ def check_probabilities(probability: np.ndarray) -> None:
     if wrong.any():
         raise UsageError(
             f"probabilities: expected numbers from 0 to 1, got {probability[wrong][0]} "
-            f"({wrong.sum()} of {len(wrong)} films); the network's weights are damaged, or it diverged"
+            f"({wrong.sum()} of {len(wrong)} images); the network's weights are damaged, or it diverged"
         )
 
 
@@ -190,7 +190,7 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
 
     Returns:
         For each threshold the METRICS; `predictive_values` at several prevalences; `confusion_matrix`,
-        `threshold`, and the numbers of `films` and `patients`.
+        `threshold`, and the numbers of `images` and `patients`.
 
     Raises:
         UsageError: a probability is NaN or not within 0 to 1.

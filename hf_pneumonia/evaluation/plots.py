@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-from hf_pneumonia.data.cache import FilmStore
+from hf_pneumonia.data.cache import ImageCache
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -41,7 +41,7 @@ _REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to 
 
 
 def plot_run(
-    folder: Path, report: dict, predictions: dict[str, Predictions], store: FilmStore, rows: np.ndarray
+    folder: Path, report: dict, predictions: dict[str, Predictions], cache: ImageCache, rows: np.ndarray
 ) -> None:
     """Write the plots of a run.
 
@@ -58,7 +58,7 @@ def plot_run(
             "roc": _roc(report["splits"], report["operating_point"], predictions),
             "reliability": _reliability(report["calibration"]),
             "class_distribution": plot_class_distribution(report["data"]["splits"]),
-            "samples": _samples(predictions["test"], store, rows),
+            "samples": _samples(predictions["test"], cache, rows),
         }
         if "history" in report:  # of a training
             figures["curves"] = _curves(report["history"], report["kept_epoch"], report.get("recipe", {}))
@@ -70,7 +70,7 @@ def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
     """Draw loss and accuracy by epoch; lines where weights were kept and where the training changed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
-    switches = {"backbone released": "frozen_epochs", "full-size films": "small_epochs"}
+    switches = {"backbone released": "frozen_epochs", "full-size images": "small_epochs"}
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", BLUE), ("validation", ORANGE)):
             values = np.array([epoch[split][name] for epoch in history], dtype=float)  # None is NaN
@@ -97,7 +97,7 @@ def _confusion_matrix(split: dict) -> Figure:
         text = f"{table[row, column]}\n{shares[row, column]:.1%}"
         axes.text(column, row, text, ha="center", va="center", color=color)
     axes.set(xticks=[0, 1], yticks=[0, 1], xlabel="predicted", ylabel="actual")
-    axes.set(xticklabels=LABELS, title=f"test films, threshold {split['threshold']:.2f}")
+    axes.set(xticklabels=LABELS, title=f"test images, threshold {split['threshold']:.2f}")
     axes.set_yticklabels(LABELS, rotation=90, va="center")
     axes.grid(False)
     return figure
@@ -161,12 +161,12 @@ def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: 
 
 
 def plot_class_distribution(counts: dict) -> Figure:
-    """Draw the images of each class in each split: `FilmSet.counts()["splits"]`."""
+    """Draw the images of each class in each split: `Cohort.counts()["splits"]`."""
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
-        films = [split["classes"][label] for split in counts.values()]
-        bars = axes.bar(np.arange(len(counts)) + 0.4 * index - 0.2, films, 0.38, color=color, label=label)
+        images = [split["classes"][label] for split in counts.values()]
+        bars = axes.bar(np.arange(len(counts)) + 0.4 * index - 0.2, images, 0.38, color=color, label=label)
         axes.bar_label(bars)
     axes.set_xticks(
         range(len(counts)), [f"{name}\n{split['patients']} patients" for name, split in counts.items()]
@@ -177,7 +177,7 @@ def plot_class_distribution(counts: dict) -> Figure:
     return figure
 
 
-def _samples(test: Predictions, store: FilmStore, rows: np.ndarray) -> Figure:
+def _samples(test: Predictions, cache: ImageCache, rows: np.ndarray) -> Figure:
     """Draw images with actual and predicted class; every kind of mistake where there is one."""
     chosen = _sample_indices(test, 12)
     figure = Figure(figsize=(10, 8.2), layout="constrained")
@@ -186,7 +186,7 @@ def _samples(test: Predictions, store: FilmStore, rows: np.ndarray) -> Figure:
     for panel, index in zip(figure.axes, chosen, strict=False):
         predicted = int(test.probability[index] >= 0.5)
         right = predicted == test.label[index]
-        panel.imshow(store[[rows[index]]][0], cmap="gray", vmin=0, vmax=255)
+        panel.imshow(cache[[rows[index]]][0], cmap="gray", vmin=0, vmax=255)
         panel.set_title(
             f"actual {LABELS[test.label[index]]}\n"
             f"predicted {LABELS[predicted]}, p = {test.probability[index]:.2f}",
@@ -234,7 +234,7 @@ def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
     for label, color, side in zip(LABELS, _CLASS_COLORS, (-0.28, 0.28), strict=True):
         means = np.array([shortcuts[name]["mean_probability"][label] for name in names], dtype=float)
         places = np.arange(len(names)) + side
-        axes.plot(places, means, "o", color=color, label=f"mean probability, {label} films")
+        axes.plot(places, means, "o", color=color, label=f"mean probability, {label} images")
     axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.12))
@@ -267,7 +267,7 @@ def plot_robustness(robustness: dict) -> Figure:
         if name in _REVERSED:
             axes.invert_xaxis()
     handles, titles = panels.flat[0].get_legend_handles_labels()
-    heading = f"{robustness['films']} films, operating point p = {robustness['threshold']:.3f}"
+    heading = f"{robustness['films']} images, operating point p = {robustness['threshold']:.3f}"
     figure.legend(handles, titles, frameon=False, loc="outside upper center", ncols=3, title=heading)
     return figure
 
@@ -317,15 +317,15 @@ def _floor(levels: list[dict]) -> float:
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
-def lay_over(film: Image.Image, heat: Image.Image) -> Image.Image:
+def lay_over(image: Image.Image, heat: Image.Image) -> Image.Image:
     """Colour an image by its heat map; where the map is 0, the image stays as it is.
 
     Args:
-        film: of mode 'L'.
+        image: of mode 'L'.
         heat: of mode 'L' and the image's size, 0 (nothing) to 255 (the most).
 
     Returns:
         Image of mode 'RGB' and that size.
     """
     opacity = heat.point([round(OPAQUE * level) for level in range(256)])
-    return Image.composite(Image.new("RGB", film.size, HEAT), film.convert("RGB"), opacity)
+    return Image.composite(Image.new("RGB", image.size, HEAT), image.convert("RGB"), opacity)

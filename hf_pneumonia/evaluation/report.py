@@ -120,7 +120,7 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
 def spread_line(spread: dict) -> str:
     """Write mean and spread of the test split in one line: at threshold 0.5, and with proportions swapped, at
     the operating point, where there are any."""
-    line = f"test films, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
+    line = f"test images, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
     if swapped := dict(spread.get("proportions_swapped", {})):
         line += f"; proportions swapped by {swapped.pop('factor')}: {_shown(swapped)}"
     return line

@@ -17,8 +17,8 @@ from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.modeling.build import network_input
 
 if TYPE_CHECKING:
-    from hf_pneumonia.data.cache import FilmStore
-    from hf_pneumonia.data.filmset import FilmSet
+    from hf_pneumonia.data.cache import ImageCache
+    from hf_pneumonia.data.cohort import Cohort
 
 # By how much proportions are swapped where one metric has to do: about the difference between the classes of
 # Kermany's images (medians of width / height 1.25 and 1.49).
@@ -50,9 +50,9 @@ class Predictions:
 
 
 @torch.inference_mode()
-def score_films(
+def score_images(
     model: torch.nn.Module,
-    store: FilmStore,
+    cache: ImageCache,
     rows: np.ndarray,
     batch_size: int,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -62,7 +62,7 @@ def score_films(
     Args:
         model: the network, on this process's device; left in evaluation mode.
         store: the images; an array of them will do.
-        rows: (n,) rows of the store.
+        rows: (n,) rows of the cache.
         batch_size: images per forward pass and process.
         change: applied to the images first, (b, h, w) uint8 to the same; its result for an image must not
             depend on the others in the batch.
@@ -79,14 +79,14 @@ def score_films(
     with PartialState().split_between_processes(rows.tolist()) as own:
         logits = []
         for start in range(0, len(own), batch_size):
-            films = store[own[start : start + batch_size]]
-            films = torch.from_numpy(films if change is None else change(films)).to(device)
-            logits.append(model(network_input(films)).logits.float())
+            images = cache[own[start : start + batch_size]]
+            images = torch.from_numpy(images if change is None else change(images)).to(device)
+            logits.append(model(network_input(images)).logits.float())
     # Fetched at the end: a batch would wait on the device for the one before it.
     scores = torch.cat(logits).cpu().tolist() if logits else []
     gathered = np.asarray(gather_object(scores), dtype=np.float32).reshape(-1, len(LABELS))
     if len(gathered) != len(rows):
-        raise RuntimeError(f"{len(rows)} films were to be scored and {len(gathered)} scores came back")
+        raise RuntimeError(f"{len(rows)} images were to be scored and {len(gathered)} scores came back")
     return gathered
 
 
@@ -95,12 +95,12 @@ def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, 1]
 
 
-def predict_split(model: torch.nn.Module, films: FilmSet, split: str, batch_size: int) -> Predictions:
-    """Score the images of one split; arguments as for `score_films`."""
-    rows = films.rows(split)
-    probability = pneumonia_probability(score_films(model, films.store, rows, batch_size))
+def predict_split(model: torch.nn.Module, cohort: Cohort, split: str, batch_size: int) -> Predictions:
+    """Score the images of one split; arguments as for `score_images`."""
+    rows = cohort.rows(split)
+    probability = pneumonia_probability(score_images(model, cohort.cache, rows, batch_size))
     return Predictions(
-        films.file[rows].tolist(), films.patient[rows].tolist(), films.label[rows], probability
+        cohort.file[rows].tolist(), cohort.patient[rows].tolist(), cohort.label[rows], probability
     )
 
 
@@ -114,21 +114,23 @@ def draw_evenly(label: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate([groups[0][:normal], groups[1][: count - normal]]))
 
 
-def stretch(films: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.ndarray:
+def stretch(images: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.ndarray:
     """Stretch (b, h, w) uint8 images about their middle by factors of 1 or more, with bicubic interpolation.
 
     What leaves the square is cut off; no border comes in.
     """
-    height, width = films.shape[1:]
+    height, width = images.shape[1:]
     left, top = (width - width / across) / 2, (height - height / down) / 2
     box = (left, top, width - left, height - top)
-    resize = (Image.fromarray(film).resize((width, height), Image.Resampling.BICUBIC, box) for film in films)
+    resize = (
+        Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box) for image in images
+    )
     return np.stack(list(resize))
 
 
 def score_swapped(
     model: torch.nn.Module,
-    store: FilmStore,
+    cache: ImageCache,
     rows: np.ndarray,
     label: np.ndarray,
     batch_size: int,
@@ -140,7 +142,7 @@ def score_swapped(
     A network that reads the lungs answers alike; one that reads how an image was taken does not.
 
     Args:
-        model, store, rows, batch_size: as for `score_films`.
+        model, store, rows, batch_size: as for `score_images`.
         label: (n,) 0 or 1.
         vertical: the class that is stretched vertically (`vertical_class`), the other horizontally.
         factor: by how much, 1 or more.
@@ -149,8 +151,8 @@ def score_swapped(
     for index in (0, 1):
         way = {"down": factor} if index == vertical else {"across": factor}
         chosen = np.asarray(label) == index
-        logits[chosen] = score_films(
-            model, store, rows[chosen], batch_size, change=lambda films, way=way: stretch(films, **way)
+        logits[chosen] = score_images(
+            model, cache, rows[chosen], batch_size, change=lambda images, way=way: stretch(images, **way)
         )
     return logits
 
@@ -179,18 +181,18 @@ def match_histogram(values: np.ndarray, partner: np.ndarray) -> np.ndarray:
 
 
 def score_matched(
-    model: torch.nn.Module, store: FilmStore, rows: np.ndarray, label: np.ndarray, batch_size: int
+    model: torch.nn.Module, cache: ImageCache, rows: np.ndarray, label: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """Score images with the radial amplitude spectrum and the histogram of an image of the other class, drawn
     with a fixed seed: (n, 2) float32 logits.
 
     Args:
-        model, store, batch_size: as for `score_films`.
-        rows: (n,) rows of the store; all are in memory at once.
+        model, store, batch_size: as for `score_images`.
+        rows: (n,) rows of the cache; all are in memory at once.
         label: (n,) 0 or 1, both present.
     """
     rng, rows = np.random.default_rng(0), np.asarray(rows)
     others = [rng.choice(rows[label == 1 - index], len(rows)) for index in (0, 1)]
-    pairs = zip(store[rows], store[np.where(label == 0, *others)], strict=True)
+    pairs = zip(cache[rows], cache[np.where(label == 0, *others)], strict=True)
     matched = np.stack([match_histogram(match_spectrum(image, other), other) for image, other in pairs])
-    return score_films(model, matched, np.arange(len(rows)), batch_size)
+    return score_images(model, matched, np.arange(len(rows)), batch_size)

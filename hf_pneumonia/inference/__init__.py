@@ -1,1 +1,1 @@
-"""A film in, an answer out."""
+"""An image in, an answer out."""

@@ -1,4 +1,4 @@
-"""The command `predict`: any number of films, by any number of processes -> a row of scores each."""
+"""The command `predict`: any number of images, by any number of processes -> a row of scores each."""
 
 import logging
 import os
@@ -19,20 +19,27 @@ from tqdm import tqdm
 
 from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.evaluation.plots import lay_over
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.inputs import FilmReader, Source, find_films, paths_of_lines, why_not
-from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, NOT_ASSESSED, PNEUMONIA, UNCERTAIN, refusal
+from hf_pneumonia.inference.inputs import ImageReader, Source, find_images, paths_of_lines, why_not
+from hf_pneumonia.inference.prediction import (
+    NORMAL,
+    NOT_A_CHEST_XRAY,
+    NOT_ASSESSED,
+    PNEUMONIA,
+    UNCERTAIN,
+    refusal,
+)
 from hf_pneumonia.inference.scores import Progress, Row, Score, fingerprint, print_scores, write_scores
 from hf_pneumonia.training.launch import local_main_first
 
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
-Numbered = tuple[int, Source]  # row of the output, from 1, and the film
+Numbered = tuple[int, Source]  # row of the output, from 1, and the image
 
 
 def predict_paths(
@@ -50,21 +57,21 @@ def predict_paths(
         model, dtype: as for `PneumoniaClassifier.from_pretrained`.
         paths: files, folders, zip files; `-` stands for the lines of standard input.
         output: .csv or .parquet; None writes CSV to standard output.
-        heatmaps, batch_size: as for `score_films`.
+        heatmaps, batch_size: as for `score_images`.
         force: give an answer also for what is refused, with the reason beside it.
 
     Raises:
-        UsageError: no path leads to a film, or the model can't be had or can't do this.
+        UsageError: no path leads to an image, or the model can't be had or can't do this.
     """
     if batch_size < 1:
         raise UsageError(f"--batch_size expects a number from 1, got {batch_size}")
     state = PartialState()
-    sources = list_films(paths, heatmaps)
+    sources = list_images(paths, heatmaps)
     with local_main_first(state):  # the others find the model fetched
         classifier = PneumoniaClassifier.from_pretrained(model, device=state.device, dtype=dtype)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-    progress = score_films(classifier, sources, output, heatmaps, batch_size, force)
+    progress = score_images(classifier, sources, output, heatmaps, batch_size, force)
     if progress is None:
         return
     rows = list(rows_of(classifier, sources, progress, force))
@@ -75,28 +82,28 @@ def predict_paths(
         progress.finish()
     counts = Counter(row.decision for row in rows)
     said = (
-        f"{len(rows)} film{'s' if len(rows) != 1 else ''}: {counts[PNEUMONIA]} pneumonia, "
+        f"{len(rows)} image{'s' if len(rows) != 1 else ''}: {counts[PNEUMONIA]} pneumonia, "
         f"{counts[NORMAL]} normal, {counts[UNCERTAIN]} uncertain, {counts[NOT_ASSESSED]} not assessed, "
-        f"{counts[NOT_A_FILM]} not a chest film, {counts[None]} could not be read"
+        f"{counts[NOT_A_CHEST_XRAY]} not a chest X-ray, {counts[None]} could not be read"
     )
     places = {"scores": output, "heat maps": heatmaps}
     logger.info("; ".join([said, *(f"{name}: {place}" for name, place in places.items() if place)]))
 
 
-def list_films(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
-    """Return the films of the paths, found by the main process and known to all; without those of `heatmaps`.
+def list_images(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
+    """Return the images of the paths, found by the main process and known to all; without those of `heatmaps`.
 
     Raises:
-        UsageError: no path leads to a film.
+        UsageError: no path leads to an image.
     """
 
     def find() -> list[Source]:
         given = ([path] if path != "-" else paths_of_lines(sys.stdin.buffer) for path in paths)
-        sources = list(find_films(chain.from_iterable(given), heatmaps))
+        sources = list(find_images(chain.from_iterable(given), heatmaps))
         if all(source.problem for source in sources):
             found = [f"{source.name}: {source.problem}" for source in sources[:3]]
             raise UsageError(
-                f"no film found ({'; '.join(found) or 'no path given, or empty folders'}); expected images, "
+                f"no image found ({'; '.join(found) or 'no path given, or empty folders'}); expected images, "
                 "DICOM files, folders or zip files of them"
             )
         return sources
@@ -104,7 +111,7 @@ def list_films(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
     return _from_main(find)
 
 
-def score_films(
+def score_images(
     classifier: PneumoniaClassifier,
     sources: list[Source],
     output: Path | None = None,
@@ -112,17 +119,17 @@ def score_films(
     batch_size: int = 16,
     force: bool = False,
 ) -> Progress | None:
-    """Score each film once, shared among the processes. Of a film only its name and score stay in memory.
+    """Score each image once, shared among the processes. Of an image only its name and score stay in memory.
 
-    Batches are cut from the list of all films and not from what is left of it, so that their numbers depend
+    Batches are cut from the list of all images and not from what is left of it, so that their numbers depend
     neither on where an earlier job was stopped nor on how many processes there are.
 
     Args:
         classifier: on this process's device.
-        sources: from `list_films`.
+        sources: from `list_images`.
         output: file beside which progress is kept; None keeps none.
-        heatmaps: folder for a picture of each film with its heat map, named by row and file; None for none.
-        batch_size: films that a process puts through its network at a time.
+        heatmaps: folder for a picture of each image with its heat map, named by row and file; None for none.
+        batch_size: images that a process puts through its network at a time.
         force: draw heat maps also for what is refused.
 
     Returns:
@@ -137,12 +144,12 @@ def score_films(
     def plan() -> tuple[list[list[Numbered]], int]:
         nonlocal progress
         progress = Progress(output, fingerprint(classifier) if output else "")
-        once: dict[str, Numbered] = {}  # a film that is named twice is scored once
+        once: dict[str, Numbered] = {}  # an image that is named twice is scored once
         for row, source in enumerate(sources, 1):
             if not source.problem:
                 once.setdefault(source.key, (row, source))
-        films, share = list(once.values()), batch_size * state.num_processes
-        chunks = [films[start : start + share] for start in range(0, len(films), share)]
+        images, share = list(once.values()), batch_size * state.num_processes
+        chunks = [images[start : start + share] for start in range(0, len(images), share)]
         left = [[one for one in chunk if not _is_done(one, progress, heatmaps, force)] for chunk in chunks]
         return left, sum(map(len, chunks))
 
@@ -153,9 +160,9 @@ def score_films(
         classifier.predict_squares(np.zeros((1, size, size), np.uint8), heat_map=True)
     chunks, count = _from_main(plan)
     if before := count - sum(map(len, chunks)):
-        logger.info("going on: %d of %d films were scored before", before, count)
+        logger.info("going on: %d of %d images were scored before", before, count)
     hidden = None if state.is_main_process else True  # None: shown on a terminal
-    with tqdm(desc="films", total=count, initial=before, unit=" films", disable=hidden) as bar:
+    with tqdm(desc="films", total=count, initial=before, unit=" images", disable=hidden) as bar:
         for chunk, scores in _score_chunks(classifier, chunks, heatmaps, batch_size, force):
             bar.update(len(chunk))
             if progress is not None:
@@ -167,7 +174,7 @@ def score_films(
 def rows_of(
     classifier: PneumoniaClassifier, sources: list[Source], progress: Progress, force: bool = False
 ) -> Iterator[Row]:
-    """A row per film, in order."""
+    """A row per image, in order."""
     for source in sources:
         score = Score(None, source.problem) if source.problem else progress.scores[source.key]
         if score.error:
@@ -195,11 +202,11 @@ def _from_main(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def _is_done(film: Numbered, progress: Progress, heatmaps: Path | None, force: bool) -> bool:
-    score = progress.scores.get(film[1].key)
+def _is_done(image: Numbered, progress: Progress, heatmaps: Path | None, force: bool) -> bool:
+    score = progress.scores.get(image[1].key)
     if score is None or heatmaps is None or score.error or (score.reason and not force):
         return score is not None
-    return _picture(heatmaps, film).is_file()
+    return _picture(heatmaps, image).is_file()
 
 
 def _score_chunks(
@@ -214,7 +221,7 @@ def _score_chunks(
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     start = state.process_index * batch_size
     own = (chunk[start : start + batch_size] for chunk in chunks)
-    with FilmReader() as reader, one_core_each():
+    with ImageReader() as reader, one_core_each():
         score = partial(_score_part, classifier, reader, heatmaps, force)
         for chunk, scores in zip(chunks, work_ahead(score, own, threads, 2 * threads), strict=True):
             if not chunk:
@@ -224,18 +231,18 @@ def _score_chunks(
 
 def _score_part(
     classifier: PneumoniaClassifier,
-    reader: FilmReader,
+    reader: ImageReader,
     heatmaps: Path | None,
     force: bool,
     part: list[Numbered],
 ) -> list[Score]:
-    """Scores of the films of one batch, decoded, put through the network and drawn by one thread."""
+    """Scores of the images of one batch, decoded, put through the network and drawn by one thread."""
     scores: dict[int, Score] = {}
     prepared: dict[int, tuple[np.ndarray, str]] = {}
     for number, (_, source) in enumerate(part):
         try:
-            prepared[number] = classifier.prepare(read_film(reader.read(source)))
-        except UnreadableFilm as error:
+            prepared[number] = classifier.prepare(read_image(reader.read(source)))
+        except UnreadableImage as error:
             scores[number] = Score(None, str(error))
         except OSError as error:
             scores[number] = Score(None, why_not(error), passing=True)
@@ -250,30 +257,30 @@ def _score_part(
     return [scores[number] for number in range(len(part))]
 
 
-def _draw(reader: FilmReader, film: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
-    image = read_film(reader.read(film[1]))  # again: full-size films of a batch would fill memory
-    with written_whole(_picture(heatmaps, film)) as aside:
+def _draw(reader: ImageReader, image: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
+    image = read_image(reader.read(image[1]))  # again: full-size images of a batch would fill memory
+    with written_whole(_picture(heatmaps, image)) as aside:
         overlay(image, heat_map).save(aside, "PNG")
 
 
-def overlay(film: Image.Image, heat_map: np.ndarray) -> Image.Image:
-    """Lay a heat map in colour over its film: the more orange, the more spoke for pneumonia.
+def overlay(image: Image.Image, heat_map: np.ndarray) -> Image.Image:
+    """Lay a heat map in colour over its image: the more orange, the more spoke for pneumonia.
 
     Args:
-        film: of mode 'L', of any size, as `read_film` gives it.
-        heat_map: (h, w) float, 0 to 1, of the whole film squashed to the network's input.
+        image: of mode 'L', of any size, as `read_image` gives it.
+        heat_map: (h, w) float, 0 to 1, of the whole image squashed to the network's input.
 
     Returns:
-        Image of mode 'RGB', of the film's size.
+        Image of mode 'RGB', of the image's size.
     """
     heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
-    return lay_over(film, heat.resize(film.size, Image.Resampling.BICUBIC))
+    return lay_over(image, heat.resize(image.size, Image.Resampling.BICUBIC))
 
 
-def _picture(folder: Path, film: Numbered) -> Path:
-    row, source = film
+def _picture(folder: Path, image: Numbered) -> Path:
+    row, source = image
     stem = os.path.splitext(re.split(r"[\\/]", source.name)[-1])[0]
-    key = source.key[:8]  # a picture of another film that stood in this row is not taken for its own
+    key = source.key[:8]  # a picture of another image that stood in this row is not taken for its own
     # No surrogates, slashes or controls, and room for the rest of a name in the 255 bytes that it may have.
     safe = re.sub(r"[^\w.+-]+", "_", stem)[:50]
     return folder / f"{row:06d}-{safe}-{key}.png"

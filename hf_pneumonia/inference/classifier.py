@@ -1,4 +1,4 @@
-"""PneumoniaClassifier: films in any form -> predictions, by a saved run or any two-class model of the Hub."""
+"""PneumoniaClassifier: images in any form -> predictions, by a saved run or any two-class model of the Hub."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.scoring import pneumonia_probability
 from hf_pneumonia.hub import Commit, commit_files
-from hf_pneumonia.inference.gate import GATE, load_gate, watch_stages
-from hf_pneumonia.inference.prediction import UNLIKE, FilmClassifier, Prediction, refusal
+from hf_pneumonia.inference.ood import OOD_FILE, load_ood_check, watch_stages
+from hf_pneumonia.inference.prediction import UNLIKE, Classifier, Prediction, refusal
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import logits_and_heat_maps
 from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 # What loaders read beside config.json and model.safetensors: that of an earlier model changes the answers.
 READ_ALONG = (
-    GATE,
+    OOD_FILE,
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
     "adapter_config.json",
 )
 
-_NO_GATE = "it has no gate: any gray picture gets an answer, a chest film or not"
+_NO_OOD_CHECK = "it has no OOD check: any gray picture gets an answer, a chest X-ray or not"
 
-# What is done to a film by mistake, and how it is undone.
+# What is done to an image by mistake, and how it is undone.
 _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("inverted: bones are dark in it, and lungs bright", lambda square: 255 - square),
     ("it lies on its side", np.rot90),
@@ -47,25 +47,25 @@ _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class PneumoniaClassifier(FilmClassifier):
+class PneumoniaClassifier(Classifier):
     """A network with its input size and its operating point. Several threads may ask it at a time.
 
     Attributes:
         model: in evaluation mode; `network_input` in, logits in the order of LABELS out.
-        gate: what tells chest films from other pictures; None where the model has none, and then only what a
+        OOD check: what tells chest X-rays from other pictures; None where the model has none, and then only what a
             picture's file tells counts.
     """
 
     def __init__(self, saved: SavedModel, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
-        self.gate = None if saved.folder is None else load_gate(saved.folder)
-        if self.gate is None:
-            self.notes = [*self.notes, _NO_GATE]
+        self.ood_check = None if saved.folder is None else load_ood_check(saved.folder)
+        if self.ood_check is None:
+            self.notes = [*self.notes, _NO_OOD_CHECK]
         self.operating_point = saved.operating_point
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
         self.band = None
         if uncertain := saved.operating_point.get("uncertain"):
-            # Around the threshold, though somebody chose another one for their own films.
+            # Around the threshold, though somebody chose another one for their own images.
             low, high = float(uncertain["low"]), float(uncertain["high"])
             self.band = min(low, self.threshold), max(high, self.threshold)
         self.trade_off = saved.operating_point.get("trade_off") or {}
@@ -79,10 +79,12 @@ class PneumoniaClassifier(FilmClassifier):
         noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
             statistics = self._ask(noise)[1]
-            if self.gate is not None:
-                self.gate.scores(noise, statistics)
+            if self.ood_check is not None:
+                self.ood_check.scores(noise, statistics)
         except ValueError as error:
-            raise UsageError(f"{self.name}: its {GATE} is of another network; publish both anew") from error
+            raise UsageError(
+                f"{self.name}: its {OOD_FILE} is of another network; publish both anew"
+            ) from error
         except RuntimeError as error:
             raise UsageError(
                 f"{self.name} does not work on {self.device} as {self.dtype}: {str(error).splitlines()[0]}"
@@ -118,7 +120,7 @@ class PneumoniaClassifier(FilmClassifier):
     def predict_squares(
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """As `FilmClassifier.predict_squares` says."""
+        """As `Classifier.predict_squares` says."""
         logits, statistics, maps = self._ask(squares, heat_map)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
@@ -127,8 +129,8 @@ class PneumoniaClassifier(FilmClassifier):
                 f"{self.dtype}"
             )
         problems = list(problems or [""] * len(squares))
-        if self.gate is not None:
-            for number, score in enumerate(self.gate.scores(squares, statistics)):
+        if self.ood_check is not None:
+            for number, score in enumerate(self.ood_check.scores(squares, statistics)):
                 if score > 1 and not problems[number]:
                     problems[number] = self._reason(squares[number])
         return list(map(self._prediction, probabilities.tolist(), problems, maps))
@@ -151,8 +153,8 @@ class PneumoniaClassifier(FilmClassifier):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             save_model(self.model, Path(aside))
-            if self.gate is not None:
-                self.gate.save(Path(aside))
+            if self.ood_check is not None:
+                self.ood_check.save(Path(aside))
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())
@@ -175,7 +177,7 @@ class PneumoniaClassifier(FilmClassifier):
                 HfApi(),
                 repo,
                 files,
-                message="Upload a classifier of chest films",
+                message="Upload a classifier of chest X-rays",
                 private=private,
                 revision=revision,
                 stale=READ_ALONG,
@@ -188,12 +190,12 @@ class PneumoniaClassifier(FilmClassifier):
     def _ask(
         self, squares: np.ndarray, heat_map: bool = False
     ) -> tuple[np.ndarray, list[np.ndarray], Sequence[np.ndarray | None]]:
-        """(b, 2) logits, the statistics of each stage for the gate, and a heat map or None for each image."""
+        """(b, 2) logits, the statistics of each stage for the OOD check, and a heat map or None for each image."""
         inputs = network_input(torch.from_numpy(np.array(squares)).to(self.device)).to(self.dtype)
         maps: Sequence[np.ndarray | None] = [None] * len(squares)
         alone = self.device.type != "cpu" or torch.get_num_threads() > 1
         network = getattr(self.model, "timm_model", self.model)
-        watched = nullcontext([]) if self.gate is None else watch_stages(network)
+        watched = nullcontext([]) if self.ood_check is None else watch_stages(network)
         with self._lock if alone else nullcontext(), watched as statistics:
             if not heat_map:
                 logits = self.model(inputs).logits
@@ -206,9 +208,9 @@ class PneumoniaClassifier(FilmClassifier):
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
     def _reason(self, square: np.ndarray) -> str:
-        """Which mistake made a chest film a stranger, if one did."""
+        """Which mistake made a chest X-ray a stranger, if one did."""
         turned = np.stack([turn(square) for _, turn in _MISTAKES])
-        scores = self.gate.scores(turned, self._ask(turned)[1])
+        scores = self.ood_check.scores(turned, self._ask(turned)[1])
         return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else UNLIKE
 
     def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:

@@ -18,7 +18,7 @@ from torch import nn
 
 import hf_pneumonia
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.data.film import INTERPOLATION
+from hf_pneumonia.data.images import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
@@ -100,8 +100,8 @@ def describe(saved: SavedModel) -> dict:
         },
         "preprocessing": {
             "steps": [
-                "bring the film upright and to 8 bits of gray, black being 0 (Pillow: "
-                "ImageOps.exif_transpose, convert('L')); show a DICOM film through its window; stretch "
+                "bring the image upright and to 8 bits of gray, black being 0 (Pillow: "
+                "ImageOps.exif_transpose, convert('L')); show a DICOM image through its window; stretch "
                 "others of more than 8 bits from their darkest to their brightest value",
                 f"resize all of it to {size} x {size} without keeping its proportions, antialiased "
                 f"(Pillow: resize(({size}, {size}), Resampling.{INTERPOLATION.upper()}))",
@@ -203,8 +203,8 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     rng, largest = np.random.default_rng(0), 0.0
     for batch in (1, 2, 5):
-        films = torch.from_numpy(rng.integers(0, 256, (batch, size, size), np.uint8))
-        inputs = network_input(films).contiguous()
+        images = torch.from_numpy(rng.integers(0, 256, (batch, size, size), np.uint8))
+        inputs = network_input(images).contiguous()
         expected = [one.numpy() for one in _Answers(network)(inputs)]
         found = session.run(["logits", "probability"], {"pixel_values": inputs.numpy()})
         for one, other in zip(found, expected, strict=True):
@@ -212,7 +212,7 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
             difference = np.max(np.abs(one - other) / np.maximum(1, np.abs(other)))
             if not difference <= TOLERANCE:
                 raise UsageError(
-                    f"{name}: for {batch} films the answers of onnxruntime differ from torch's by "
+                    f"{name}: for {batch} images the answers of onnxruntime differ from torch's by "
                     f"{difference:.2g}, expected at most {TOLERANCE:g}; nothing was written"
                 )
             largest = max(largest, float(difference))

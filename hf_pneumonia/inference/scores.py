@@ -19,12 +19,12 @@ from hf_pneumonia.inference.classifier import PneumoniaClassifier
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came of one film: the probability of pneumonia and why it is refused, or why it can't be read."""
+    """What came of one image: the probability of pneumonia and why it is refused, or why it can't be read."""
 
     probability: float | None
     error: str = ""
     reason: str = ""
-    passing: bool = False  # the disk's fault and not the film's: another job tries again
+    passing: bool = False  # the disk's fault and not the image's: another job tries again
 
 
 class Progress:
@@ -60,15 +60,15 @@ def fingerprint(classifier: PneumoniaClassifier) -> str:
     fed = fed and (fed.scale.tolist(), fed.shift.tolist(), fed.swapped)
     facts = (classifier.image_size, classifier.threshold, classifier.band, classifier.dtype, fed, model)
     digest = hashlib.sha256(str(facts).encode())
-    gate = classifier.gate.tensors() if classifier.gate else {}
-    for name, values in sorted((model.state_dict() | gate).items()):
+    ood_check = classifier.ood_check.tensors() if classifier.ood_check else {}
+    for name, values in sorted((model.state_dict() | ood_check).items()):
         digest.update(name.encode() + torch.as_tensor(values).float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One film. Without label and probability where it can't be read, or is refused."""
+    """One image. Without label and probability where it can't be read, or is refused."""
 
     file: str  # its name as the user gave it, joined with what is inside the folder or zip file
     decision: str | None  # one of `prediction.DECISIONS`; None where it can't be read

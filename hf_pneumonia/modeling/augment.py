@@ -1,4 +1,4 @@
-"""Batched augmentation on the device, on gray films. Knows nothing about files or normalisation."""
+"""Batched augmentation on the device, on gray images. Knows nothing about files or normalisation."""
 
 import functools
 import math
@@ -12,11 +12,11 @@ from torchvision.transforms import v2
 
 from hf_pneumonia.data.labels import LABELS
 
-# One strength for all films, or two: NORMAL, PNEUMONIA.
+# One strength for all images, or two: NORMAL, PNEUMONIA.
 Strength = float | Sequence[float]
 # Sides that `resolution` draws from, evenly spaced down to the smallest.
 _SIDES = 16
-# One strength for all films of a batch, or (b,) float32.
+# One strength for all images of a batch, or (b,) float32.
 Limit = float | torch.Tensor
 
 
@@ -31,8 +31,8 @@ class Strengths:
     """How much images are varied: arguments of `Augment`, and fields of a recipe.
 
     A strength is one number for every image, or two, for NORMAL and for PNEUMONIA, so that the class of fewer
-    films is varied more. A variation of one class alone is a cue of that class, which the training loss does
-    not show: keep both strengths within what films of both classes show.
+    images is varied more. A variation of one class alone is a cue of that class, which the training loss does
+    not show: keep both strengths within what images of both classes show.
     """
 
     rotation: list[float] = _strength("rotation to either side, in degrees")
@@ -48,7 +48,7 @@ class Strengths:
     # Also of brightness, by at most half of this as a share of the full range.
     exposure: list[float] = _strength("change of the logarithm of gamma and of contrast")
     noise: list[float] = _strength("noise, sigma as a share of the gray range")
-    # A mirrored film shows a heart on the wrong side and a mirrored "R", which no film to be judged will: off
+    # A mirrored image shows a heart on the wrong side and a mirrored "R", which no image to be judged will: off
     # unless a recipe asks.
     horizontal_flip: float = field(
         default=0.0,
@@ -65,11 +65,11 @@ AUGMENTATIONS = tuple(LARGEST)
 
 
 class Augment(nn.Module):
-    """Vary films as patients and X-ray rooms vary; every film of a batch draws its own numbers.
+    """Vary images as patients and X-ray rooms vary; every image of a batch draws its own numbers.
 
     Resolution, one warp (rotation, zoom, proportions, shift and flip in a single resampling), then blur,
     exposure and noise. Applied in training only; the random numbers come from torch's global generator of
-    the films' device, which a checkpoint holds.
+    the images' device, which a checkpoint holds.
 
     Args:
         strengths: fields of `Strengths`; what is not named is off.
@@ -83,83 +83,83 @@ class Augment(nn.Module):
             setattr(self, name, _pair(getattr(given, name)))
 
     @torch.no_grad()
-    def forward(self, films: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Vary a batch. The input is left as it is.
 
         Args:
-            films: (b, h, w) uint8.
-            labels: (b,) int64, 0 or 1, on the films' device; needed only where a strength differs by class.
+            images: (b, h, w) uint8.
+            labels: (b,) int64, 0 or 1, on the images' device; needed only where a strength differs by class.
 
         Returns:
-            (b, h, w) float32 in [0, 1]. A film whose class has strength 0 comes out of that step unchanged.
+            (b, h, w) float32 in [0, 1]. An image whose class has strength 0 comes out of that step unchanged.
 
         Raises:
             ValueError: a strength differs by class, and there are no labels.
         """
-        films = self._step(self._reduce, self.resolution, films.float().div(255), labels)
+        images = self._step(self._reduce, self.resolution, images.float().div(255), labels)
         warp = (self.rotation, self.zoom, self.proportions, self.shift)
         if any(map(any, warp)) or self.horizontal_flip:
             limits = [_of_class(strength, labels) for strength in warp]
-            films = _where(sum(limits) + self.horizontal_flip, self._warp(films, *limits), films)
-        films = self._step(self._blur, self.blur, films, labels)
-        films = self._step(self._expose, self.exposure, films, labels)
+            images = _where(sum(limits) + self.horizontal_flip, self._warp(images, *limits), images)
+        images = self._step(self._blur, self.blur, images, labels)
+        images = self._step(self._expose, self.exposure, images, labels)
         if any(self.noise):
-            deviation = torch.rand(len(films), device=films.device) * _of_class(self.noise, labels)
-            films = films + deviation.view(-1, 1, 1) * torch.randn_like(films)
-        return films.clamp_(0, 1)
+            deviation = torch.rand(len(images), device=images.device) * _of_class(self.noise, labels)
+            images = images + deviation.view(-1, 1, 1) * torch.randn_like(images)
+        return images.clamp_(0, 1)
 
     def _step(
-        self, vary: Callable, pair: tuple[float, float], films: torch.Tensor, labels: torch.Tensor | None
+        self, vary: Callable, pair: tuple[float, float], images: torch.Tensor, labels: torch.Tensor | None
     ) -> torch.Tensor:
         if not any(pair):
-            return films
+            return images
         limit = _of_class(pair, labels)
-        return _where(limit, vary(films, limit), films)
+        return _where(limit, vary(images, limit), images)
 
-    def _reduce(self, films: torch.Tensor, resolution: Limit) -> torch.Tensor:
-        b, h, w = films.shape
+    def _reduce(self, images: torch.Tensor, resolution: Limit) -> torch.Tensor:
+        b, h, w = images.shape
         largest = max(self.resolution)
-        steps = torch.rand(2, b, device=films.device) * (resolution / largest) * _SIDES
+        steps = torch.rand(2, b, device=images.device) * (resolution / largest) * _SIDES
         down, across = (
-            _reductions(side, largest, films.device)[step]
+            _reductions(side, largest, images.device)[step]
             for side, step in zip((h, w), steps.long().clamp_(max=_SIDES - 1), strict=True)
         )
-        return down @ films @ across.mT
+        return down @ images @ across.mT
 
     def _warp(
-        self, films: torch.Tensor, rotation: Limit, zoom: Limit, proportions: Limit, shift: Limit
+        self, images: torch.Tensor, rotation: Limit, zoom: Limit, proportions: Limit, shift: Limit
     ) -> torch.Tensor:
-        b, h, w = films.shape
-        angle = _uniform(films, rotation * (math.pi / 180))
-        wider = torch.exp(_uniform(films, proportions) / 2)
-        scale_x, scale_y = (1 + _uniform(films, zoom)) * wider, (1 + _uniform(films, zoom)) / wider
-        flip = torch.where(torch.rand(b, device=films.device) < self.horizontal_flip, -1.0, 1.0)
+        b, h, w = images.shape
+        angle = _uniform(images, rotation * (math.pi / 180))
+        wider = torch.exp(_uniform(images, proportions) / 2)
+        scale_x, scale_y = (1 + _uniform(images, zoom)) * wider, (1 + _uniform(images, zoom)) / wider
+        flip = torch.where(torch.rand(b, device=images.device) < self.horizontal_flip, -1.0, 1.0)
         # Rows of the inverse map in grid_sample's coordinates, which run from -1 to 1: a shift by a share s
         # of the side is 2 s.
         cos, sin = torch.cos(angle), torch.sin(angle)
-        across = torch.stack([flip * cos / scale_x, -sin / scale_x, 2 * _uniform(films, shift)], 1)
-        down = torch.stack([flip * sin / scale_y, cos / scale_y, 2 * _uniform(films, shift)], 1)
+        across = torch.stack([flip * cos / scale_x, -sin / scale_x, 2 * _uniform(images, shift)], 1)
+        down = torch.stack([flip * sin / scale_y, cos / scale_y, 2 * _uniform(images, shift)], 1)
         grid = F.affine_grid(torch.stack([across, down], 1), [b, 1, h, w], align_corners=False)
         # Zeros outside, as outside the collimator.
-        return F.grid_sample(films.unsqueeze(1), grid, "bilinear", "zeros", align_corners=False).squeeze(1)
+        return F.grid_sample(images.unsqueeze(1), grid, "bilinear", "zeros", align_corners=False).squeeze(1)
 
-    def _blur(self, films: torch.Tensor, blur: Limit) -> torch.Tensor:
-        """Separable Gaussian, a width for each film: a grouped convolution with a film per group."""
-        b, h, w = films.shape
+    def _blur(self, images: torch.Tensor, blur: Limit) -> torch.Tensor:
+        """Separable Gaussian, a width for each image: a grouped convolution with an image per group."""
+        b, h, w = images.shape
         reach = min(math.ceil(3 * max(self.blur)), min(h, w) - 1)
-        sigma = (torch.rand(b, device=films.device) * blur).clamp_min(1e-3).unsqueeze(1)
-        offsets = torch.arange(-reach, reach + 1, device=films.device)
+        sigma = (torch.rand(b, device=images.device) * blur).clamp_min(1e-3).unsqueeze(1)
+        offsets = torch.arange(-reach, reach + 1, device=images.device)
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         kernel = (kernel / kernel.sum(1, keepdim=True)).unsqueeze(1)
-        padded = F.pad(films.unsqueeze(0), [reach] * 4, mode="reflect")
+        padded = F.pad(images.unsqueeze(0), [reach] * 4, mode="reflect")
         across = F.conv2d(padded, kernel.unsqueeze(2), groups=b)
         return F.conv2d(across, kernel.unsqueeze(3), groups=b).squeeze(0)
 
-    def _expose(self, films: torch.Tensor, exposure: Limit) -> torch.Tensor:
-        gamma, contrast, brightness = (_uniform(films, exposure).view(-1, 1, 1) for _ in range(3))
-        films = films.clamp(1e-4, 1).pow(torch.exp(gamma))
-        mean = films.mean(dim=(1, 2), keepdim=True)
-        return (films - mean) * torch.exp(contrast) + mean + 0.5 * brightness
+    def _expose(self, images: torch.Tensor, exposure: Limit) -> torch.Tensor:
+        gamma, contrast, brightness = (_uniform(images, exposure).view(-1, 1, 1) for _ in range(3))
+        images = images.clamp(1e-4, 1).pow(torch.exp(gamma))
+        mean = images.mean(dim=(1, 2), keepdim=True)
+        return (images - mean) * torch.exp(contrast) + mean + 0.5 * brightness
 
 
 @functools.lru_cache(maxsize=8)
@@ -173,14 +173,14 @@ def _reductions(size: int, largest: float, device: torch.device) -> torch.Tensor
     return torch.stack(matrices).to(device)
 
 
-def shrink(films: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize films, antialiased as the cache's own: (b, h, w) uint8 -> (b, size, size) uint8."""
-    small = F.interpolate(films.unsqueeze(1).float(), (size, size), mode="bilinear", antialias=True)
+def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize images, antialiased as the cache's own: (b, h, w) uint8 -> (b, size, size) uint8."""
+    small = F.interpolate(images.unsqueeze(1).float(), (size, size), mode="bilinear", antialias=True)
     return small.squeeze(1).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
-    """Return what blends the films of a batch with one another, and their labels alike.
+    """Return what blends the images of a batch with one another, and their labels alike.
 
     mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018; CutMix: Yun et al., ICCV 2019. Where both are on,
     each batch goes through one of them, by a fair coin.
@@ -189,7 +189,7 @@ def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
         mixup, cutmix: alpha of the Beta distribution that a batch's share is drawn from; 0: off.
 
     Returns:
-        films (b, 3, h, w) float, labels (b,) int64 -> films of that shape, (b, 2) float32 shares of the
+        images (b, 3, h, w) float, labels (b,) int64 -> images of that shape, (b, 2) float32 shares of the
         classes; or None where both are off.
     """
     kinds = [
@@ -206,22 +206,22 @@ def _pair(strength: Strength) -> tuple[float, float]:
 
 
 def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:
-    """The one strength of all films, or (b,) float32 by the class of each."""
+    """The one strength of all images, or (b,) float32 by the class of each."""
     normal, pneumonia = pair
     if normal == pneumonia:
         return normal
     if labels is None:
         raise ValueError(
-            f"strengths that differ by class, {normal:g} and {pneumonia:g}, need the films' labels"
+            f"strengths that differ by class, {normal:g} and {pneumonia:g}, need the images' labels"
         )
     return torch.where(labels == 1, pneumonia, normal)
 
 
 def _where(limit: Limit, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """(b, h, w) `after`, but `before` for films whose limit is 0: a step of strength 0 still rounds."""
+    """(b, h, w) `after`, but `before` for images whose limit is 0: a step of strength 0 still rounds."""
     return torch.where(limit.view(-1, 1, 1) > 0, after, before) if torch.is_tensor(limit) else after
 
 
-def _uniform(films: torch.Tensor, limit: Limit) -> torch.Tensor:
+def _uniform(images: torch.Tensor, limit: Limit) -> torch.Tensor:
     """(b,) numbers between -limit and limit."""
-    return (torch.rand(len(films), device=films.device) * 2 - 1) * limit
+    return (torch.rand(len(images), device=images.device) * 2 - 1) * limit

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 import hf_pneumonia.modeling.cnn  # noqa: F401  registers its two networks with timm
-from hf_pneumonia.data.film import INTERPOLATION
+from hf_pneumonia.data.images import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 
@@ -76,7 +76,7 @@ def build_model(
     model = TimmWrapperForImageClassification.from_pretrained(
         None, config=config, state_dict=network.state_dict()
     )
-    try_films(model, architecture, image_size)
+    try_images(model, architecture, image_size)
     return model
 
 
@@ -98,7 +98,7 @@ def _like(name: str) -> list[str]:
 
 
 @torch.no_grad()
-def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> bool:
+def trains_on_one_image(model: TimmWrapperForImageClassification, size: int) -> bool:
     """Whether a batch of one image of `size` pixels a side can be trained on; the model is left as it is.
 
     BatchNorm can't where one pixel is left of it.
@@ -111,7 +111,7 @@ def trains_on_one_film(model: TimmWrapperForImageClassification, size: int) -> b
 
 
 @torch.no_grad()
-def try_films(
+def try_images(
     model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
 ) -> None:
     """Check before the training that the network takes images of `size` pixels a side and can be calibrated.
@@ -121,12 +121,12 @@ def try_films(
     Raises:
         UsageError: it does not, or can't.
     """
-    films = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
     model.eval()
     try:
-        logits = model(network_input(films)).logits
+        logits = model(network_input(images)).logits
         scale_logits(model, 2)
-        doubled = model(network_input(films)).logits
+        doubled = model(network_input(images)).logits
         scale_logits(model, 0.5)
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -135,20 +135,20 @@ def try_films(
         raise UsageError(f"--model {architecture}: its head is not linear and can't be calibrated")
 
 
-def network_input(films: torch.Tensor) -> torch.Tensor:
-    """Scale films as timm's evaluation transform does, to the last bit.
+def network_input(images: torch.Tensor) -> torch.Tensor:
+    """Scale images as timm's evaluation transform does, to the last bit.
 
     Args:
-        films: (b, h, w) uint8, or float in [0, 1] as augmentation leaves it.
+        images: (b, h, w) uint8, or float in [0, 1] as augmentation leaves it.
 
     Returns:
-        (b, 3, h, w) float32, normalised, channels last in memory. Stored films have one channel; three are
+        (b, 3, h, w) float32, normalised, channels last in memory. Stored images have one channel; three are
         made here, since a one-channel network can't be loaded by `pipeline`.
     """
-    if films.dtype == torch.uint8:
-        films = films.float().div_(255)
-    films = films.unsqueeze(1).sub(MEAN).div_(STD)
-    return films.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    if images.dtype == torch.uint8:
+        images = images.float().div_(255)
+    images = images.unsqueeze(1).sub(MEAN).div_(STD)
+    return images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

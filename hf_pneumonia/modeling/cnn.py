@@ -7,7 +7,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-# The widths of a much-copied Keras notebook on the Kermany films, 3 x 3 kernels, a pooling after each:
+# The widths of a much-copied Keras notebook on the Kermany images, 3 x 3 kernels, a pooling after each:
 # https://www.kaggle.com/madz2000/pneumonia-detection-using-cnn-92-6-accuracy
 WIDTHS = (32, 64, 64, 128, 256)
 DENSE = 128

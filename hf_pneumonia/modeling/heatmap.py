@@ -10,8 +10,8 @@ import threading
 import torch
 import torch.nn.functional as F
 
-# Places a side below which the last map is passed over for the stage before it. ResNet18 on simulated films,
-# the peak within a tenth of the side of the lesion (in brackets: of other films' lesions, by chance): at 96
+# Places a side below which the last map is passed over for the stage before it. ResNet18 on simulated images,
+# the peak within a tenth of the side of the lesion (in brackets: of other images' lesions, by chance): at 96
 # pixels the last map, 3 x 3, 64% (56%), the stage before it 96% (74%); at 192 the last, 6 x 6, 88% (74%).
 PLACES = 6
 
@@ -29,7 +29,7 @@ def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         inputs: (b, 3, s, s) float of any precision, as `network_input` makes them, on the model's device.
 
     Returns:
-        (b, s, s) float32 on the same device, 0 to 1, the highest value of each film being 1; all 0 where
+        (b, s, s) float32 on the same device, 0 to 1, the highest value of each image being 1; all 0 where
         nothing speaks for pneumonia.
 
     Raises:
@@ -99,7 +99,7 @@ def _at(
     kept, thread = [], threading.get_ident()
 
     def keep(_, arguments: tuple, output: torch.Tensor | None = None):
-        if threading.get_ident() != thread:  # somebody else's film
+        if threading.get_ident() != thread:  # somebody else's image
             return None
         value = arguments[0] if before else output
         if not torch.is_tensor(value):
@@ -125,5 +125,5 @@ def _grid(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
         features = features.permute(0, 3, 1, 2)
     if features.ndim != 4 or features.shape[2] * features.shape[3] == 1:
         shape = tuple(features.shape[1:])
-        raise ValueError(f"{type(network).__name__}'s features {shape} have no places; try larger films")
+        raise ValueError(f"{type(network).__name__}'s features {shape} have no places; try larger images")
     return features

@@ -1,4 +1,4 @@
-"""A saved model, ours or anybody's -> a network that takes films as `network_input` makes them; and back.
+"""A saved model, ours or anybody's -> a network that takes images as `network_input` makes them; and back.
 
 Input size, normalisation and the order of the classes are adapted here, so that callers need not know them.
 """
@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_pneumonia.data.film import INTERPOLATION
+from hf_pneumonia.data.images import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS, label_of
 from hf_pneumonia.data.settings_file import read_json
 from hf_pneumonia.errors import UsageError
@@ -24,7 +24,7 @@ from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.fetch import model_folder
 
-# Sides of the network's input, in pixels; a larger one takes gigabytes for a single film.
+# Sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
 SIDES = range(8, 2049)
 
 # Arguments of timm.create_model that a config.json may give; others read files (checkpoint_path ...).
@@ -63,7 +63,7 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
 
     Raises:
         UsageError: there is no such model, its files are damaged, its classes are others than LABELS, or it
-            can't be fed with square gray films.
+            can't be fed with square gray images.
     """
     source = model_folder(name, revision)
     try:
@@ -95,7 +95,7 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         with torch.no_grad():
             shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
         if shape != (1, len(LABELS)):
-            raise ValueError(f"expected two logits for a film, got {shape}")
+            raise ValueError(f"expected two logits for an image, got {shape}")
         point = _operating_point(getattr(model.config, "pneumonia", None))
     # Another kind of model, damaged files; each architecture raises its own of settings of another type.
     except Exception as error:
@@ -106,7 +106,7 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
-            f"the model prepares images in another way: films were squashed to {size} x {size} "
+            f"the model prepares images in another way: images were squashed to {size} x {size} "
             f"({INTERPOLATION}), and scaled by its own mean and deviation"
         )
     if _has_other_report(source):

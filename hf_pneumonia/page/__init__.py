@@ -1,1 +1,1 @@
-"""The page: a film in a browser -> an answer that can be understood. The only room that knows Gradio."""
+"""The page: an image in a browser -> an answer that can be understood. The only room that knows Gradio."""

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import gradio as gr
 
-from hf_pneumonia.inference.prediction import NORMAL, NOT_A_FILM, NOT_ASSESSED, PNEUMONIA, REFUSED, UNCERTAIN
+from hf_pneumonia.inference.prediction import (
+    NORMAL,
+    NOT_A_CHEST_XRAY,
+    NOT_ASSESSED,
+    PNEUMONIA,
+    REFUSED,
+    UNCERTAIN,
+)
 
 # For one image of many, beside the classifier's DECISIONS.
 UNREADABLE = "could not be read"
@@ -16,7 +23,7 @@ WORDS = {
     PNEUMONIA: "Pneumonia",
     UNCERTAIN: "Uncertain - have it read",
     NORMAL: "Normal",
-    NOT_A_FILM: "Not a chest film",
+    NOT_A_CHEST_XRAY: "Not a chest X-ray",
     NOT_ASSESSED: "Not assessed",
     UNREADABLE: "Could not be read",
 }
@@ -28,7 +35,7 @@ _SHAPES = {
     PNEUMONIA: '<circle cx="10" cy="10" r="9.25" fill="currentColor"/>',
     UNCERTAIN: _CIRCLE + '<path d="M10 2a8 8 0 0 1 0 16z" fill="currentColor"/>',
     NORMAL: _CIRCLE,
-    NOT_A_FILM: f'{_CIRCLE}<path d="M4.5 4.5l11 11" {_LINE}/>',
+    NOT_A_CHEST_XRAY: f'{_CIRCLE}<path d="M4.5 4.5l11 11" {_LINE}/>',
     NOT_ASSESSED: f'{_CIRCLE}<path d="M4.5 10h11" {_LINE}/>',
     UNREADABLE: f'{_CIRCLE}<path d="M4.5 4.5l11 11m0-11l-11 11" {_LINE}/>',
 }

@@ -7,28 +7,28 @@ from gradio import FileData
 from PIL import Image
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.prediction import FilmClassifier
+from hf_pneumonia.inference.prediction import Classifier
 from hf_pneumonia.page.answer import UNREADABLE, WORDS
 from hf_pneumonia.page.limits import (
-    MANY_FILMS_SECONDS,
+    MANY_IMAGES_SECONDS,
     MAX_FILE_BYTES,
-    MAX_FILMS,
+    MAX_IMAGES,
     MAX_PIXELS,
     MAX_UNPACKED_BYTES,
 )
-from hf_pneumonia.page.many_films import IN_TURN, FilmRow, confidence, count_rows, row_of, score_films
-from hf_pneumonia.page.uploads import errors_told, films_of, uploaded
+from hf_pneumonia.page.many_images import IN_TURN, ImageRow, confidence, count_rows, row_of, score_images
+from hf_pneumonia.page.uploads import errors_told, images_of, uploaded
 
-_PREDICT = f"""What the model says of one chest film.
+_PREDICT = f"""What the model says of one chest X-ray.
 
-film: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most
+image: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most
 {MAX_FILE_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} megapixels; upload it with handle_file.
 
 Returns a dict:
 prediction: "Pneumonia", "Normal", "Uncertain - have it read", "Not assessed" (unlike the X-rays that
-the model was trained on) or "Not a chest film";
+the model was trained on) or "Not a chest X-ray";
 confidence: calibrated probability, 0 to 1, of the class that prediction names; null where it names none;
-decision: "pneumonia", "normal", "uncertain", "not assessed" or "not a chest film";
+decision: "pneumonia", "normal", "uncertain", "not assessed" or "not a chest X-ray";
 label: "PNEUMONIA" where probability is at least threshold, else "NORMAL"; null for what is refused;
 probability: of pneumonia, calibrated, 0 to 1; null for what is refused;
 threshold: the model's operating point, 0 to 1;
@@ -38,56 +38,56 @@ A file that can't be read is an error that says why. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")
-print(client.predict(handle_file("film.png"), api_name="/predict"))
+print(client.predict(handle_file("image.png"), api_name="/predict"))
 """
 
-_PREDICT_BATCH = f"""What the model says of up to {MAX_FILMS} chest films.
+_PREDICT_BATCH = f"""What the model says of up to {MAX_IMAGES} chest X-rays.
 
-films: files as for /predict, and zip files of them; {MAX_FILE_BYTES >> 20} MB each,
+images: files as for /predict, and zip files of them; {MAX_FILE_BYTES >> 20} MB each,
 {MAX_UNPACKED_BYTES >> 20} MB in all once unpacked.
 
 Returns a dict:
-films: one dict per film in order, as /predict returns it, without model, and with
-file: the film's name; error: why it could not be read, null where it could. Where there is an error,
+images: one dict per image in order, as /predict returns it, without model, and with
+file: the image's name; error: why it could not be read, null where it could. Where there is an error,
 prediction, confidence, decision, label and probability are null.
-counts: number of films by decision, and of those that "could not be read";
+counts: number of images by decision, and of those that "could not be read";
 model: the model's name.
-A film that can't be read is one of the films, and does not end the others; nor does one that is not read
-within {MANY_FILMS_SECONDS / 60:g} minutes. Not a medical device.
+An image that can't be read is one of the images, and does not end the others; nor does one that is not read
+within {MANY_IMAGES_SECONDS / 60:g} minutes. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")
-print(client.predict([handle_file("film.png"), handle_file("films.zip")], api_name="/predict_batch"))
+print(client.predict([handle_file("image.png"), handle_file("images.zip")], api_name="/predict_batch"))
 """
 
 
-def add_endpoints(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def add_endpoints(classifier: Classifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """Add both to the open gr.Blocks. Arguments as `build_page`."""
 
     @errors_told()
-    def predict(film: FileData) -> dict:
-        prediction = classifier(read(uploaded(film).path))
+    def predict(image: FileData) -> dict:
+        prediction = classifier(read(uploaded(image).path))
         return {**_answer(row_of("", prediction)), "model": classifier.name}
 
     @errors_told()
-    def predict_batch(films: list[FileData]) -> dict:
-        if not isinstance(films, list):
+    def predict_batch(images: list[FileData]) -> dict:
+        if not isinstance(images, list):
             raise UsageError("expected a list of files, got one thing")
-        found = films_of(map(uploaded, films))
-        rows = [row for batch in score_films(classifier, read, found, thumbnails=False) for row in batch]
+        found = images_of(map(uploaded, images))
+        rows = [row for batch in score_images(classifier, read, found, thumbnails=False) for row in batch]
         return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}
 
     gr.api(predict, api_name="predict", api_description=_PREDICT)
     gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **IN_TURN)
 
 
-def _answer(row: FilmRow) -> dict:
+def _answer(row: ImageRow) -> dict:
     names = ("decision", "label", "probability", "threshold", "reason")
     said = {"prediction": WORDS[row.decision], "confidence": confidence(row)}
     return said | {name: getattr(row, name) for name in names}
 
 
-def _row(row: FilmRow) -> dict:
+def _row(row: ImageRow) -> dict:
     answer = {"file": row.file, **_answer(row), "error": None}
     if row.decision == UNREADABLE:
         answer |= {"prediction": None, "decision": None, "reason": "", "error": row.reason}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_pneumonia.data.film import read_film
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.data.images import read_image
+from hf_pneumonia.errors import UnreadableImage
 from hf_pneumonia.page.limits import (
     DECODING_BYTES,
     DECODING_PROCESSES,
@@ -24,11 +24,11 @@ from hf_pneumonia.page.limits import (
 )
 
 COULD_NOT_COPE = "the decoder could not cope with this file"
-NO_MEMORY = "more memory is needed to decode it than a film may take"
+NO_MEMORY = "more memory is needed to decode it than an image may take"
 
 
 class Decoder:
-    """Decodes images as `read_film` does, each in one of a few processes that are started with it.
+    """Decodes images as `read_image` does, each in one of a few processes that are started with it.
 
     Each process is a pool of one, so that its death costs one image. It ends itself where an image takes too
     long, and is replaced. It is not a sandbox: crashes, hangs and memory stay in the process, but it runs as
@@ -61,24 +61,24 @@ class Decoder:
             source: path of a file, or its bytes.
 
         Returns:
-            as `read_film`.
+            as `read_image`.
 
         Raises:
-            UnreadableFilm: as `read_film`, and where it is above MAX_FILE_BYTES, or its process died.
-            OSError: as `read_film`, without a file's name.
+            UnreadableImage: as `read_image`, and where it is above MAX_FILE_BYTES, or its process died.
+            OSError: as `read_image`, without a file's name.
         """
         _check_size(source)
         pool = self._idle.get()
         try:
             try:
-                film = self._submit(pool, source)
+                image = self._submit(pool, source)
             except BrokenProcessPool:  # killed while it had nothing to do, not by this image
                 pool = self._start()
-                film = self._submit(pool, source)
-            return film.result()
+                image = self._submit(pool, source)
+            return image.result()
         except BrokenProcessPool:
             pool = self._start()
-            raise UnreadableFilm(COULD_NOT_COPE) from None
+            raise UnreadableImage(COULD_NOT_COPE) from None
         finally:
             self._idle.put(pool)
 
@@ -91,7 +91,7 @@ class Decoder:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, _limit_this_process, (self._memory,))
-        pool.submit(Image.init)  # starts the process, which then has every decoder ahead of the first film
+        pool.submit(Image.init)  # starts the process, which then has every decoder ahead of the first image
         return pool
 
     def _submit(self, pool: ProcessPoolExecutor, source: str | bytes) -> "Future[Image.Image]":
@@ -108,9 +108,9 @@ def _check_size(source: str | bytes) -> None:
     try:
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
     except (OSError, ValueError):
-        return  # which read_film tells better
+        return  # which read_image tells better
     if size > MAX_FILE_BYTES:
-        raise UnreadableFilm(f"more than the {MAX_FILE_BYTES / 2**20:g} MB that are taken here")
+        raise UnreadableImage(f"more than the {MAX_FILE_BYTES / 2**20:g} MB that are taken here")
 
 
 def _limit_this_process(memory: int) -> None:
@@ -134,13 +134,13 @@ def _end_with_the_server() -> None:
 def _decode(source: str | bytes, seconds: float) -> Image.Image:
     signal.setitimer(signal.ITIMER_REAL, seconds)  # at its end the kernel ends this process
     try:
-        return read_film(source, MAX_PIXELS)
-    except UnreadableFilm as error:
+        return read_image(source, MAX_PIXELS)
+    except UnreadableImage as error:
         if isinstance(error.__cause__, MemoryError):
-            raise UnreadableFilm(NO_MEMORY) from None
+            raise UnreadableImage(NO_MEMORY) from None
         raise
     except MemoryError:
-        raise UnreadableFilm(NO_MEMORY) from None
+        raise UnreadableImage(NO_MEMORY) from None
     except OSError as error:
         code = error.errno or errno.EIO
         raise OSError(code, os.strerror(code)) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.errors import UnreadableFilm, UsageError
+from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.modeling.fetch import EXAMPLES, LARGEST_EXAMPLE, MOST_EXAMPLES, evidence_folder
 from hf_pneumonia.page.viewer import thumbnail_uri
 
@@ -20,24 +20,27 @@ _PATIENTS, _SEED = (1, 2, 11, 12), 0
 
 _THUMBNAIL = 160  # pixels on a side: sharp at the 80 that a thumbnail is wide, on a phone's screen too
 
-SIMULATED = "This film is simulated. A model that was trained on films of patients has never seen such a one."
+SIMULATED = (
+    "This image is simulated. A model that was trained on images of patients has never seen such a one."
+)
 
 
 @dataclass(frozen=True)
 class Example:
     """An image, the caption of its thumbnail, and a note for its answer."""
 
-    film: Image.Image  # of mode 'L'
+    image: Image.Image  # of mode 'L'
     caption: str
     note: str
 
 
 def simulated_examples() -> list[Example]:
     """Return four simulated images, two normal and two with pneumonia, the same ones each time."""
-    films = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
-    films.sort(key=lambda film: film.label)
+    images = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
+    images.sort(key=lambda image: image.label)
     return [
-        Example(Image.fromarray(film.image), f"Simulated, {film.label.lower()}", SIMULATED) for film in films
+        Example(Image.fromarray(image.image), f"Simulated, {image.label.lower()}", SIMULATED)
+        for image in images
     ]
 
 
@@ -48,25 +51,25 @@ def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Exampl
 
     Args:
         model: run folder, or a repository of the Hub (user/name).
-        read: `read_film`, or the page's own decoder.
+        read: `read_image`, or the page's own decoder.
     """
     examples = []
     for path in _example_files(model):
         try:
-            film = read(str(path))
-        except UnreadableFilm as error:
+            image = read(str(path))
+        except UnreadableImage as error:
             logger.warning("an example of the model can't be read: %s", error)
             continue
         caption = f"Example {len(examples) + 1}"
-        examples.append(Example(film, caption, f"{caption} of the model's own."))
+        examples.append(Example(image, caption, f"{caption} of the model's own."))
     return examples
 
 
 def gallery_html(examples: list[Example]) -> str:
-    """Return a button with a thumbnail for each example; one_film.js acts on them."""
+    """Return a button with a thumbnail for each example; one_image.js acts on them."""
     buttons = [
         f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
-        f'<img src="{thumbnail_uri(example.film, _THUMBNAIL)}" alt="">'
+        f'<img src="{thumbnail_uri(example.image, _THUMBNAIL)}" alt="">'
         f"<span>{escape(example.caption)}</span></button>"
         for number, example in enumerate(examples)
     ]

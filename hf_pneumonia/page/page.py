@@ -13,19 +13,19 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.prediction import FilmClassifier
+from hf_pneumonia.inference.prediction import Classifier
 from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
 from hf_pneumonia.page.examples import Example
 from hf_pneumonia.page.guard import Guard, UploadFolder
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
-from hf_pneumonia.page.many_films import many_films_tab
-from hf_pneumonia.page.one_film import one_film_tab
+from hf_pneumonia.page.many_images import many_images_tab
+from hf_pneumonia.page.one_image import one_image_tab
 
-TITLE = "Pneumonia on chest films"
-NOTE = "Not a medical device. For research and teaching: a film is read by a person who is trained for it."
+TITLE = "Pneumonia on chest X-rays"
+NOTE = "Not a medical device. For research and teaching: an image is read by a person who is trained for it."
 
 # Fonts of the reader's own machine: nothing is fetched from anywhere but the page's own server.
 _FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -33,8 +33,8 @@ _FONT_MONO = ("ui-monospace", "Consolas", "monospace")
 
 
 def build_page(
-    classifier: FilmClassifier,
-    read: Callable[[str | bytes], Image.Image] = read_film,
+    classifier: Classifier,
+    read: Callable[[str | bytes], Image.Image] = read_image,
     examples: Sequence[Example] = (),
     model: str | None = None,
 ) -> gr.Blocks:
@@ -42,8 +42,8 @@ def build_page(
 
     Args:
         classifier: answers.
-        read: path or bytes -> image of mode 'L', or UnreadableFilm.
-        examples: offered by the tab "One film".
+        read: path or bytes -> image of mode 'L', or UnreadableImage.
+        examples: offered by the tab "One image".
         model: run folder or repository that the tab "About the model" describes; None leaves that tab out.
     """
     notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
@@ -52,10 +52,10 @@ def build_page(
         gr.HTML(head, apply_default_css=False, elem_id="head")
         gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="no-device")
         with gr.Tabs():
-            with gr.Tab("One film"):
-                one_film_tab(classifier, read, examples)
-            with gr.Tab("Many films"):
-                many_films_tab(classifier, read)
+            with gr.Tab("One image"):
+                one_image_tab(classifier, read, examples)
+            with gr.Tab("Many images"):
+                many_images_tab(classifier, read)
             if model is not None:
                 with gr.Tab("About the model"):
                     about_tab(model)

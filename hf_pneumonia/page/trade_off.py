@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_pneumonia.evaluation.metrics import predictive_values
 from hf_pneumonia.evaluation.thresholds import moved_band
-from hf_pneumonia.inference.prediction import FilmClassifier
+from hf_pneumonia.inference.prediction import Classifier
 from hf_pneumonia.page.answer import percent
 
 # Percent of the images that show pneumonia: the default is about what a ward for coughing children sends. At
@@ -18,7 +18,7 @@ from hf_pneumonia.page.answer import percent
 USUAL_PREVALENCE, LEAST_PREVALENCE, MOST_PREVALENCE = 20, 0.1, 99.9
 
 _ELSEWHERE = (
-    "All figures are of the model's own validation films and not of your hospital, where they can be worse."
+    "All figures are of the model's own validation images and not of your hospital, where they can be worse."
 )
 
 
@@ -31,7 +31,7 @@ class Setting:
     specificity: float
 
 
-def settings_of(classifier: FilmClassifier) -> list[Setting]:
+def settings_of(classifier: Classifier) -> list[Setting]:
     """Return the slider's settings, from the most sensitive one to the most specific one.
 
     These are the points of the model's trade-off; its operating point alone where it states only that; none
@@ -52,7 +52,7 @@ def own_setting(settings: list[Setting], threshold: float) -> int:
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
 
 
-def band_at(classifier: FilmClassifier, threshold: float) -> tuple[float, float] | None:
+def band_at(classifier: Classifier, threshold: float) -> tuple[float, float] | None:
     """Return the uncertain band around a threshold; None where the model has no band."""
     if classifier.band is None or threshold == classifier.threshold:
         return classifier.band
@@ -87,21 +87,21 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
     if prevalence is None or not LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE:
         return f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
     per_1000 = round(10 * prevalence)
-    films = f"{per_1000} of 1,000" if per_1000 % 10 else f"{per_1000 // 10} of 100"
+    images = f"{per_1000} of 1,000" if per_1000 % 10 else f"{per_1000 // 10} of 100"
     ppv, npv = predictive_values(setting.sensitivity, setting.specificity, per_1000 / 1000)
-    called = "no film is called pneumonia (PPV)"
+    called = "no image is called pneumonia (PPV)"
     if np.isfinite(ppv):
-        called = f"{of_100(float(ppv))} films called pneumonia show one (PPV)"
-    cleared = "no film is called normal (NPV)"
+        called = f"{of_100(float(ppv))} images called pneumonia show one (PPV)"
+    cleared = "no image is called normal (NPV)"
     if np.isfinite(npv):
         cleared = f"{of_100(float(npv))} called normal show none (NPV)"
     unknown = _never_seen(setting)
     known = ", and ".join(said for name, said in (("PPV", called), ("NPV", cleared)) if name not in unknown)
-    first = [f"Where {films} films show pneumonia, {known}."] if known else []
+    first = [f"Where {images} images show pneumonia, {known}."] if known else []
     return " ".join([*first, *unknown.values()])
 
 
-def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
+def band_sentence(classifier: Classifier, setting: Setting) -> str:
     """Return what the uncertain band means at a setting; "" where the model has no band."""
     band = band_at(classifier, setting.threshold)
     if band is None:
@@ -110,7 +110,7 @@ def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
     between = f"Between {low} and {high} the answer is left open"
     if low == high:
         between = "Close to the operating point the answer is left open"
-    counted = "Such films are counted above by the side of the operating point on which they lie."
+    counted = "Such images are counted above by the side of the operating point on which they lie."
     if setting.threshold != classifier.threshold:
         return (
             f"{between}: the band moves along with the setting. What it was chosen for in validation holds "
@@ -118,37 +118,35 @@ def band_sentence(classifier: FilmClassifier, setting: Setting) -> str:
         )
     risk = of_100(classifier.operating_point["uncertain"].get("risk", 0))
     return (
-        f"{between}, and the film should be read: the band was chosen in validation so that at most {risk} "
-        f"pneumonias lie below it and at most {risk} normal films above it. {counted}"
+        f"{between}, and the image should be read: the band was chosen in validation so that at most {risk} "
+        f"pneumonias lie below it and at most {risk} normal images above it. {counted}"
     )
 
 
-def setting_html(classifier: FilmClassifier, settings: list[Setting], index: int) -> str:
+def setting_html(classifier: Classifier, settings: list[Setting], index: int) -> str:
     """Return the text beside the slider: a setting on validation, and compared with the model's own one."""
     if not settings:
         return _paragraphs(
-            f"This model states no figures of its validation films: its operating point "
+            f"This model states no figures of its validation images: its operating point "
             f"({in_words(classifier.threshold)}) can't be moved here, and how often it is right is not known."
         )
     setting, own = settings[index], settings[own_setting(settings, classifier.threshold)]
     found = (
         f"At this setting the model found {of_100(setting.sensitivity)} pneumonias and cleared "
-        f"{of_100(setting.specificity)} normal films in validation."
+        f"{of_100(setting.specificity)} normal images in validation."
     )
     compared = f"This is the model's own operating point ({in_words(own.threshold)})."
     if setting != own:
         compared = (
             f"Against the model's own operating point ({in_words(own.threshold)}: {of_100(own.sensitivity)} "
             f"and {of_100(own.specificity)}) it found {_more_or_fewer(setting.sensitivity, own.sensitivity)} "
-            f"pneumonias and cleared {_more_or_fewer(setting.specificity, own.specificity)} normal films."
+            f"pneumonias and cleared {_more_or_fewer(setting.specificity, own.specificity)} normal images."
         )
     fixed = "" if len(settings) > 1 else " The model states no other, so that it can't be moved here."
     return _paragraphs(f"{found} {compared}{fixed}")
 
 
-def worth_html(
-    classifier: FilmClassifier, settings: list[Setting], index: int, prevalence: float | None
-) -> str:
+def worth_html(classifier: Classifier, settings: list[Setting], index: int, prevalence: float | None) -> str:
     """Return the text beside the prevalence, in percent: predictive values, uncertain band, their limits."""
     if not settings:
         return ""
@@ -165,13 +163,13 @@ def _never_seen(setting: Setting) -> dict[str, str]:
     cleared, in_vain = setting.specificity > 0, setting.specificity < 1
     why = {}
     if found and not in_vain:
-        why["PPV"] = "normal film of validation was called pneumonia"
+        why["PPV"] = "normal image of validation was called pneumonia"
     if in_vain and not found:
         why["PPV"] = "pneumonia of validation was found"
     if cleared and not missed:
         why["NPV"] = "pneumonia of validation was called normal"
     if missed and not cleared:
-        why["NPV"] = "normal film of validation was cleared"
+        why["NPV"] = "normal image of validation was cleared"
     return {
         name: f"No {case} at this setting, so that the {name} can't be told." for name, case in why.items()
     }

@@ -15,9 +15,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from hf_pneumonia.data.archive import open_zip
-from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.inputs import Source, find_films
-from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_FILMS, MAX_UNPACKED_BYTES
+from hf_pneumonia.errors import UnreadableImage, UsageError
+from hf_pneumonia.inference.inputs import Source, find_images
+from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_IMAGES, MAX_UNPACKED_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def errors_told() -> Iterator[None]:
         raise
     except UsageError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    except UnreadableFilm as error:
-        raise gr.Error(f"This file can't be read as a film: {error}", print_exception=False) from None
+    except UnreadableImage as error:
+        raise gr.Error(f"This file can't be read as an image: {error}", print_exception=False) from None
     except Exception as error:
         place = "".join(traceback.format_tb(error.__traceback__))
         logger.error("%s (its message is not logged)\n%s", type(error).__qualname__, place)
@@ -87,27 +87,27 @@ def uploaded(file: Any) -> Upload:
     return Upload(shown_name(os.path.basename(name if isinstance(name, str) else real)), real)
 
 
-def films_of(uploads: Iterable[Upload]) -> list[Source]:
-    """Return the images of files and zip files in their order, each to be read by `inputs.FilmReader`.
+def images_of(uploads: Iterable[Upload]) -> list[Source]:
+    """Return the images of files and zip files in their order, each to be read by `inputs.ImageReader`.
 
-    Zip files are searched as `inputs.find_films` does. What can't be read is a Source with its problem: a
+    Zip files are searched as `inputs.find_images` does. What can't be read is a Source with its problem: a
     file that is too large, a damaged zip file, one of a rare compression, one in another.
 
     Raises:
-        UsageError: more than MAX_FILMS, or more than MAX_UNPACKED_BYTES by the directories of the zip files;
+        UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files;
             nothing is unpacked before.
     """
-    films: list[Source] = []
+    images: list[Source] = []
     for upload in uploads:
-        films += _films_of_upload(upload)
-        if len(films) > MAX_FILMS:
-            raise UsageError(f"more than {MAX_FILMS} films; send them in several parts")
-    total = sum(_size(film) for film in films if not film.problem)
+        images += _images_of_upload(upload)
+        if len(images) > MAX_IMAGES:
+            raise UsageError(f"more than {MAX_IMAGES} images; send them in several parts")
+    total = sum(_size(image) for image in images if not image.problem)
     if total > MAX_UNPACKED_BYTES:
         raise UsageError(
-            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the films in several parts"
+            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the images in several parts"
         )
-    return films
+    return images
 
 
 def shown_name(name: str) -> str:
@@ -116,28 +116,28 @@ def shown_name(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
-def _films_of_upload(upload: Upload) -> Iterator[Source]:
+def _images_of_upload(upload: Upload) -> Iterator[Source]:
     if os.path.getsize(upload.path) > MAX_FILE_BYTES:
         yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE_BYTES)}")
     elif upload.path.lower().endswith(".zip"):
-        yield from _films_of_zip(upload)
+        yield from _images_of_zip(upload)
     else:
-        yield from (replace(film, name=upload.name) for film in find_films([upload.path]))
+        yield from (replace(image, name=upload.name) for image in find_images([upload.path]))
 
 
-def _films_of_zip(upload: Upload) -> Iterator[Source]:
+def _images_of_zip(upload: Upload) -> Iterator[Source]:
     problem, zips = _look_into(upload.path)
     if problem:
         yield _problem(upload.name, upload.path, problem)
         return
-    films = list(find_films([upload.path]))
-    if not films and not zips:
-        yield _problem(upload.name, upload.path, "no film in this zip file")
-    for film in films:
-        name, problem = shown_name(upload.name + film.name[len(upload.path) :]), film.problem
-        if not problem and _size(film) > MAX_FILE_BYTES:
+    images = list(find_images([upload.path]))
+    if not images and not zips:
+        yield _problem(upload.name, upload.path, "no image in this zip file")
+    for image in images:
+        name, problem = shown_name(upload.name + image.name[len(upload.path) :]), image.problem
+        if not problem and _size(image) > MAX_FILE_BYTES:
             problem = f"more than {_mb(MAX_FILE_BYTES)}"
-        yield replace(film, name=name, problem=problem)
+        yield replace(image, name=name, problem=problem)
     for name in zips:
         yield _problem(f"{upload.name}/{name}", upload.path, "a zip file in a zip file is not opened")
 
@@ -152,7 +152,7 @@ def _look_into(path: str) -> tuple[str, list[str]]:
     try:
         with open_zip(path) as archive:
             names = archive.namelist()
-    except UnreadableFilm as error:
+    except UnreadableImage as error:
         return str(error), []
     return "", [name for name in names if name.lower().endswith(".zip") and not _is_hidden(name)]
 
@@ -161,9 +161,9 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__")) and part not in (".", "..") for part in name.split("/"))
 
 
-def _size(film: Source) -> int:
+def _size(image: Source) -> int:
     """Bytes unpacked: in a file's stamp they are first, in an entry's they precede its checksum."""
-    return film.stamp[0] if film.member is None else film.stamp[-2]
+    return image.stamp[0] if image.member is None else image.stamp[-2]
 
 
 def _problem(name: str, path: str, problem: str) -> Source:

@@ -58,7 +58,7 @@ function show() {
     image.setAttribute("width", value.width);
     image.setAttribute("height", value.height);
   }
-  for (const image of all(".film")) image.setAttribute("href", value.film.url);
+  for (const image of all(".image")) image.setAttribute("href", value.image.url);
   if (value.heat) one(".heat").setAttribute("href", value.heat.url);
   else one(".heat").removeAttribute("href");
   one(".mapped").hidden = one(".opacity").hidden = !value.heat;
@@ -106,14 +106,14 @@ for (const pane of all(".pane")) {
   pane.addEventListener("pointermove", (event) => move(pane, event));
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
     pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  // Two fingers are for the film and not for the page; one moves the page on until the film is zoomed.
+  // Two fingers are for the image and not for the page; one moves the page on until the image is zoomed.
   pane.addEventListener("touchmove", (event) => {
     if (event.cancelable && (event.touches.length > 1 || scale > 1)) event.preventDefault();
   }, { passive: false });
   pane.addEventListener("wheel", (event) => {
     const turned = event.deltaY * (event.deltaMode === 1 ? 16 : 1); // lines, in Firefox
     const larger = turned < 0;
-    // At either end the wheel goes on to the page, or a reader who scrolls down would be caught by the film. A
+    // At either end the wheel goes on to the page, or a reader who scrolls down would be caught by the image. A
     // pinch on a touchpad comes as a wheel with ctrl, and would zoom the page.
     if (!event.ctrlKey && (larger ? scale >= MOST : scale <= 1)) return;
     event.preventDefault();

@@ -19,7 +19,7 @@ MOST_PIXELS = 1024
 _QUALITY = 90  # of its JPEG
 
 _WHERE = "Where the network looked. It marks what spoke for pneumonia, not the disease."
-_NOWHERE = "Where the network looked: nothing on this film spoke for pneumonia."
+_NOWHERE = "Where the network looked: nothing on this image spoke for pneumonia."
 NO_HEAT_MAP = "Without a heat map: networks of this kind give none."
 
 _HERE = Path(__file__).parent
@@ -41,23 +41,23 @@ def viewer() -> gr.HTML:
 
 
 def viewer_value(
-    film: Image.Image, heat_map: np.ndarray | None, no_heat_map: str = NO_HEAT_MAP
+    image: Image.Image, heat_map: np.ndarray | None, no_heat_map: str = NO_HEAT_MAP
 ) -> dict[str, Any]:
     """Return the viewer's value for an image.
 
     Args:
-        film: of mode 'L', of any size; it is left as it is.
+        image: of mode 'L', of any size; it is left as it is.
         heat_map: (h, w) float, 0 to 1, of the whole image squashed to the network's input, from `heat_maps`;
             None where there is none.
         no_heat_map: the caption then.
 
     Returns:
-        `film`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
+        `image`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
         gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
         orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks as
         `lay_over` does.
     """
-    film = _shrunk(film, MOST_PIXELS)
+    image = _shrunk(image, MOST_PIXELS)
     heat, caption = None, no_heat_map
     if heat_map is not None:
         layer = Image.new("RGB", heat_map.shape[::-1], HEAT)
@@ -65,27 +65,27 @@ def viewer_value(
         heat = _cached(layer, "png")
         caption = _WHERE if heat_map.any() else _NOWHERE
     return {
-        "film": _cached(film, "jpeg", quality=_QUALITY),
+        "image": _cached(image, "jpeg", quality=_QUALITY),
         "heat": heat,
-        "width": film.width,
-        "height": film.height,
+        "width": image.width,
+        "height": image.height,
         "caption": caption,
     }
 
 
-def thumbnail_uri(film: Image.Image, side: int) -> str:
+def thumbnail_uri(image: Image.Image, side: int) -> str:
     """Return a JPEG of at most `side` pixels a side as a data URI: it is part of the page, and in no file."""
     data = io.BytesIO()
-    _shrunk(film, side).save(data, "JPEG", quality=80)
+    _shrunk(image, side).save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _shrunk(film: Image.Image, side: int) -> Image.Image:
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
     """A copy that fits a square, without comments, which may name a patient and which Pillow keeps."""
-    film = film.copy()
-    film.thumbnail((side, side), Image.Resampling.LANCZOS)
-    film.info = {}
-    return film
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.info = {}
+    return image
 
 
 def _cached(image: Image.Image, kind: str, **options: int) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def eval_result_files(report: dict, recipe: dict, manifest: dict, repo: str) -> 
             value=scored[metric]["value"],
             source_url=f"https://huggingface.co/{repo}",
             source_name="Model card",
-            notes=f"test split, {scored['films']} films, 95% interval {scored[metric]['ci95']}, "
+            notes=f"test split, {scored['films']} images, 95% interval {scored[metric]['ci95']}, "
             f"threshold {scored['threshold']}",
         )
         for scored, metrics in ((test, _AT_HALF), (point["test"], _AT_POINT))

@@ -50,7 +50,7 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
 
     Raises:
         UsageError: a file is missing or damaged, the report lacks what the card needs, or something names
-            this machine, a film or a patient (`check_private`).
+            this machine, an image or a patient (`check_private`).
     """
     for name in ("report.json", "recipe.yaml", MANIFEST, *AS_THEY_ARE, *PLOTS):
         if not (run / name).is_file():

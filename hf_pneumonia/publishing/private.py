@@ -45,7 +45,7 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
     Args:
         files: path in the repository -> file, or its content.
         run: folder of the run that they are of.
-        innocent: text with words that are not names, even if an image is called so ("film.png").
+        innocent: text with words that are not names, even if an image is called so ("image.png").
 
     Raises:
         UsageError: naming the file and what kind of thing is in it; a token is not shown.
@@ -58,7 +58,7 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
             _refuse_path(place, text, [*paths, *(path.group() for path in _PATH.finditer(text))])
             if said and (name := names.found_in(text)):
                 raise UsageError(
-                    f"{place} holds the name of a film or patient ({name}): nothing is sent; take it out"
+                    f"{place} holds the name of an image or patient ({name}): nothing is sent; take it out"
                 )
 
 
@@ -109,7 +109,7 @@ class _Names:
             runs = set(zip(*(words[start:] for start in range(length)), strict=False))
             for found in runs & self._by_words.keys():
                 for name in self._by_words[found]:
-                    # NORMAL | 131 in a table is not the film NORMAL-131.
+                    # NORMAL | 131 in a table is not the image NORMAL-131.
                     if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text):
                         return name
         return None

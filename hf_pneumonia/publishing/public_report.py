@@ -35,14 +35,14 @@ _SPLIT = {
     **{name: _FIGURE for name in METRICS},
     "predictive_values": {ANY: {"prevalence": NUMBER, "ppv": _FIGURE, "npv": _FIGURE}},
     "confusion_matrix": _numbers("tn fp fn tp"),
-    **_numbers("threshold films patients"),
+    **_numbers("threshold images patients"),
 }
-_BIN = _numbers("low high films mean_probability share wilson95")
+_BIN = _numbers("low high images mean_probability share wilson95")
 _CALIBRATION = {"ece": _FIGURE, "brier": _FIGURE, "nll": _FIGURE, "reliability": [_BIN]}
 _POINT = _numbers("threshold target_sensitivity sensitivity specificity temperature intercept")
 _PAIR = {"sensitivity": _FIGURE, "specificity": _FIGURE}
 _METRICS_AT = {"auroc": _FIGURE, **_PAIR}
-_GROUP = {**_numbers("films patients"), "classes": _COUNTS, **_METRICS_AT, "auroc_against": TEXT}
+_GROUP = {**_numbers("images patients"), "classes": _COUNTS, **_METRICS_AT, "auroc_against": TEXT}
 
 _REPORT = {
     "splits": {name: _SPLIT for name in (*SPLITS, "covid")},
@@ -71,7 +71,7 @@ _REPORT = {
         },
         "shortcuts": {ANY: {"films": NUMBER, "auroc": _FIGURE, "mean_probability": _COUNTS}},
         "robustness": {
-            **_numbers("films threshold"),
+            **_numbers("images threshold"),
             **{
                 name: {"unit": TEXT, "clean": NUMBER, "levels": [{"level": NUMBER, **_METRICS_AT}]}
                 for name in CORRUPTIONS
@@ -93,7 +93,7 @@ _REPORT = {
         "leakage": _COUNTS,
     },
     "audit": {
-        **_numbers("films searched_for_text blank"),
+        **_numbers("images searched_for_text blank"),
         **dict.fromkeys(("sources", "removed", "duplicates", "label_told_by"), _COUNTS),
         "leakage": {"as_given": _COUNTS, "as_used": _COUNTS},
         "overlays": {"text": _COUNTS, "colour": _COUNTS},
@@ -127,7 +127,7 @@ RECIPE_KEYS = (
 )
 
 # An image of a Hub data set has such a name in a manifest; a file of this machine has its path.
-_HUB_FILM = re.compile(r"(train|validation|test)/\d{6}(/|$)")
+_HUB_IMAGE = re.compile(r"(train|validation|test)/\d{6}(/|$)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _REASONS = (UNREADABLE, CONFLICT, COPIES, PATIENT)
@@ -145,13 +145,13 @@ def public_report(report: dict, sources: list[str]) -> dict:
 
     Returns:
         The keys of the allow-list that the report has. `data.unreadable` and `audit.unreadable` are counts by
-        reason, `audit.conflicting_labels` counts groups and films, `recipe` is `public_recipe`'s.
+        reason, `audit.conflicting_labels` counts groups and images, `recipe` is `public_recipe`'s.
     """
     public = _pick(report, _REPORT)
     public["recipe"] = public_recipe(report["recipe"], sources)
     for name in ("data", "audit"):
         if isinstance(unreadable := report[name].get("unreadable"), list):
-            reasons = Counter(_plain_reason(film["reason"]) for film in unreadable)
+            reasons = Counter(_plain_reason(image["reason"]) for image in unreadable)
             public[name]["unreadable"] = dict(sorted(reasons.items()))
     if isinstance(groups := report["audit"].get("conflicting_labels"), list):
         public["audit"]["conflicting_labels"] = {"groups": len(groups), "films": sum(map(len, groups))}
@@ -206,8 +206,8 @@ def summarise_manifest(run: Path, report: dict) -> dict:
         report: its report.json.
 
     Returns:
-        `films`, as found; `sources`, by name and in the order of the recipe: `kind` (phantom, hub, kaggle, or
-        local for what only this machine has) and `splits`: split -> label -> {"films", "patients"} of the
+        `images`, as found; `sources`, by name and in the order of the recipe: `kind` (phantom, hub, kaggle, or
+        local for what only this machine has) and `splits`: split -> label -> {"images", "patients"} of the
         images that are used; `removed`, by reason; `copies`, groups and images; `patients_known_by`, the
         images whose patient is known by the file's name, by the source, or by nothing; `seen_before`, the
         images that the starting weights were trained on; `split_sha256` of the report; `manifest_sha256`.
@@ -280,7 +280,7 @@ def _pick(value: object, allowed: object) -> object:
 
 
 def _plain_reason(reason: str) -> str:
-    """Why a film can't be read: decoders may quote what they were given, so that only plain words pass."""
+    """Why an image can't be read: decoders may quote what they were given, so that only plain words pass."""
     return reason if re.fullmatch(r"[\w .,:;()+x-]{1,120}", reason) else "another reason"
 
 
@@ -291,22 +291,22 @@ def _kind(given: str, name: str, rows: list[dict[str, str]]) -> str:
         return "kaggle"
     # A relative folder can look like user/name too.
     is_hub = given == name and _HUB_NAME.fullmatch(name) and rows
-    return "hub" if is_hub and all(_HUB_FILM.match(row["path"]) for row in rows) else "local"
+    return "hub" if is_hub and all(_HUB_IMAGE.match(row["path"]) for row in rows) else "local"
 
 
 def _counts(rows: list[dict[str, str]]) -> dict:
-    films: dict = defaultdict(lambda: defaultdict(int))
+    images: dict = defaultdict(lambda: defaultdict(int))
     patients: dict = defaultdict(lambda: defaultdict(set))
     for row in rows:
         if row["kept"] == "true":
-            films[row["split"]][row["label"]] += 1
+            images[row["split"]][row["label"]] += 1
             patients[row["split"]][row["label"]].add(row["patient_id"])
     return {
         split: {
             label: {"films": count, "patients": len(patients[split][label])}
-            for label, count in sorted(films[split].items())
+            for label, count in sorted(images[split].items())
         }
-        for split in sorted(films)
+        for split in sorted(images)
     }
 
 
@@ -317,7 +317,7 @@ def _count(names: Iterable[str], found: Iterable[str]) -> dict[str, int]:
 
 
 def _reason(said: str) -> str:
-    """Why a film is not used, without what names it or its copy."""
+    """Why an image is not used, without what names it or its copy."""
     for reason in _REASONS:
         if said.startswith(reason):
             return reason
@@ -328,7 +328,7 @@ def _known_by(row: dict[str, str]) -> str:
     patient = row["patient_id"].removeprefix(f"{row['source']}:")
     if is_global_id(patient):
         return "file name"
-    # A film without an id is called by its place in the source, below the name of its split.
+    # An image without an id is called by its place in the source, below the name of its split.
     path = "/" + row["path"].replace("\\", "/")
     return (
         "nothing" if path.endswith((f"/{patient}", f"/{patient.partition('/')[2] or patient}")) else "source"

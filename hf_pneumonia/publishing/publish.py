@@ -32,7 +32,7 @@ _STALE = (".eval_results/", *READ_ALONG)
 
 _MANY = 20  # files of a folder, from which on nobody reads their names
 
-_FILMS = 4  # on which what came back is compared
+_IMAGES = 4  # on which what came back is compared
 
 _PACKAGE = Path(hf_pneumonia.__file__).parent
 _ROOT = _PACKAGE.parent
@@ -44,19 +44,19 @@ _BESIDE = ("torch", "torchvision")
 _SUFFIXES = (".py", ".md", ".css", ".js", ".html")
 
 _SPACE_README = """
-Films in, answers out: this page serves [{repo}](https://huggingface.co/{repo}), whose card says what it was
+Images in, answers out: this page serves [{repo}](https://huggingface.co/{repo}), whose card says what it was
 trained on, how good it is, and where it is not to be used.
 
 **This is no medical device.** It is for research and teaching. Uploads are deleted within ten minutes, and no
 name or pixel of them is logged.
 
-Films may be JPEG, PNG (16 bits too) or DICOM files, of 20 MB and 40 megapixels at most; many of them at a
+Images may be JPEG, PNG (16 bits too) or DICOM files, of 20 MB and 40 megapixels at most; many of them at a
 time, or a zip file of them. From a program:
 
 ```python
 from gradio_client import Client, handle_file
 
-answer = Client("USER/SPACE").predict(handle_file("film.jpeg"), api_name="/predict")
+answer = Client("USER/SPACE").predict(handle_file("image.jpeg"), api_name="/predict")
 print(answer["decision"], answer["probability"])  # such as: pneumonia 0.96
 ```
 
@@ -220,10 +220,10 @@ def _load(folder: Path) -> SavedModel:
 
 @torch.inference_mode()
 def _answers(saved: SavedModel) -> torch.Tensor:
-    """Logits of a few films of noise, the same each time."""
-    size = (_FILMS, saved.image_size, saved.image_size)
-    films = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return saved.model(network_input(films)).logits
+    """Logits of a few images of noise, the same each time."""
+    size = (_IMAGES, saved.image_size, saved.image_size)
+    images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return saved.model(network_input(images)).logits
 
 
 def _readable(size: float) -> str:
@@ -236,7 +236,7 @@ def _readable(size: float) -> str:
 
 def _space_readme(repo: str) -> str:
     head = {
-        "title": "Pneumonia on chest films",
+        "title": "Pneumonia on chest X-rays",
         "emoji": "🩻",
         "colorFrom": "gray",
         "colorTo": "blue",

@@ -174,8 +174,8 @@ class Recipe(Strengths, TrainingArguments):
         if self.pretrained.lower() in ("true", "false"):
             self.pretrained = self.pretrained.lower()
         if self.data_seed is None:
-            # Else Accelerate orders the films by torch's seed, which differs between processes: an epoch
-            # would miss some films and repeat others.
+            # Else Accelerate orders the images by torch's seed, which differs between processes: an epoch
+            # would miss some images and repeat others.
             self.data_seed = self.seed
         self._check()
         if self.frozen_epochs:
@@ -203,7 +203,7 @@ class Recipe(Strengths, TrainingArguments):
 
     @property
     def cache(self) -> Path:
-        """Folder of the decoded and simulated films."""
+        """Folder of the decoded and simulated images."""
         return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache()
 
     def _check(self) -> None:
@@ -275,7 +275,7 @@ class _Parser(HfArgumentParser):
         raise UsageError(_without_tokens(message) + hint)
 
     def format_help(self) -> str:
-        """The flags that matter for films; TrainingArguments has a hundred more, and a page about them."""
+        """The flags that matter for images; TrainingArguments has a hundred more, and a page about them."""
         order = [*Recipe.__annotations__, *AUGMENTATIONS, *_SHOWN_IN_HELP]
         shown = sorted((a for a in self._actions if a.dest in order), key=lambda a: order.index(a.dest))
         formatter = self._get_formatter()

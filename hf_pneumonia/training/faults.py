@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from hf_pneumonia.data.cache import StoreCutShort
+from hf_pneumonia.data.cache import CacheCutShort
 from hf_pneumonia.errors import FULL, UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import checkpoints
@@ -25,7 +25,7 @@ def explained(args: Recipe) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, OSError, RuntimeError, SafetensorError, StoreCutShort) as error:
+    except (MemoryError, OSError, RuntimeError, SafetensorError, CacheCutShort) as error:
         message = _explanation(error, args)
         if not message:
             raise
@@ -36,7 +36,7 @@ def explained(args: Recipe) -> Iterator[None]:
 
 def _explanation(error: Exception, args: Recipe) -> str:
     folder, text = Path(args.output_dir), str(error).lower()
-    if isinstance(error, StoreCutShort):
+    if isinstance(error, CacheCutShort):
         return f"{error}, and {way_on(folder)}"
     if "no space left" in text or getattr(error, "errno", None) in FULL:
         return f"no space left in {args.output_dir}: free some, and {way_on(folder)}"
@@ -45,7 +45,7 @@ def _explanation(error: Exception, args: Recipe) -> str:
     if no_memory or "can't allocate memory" in text or "out of memory" in text:
         resume = f"free some, or lower --per_device_eval_batch_size, and {_RESUME}; or "
         return (
-            f"out of memory with batches of {args.per_device_train_batch_size} films of {args.image_size} "
+            f"out of memory with batches of {args.per_device_train_batch_size} images of {args.image_size} "
             f"pixels ({args.per_device_eval_batch_size} in validation): "
             f"{resume if checkpoints(folder) else ''}start over with a smaller "
             "--per_device_train_batch_size and more --gradient_accumulation_steps, or a smaller --image_size"

@@ -44,14 +44,14 @@ class BalancedSampler(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = np.empty(len(self), dtype=np.int64)
-        for places, films in ((order[0::2], self.larger), (order[1::2], self.smaller)):
-            rounds = -(-len(places) // len(films))
-            places[:] = np.concatenate([rng.permutation(films) for _ in range(rounds)])[: len(places)]
+        for places, images in ((order[0::2], self.larger), (order[1::2], self.smaller)):
+            rounds = -(-len(places) // len(images))
+            places[:] = np.concatenate([rng.permutation(images) for _ in range(rounds)])[: len(places)]
         return iter(order.tolist())
 
 
 def class_weights(labels: torch.Tensor) -> torch.Tensor:
-    """(n,) int64 labels -> (2,) float32 n / (2 n_class): over these films the weights average to 1."""
+    """(n,) int64 labels -> (2,) float32 n / (2 n_class): over these images the weights average to 1."""
     return len(labels) / (2 * torch.bincount(labels, minlength=2))
 
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.cores import available_cores
-from hf_pneumonia.data.filmset import FilmSet
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -36,25 +36,25 @@ def local_main_first(state: PartialState) -> Iterator[None]:
             state.wait_for_everyone()
 
 
-def check_same_films(films: FilmSet) -> None:
+def check_same_images(cohort: Cohort) -> None:
     """Refuse images that differ between machines.
 
     Raises:
         UsageError: on every process, where the images, their order, labels or splits differ.
     """
     state = PartialState()
-    digest = hashlib.sha256(films.fingerprint().encode())
-    for column in (films.file, films.split):
+    digest = hashlib.sha256(cohort.fingerprint().encode())
+    for column in (cohort.file, cohort.split):
         digest.update("\n".join(Path(one).name for one in column).encode())
-    digest.update(films.store.facts["sha256"].tobytes())
-    found = gather_object([(digest.hexdigest(), len(films.file), socket.gethostname())])
+    digest.update(cohort.cache.facts["sha256"].tobytes())
+    found = gather_object([(digest.hexdigest(), len(cohort.file), socket.gethostname())])
     for rank, (other, count, host) in enumerate(found[: state.num_processes]):
         first, first_count, first_host = found[0]
         if other != first:
             raise UsageError(
-                f"--dataset: the films of process {rank} on {host} ({count}) are not those of process 0 on "
+                f"--dataset: the images of process {rank} on {host} ({count}) are not those of process 0 on "
                 f"{first_host} ({first_count}): other files, labels or splits; give every machine the same "
-                "films under the same path"
+                "images under the same path"
             )
 
 

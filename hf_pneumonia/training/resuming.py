@@ -107,7 +107,7 @@ class ResumableTrainer(Trainer):
         return {
             **dict(self.model.named_buffers()),
             **{f"average.{name}": tensor for name, tensor in average},
-            "right answers, films and loss since the last log": self.seen,
+            "right answers, images and loss since the last log": self.seen,
         }
 
     def _is_over(self) -> bool:
@@ -178,8 +178,8 @@ class ResumableTrainer(Trainer):
             "start": {"processes": self.args.world_size, "devices": max(self.args.n_gpu, 1)},
             "recipe": self._recipe,
             "data": {
-                "training films": self.train_dataset.content(),
-                "validation films": self.eval_dataset.content(),
+                "training images": self.train_dataset.content(),
+                "validation images": self.eval_dataset.content(),
                 "splits": self.train_dataset.fingerprint[:16],
             },
         }

@@ -28,7 +28,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import score_predictions
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_swapped
 from hf_pneumonia.modeling.augment import Augment, mixing, shrink
-from hf_pneumonia.modeling.build import network_input, trains_on_one_film
+from hf_pneumonia.modeling.build import network_input, trains_on_one_image
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.callbacks import (
     EarlyStop,
@@ -39,36 +39,36 @@ from hf_pneumonia.training.callbacks import (
     after_frozen_phase,
     keep_statistics,
 )
-from hf_pneumonia.training.film_dataset import FilmDataset
+from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
 from hf_pneumonia.training.resuming import ResumableTrainer
 
 
 class PneumoniaTrainer(ResumableTrainer):
-    """transformers' Trainer for films of uint8, which it augments and normalises on the device.
+    """transformers' Trainer for images of uint8, which it augments and normalises on the device.
 
     With `imbalance: weights` or `sampler` the validation loss is weighted too, by validation's own counts.
-    Like the training loss it is then that of a population with as many films of each class: the two can be
+    Like the training loss it is then that of a population with as many images of each class: the two can be
     compared, and `metric_for_best_model: loss` chooses by what is trained.
 
     Args:
         model: from `build_model`.
         args: the recipe.
-        train_dataset, eval_dataset: films with labels.
-        augment: applied to training films only.
+        train_dataset, eval_dataset: images with labels.
+        augment: applied to training images only.
     """
 
     def __init__(
         self,
         model: nn.Module,
         args: Recipe,
-        train_dataset: FilmDataset,
-        eval_dataset: FilmDataset,
+        train_dataset: ImageDataset,
+        eval_dataset: ImageDataset,
         augment: Augment,
     ) -> None:
         model.to(memory_format=torch.channels_last)
         if train_dataset.on_device or eval_dataset.on_device:
-            # Both are for what is still to be sent there, and other processes can't touch films on a GPU.
+            # Both are for what is still to be sent there, and other processes can't touch images on a GPU.
             args.dataloader_pin_memory, args.dataloader_num_workers = False, 0
         super().__init__(
             model=model,
@@ -93,8 +93,8 @@ class PneumoniaTrainer(ResumableTrainer):
         # Weights of the classes in the loss, by whether the network is training.
         weighted = {True: args.imbalance == "weights", False: args.imbalance != "none"}
         self._weights = {
-            training: (class_weights(films.labels) if weighted[training] else torch.ones(2)).to(args.device)
-            for training, films in ((True, train_dataset), (False, eval_dataset))
+            training: (class_weights(images.labels) if weighted[training] else torch.ones(2)).to(args.device)
+            for training, images in ((True, train_dataset), (False, eval_dataset))
         }
         self._check_last_batch()
 
@@ -107,7 +107,7 @@ class PneumoniaTrainer(ResumableTrainer):
         return loader
 
     def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        # `--dataloader_drop_last` is meant for training: no film of validation goes unscored.
+        # `--dataloader_drop_last` is meant for training: no image of validation goes unscored.
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(*args, **kwargs)
@@ -115,20 +115,20 @@ class PneumoniaTrainer(ResumableTrainer):
             self.args.dataloader_drop_last = drop
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        films, labels = inputs["pixel_values"], inputs["labels"]
+        images, labels = inputs["pixel_values"], inputs["labels"]
         training, targets = model.training, labels
-        with torch.autocast(films.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             if training and self.state.epoch < self.args.small_epochs:
-                films = shrink(films, self.args.small_size)
-            films = network_input(self.augment(films, labels) if training else films)
+                images = shrink(images, self.args.small_size)
+            images = network_input(self.augment(images, labels) if training else images)
         if training and self.mix:
             # Neighbours are blended, and a balanced sampler alternates the classes.
             order = torch.randperm(len(labels), device=labels.device)
-            films, targets = self.mix(films[order], labels[order])
+            images, targets = self.mix(images[order], labels[order])
             labels = targets.argmax(1)
         if training and self.state.epoch < self.args.frozen_epochs:
             keep_statistics(model)
-        outputs = model(pixel_values=films)
+        outputs = model(pixel_values=images)
         # A mean over the batch: the Trainer divides it by the batches of a step, and the processes average
         # their gradients.
         smoothing = self.args.label_smoothing_factor
@@ -142,7 +142,7 @@ class PneumoniaTrainer(ResumableTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         averaged = self.average.standing_in(self.model) if self.average else nullcontext()
         if self.args.world_size > 1:
-            # Each process has met other films; without this each would also score, and save, another network.
+            # Each process has met other images; without this each would also score, and save, another network.
             for network in (self.model, self.average.network) if self.average else (self.model,):
                 distribute_bn(network, self.args.world_size, reduce=True)
         with averaged:
@@ -154,7 +154,7 @@ class PneumoniaTrainer(ResumableTrainer):
         images, batch_size = self.eval_dataset, self.args.eval_batch_size
         with self.accelerator.autocast():
             logits = score_swapped(
-                self.model, images.store, images.rows, images.labels.numpy(), batch_size, images.vertical
+                self.model, images.cache, images.rows, images.labels.numpy(), batch_size, images.vertical
             )
         return pneumonia_probability(logits)
 
@@ -170,9 +170,9 @@ class PneumoniaTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            right, films, loss = self.accelerator.reduce(self.seen, "sum").tolist()
+            right, images, loss = self.accelerator.reduce(self.seen, "sum").tolist()
             # The Trainer's own loss forgets, when a training goes on, what was before it.
-            logs["accuracy"], logs["loss"] = right / max(films, 1), loss / max(films, 1)
+            logs["accuracy"], logs["loss"] = right / max(images, 1), loss / max(images, 1)
             self.seen.zero_()
             # The weights do not show it with float16, whose scaler skips every step with a NaN.
             if not math.isfinite(logs["loss"]):
@@ -209,13 +209,13 @@ class PneumoniaTrainer(ResumableTrainer):
     def _check_last_batch(self) -> None:
         """Find out before the first epoch that its last batch can't be trained on."""
         args, batch = self.args, self.args.train_batch_size
-        # Several processes are given whole batches: Accelerate fills the last with films of the first.
+        # Several processes are given whole batches: Accelerate fills the last with images of the first.
         whole = args.dataloader_drop_last or args.world_size > 1
         last = batch if whole else len(self.train_dataset) % batch or batch
         size = args.small_size if args.small_epochs else args.image_size
-        if last == 1 and not trains_on_one_film(self.model, size):
+        if last == 1 and not trains_on_one_image(self.model, size):
             raise UsageError(
-                f"the last batch of {len(self.train_dataset)} films in batches of {batch} is one film, which "
+                f"the last batch of {len(self.train_dataset)} images in batches of {batch} is one image, which "
                 "BatchNorm can't be trained on in this network: give another --per_device_train_batch_size, "
                 "or --dataloader_drop_last true"
             )

@@ -1,11 +1,11 @@
-"""SIGKILLs at random moments of the building of a film store, and two builders at once.
+"""SIGKILLs at random moments of the building of an image store, and two builders at once.
 
-    python -m soak.store_kills [--kills 50] [--patients 100] [--seed 0]
+    python -m soak.cache_kills [--kills 50] [--patients 100] [--seed 0]
 
-Films are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
-the next one must end with a store that is the undisturbed one's, byte for byte, and leave nothing else;
+Images are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
+the next one must end with a cache that is the undisturbed one's, byte for byte, and leave nothing else;
 sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON, exit
-code 1 where a store was wrong.
+code 1 where a cache was wrong.
 """
 
 import argparse
@@ -19,24 +19,24 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_pneumonia.data.cache import open_store
+from hf_pneumonia.data.cache import open_cache
 from hf_pneumonia.data.phantom_folder import write_dataset
 
 SIZE = 64
 
-# Each film is listed so often, which is quicker than to simulate as many.
+# Each image is listed so often, which is quicker than to simulate as many.
 _TIMES = 20
 
 
-def build(films: Path, cache: Path) -> None:
+def build(images: Path, cache: Path) -> None:
     """What a builder's process does."""
-    paths = sorted(films.glob("*/*/*.png")) * _TIMES
-    open_store([{"path": str(path), "bytes": None} for path in paths], SIZE, cache)
+    paths = sorted(images.glob("*/*/*.png")) * _TIMES
+    open_cache([{"path": str(path), "bytes": None} for path in paths], SIZE, cache)
 
 
-def start(films: Path, cache: Path) -> multiprocessing.Process:
+def start(images: Path, cache: Path) -> multiprocessing.Process:
     # A fork, which is at its work at once: another process would mostly be killed in its imports.
-    builder = multiprocessing.get_context("fork").Process(target=build, args=(films, cache))
+    builder = multiprocessing.get_context("fork").Process(target=build, args=(images, cache))
     builder.start()
     return builder
 
@@ -57,7 +57,7 @@ def soak(kills: int, patients: int, seed: int) -> dict:
 
     Returns:
         `kills`: sent before the builder was done; `too_late`; `half_built`: of those, how many left a part of
-        a store; `wrong`: stores, or what lies beside them, that are other than undisturbed; `pairs` of
+        a cache; `wrong`: stores, or what lies beside them, that are other than undisturbed; `pairs` of
         builders at once, and `pairs_wrong`.
     """
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def soak(kills: int, patients: int, seed: int) -> dict:
                 builder.kill()
                 builder.join()
                 found["too_late" if late else "kills"] += 1
-                found["half_built"] += bool(list(cache.glob("films/.building-*")))
+                found["half_built"] += bool(list(cache.glob("images/.building-*")))
                 again = not late and rng.random() < 0.3
             if end(start(folder / "films", cache)) or content(cache) != expected:
                 found["wrong"] += 1
@@ -99,7 +99,7 @@ def soak(kills: int, patients: int, seed: int) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--patients", type=int, default=100, help="some films each")
+    parser.add_argument("--patients", type=int, default=100, help="some images each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -107,7 +107,7 @@ def main() -> int:
     found = soak(args.kills, args.patients, args.seed)
     failures = found["wrong"] + found["pairs_wrong"]
     seconds = round(time.monotonic() - started, 1)
-    head = {"soak": "store_kills", "settings": vars(args), "failures": failures, "seconds": seconds}
+    head = {"soak": "cache_kills", "settings": vars(args), "failures": failures, "seconds": seconds}
     print(json.dumps({**head, **found}))
     return int(failures > 0)
 

@@ -1,4 +1,4 @@
-"""The tab "Many films": files and zip files -> rows of answers -> a table that sorts, and its CSV file."""
+"""The tab "Many images": files and zip files -> rows of answers -> a table that sorts, and its CSV file."""
 
 import base64
 import csv
@@ -13,25 +13,25 @@ from time import monotonic
 import gradio as gr
 from PIL import Image
 
-from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.inputs import FilmReader, Source, why_not
+from hf_pneumonia.errors import UnreadableImage, UsageError
+from hf_pneumonia.inference.inputs import ImageReader, Source, why_not
 from hf_pneumonia.inference.prediction import (
     DECISIONS,
     NORMAL,
     PNEUMONIA,
     REFUSED,
-    FilmClassifier,
+    Classifier,
     Prediction,
 )
 from hf_pneumonia.page.answer import UNREADABLE, WORDS, percent, shape
 from hf_pneumonia.page.limits import (
     AT_A_TIME,
-    MANY_FILMS_SECONDS,
+    MANY_IMAGES_SECONDS,
     MAX_FILE_BYTES,
-    MAX_FILMS,
+    MAX_IMAGES,
     MAX_UNPACKED_BYTES,
 )
-from hf_pneumonia.page.uploads import errors_told, films_of, uploaded
+from hf_pneumonia.page.uploads import errors_told, images_of, uploaded
 from hf_pneumonia.page.viewer import thumbnail_uri
 
 BATCH = 32
@@ -39,12 +39,12 @@ BATCH = 32
 COLUMNS = ("file", "decision", "label", "probability", "threshold", "reason")
 
 # Jobs of many images at a time, of the page and of the API together: each holds one batch of images.
-IN_TURN = {"concurrency_limit": AT_A_TIME, "concurrency_id": "many films"}
+IN_TURN = {"concurrency_limit": AT_A_TIME, "concurrency_id": "many images"}
 
-TOO_LONG = "not read: the batch took too long; send fewer films at a time"
+TOO_LONG = "not read: the batch took too long; send fewer images at a time"
 
 _LIMITS = (
-    f"Up to {MAX_FILMS} films, as files or in zip files: {MAX_FILE_BYTES >> 20} MB each, "
+    f"Up to {MAX_IMAGES} images, as files or in zip files: {MAX_FILE_BYTES >> 20} MB each, "
     f"{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked. "
     "The table stays in this tab of your browser; nothing is kept here."
 )
@@ -57,7 +57,7 @@ _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class FilmRow:
+class ImageRow:
     """One image of many.
 
     Attributes:
@@ -79,7 +79,7 @@ class FilmRow:
     thumbnail: str = ""
 
 
-def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def many_images_tab(classifier: Classifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
 
     # A generator: when the tab is closed, Gradio asks for no further batch.
@@ -90,19 +90,19 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
     ) -> Iterator[str]:
         with errors_told():
             try:
-                films = films_of(map(uploaded, files or []))
+                images = images_of(map(uploaded, files or []))
             except UsageError as error:
                 yield _notice(f"These files are not read: {error}.")
                 return
-            if not films:
-                yield _notice("Choose films first.")
+            if not images:
+                yield _notice("Choose images first.")
                 return
-            rows: list[FilmRow] = []
-            progress((0, len(films)), unit="films")
+            rows: list[ImageRow] = []
+            progress((0, len(images)), unit="films")
             try:
-                for batch in score_films(classifier, read, films, force=force):
+                for batch in score_images(classifier, read, images, force=force):
                     rows += batch
-                    progress((len(rows), len(films)), unit="films")
+                    progress((len(rows), len(images)), unit="films")
                     yield gr.skip()
             except UsageError as error:
                 yield _notice(f"The model gave no answer: {error}.")
@@ -110,13 +110,13 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
             yield table(rows)
 
     gr.Markdown(_LIMITS)
-    files = gr.File(label="Films, or zip files of them", file_count="multiple", height=180)
+    files = gr.File(label="Images, or zip files of them", file_count="multiple", height=180)
     force = gr.Checkbox(label="Answer also for images that are refused, with a warning")
     button = gr.Button("Read them", variant="primary")
     answers = gr.HTML(
-        css_template=(_HERE / "many_films.css").read_text(encoding="utf-8"),
+        css_template=(_HERE / "many_images.css").read_text(encoding="utf-8"),
         apply_default_css=False,
-        js_on_load=(_HERE / "many_films.js").read_text(encoding="utf-8"),
+        js_on_load=(_HERE / "many_images.js").read_text(encoding="utf-8"),
         min_height=80,
     )
     # Not preprocessed: Gradio would leave an empty file per image behind, and lose the images' own names.
@@ -128,35 +128,35 @@ def many_films_tab(classifier: FilmClassifier, read: Callable[[str | bytes], Ima
     files.change(None, None, answers, js="() => ''", cancels=reading, **hidden)
 
 
-def score_films(
-    classifier: FilmClassifier,
+def score_images(
+    classifier: Classifier,
     read: Callable[[str | bytes], Image.Image],
-    films: list[Source],
+    images: list[Source],
     thumbnails: bool = True,
     force: bool = False,
-) -> Iterator[list[FilmRow]]:
+) -> Iterator[list[ImageRow]]:
     """Yield rows of the images in their order, BATCH at a time. At most one full-size image is in memory.
 
-    Images that are not read after MANY_FILMS_SECONDS are UNREADABLE for the reason TOO_LONG.
+    Images that are not read after MANY_IMAGES_SECONDS are UNREADABLE for the reason TOO_LONG.
 
     Args:
         classifier: called once per batch.
-        read: as `data.film.read_film`.
-        films: from `uploads.films_of`.
+        read: as `data.image.read_image`.
+        images: from `uploads.images_of`.
         thumbnails: whether rows have one.
         force: answer also for refused images.
     """
-    end = monotonic() + MANY_FILMS_SECONDS
-    with FilmReader() as reader:
+    end = monotonic() + MANY_IMAGES_SECONDS
+    with ImageReader() as reader:
 
-        def images(films: list[Source], problems: dict[int, str], pictures: dict[int, str]):
-            for number, film in enumerate(films):
+        def images(images: list[Source], problems: dict[int, str], pictures: dict[int, str]):
+            for number, image in enumerate(images):
                 if monotonic() > end:
                     problems[number] = TOO_LONG
                     continue
                 try:
-                    image = read(reader.read(film))
-                except UnreadableFilm as error:
+                    image = read(reader.read(image))
+                except UnreadableImage as error:
                     problems[number] = str(error)
                 except OSError as error:
                     problems[number] = why_not(error)
@@ -164,46 +164,46 @@ def score_films(
                     pictures[number] = thumbnail_uri(image, _THUMBNAIL) if thumbnails else ""
                     yield image
 
-        for start in range(0, len(films), BATCH):
-            batch, problems, pictures = films[start : start + BATCH], {}, {}
+        for start in range(0, len(images), BATCH):
+            batch, problems, pictures = images[start : start + BATCH], {}, {}
             # A generator: the classifier keeps of each image no more than the network takes.
             predictions = iter(classifier(images(batch, problems, pictures), batch_size=BATCH, force=force))
             yield [
-                FilmRow(film.name, UNREADABLE, None, None, classifier.threshold, problems[number])
+                ImageRow(image.name, UNREADABLE, None, None, classifier.threshold, problems[number])
                 if number in problems
-                else row_of(film.name, next(predictions), pictures[number])
-                for number, film in enumerate(batch)
+                else row_of(image.name, next(predictions), pictures[number])
+                for number, image in enumerate(batch)
             ]
 
 
-def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> FilmRow:
+def row_of(file: str, prediction: Prediction, thumbnail: str = "") -> ImageRow:
     """Return the row of an image that could be read. A refused one has no probability."""
     refused = prediction.decision in REFUSED
     label, probability = (None, None) if refused else (prediction.label, prediction.probability)
-    return FilmRow(
+    return ImageRow(
         file, prediction.decision, label, probability, prediction.threshold, prediction.reason, thumbnail
     )
 
 
-def confidence(row: FilmRow) -> float | None:
+def confidence(row: ImageRow) -> float | None:
     """Return the calibrated probability of the class that is named; None where none is."""
     return {PNEUMONIA: row.probability, NORMAL: 1 - (row.probability or 0)}.get(row.decision)
 
 
-def count_rows(rows: Iterable[FilmRow]) -> dict[str, int]:
+def count_rows(rows: Iterable[ImageRow]) -> dict[str, int]:
     """Count images by decision, 0 included."""
     counts = Counter(row.decision for row in rows)
     return {decision: counts[decision] for decision in (*DECISIONS, UNREADABLE)}
 
 
-def summary(rows: list[FilmRow]) -> str:
+def summary(rows: list[ImageRow]) -> str:
     """Return the line of counts; both classes are named, other decisions only where they occur."""
     counts = count_rows(rows).items()
     named = [f"{count} {decision}" for decision, count in counts if count or decision in (PNEUMONIA, NORMAL)]
-    return f"{len(rows)} film{'s' if len(rows) != 1 else ''}: {', '.join(named)}."
+    return f"{len(rows)} image{'s' if len(rows) != 1 else ''}: {', '.join(named)}."
 
 
-def csv_text(rows: list[FilmRow]) -> str:
+def csv_text(rows: list[ImageRow]) -> str:
     """Return a header and a line per image, probabilities in full.
 
     A name or reason that a spreadsheet would take for a formula has an apostrophe before it, which tells the
@@ -219,36 +219,36 @@ def csv_text(rows: list[FilmRow]) -> str:
     return file.getvalue()
 
 
-def table(rows: list[FilmRow]) -> str:
+def table(rows: list[ImageRow]) -> str:
     """Return HTML of the counts, a link that holds the CSV file, and a line per image. Names are escaped."""
     link = (
-        '<a class="csv" download="films.csv" href="data:text/csv;charset=utf-8;base64,'
+        '<a class="csv" download="images.csv" href="data:text/csv;charset=utf-8;base64,'
         f'{base64.b64encode(csv_text(rows).encode()).decode()}">Download as CSV</a>'
     )
     heads = "".join(
         f'<th scope="col" aria-sort="none" data-kind="{kind}" data-first="{first}">'
         f'<button type="button">{head} <span class="arrow" aria-hidden="true"></span></button></th>'
         for head, kind, first in (
-            ("Film", "text", "ascending"),
+            ("Image", "text", "ascending"),
             ("Decision", "number", "ascending"),
             ("Probability of pneumonia", "number", "descending"),
         )
     )
     return (
-        f'<div class="films"><div class="summary"><p role="status">{escape(summary(rows))}</p>{link}</div>'
-        '<div class="frame" role="region" aria-label="Films" tabindex="0"><table>'
+        f'<div class="images"><div class="summary"><p role="status">{escape(summary(rows))}</p>{link}</div>'
+        '<div class="frame" role="region" aria-label="Images" tabindex="0"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(map(_line, rows))}</tbody></table></div></div>"
     )
 
 
-def _line(row: FilmRow) -> str:
+def _line(row: ImageRow) -> str:
     picture = f'<img src="{row.thumbnail}" alt="" width="48" height="48">' if row.thumbnail else ""
     reason = f'<span class="reason">{escape(row.reason)}</span>' if row.reason else ""
     probability, shown = "", ""
     if row.probability is not None:
         probability, shown = row.probability, escape(percent(row.probability))
     return (
-        f'<tr><th scope="row" data-key="{escape(row.file)}"><div class="film">'
+        f'<tr><th scope="row" data-key="{escape(row.file)}"><div class="image">'
         f'<div class="picture">{picture}</div>'
         f"<div>{escape(row.file)}</div></div></th>"
         f'<td data-key="{list(WORDS).index(row.decision)}">'

@@ -1,7 +1,7 @@
 """The out-of-distribution check ("gate"): fitted after training, and asked of every image.
 
 By what the stages of a network make of an image, by its layout, and by signs of its file. A network answers
-"pneumonia" or "normal" to a cat, too; the gate knows nothing of those answers.
+"pneumonia" or "normal" to a cat, too; the OOD check knows nothing of those answers.
 """
 
 import logging
@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save
 from scipy.stats import t as students
 from sklearn.decomposition import PCA
 
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.data.film import few_grays
-from hf_pneumonia.data.filmset import FilmSet
+from hf_pneumonia.data.images import few_grays
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import wilson
 from hf_pneumonia.modeling.augment import Augment
@@ -32,41 +32,41 @@ from hf_pneumonia.modeling.build import network_input
 
 logger = logging.getLogger(__name__)
 
-GATE = "gate.safetensors"
+OOD_FILE = "gate.safetensors"
 
-_HUES = 3.0  # differs in hue from what any film has (hue_spread)
-# Grays between the 1st and the 99th percentile below which a film is blank; a dark film has 60 and more.
+_HUES = 3.0  # differs in hue from what any image has (hue_spread)
+# Grays between the 1st and the 99th percentile below which an image is blank; a dark image has 60 and more.
 _FLAT = 12
 
-_FILM_MODALITIES = {"CR", "DX", "RG", "RF"}
+_IMAGE_MODALITIES = {"CR", "DX", "RG", "RF"}
 _CHEST = {"CHEST", "THORAX", "LUNG", "RIB", "HEART"}
 _SIDE_VIEWS = {"LL", "RL", "LATERAL", "LLD", "RLD"}
 
 # Sides of the thumbnail that layout is judged by: coarse, so that ribs do not matter and their place does.
 _LAYOUT = 16
-_FRAME_GRAYS = 12  # that a line of a frame may span: compression and resizing let the film run into it
+_FRAME_GRAYS = 12  # that a line of a frame may span: compression and resizing let the image run into it
 # Fields a side in which the middle stage is looked at: what is where, and not only how much (docs/LOG.md).
 _FIELDS = 4
 
-# Films that the statistics are taken of, drawn from each split where it has more: enough for 64 directions.
-_FILMS = 1024
+# Images that the statistics are taken of, drawn from each split where it has more: enough for 64 directions.
+_IMAGES = 1024
 _DIRECTIONS = 64
 
-# Films of one hospital are alike in exposure, and those of another are chest films too: each counts as it is,
+# Images of one hospital are alike in exposure, and those of another are chest X-rays too: each counts as it is,
 # and once varied. Turned and moved ones pass anyway.
 _VARIED = {"exposure": 0.3, "blur": 0.7, "noise": 0.03}
 
-# Widest frame that a varied film is put into, as a share of the side: exports and screenshots have some.
+# Widest frame that a varied image is put into, as a share of the side: exports and screenshots have some.
 _FRAME = 0.08
 
-# Share of validation's films, as they are and varied, above each limit; and the margin on top of it: films of
+# Share of validation's images, as they are and varied, above each limit; and the margin on top of it: images of
 # another scanner lie further out than validation's.
 _REFUSED, _MARGIN = 0.0025, 1.1
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A Gaussian of few directions, and what lies across them: principal components of training films."""
+    """A Gaussian of few directions, and what lies across them: principal components of training images."""
 
     mean: np.ndarray  # (d,)
     scale: np.ndarray  # (d,), by which numbers less mean are divided
@@ -83,15 +83,15 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Statistics of the films that a network was trained on."""
+class OODCheck:
+    """Statistics of the images that a network was trained on."""
 
     layout: Spread  # of their thumbnails
     stages: tuple[Spread, ...]  # of what the network's stages make of them, from `watch_stages`
     limits: np.ndarray  # (1 + stages,) distances from which on a picture is refused
 
     def distances(self, squares: np.ndarray, statistics: list[np.ndarray]) -> np.ndarray:
-        """(n, 1 + stages) how far pictures lie from films in layout and in each stage: the geometric mean of
+        """(n, 1 + stages) how far pictures lie from images in layout and in each stage: the geometric mean of
         the two distances of `Spread`, so that neither decides alone. Args: as `scores`."""
         numbers = [layout_numbers(squares), *statistics]
         spreads = (self.layout, *self.stages)
@@ -100,7 +100,7 @@ class Gate:
         return np.stack([np.sqrt(one.clip(1e-9).prod(1)) for one in both], axis=1)
 
     def scores(self, squares: np.ndarray, statistics: list[np.ndarray]) -> np.ndarray:
-        """Return (n,) float64, how far from chest films pictures are; refused above 1.
+        """Return (n,) float64, how far from chest X-rays pictures are; refused above 1.
 
         Args:
             squares: (n, s, s) uint8, the network's input.
@@ -118,20 +118,20 @@ class Gate:
 
     def save(self, folder: Path) -> None:
         """Write gate.safetensors into a model's folder."""
-        with written_whole(folder / GATE) as aside:
+        with written_whole(folder / OOD_FILE) as aside:
             aside.write_bytes(save(self.tensors()))
 
 
-def load_gate(folder: Path) -> Gate | None:
-    """Return the gate beside a model; None where it has none.
+def load_ood_check(folder: Path) -> OODCheck | None:
+    """Return the OOD check beside a model; None where it has none.
 
     Raises:
         UsageError: the file is damaged.
     """
-    if not (folder / GATE).is_file():
+    if not (folder / OOD_FILE).is_file():
         return None
     try:
-        tensors = load_file(folder / GATE)
+        tensors = load_file(folder / OOD_FILE)
         for name, tensor in tensors.items():
             least = 0 if name.endswith(("limits", "scale", "variances")) else -np.inf
             if not np.isfinite(tensor).all() or not (tensor > least).all():
@@ -147,10 +147,10 @@ def load_gate(folder: Path) -> Gate | None:
                 raise ValueError("its tensors have other shapes than expected")
         if tensors["limits"].shape != (1 + count,):
             raise ValueError(f"expected {1 + count} limits")
-        return Gate(layout, tuple(stages), tensors["limits"])
+        return OODCheck(layout, tuple(stages), tensors["limits"])
     # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder.name}: its {GATE} is damaged: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{folder.name}: its {OOD_FILE} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def layout_numbers(squares: np.ndarray) -> np.ndarray:
@@ -173,28 +173,28 @@ def _without_frame(square: np.ndarray) -> np.ndarray:
     return square[kept[0], kept[1]]
 
 
-def image_problem(film: Image.Image, square: np.ndarray | None = None) -> str:
-    """Return why a picture is no chest film, by its file and its grays; "" where nothing says so.
+def image_problem(image: Image.Image, square: np.ndarray | None = None) -> str:
+    """Return why a picture is no chest X-ray, by its file and its grays; "" where nothing says so.
 
     Args:
-        film: of mode 'L' at its full size, with `info` as `read_film` leaves it.
+        image: of mode 'L' at its full size, with `info` as `read_image` leaves it.
         square: (s, s) uint8, the same at the network's size, which is counted faster.
     """
-    hues, modality, part, view = (film.info.get(name) for name in ("hues", "modality", "body_part", "view"))
+    hues, modality, part, view = (image.info.get(name) for name in ("hues", "modality", "body_part", "view"))
     if isinstance(hues, float) and hues > _HUES:
-        return "a colour picture, and chest films are gray"
-    if modality in MODALITIES and modality not in _FILM_MODALITIES:
+        return "a colour picture, and chest X-rays are gray"
+    if modality in MODALITIES and modality not in _IMAGE_MODALITIES:
         return f"its DICOM header says {MODALITIES[modality]}"
     if part in BODY_PARTS and part not in _CHEST:
         return f"its DICOM header says {part.lower()}"
     if view in _SIDE_VIEWS:
         return "its DICOM header says that it is a side view"
-    levels = film.histogram() if square is None else np.bincount(square.ravel(), minlength=256)
+    levels = image.histogram() if square is None else np.bincount(square.ravel(), minlength=256)
     levels = np.cumsum(levels)
     low, high = np.searchsorted(levels, [0.01 * levels[-1], 0.99 * levels[-1]])
     if high - low < _FLAT:
         return "blank: it has hardly any contrast"
-    return "it has two or three grays, as masks have" if few_grays(film) else ""
+    return "it has two or three grays, as masks have" if few_grays(image) else ""
 
 
 @contextmanager
@@ -242,82 +242,84 @@ def stage_statistics(model: torch.nn.Module, squares: np.ndarray, batch_size: in
 
     Args:
         model: with timm's network as `timm_model`; left in evaluation mode.
-        squares: (n, s, s) uint8, from 1 film.
-        batch_size: films per forward pass.
+        squares: (n, s, s) uint8, from 1 image.
+        batch_size: images per forward pass.
     """
     model.eval()
     device = next(model.parameters()).device
     batches = []
     for start in range(0, len(squares), batch_size):
-        films = torch.from_numpy(np.array(squares[start : start + batch_size])).to(device)
+        images = torch.from_numpy(np.array(squares[start : start + batch_size])).to(device)
         with watch_stages(model.timm_model) as kept:
-            model(network_input(films))
+            model(network_input(images))
         batches.append([one.cpu().numpy() for one in kept])
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def make_gate(model: torch.nn.Module, films: FilmSet, batch_size: int) -> Gate | None:
-    """Fit a gate on the training films, its limits on validation's.
+def make_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> OODCheck | None:
+    """Fit an OOD check on the training images, its limits on validation's.
 
     Args:
         model: the network as it is saved, on any device.
-        films: the splits; their films at the network's input size.
-        batch_size: films per forward pass.
+        cohort: the splits; their images at the network's input size.
+        batch_size: images per forward pass.
 
     Returns:
-        None where the network's stages can't be watched, or there are fewer than 32 films to train and 8 to
+        None where the network's stages can't be watched, or there are fewer than 32 images to train and 8 to
         validate.
     """
-    rows = [films.rows(split) for split in ("train", "validation")]
-    train, validation = (np.sort(np.random.default_rng(0).permutation(one)[:_FILMS]) for one in rows)
+    rows = [cohort.rows(split) for split in ("train", "validation")]
+    train, validation = (np.sort(np.random.default_rng(0).permutation(one)[:_IMAGES]) for one in rows)
     if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
         logger.warning("no out-of-distribution check: it needs 32 images to train, 8 to validate, and stages")
         return None
     try:
-        stage_statistics(model, films.store[train[:1]], 1)
+        stage_statistics(model, cohort.cache[train[:1]], 1)
     # A few architectures list stages that are no modules, or give no maps; the training is done, and is kept.
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         kind = type(model.timm_model).__name__
-        logger.warning("no gate: the stages of %s can't be watched (%s)", kind, error)
+        logger.warning("no OOD check: the stages of %s can't be watched (%s)", kind, error)
         return None
 
     def seen(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        plain = films.store[rows]
+        plain = cohort.cache[rows]
         both = np.concatenate([plain, _framed(_varied(plain))])
         return both, stage_statistics(model, both, batch_size)
 
-    return fit_gate(seen(train), seen(validation))
+    return fit_ood_check(seen(train), seen(validation))
 
 
-def fit_gate(
+def fit_ood_check(
     train: tuple[np.ndarray, list[np.ndarray]], validation: tuple[np.ndarray, list[np.ndarray]]
-) -> Gate:
-    """Take the statistics of training films, and limits of validation's, which did not train the network.
+) -> OODCheck:
+    """Take the statistics of training images, and limits of validation's, which did not train the network.
 
-    A limit is the conformal quantile of validation's films at `1 - _REFUSED`, or what Student's distribution
-    of their logarithms foretells for the next film where that is more (it is where they are few), times
+    A limit is the conformal quantile of validation's images at `1 - _REFUSED`, or what Student's distribution
+    of their logarithms foretells for the next image where that is more (it is where they are few), times
     `_MARGIN`.
 
     Args:
         train, validation: squares (n, s, s) uint8, and the statistics of `watch_stages`.
     """
     layout, *stages = map(_spread, [layout_numbers(train[0]), *train[1]])
-    gate = Gate(layout, tuple(stages), np.ones(1 + len(stages)))
-    return replace(gate, limits=np.array([_limit(column) for column in gate.distances(*validation).T]))
+    ood_check = OODCheck(layout, tuple(stages), np.ones(1 + len(stages)))
+    return replace(
+        ood_check, limits=np.array([_limit(column) for column in ood_check.distances(*validation).T])
+    )
 
 
-def check_gate(gate: Gate, model: torch.nn.Module, films: FilmSet, batch_size: int) -> dict:
-    """Count the chest films of validation and test that a gate refuses; args as for `make_gate`.
+def measure_ood_check(ood_check: OODCheck, model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
+    """Count the chest X-rays of validation and test that an OOD check refuses; args as for `make_ood_check`.
 
     Returns:
-        `films`: by split, how many `films` were `refused`, and their `share` with Wilson's interval.
+        `images`: by split, how many `images` were `refused`, and their `share` with Wilson's interval.
         benchmarks/ood.py asks about other pictures.
     """
     found = {}
     for split in ("validation", "test"):
-        rows = films.rows(split)
-        squares, hues = films.store[rows], films.store.facts["hues"][rows]
-        refused = gate.scores(squares, stage_statistics(model, squares, batch_size)) > 1
+        rows = cohort.rows(split)
+        squares, hues = cohort.cache[rows], cohort.cache.facts["hues"][rows]
+        refused = ood_check.scores(squares, stage_statistics(model, squares, batch_size)) > 1
         for number, square in enumerate(squares):
             picture = Image.fromarray(square)
             picture.info["hues"] = float(hues[number])
@@ -329,7 +331,7 @@ def check_gate(gate: Gate, model: torch.nn.Module, films: FilmSet, batch_size: i
 
 
 def _varied(squares: np.ndarray) -> np.ndarray:
-    """The same films in other exposures, blurred and noisy, by draws of its own: no other draw is changed."""
+    """The same images in other exposures, blurred and noisy, by draws of its own: no other draw is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = torch.from_numpy(squares).split(256)
@@ -338,15 +340,15 @@ def _varied(squares: np.ndarray) -> np.ndarray:
 
 
 def _framed(squares: np.ndarray) -> np.ndarray:
-    """The same films, every second one in a frame, mostly black, of a width for each side of it."""
+    """The same images, every second one in a frame, mostly black, of a width for each side of it."""
     rng, size = np.random.default_rng(0), squares.shape[1]
     framed = squares.copy()
     for number in np.flatnonzero(rng.random(len(squares)) < 0.5):
         top, bottom, left, right = (rng.uniform(0, _FRAME, 4) * size).astype(int)
         inner = (size - left - right, size - top - bottom)
-        film = Image.fromarray(squares[number]).resize(inner, Image.Resampling.BICUBIC)
+        image = Image.fromarray(squares[number]).resize(inner, Image.Resampling.BICUBIC)
         framed[number] = 0 if rng.random() < 2 / 3 else 255
-        framed[number, top : size - bottom, left : size - right] = np.asarray(film)
+        framed[number, top : size - bottom, left : size - right] = np.asarray(image)
     return framed
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores, vertical_class
-from hf_pneumonia.data.cache import FilmStore, open_store
+from hf_pneumonia.data.cache import ImageCache, open_cache
 from hf_pneumonia.data.duplicates import COPY, connect
 from hf_pneumonia.data.labels import LABELS, coarse_patient
 from hf_pneumonia.data.manifest import CONFLICT, COPIES, PATIENT, UNREADABLE
 from hf_pneumonia.data.rows import SPLITS
-from hf_pneumonia.data.sources import load_films
+from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
 from hf_pneumonia.errors import UsageError
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FilmSet:
+class Cohort:
     """The images of one or several sources, and what becomes of each.
 
     Attributes:
@@ -44,7 +44,7 @@ class FilmSet:
         notes: what was decided about the splits, a line each.
     """
 
-    store: FilmStore
+    cache: ImageCache
     file: np.ndarray
     source: np.ndarray
     patient_id: np.ndarray
@@ -63,7 +63,7 @@ class FilmSet:
     def vertical_class(self) -> int:
         """Class that a swap of the proportions stretches vertically, by the training images."""
         train = self.rows("train")
-        return vertical_class(self.store.facts["appearance"][train], self.label[train])
+        return vertical_class(self.cache.facts["appearance"][train], self.label[train])
 
     def copy_groups(self) -> list[np.ndarray]:
         """Rows of each group of two or more copies, in order."""
@@ -85,7 +85,7 @@ class FilmSet:
             "left_out": int(np.sum(self.reason != "") - removed[UNREADABLE]),
             "removed": {reason: removed[reason] for reason in (UNREADABLE, COPIES, CONFLICT, PATIENT)},
             "unreadable": [
-                {"file": self.file[row], "reason": reason} for row, reason in self.store.unreadable.items()
+                {"file": self.file[row], "reason": reason} for row, reason in self.cache.unreadable.items()
             ],
             "notes": self.notes,
             "split_sha256": self.fingerprint(),
@@ -103,7 +103,7 @@ class FilmSet:
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def prepare_films(
+def prepare_cohort(
     sources: str | Sequence[str],
     size: int,
     cache_dir: Path,
@@ -115,38 +115,38 @@ def prepare_films(
     uncertain: str = "drop",
     must_split: bool = True,
     one_class: bool = False,
-) -> FilmSet:
+) -> Cohort:
     """Load sources, decode their images once, find copies, and split by patient.
 
     Args:
-        sources, covid, uncertain, one_class: as for `load_films`.
+        sources, covid, uncertain, one_class: as for `load_sources`.
         size: side of the decoded images in pixels.
         cache_dir: for decoded, unpacked and simulated images.
         max_unreadable: largest share of unreadable images that is accepted, 0 to 1.
-        split, split_seed, must_split: as for `settle_films`.
+        split, split_seed, must_split: as for `settle_cohort`.
 
     Raises:
         UsageError: a source can't be used, too many images can't be read, or there are too few to split.
     """
     parse_split(split)  # an error before anything is decoded
-    table = load_films(sources, cache_dir, covid, one_class, uncertain)
-    store = open_store(table["image"], size, cache_dir)
-    _check_readable(store, table["file"], max_unreadable)
-    return settle_films(table, store, split=split, split_seed=split_seed, must_split=must_split)
+    table = load_sources(sources, cache_dir, covid, one_class, uncertain)
+    cache = open_cache(table["image"], size, cache_dir)
+    _check_readable(cache, table["file"], max_unreadable)
+    return settle_cohort(table, cache, split=split, split_seed=split_seed, must_split=must_split)
 
 
-def settle_films(
+def settle_cohort(
     table: Mapping[str, Sequence],
-    store: FilmStore,
+    cache: ImageCache,
     *,
     split: str = "official",
     split_seed: int = 0,
     must_split: bool = True,
-) -> FilmSet:
+) -> Cohort:
     """Decide what becomes of every image: its patient, its copies, its split.
 
     Args:
-        table, store: as `load_films` and `open_store` give them, row by row.
+        table, store: as `load_sources` and `open_cache` give them, row by row.
         split: "official"; shares such as "70/20/10" (`parse_split`); or "shifted": of each class the patients
             whose images look most like the other class are the test split, 20% of the images.
         split_seed: of the splits that are cut, and of the folds by which "shifted" scores the appearance.
@@ -160,21 +160,21 @@ def settle_films(
         np.array(table[column], dtype=object) for column in ("file", "source", "patient_id", "split")
     )
     label = np.array(table["label"])
-    group = _duplicate_groups(store)
+    group = _duplicate_groups(cache)
     honoured = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
-    reason = _settle_copies(store, group, label, honoured, source, file)
+    reason = _settle_copies(cache, group, label, honoured, source, file)
     used = reason == ""
     if must_split and "train" in honoured and not np.any(honoured[used] == "train"):
         raise UsageError(
-            f"none of the {np.sum(honoured == 'train')} training films is left: they are unreadable, copies "
-            "of test films, or contradict each other; `python -m hf_pneumonia audit` shows them"
+            f"none of the {np.sum(honoured == 'train')} training images is left: they are unreadable, copies "
+            "of test images, or contradict each other; `python -m hf_pneumonia audit` shows them"
         )
     patient = _one_patient(patient_id, group)
-    cluster, cut = _clusters(patient_id, group, store), []
+    cluster, cut = _clusters(patient_id, group, cache), []
     assigned = np.full(len(file), "", dtype="<U10")
     try:
         if split == "shifted":
-            cut = _cut_shifted(store, honoured, used, label, cluster, split_seed)
+            cut = _cut_shifted(cache, honoured, used, label, cluster, split_seed)
         assigned[used], notes = assign_splits(
             honoured[used],
             label[used],
@@ -190,20 +190,20 @@ def settle_films(
             raise
         assigned[used], notes = given[used], [f"no splits: {error}"]
     reason[used & (assigned == "")] = PATIENT
-    films = FilmSet(store, file, source, patient_id, patient, label, given, assigned, group, reason, notes)
-    for note in [*_notes_on_copies(films), *notes]:
+    cohort = Cohort(cache, file, source, patient_id, patient, label, given, assigned, group, reason, notes)
+    for note in [*_notes_on_copies(cohort), *notes]:
         logger.info("%s", note)
-    return films
+    return cohort
 
 
 def _cut_shifted(
-    store: FilmStore, split: np.ndarray, used: np.ndarray, label: np.ndarray, cluster: np.ndarray, seed: int
+    cache: ImageCache, split: np.ndarray, used: np.ndarray, label: np.ndarray, cluster: np.ndarray, seed: int
 ) -> list[str]:
     """Set the split of the images that contradict their label most to "test", in place; return a note."""
     rows = np.flatnonzero(used & (split == "train"))
     # By content: sums of floats, and so the last bits of a score, depend on the order.
-    rows = rows[np.argsort(store.facts["sha256"][rows])]
-    scores = appearance_scores(store.facts["appearance"][rows], label[rows], cluster[rows], seed)
+    rows = rows[np.argsort(cache.facts["sha256"][rows])]
+    scores = appearance_scores(cache.facts["appearance"][rows], label[rows], cluster[rows], seed)
     if scores is None:
         raise UsageError(
             f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or cut "
@@ -218,42 +218,42 @@ def _cut_shifted(
     ]
 
 
-def _clusters(patient_id: np.ndarray, group: np.ndarray, store: FilmStore) -> np.ndarray:
+def _clusters(patient_id: np.ndarray, group: np.ndarray, cache: ImageCache) -> np.ndarray:
     """(n,) patients that may be one, by a coarse reading of the ids or by images that are alike: a cut keeps
     them together. Given splits, which would lose images by that, go by the patients themselves.
 
     Named by the least hash of their files: a cut then depends on the images, and not on names or folders.
     """
-    links = np.concatenate([store.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
+    links = np.concatenate([cache.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
     coarse = [coarse_patient(one) for one in patient_id]
     cluster = _one_patient(coarse, connect(len(group), links))
     ids, which = np.unique(cluster.astype(str), return_inverse=True)
     least = np.full(len(ids), b"~", dtype="S64")  # after every hexadecimal digit
-    hashes = store.facts["sha256"]
+    hashes = cache.facts["sha256"]
     for row in hashes.argsort()[::-1]:
-        if row not in store.unreadable:  # which may be equal and still of other patients
+        if row not in cache.unreadable:  # which may be equal and still of other patients
             least[which[row]] = hashes[row]
     return least[which].astype(str)
 
 
-def _check_readable(store: FilmStore, file: Sequence[str], max_unreadable: float) -> None:
-    if not store.unreadable:
+def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: float) -> None:
+    if not cache.unreadable:
         return
-    row, reason = next(iter(store.unreadable.items()))
-    found = f"{len(store.unreadable)} of {len(file)} films can't be read (the first: {file[row]}: {reason})"
-    if len(store.unreadable) > max_unreadable * len(file):
+    row, reason = next(iter(cache.unreadable.items()))
+    found = f"{len(cache.unreadable)} of {len(file)} images can't be read (the first: {file[row]}: {reason})"
+    if len(cache.unreadable) > max_unreadable * len(file):
         raise UsageError(f"{found}; mend or remove them, or allow them with --max_unreadable 1")
     logger.warning("%s; they are left out and listed in the report", found)
 
 
-def _duplicate_groups(store: FilmStore) -> np.ndarray:
+def _duplicate_groups(cache: ImageCache) -> np.ndarray:
     """(n,) lowest row of the copies of one image, by their bytes or by their pixels."""
-    pairs, correlation = store.copies()
-    hashes = store.facts["sha256"]
+    pairs, correlation = cache.copies()
+    hashes = cache.facts["sha256"]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)
     # Equal bytes of unreadable files (empty ones, say) join nobody.
-    same_bytes = np.delete(same_bytes, list(store.unreadable), axis=0)
+    same_bytes = np.delete(same_bytes, list(cache.unreadable), axis=0)
     return connect(len(hashes), np.concatenate([pairs[correlation >= COPY], same_bytes]))
 
 
@@ -268,7 +268,7 @@ def _one_patient(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
 
 
 def _settle_copies(
-    store: FilmStore,
+    cache: ImageCache,
     group: np.ndarray,
     label: np.ndarray,
     split: np.ndarray,
@@ -276,8 +276,8 @@ def _settle_copies(
     file: np.ndarray,
 ) -> np.ndarray:
     """(n,) reason for every image that is not used because it is unreadable or because of its copies."""
-    facts, reason = store.facts, np.full(len(group), "", dtype=object)
-    reason[list(store.unreadable)] = UNREADABLE
+    facts, reason = cache.facts, np.full(len(group), "", dtype=object)
+    reason[list(cache.unreadable)] = UNREADABLE
 
     def preference(row: int) -> tuple:
         """Of the best split the largest image, then by content: never by the place in the list."""
@@ -311,10 +311,10 @@ def _rows_of_groups(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
-def _notes_on_copies(films: FilmSet) -> list[str]:
+def _notes_on_copies(cohort: Cohort) -> list[str]:
     notes = []
-    if copies := int(np.sum(films.reason == COPIES)):
-        notes.append(f"left out {copies} films that are copies of others: each film counts once")
-    if conflicting := int(np.sum(films.reason == CONFLICT)):
-        notes.append(f"left out {conflicting} films with copies of another label")
+    if copies := int(np.sum(cohort.reason == COPIES)):
+        notes.append(f"left out {copies} images that are copies of others: each image counts once")
+    if conflicting := int(np.sum(cohort.reason == CONFLICT)):
+        notes.append(f"left out {conflicting} images with copies of another label")
     return notes

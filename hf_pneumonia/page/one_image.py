@@ -1,4 +1,4 @@
-"""The tab "One film": an image in, and the answer, the image and the trade-off out.
+"""The tab "One image": an image in, and the answer, the image and the trade-off out.
 
 The browser keeps the last answer, so that the slider needs no forward pass. The server keeps the image and
 its pictures as files, for some minutes, and no answer.
@@ -14,8 +14,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from hf_pneumonia.errors import UnreadableFilm, UsageError
-from hf_pneumonia.inference.prediction import REFUSED, FilmClassifier
+from hf_pneumonia.errors import UnreadableImage, UsageError
+from hf_pneumonia.inference.prediction import REFUSED, Classifier
 from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
 from hf_pneumonia.page.examples import Example, gallery_html
 from hf_pneumonia.page.trade_off import (
@@ -40,12 +40,12 @@ _ZIP = b"PK\3\4"  # a zip file begins so
 
 
 def look_at(
-    classifier: FilmClassifier, film: Image.Image, name: str, heat_map: bool, note: str = ""
+    classifier: Classifier, image: Image.Image, name: str, heat_map: bool, note: str = ""
 ) -> tuple[dict[str, Any], Any]:
     """Classify an image for `card_html` and the viewer.
 
     Args:
-        film: of mode 'L'.
+        image: of mode 'L'.
         name: its name for the person.
         heat_map: whether the network can give one.
         note: to stand with the answer.
@@ -53,19 +53,19 @@ def look_at(
     Returns:
         The answer for `card_html` as plain values, since the browser keeps it, and the viewer's value.
     """
-    prediction = classifier(film, heat_map=heat_map)
+    prediction = classifier(image, heat_map=heat_map)
     refused = prediction.decision if prediction.decision in REFUSED else ""
     said = {
         "name": name, "note": note, "probability": prediction.probability, "refused": refused,
         "reason": prediction.reason,
     }  # fmt: skip
     if refused:
-        return said, viewer_value(film, None, f"Without a heat map: {refused}.")
-    return said, viewer_value(film, prediction.heat_map)
+        return said, viewer_value(image, None, f"Without a heat map: {refused}.")
+    return said, viewer_value(image, prediction.heat_map)
 
 
 def card_html(
-    classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: Classifier, said: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
     """Return the content of `answer_panel`.
 
@@ -78,7 +78,7 @@ def card_html(
     if not said:
         return ""
     name = said.get("name", "")
-    lines = [name and f"Film: {name}"]
+    lines = [name and f"Image: {name}"]
     if "problem" in said:
         return f"<p>{escape(said['problem'])}</p>" + _quiet(lines)
     probability = said["probability"]
@@ -94,7 +94,7 @@ def card_html(
 
 
 def short_html(
-    classifier: FilmClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: Classifier, said: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
     """Return the answer in one line, for under the slider where a phone has no room for the card beside it.
 
@@ -107,34 +107,34 @@ def short_html(
     decision = _decision(classifier, said, threshold, force)
     line = prediction_line(decision, probability).partition(" (")[0].removeprefix("Prediction: ")
     of_it = "" if decision in REFUSED else f" (probability of pneumonia: {percent(probability)})"
-    return f"<p>{escape(f'This film: {line}{of_it}')}</p>"
+    return f"<p>{escape(f'This image: {line}{of_it}')}</p>"
 
 
 def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
     """Read an uploaded image.
 
     Raises:
-        UnreadableFilm: by `read`; or it is a zip file, and those are read by another tab.
+        UnreadableImage: by `read`; or it is a zip file, and those are read by another tab.
     """
     with open(path, "rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
-            raise UnreadableFilm('a zip file: the tab "Many films" reads it')
+            raise UnreadableImage('a zip file: the tab "Many images" reads it')
     return read(path)
 
 
-def one_film_tab(
-    classifier: FilmClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
+def one_image_tab(
+    classifier: Classifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
     """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
     settings = settings_of(classifier)
     own = own_setting(settings, classifier.threshold)
     heat_map = classifier.makes_heat_maps()
 
-    def answer(choice: Any, name: str, note: str, film: Callable[[], Image.Image]) -> dict[str, Any]:
+    def answer(choice: Any, name: str, note: str, image: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            said, view = look_at(classifier, film(), name, heat_map, note)
-        except UnreadableFilm as error:
-            said, view = {"problem": f"This file can't be read as a film: {error}", "name": name}, None
+            said, view = look_at(classifier, image(), name, heat_map, note)
+        except UnreadableImage as error:
+            said, view = {"problem": f"This file can't be read as an image: {error}", "name": name}, None
         except UsageError as error:
             said, view = {"problem": f"The model gave no answer: {error}", "name": name}, None
         return {"choice": choice, "said": said, "view": view}
@@ -152,7 +152,7 @@ def one_film_tab(
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise UsageError("there is no such example")
         example, choice = examples[number], getattr(event, "choice", None)
-        return answer(choice, example.caption, example.note, lambda: example.film)
+        return answer(choice, example.caption, example.note, lambda: example.image)
 
     @errors_told()
     def move(
@@ -179,24 +179,24 @@ def one_film_tab(
 
     # Each choice is scored, and the browser knows whether its answer is still awaited.
     scoring = {"show_progress_on": [card], "trigger_mode": "multiple", "api_visibility": "private"}
-    number = "(file) => window.oneFilm.file(file)"
+    number = "(file) => window.oneImage.file(file)"
     # Not preprocessed, which would lose the image's own name.
     chosen = [parts.file, parts.choice]
     of_file = parts.file.upload(from_file, chosen, answered, preprocess=False, js=number, **scoring)
     for done in (of_file, parts.gallery.select(from_example, None, answered, **scoring)):
         # The field is emptied: the next image can be dropped where this one was.
-        show = "(answer) => window.oneFilm.show(answer)"
+        show = "(answer) => window.oneImage.show(answer)"
         shown = done.then(None, answered, [said, view, parts.file], js=show, **_AT_ONCE)
         # By where the slider is now, and not where it was when the image was sent.
         then_check(shown.then(move, setting, moved, **_AT_ONCE))
-        fail = "() => window.oneFilm.fail('No answer came. Try again.')"
+        fail = "() => window.oneImage.fail('No answer came. Try again.')"
         done.failure(None, None, [said, card, parts.file], js=fail, **_AT_ONCE)
     # With a new choice the last image goes, though the new one may never come.
     empty = "() => [null, null, '', '', null]"
     parts.gallery.input(None, None, [said, view, card, short, answered], js=empty, **_AT_ONCE)
     everything = [parts.slider, parts.prevalence, parts.force, parts.file, said, view, answered, *moved]
     as_new = json.dumps([own, USUAL_PREVALENCE, False, None, None, None, None, *fresh])
-    clear = f"() => {{ window.oneFilm.clear(); return {as_new}; }}"
+    clear = f"() => {{ window.oneImage.clear(); return {as_new}; }}"
     parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
     sliding = {"trigger_mode": "always_last", **_AT_ONCE}
     then_check(
@@ -216,26 +216,26 @@ def _parts(
 ) -> SimpleNamespace:
     """The tab's components in their places."""
     parts = SimpleNamespace()
-    with gr.Row(elem_id="one-film"):
-        with gr.Column(elem_id="film-input"):
-            parts.file = gr.File(label="Chest film", file_count="single", height=132, elem_id="film-file")
+    with gr.Row(elem_id="one-image"):
+        with gr.Column(elem_id="image-input"):
+            parts.file = gr.File(label="Chest X-ray", file_count="single", height=132, elem_id="image-file")
             _html(f'<p class="quiet">{_WAYS_IN}</p>')
             parts.gallery = _html(
                 gallery_html(examples),
-                js_on_load=Path(__file__).with_name("one_film.js").read_text(encoding="utf-8"),
-                elem_id="film-examples",
+                js_on_load=Path(__file__).with_name("one_image.js").read_text(encoding="utf-8"),
+                elem_id="image-examples",
                 points=[f"Operating point {in_words(setting.threshold)}" for setting in settings],
             )
-            parts.clear = gr.Button("Clear", size="sm", elem_id="film-clear")
-        with gr.Column(elem_id="film-answer"):
+            parts.clear = gr.Button("Clear", size="sm", elem_id="image-clear")
+        with gr.Column(elem_id="image-answer"):
             parts.said, parts.choice = (gr.JSON(visible=False) for _ in range(2))
             parts.answered = gr.HTML(visible=False)  # of gr.JSON Gradio does not serve the files
             parts.card = answer_panel()
             parts.force = gr.Checkbox(
-                label="Answer also for an image that is refused, with a warning", elem_id="film-force"
+                label="Answer also for an image that is refused, with a warning", elem_id="image-force"
             )
             parts.view = viewer()
-        with gr.Column(elem_id="film-trade-off"):
+        with gr.Column(elem_id="image-trade-off"):
             movable = len(settings) > 1
             _html("<h2>Sensitivity against specificity</h2>")
             parts.slider = gr.Slider(
@@ -246,7 +246,7 @@ def _parts(
                 label="Operating point: sensitive to specific",
                 visible=movable,
                 buttons=[],
-                elem_id="film-setting",
+                elem_id="image-setting",
             )
             _html(
                 '<div class="ends" aria-hidden="true"><span>finds more</span><span>clears more</span></div>',
@@ -254,19 +254,19 @@ def _parts(
             )
             # The region has to be there before its content for a screen reader to notice it.
             live = '<div aria-live="polite">${value || ""}</div>'
-            parts.short = _html("", html_template=live, visible=movable, elem_id="film-short")
-            parts.of_setting = _html(of_setting, elem_id="film-found")
+            parts.short = _html("", html_template=live, visible=movable, elem_id="image-short")
+            parts.of_setting = _html(of_setting, elem_id="image-found")
             parts.back = gr.Button(
-                "Back to the model's operating point", size="sm", visible=movable, elem_id="film-back"
+                "Back to the model's operating point", size="sm", visible=movable, elem_id="image-back"
             )
             parts.prevalence = gr.Number(
                 USUAL_PREVALENCE,
-                label="Prevalence where you are, in percent of films",
+                label="Prevalence where you are, in percent of images",
                 step=1,
                 visible=bool(settings),
-                elem_id="film-prevalence",
+                elem_id="image-prevalence",
             )
-            parts.worth = _html(worth, elem_id="film-worth")
+            parts.worth = _html(worth, elem_id="image-worth")
     return parts
 
 
@@ -274,7 +274,7 @@ def _html(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _decision(classifier: FilmClassifier, said: dict[str, Any], threshold: float, force: bool) -> str:
+def _decision(classifier: Classifier, said: dict[str, Any], threshold: float, force: bool) -> str:
     if said.get("refused") and not force:
         return said["refused"]
     return classifier.decide(said["probability"], None if threshold == classifier.threshold else threshold)

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.data.filmset import CONFLICT, PATIENT, UNREADABLE, prepare_films, settle_films
+from hf_pneumonia.data.cohort import CONFLICT, PATIENT, UNREADABLE, prepare_cohort, settle_cohort
 from hf_pneumonia.errors import UsageError
 
 
-def test_the_counts_are_those_of_the_folder_and_unreadable_films_are_listed_by_name(film_folder, tmp_path):
+def test_the_counts_are_those_of_the_folder_and_unreadable_images_are_listed_by_name(image_folder, tmp_path):
     folder = tmp_path / "films"
-    shutil.copytree(film_folder, folder)
+    shutil.copytree(image_folder, folder)
     victims = [*sorted((folder / "train").glob("*/*"))[:2], *sorted((folder / "test").glob("*/*"))[-2:]]
     for path in victims:
         path.write_bytes(path.read_bytes()[:200])
-    films = prepare_films(str(folder), 32, tmp_path)
-    counts = films.counts()
+    cohort = prepare_cohort(str(folder), 32, tmp_path)
+    counts = cohort.counts()
     assert counts["splits"] == {
         "train": {"films": 83, "patients": 78, "classes": {"NORMAL": 38, "PNEUMONIA": 45}},
         "validation": {"films": 20, "patients": 20, "classes": {"NORMAL": 10, "PNEUMONIA": 10}},
@@ -23,16 +23,16 @@ def test_the_counts_are_those_of_the_folder_and_unreadable_films_are_listed_by_n
     }
     assert counts["left_out"] == 0
     assert {entry["file"] for entry in counts["unreadable"]} == set(map(str, victims))
-    assert len(films.rows("test")) == 28 and set(films.split[films.rows("test")]) == {"test"}
-    with pytest.raises(UsageError, match="4 of 135 films can't be read.*--max_unreadable"):
-        prepare_films(str(folder), 32, tmp_path, max_unreadable=0.02)
+    assert len(cohort.rows("test")) == 28 and set(cohort.split[cohort.rows("test")]) == {"test"}
+    with pytest.raises(UsageError, match="4 of 135 images can't be read.*--max_unreadable"):
+        prepare_cohort(str(folder), 32, tmp_path, max_unreadable=0.02)
 
 
 TRIO = ("train", "validation", "test")
 
 
 class _Store:
-    """What the rules need of a store: hashes, sizes and appearance, who is alike, and what can't be read."""
+    """What the rules need of a cache: hashes, sizes and appearance, who is alike, and what can't be read."""
 
     def __init__(self, sha256, width, pairs, correlation, unreadable, appearance=0):
         kinds = [("sha256", "S64"), ("width", "i4"), ("height", "i4"), ("appearance", "f4", 4)]
@@ -53,17 +53,17 @@ SPLITS = [("train",), ("train", "train", "test"), TRIO, ("train", "train", "test
 
 
 def _sources(rng):
-    """A table of films and copies, as a dictionary; `film` says what is a copy of what, `bytes` which copies
+    """A table of images and copies, as a dictionary; `image` says what is a copy of what, `bytes` which copies
     are byte for byte. Splits, labels, patients and sources of copies differ as they like."""
     distinct = rng.integers(60, 151)
-    film = np.concatenate([np.arange(distinct), rng.integers(distinct, size=rng.integers(61))])
-    n = len(film)
-    child = rng.integers(rng.choice([30, 100, 1000]), size=distinct)[film]
+    image = np.concatenate([np.arange(distinct), rng.integers(distinct, size=rng.integers(61))])
+    n = len(image)
+    child = rng.integers(rng.choice([30, 100, 1000]), size=distinct)[image]
     label = (child % 2) ^ (rng.random(n) < rng.choice([0, 0.05, 0.3]))
     renamed = rng.random(n) < 0.2
     given = rng.choice(SPLITS[rng.integers(4)], n)
     return {
-        "film": film,
+        "image": image,
         "bytes": rng.integers(rng.choice([1, 3]), size=n),
         "width": rng.choice([100, 200, 300], n),
         "unreadable": rng.random(n) < rng.choice([0, 0.05]),
@@ -75,121 +75,125 @@ def _sources(rng):
     }
 
 
-def _run(films, order=None, **options):
-    """The table in some order -> what becomes of each film, in the table's own order; None where it can't
-    be split. Alike are a film's versions in a chain, and some strangers nearly."""
-    rows = np.arange(len(films["film"])) if order is None else order
-    films = {name: column[rows] for name, column in films.items()}
-    unreadable = np.flatnonzero(films["unreadable"])
+def _run(images, order=None, **options):
+    """The table in some order -> what becomes of each image, in the table's own order; None where it can't
+    be split. Alike are an image's versions in a chain, and some strangers nearly."""
+    rows = np.arange(len(images["image"])) if order is None else order
+    images = {name: column[rows] for name, column in images.items()}
+    unreadable = np.flatnonzero(images["unreadable"])
     # All damaged files are empty, and so the same: that must join nobody.
-    named = [f"{film}-{version}" for film, version in zip(films["film"], films["bytes"], strict=True)]
-    sha = np.where(films["unreadable"], "empty", named)
+    named = [f"{image}-{version}" for image, version in zip(images["image"], images["bytes"], strict=True)]
+    sha = np.where(images["unreadable"], "empty", named)
     pairs, correlation = [], []
-    for one in np.unique(films["film"]):
-        same = np.setdiff1d(np.flatnonzero(films["film"] == one), unreadable)
+    for one in np.unique(images["image"]):
+        same = np.setdiff1d(np.flatnonzero(images["image"] == one), unreadable)
         pairs += zip(same[:-1], same[1:], strict=True)
         correlation += [0.9] * max(len(same) - 1, 0)
     back = np.argsort(rows)
-    pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same films in any order
-    correlation += [0.87 if films["film"][low] != films["film"][high] else 0.9 for low, high in pairs[-2:]]
-    appearance = np.random.default_rng(0).normal(size=(films["film"].max() + 1, 4))[films["film"]]
-    store = _Store(sha, films["width"], pairs, correlation, unreadable, appearance)
-    table = {name: films[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
+    pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same images in any order
+    correlation += [
+        0.87 if images["image"][low] != images["image"][high] else 0.9 for low, high in pairs[-2:]
+    ]
+    appearance = np.random.default_rng(0).normal(size=(images["image"].max() + 1, 4))[images["image"]]
+    cache = _Store(sha, images["width"], pairs, correlation, unreadable, appearance)
+    table = {name: images[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
     try:
-        found = settle_films(table, store, **options)
+        found = settle_cohort(table, cache, **options)
     except UsageError:
         return None
     return found.split[back], found.reason[back], found.fingerprint()
 
 
-def _groups(films):
-    """Rows of the readable versions of each film."""
-    readable = ~films["unreadable"]
-    return [np.flatnonzero(readable & (films["film"] == one)) for one in np.unique(films["film"][readable])]
+def _groups(images):
+    """Rows of the readable versions of each image."""
+    readable = ~images["unreadable"]
+    return [
+        np.flatnonzero(readable & (images["image"] == one)) for one in np.unique(images["image"][readable])
+    ]
 
 
-def _children(films):
-    """Patients joined where they share a readable film, by brute force."""
-    child = {patient: {patient} for patient in films["patient_id"]}
-    for rows in _groups(films):
-        joined = set().union(*(child[patient] for patient in films["patient_id"][rows]))
+def _children(images):
+    """Patients joined where they share a readable image, by brute force."""
+    child = {patient: {patient} for patient in images["patient_id"]}
+    for rows in _groups(images):
+        joined = set().union(*(child[patient] for patient in images["patient_id"][rows]))
         for patient in joined:
             child[patient] = joined
-    return np.array([min(child[patient]) for patient in films["patient_id"]])
+    return np.array([min(child[patient]) for patient in images["patient_id"]])
 
 
 @pytest.fixture(scope="module")
 def cases():
-    """Tables of films, how they are split, the seed, and what becomes of them."""
+    """Tables of images, how they are split, the seed, and what becomes of them."""
     found = []
     for seed in range(60):
-        films = _sources(np.random.default_rng(seed))
+        images = _sources(np.random.default_rng(seed))
         split = ("official", "70/20/10", "1/1/1", "shifted", "official")[seed % 5]
-        if result := _run(films, split=split, split_seed=seed):
-            found.append((films, split, seed, *result))
+        if result := _run(images, split=split, split_seed=seed):
+            found.append((images, split, seed, *result))
     assert len(found) > 40
     return found
 
 
-def test_no_patient_and_no_film_is_in_two_splits_and_no_film_gets_lost(cases):
-    for films, split, _, home, reason, _ in cases:
-        children = _children(films)
-        for rows in [*_groups(films), *(np.flatnonzero(children == one) for one in np.unique(children))]:
+def test_no_patient_and_no_image_is_in_two_splits_and_no_image_gets_lost(cases):
+    for images, split, _, home, reason, _ in cases:
+        children = _children(images)
+        for rows in [*_groups(images), *(np.flatnonzero(children == one) for one in np.unique(children))]:
             assert len(set(home[rows]) - {""}) <= 1
         assert np.array_equal(home == "", reason != "")
-        assert np.array_equal(reason == UNREADABLE, films["unreadable"])
-        for rows in _groups(films):
-            if len(set(films["label"][rows])) == 1:  # one image is kept, or its patient is in another split
+        assert np.array_equal(reason == UNREADABLE, images["unreadable"])
+        for rows in _groups(images):
+            if len(set(images["label"][rows])) == 1:  # one image is kept, or its patient is in another split
                 assert (home[rows] != "").any() or PATIENT in reason[rows]
             assert len(rows) > 1 or reason[rows[0]] in ("", PATIENT)
         if split != "official":
-            assert PATIENT not in reason or "covid" in films["split"]
+            assert PATIENT not in reason or "covid" in images["split"]
 
 
-def test_a_film_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(cases):
+def test_a_image_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(cases):
     best_first = ["test", "validation", "train", "covid"]
-    for films, split, _, home, _, _ in cases:
-        for rows in _groups(films):
+    for images, split, _, home, _, _ in cases:
+        for rows in _groups(images):
             used = rows[home[rows] != ""]
             if "test" not in home[used] or split != "official":
                 assert len(used) <= 1
             if len(used) != 1:
                 continue
             if split == "official":
-                best = min(films["split"][rows], key=best_first.index)
-                rivals = rows[films["split"][rows] == best]
+                best = min(images["split"][rows], key=best_first.index)
+                rivals = rows[images["split"][rows] == best]
             else:  # the splits of the sources count for nothing
-                rivals = rows[films["split"][rows] != "covid"]
-            assert films["width"][used[0]] == films["width"][rivals if len(rivals) else rows].max()
+                rivals = rows[images["split"][rows] != "covid"]
+            assert images["width"][used[0]] == images["width"][rivals if len(rivals) else rows].max()
 
 
-def test_a_test_film_never_gives_way_to_a_film_to_train_on(cases):
+def test_a_test_image_never_gives_way_to_a_image_to_train_on(cases):
     """Of one source all of its test images are kept, of the others none."""
-    for films, split, _, home, _, _ in cases:
-        for rows in _groups(films):
-            in_test = rows[films["split"][rows] == "test"]
+    for images, split, _, home, _, _ in cases:
+        for rows in _groups(images):
+            in_test = rows[images["split"][rows] == "test"]
             if split == "official" and len(in_test):
                 kept = rows[home[rows] != ""]
-                of_one = set(films["source"][kept])
+                of_one = set(images["source"][kept])
                 assert len(of_one) == 1
-                assert set(kept) == {row for row in in_test if films["source"][row] in of_one}
+                assert set(kept) == {row for row in in_test if images["source"][row] in of_one}
 
 
 def test_copies_of_different_labels_teach_nothing_and_are_listed(cases):
-    for films, split, _, home, reason, _ in cases:
-        for rows in _groups(films):
-            if len(set(films["label"][rows])) == 1:
+    for images, split, _, home, reason, _ in cases:
+        for rows in _groups(images):
+            if len(set(images["label"][rows])) == 1:
                 assert CONFLICT not in reason[rows]
-            elif split == "official" and "test" in films["split"][rows]:
+            elif split == "official" and "test" in images["split"][rows]:
                 assert set(home[rows]) <= {"", "test"} and set(reason[rows]) <= {"", CONFLICT}
             else:
                 assert set(home[rows]) == {""} and set(reason[rows]) == {CONFLICT}
 
 
-def test_what_becomes_of_a_film_does_not_depend_on_its_place_in_the_list(cases):
-    for films, split, seed, *found in cases:
-        order = np.random.default_rng(seed).permutation(len(films["film"]))
-        shuffled = _run(films, order, split=split, split_seed=seed)
+def test_what_becomes_of_a_image_does_not_depend_on_its_place_in_the_list(cases):
+    for images, split, seed, *found in cases:
+        order = np.random.default_rng(seed).permutation(len(images["image"]))
+        shuffled = _run(images, order, split=split, split_seed=seed)
         assert all(np.array_equal(one, other) for one, other in zip(found, shuffled, strict=True))
 
 
@@ -210,41 +214,41 @@ def _children_of_a_data_set(count, rng):
 
 
 def test_names_and_folders_change_neither_a_cut_nor_the_fingerprint_and_a_label_does():
-    table, store = _children_of_a_data_set(150, np.random.default_rng(0))
-    films = settle_films(table, store)
+    table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
+    cohort = settle_cohort(table, cache)
     moved = {**table, "file": [f"elsewhere/{name}" for name in table["file"]]}
-    assert settle_films(moved, store).fingerprint() == films.fingerprint()
+    assert settle_cohort(moved, cache).fingerprint() == cohort.fingerprint()
     moved["label"] = [1 - table["label"][0], *table["label"][1:]]
-    assert settle_films(moved, store).fingerprint() != films.fingerprint()
+    assert settle_cohort(moved, cache).fingerprint() != cohort.fingerprint()
     # Each image is a patient of its own, called by its name.
     names = table["file"]
     for split in ("70/20/10", "shifted"):
         tables = [{**table, "file": ids, "patient_id": ids} for ids in (names, names[::-1])]
-        first, second = (settle_films(one, store, split=split) for one in tables)
+        first, second = (settle_cohort(one, cache, split=split) for one in tables)
         assert np.array_equal(first.split, second.split)
 
 
 def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train():
-    table, store = _children_of_a_data_set(150, np.random.default_rng(0))
-    films = settle_films(table, store, split="shifted")
-    logits = store.facts["appearance"].sum(1)  # the best that this appearance can tell
-    contradiction = np.where(films.label == 1, -logits, logits)
-    in_test = films.split == "test"
-    for of_class in (films.label == 0, films.label == 1):
+    table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
+    cohort = settle_cohort(table, cache, split="shifted")
+    logits = cache.facts["appearance"].sum(1)  # the best that this appearance can tell
+    contradiction = np.where(cohort.label == 1, -logits, logits)
+    in_test = cohort.split == "test"
+    for of_class in (cohort.label == 0, cohort.label == 1):
         assert contradiction[of_class & in_test].mean() > contradiction[of_class & ~in_test].mean() + 1
         assert 0.2 * of_class.sum() <= np.sum(of_class & in_test) <= 0.2 * of_class.sum() + 3
-    area = {name: roc_auc_score(films.label[films.rows(name)], logits[films.rows(name)]) for name in TRIO}
+    area = {name: roc_auc_score(cohort.label[cohort.rows(name)], logits[cohort.rows(name)]) for name in TRIO}
     assert area["test"] < 0.5 < 0.85 < min(area["train"], area["validation"])
-    assert len(films.rows("validation")) == pytest.approx(0.1 * np.sum(films.split != "test"), abs=3)
-    assert set(films.given) == {"train", "test"}  # as the source has them
+    assert len(cohort.rows("validation")) == pytest.approx(0.1 * np.sum(cohort.split != "test"), abs=3)
+    assert set(cohort.given) == {"train", "test"}  # as the source has them
 
 
 def test_a_shifted_split_needs_ten_patients_of_each_class():
-    table, store = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
+    table, cache = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
     with pytest.raises(UsageError, match="--split shifted: expected 10 or more patients"):
-        settle_films(table, store, split="shifted")
-    films = settle_films(table, store, split="shifted", must_split=False)
-    assert films.split.tolist() == table["split"]
+        settle_cohort(table, cache, split="shifted")
+    cohort = settle_cohort(table, cache, split="shifted", must_split=False)
+    assert cohort.split.tolist() == table["split"]
 
 
 def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_together():
@@ -257,22 +261,22 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
         rows.append((f"IM-{number:04d}", ("train", "test")[number % 2], 0))
     names, splits, labels = zip(*rows, strict=True)
     table = {"file": names, "source": ["a"] * 180, "patient_id": names, "split": splits, "label": labels}
-    store = _Store(names, 100, [], [], [])
-    films = settle_films(table, store)
-    assert films.counts()["left_out"] == 0 and len(films.rows("test")) == 60 + 30
-    cut = settle_films(table, store, split="2/1/1")
+    cache = _Store(names, 100, [], [], [])
+    cohort = settle_cohort(table, cache)
+    assert cohort.counts()["left_out"] == 0 and len(cohort.rows("test")) == 60 + 30
+    cut = settle_cohort(table, cache, split="2/1/1")
     found = dict(zip(names, cut.split, strict=True))
     assert all(found[f"person{one}_bacteria"] == found[f"person{one}_virus"] for one in range(60))
     assert set(cut.split) == set(TRIO)
 
 
-@pytest.mark.parametrize("why", ["unreadable", "copies of test films"])
-def test_training_films_of_which_none_is_left_are_an_error_that_says_why(why):
-    store = _Store([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
+@pytest.mark.parametrize("why", ["unreadable", "copies of test images"])
+def test_training_images_of_which_none_is_left_are_an_error_that_says_why(why):
+    cache = _Store([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
     names = [f"f{row}" for row in range(12)]
     splits, labels = ["train"] * 6 + ["test"] * 6, [0, 1] * 6
     table = {"file": names, "source": names, "patient_id": names, "split": splits, "label": labels}
-    with pytest.raises(UsageError, match=f"none of the 6 training films is left: .*{why}"):
-        settle_films(table, store)
-    films = settle_films(table, store, must_split=False)
-    assert not np.any(films.split == "train") and sum(films.counts()["removed"].values()) == 6
+    with pytest.raises(UsageError, match=f"none of the 6 training images is left: .*{why}"):
+        settle_cohort(table, cache)
+    cohort = settle_cohort(table, cache, must_split=False)
+    assert not np.any(cohort.split == "train") and sum(cohort.counts()["removed"].values()) == 6

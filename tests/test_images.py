@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from test_dicom import COMPRESSED, _dicom
-from test_dicom import FILMS as DICOM
+from test_dicom import IMAGES as DICOM
 
-from hf_pneumonia.data import film as module
-from hf_pneumonia.data.film import MAX_BYTES, few_grays, read_any_film, read_film, squash
+from hf_pneumonia.data import image as module
+from hf_pneumonia.data.images import MAX_BYTES, few_grays, read_any_image, read_image, squash
 from hf_pneumonia.data.phantom import simulate_patient
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.errors import UnreadableImage
 
 GRADIENT = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1))  # 50 x 60
 GRAY = Image.fromarray(GRADIENT)
@@ -69,7 +69,7 @@ CLEAR = PALETTE + _chunk(b"tRNS", b"\0\x80\xff")
 SQUARE = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
 TWELVE = np.array([0, 1000, 2000, 4000], "u2")  # stretched: 0, 63.75, 127.5, 255
 
-FILMS = {
+IMAGES = {
     "gray of 8 bits": (_png([0, 1, 200], 0), [[0, 1, 200]]),
     "gray of 16 bits": (_png([*TWELVE], 0, 16), [[0, 64, 128, 255]]),
     "gray of 16 bits, none dark": (_png([100, 200, 300], 0, 16), [[0, 128, 255]]),
@@ -100,11 +100,11 @@ FILMS = {
 }
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_a_film_of_every_kind_has_the_pixels_that_were_written(name):
-    content, pixels = FILMS[name]
-    film = read_film(content)
-    assert film.mode == "L" and np.asarray(film).tolist() == pixels
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_of_every_kind_has_the_pixels_that_were_written(name):
+    content, pixels = IMAGES[name]
+    image = read_image(content)
+    assert image.mode == "L" and np.asarray(image).tolist() == pixels
 
 
 def _two(kind: str, **options) -> bytes:
@@ -120,7 +120,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_a_jpeg_has_nearly_the_pixels_that_were_written(name):
-    assert np.abs(np.asarray(read_film(JPEGS[name])).astype(int) - GRADIENT).max() <= 3
+    assert np.abs(np.asarray(read_image(JPEGS[name])).astype(int) - GRADIENT).max() <= 3
 
 
 UNREADABLE = {
@@ -144,41 +144,41 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_film_says_why_in_one_line(name, tmp_path):
+def test_what_is_no_image_says_why_in_one_line(name, tmp_path):
     content, reason = UNREADABLE[name]
-    (tmp_path / "film.jpg").write_bytes(content)  # whatever it is, it may be called so
-    for source in (content, tmp_path / "film.jpg"):
-        with pytest.raises(UnreadableFilm, match=reason) as error:
-            read_film(source)
+    (tmp_path / "image.jpg").write_bytes(content)  # whatever it is, it may be called so
+    for source in (content, tmp_path / "image.jpg"):
+        with pytest.raises(UnreadableImage, match=reason) as error:
+            read_image(source)
         assert "\n" not in str(error.value)
 
 
-def test_no_film_starts_a_program(monkeypatch):
+def test_no_image_starts_a_program(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
-    with pytest.raises(UnreadableFilm, match="not an image"):
-        read_film(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnreadableImage, match="not an image"):
+        read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_film(tmp_path):
+def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_image(tmp_path):
     for name in ("none.png", "zero\0byte.png"):
-        with pytest.raises(UnreadableFilm, match="no such file"):
-            read_film(tmp_path / name)
+        with pytest.raises(UnreadableImage, match="no such file"):
+            read_image(tmp_path / name)
     with pytest.raises(IsADirectoryError):
-        read_film(tmp_path)
+        read_image(tmp_path)
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    path = tmp_path / "film.png"
+    path = tmp_path / "image.png"
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
-    with pytest.raises(UnreadableFilm, match="268,435,457 bytes, more than 268,435,456"):
-        read_film(path)
+    with pytest.raises(UnreadableImage, match="268,435,457 bytes, more than 268,435,456"):
+        read_image(path)
     content = _bytes(GRAY)
     monkeypatch.setattr(module, "MAX_BYTES", len(content))
-    read_film(content)
+    read_image(content)
     for source in (content + b"\0", io.BytesIO(content * 1000)):
-        with pytest.raises(UnreadableFilm, match=f"{len(content) + 1} bytes"):
-            read_any_film(source)
+        with pytest.raises(UnreadableImage, match=f"{len(content) + 1} bytes"):
+            read_any_image(source)
 
 
 DAMAGED = {kind: _bytes(GRAY, kind) for kind in ("JPEG", "PNG", "TIFF", "JPEG2000", "PPM")}
@@ -190,27 +190,27 @@ DAMAGED |= {f"DICOM of {name}": content for name, content in COMPRESSED.items()}
 @pytest.mark.parametrize("name", DAMAGED)
 @settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
-def test_a_damaged_film_reads_or_is_unreadable_and_nothing_else(name, data):
+def test_a_damaged_image_reads_or_is_unreadable_and_nothing_else(name, data):
     content = bytearray(DAMAGED[name])
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        film = read_film(content)
-    except UnreadableFilm as error:
+        image = read_image(content)
+    except UnreadableImage as error:
         assert str(error)
     else:
-        assert film.mode == "L" and film.width * film.height > 0
+        assert image.mode == "L" and image.width * image.height > 0
 
 
 @pytest.mark.parametrize("width", [900, 901])
-def test_large_films_are_resized_as_near_to_the_unrounded_filter_as_pillow_does(width):
+def test_large_images_are_resized_as_near_to_the_unrounded_filter_as_pillow_does(width):
     rough = np.random.default_rng(0).integers(80, 176, (40, 50), dtype=np.uint8)
-    film = Image.fromarray(rough).resize((width, 700), Image.Resampling.BICUBIC)
-    found = squash(film, 64)
-    exact = Image.fromarray(np.asarray(film, np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
+    image = Image.fromarray(rough).resize((width, 700), Image.Resampling.BICUBIC)
+    found = squash(image, 64)
+    exact = Image.fromarray(np.asarray(image, np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
     exact = np.asarray(exact).clip(0, 255)
-    pillow = np.asarray(film.resize((64, 64), Image.Resampling.BICUBIC))
+    pillow = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
     assert found.dtype == np.uint8 and found.shape == (64, 64) and found.flags.c_contiguous
     assert np.abs(found - exact).mean() < 1.05 * np.abs(pillow - exact).mean()
     assert np.abs(found - exact).max() < 1.2
@@ -234,21 +234,21 @@ SAME = {
 }
 
 
-def _pixels(film) -> np.ndarray:
-    return np.asarray(read_any_film(film))
+def _pixels(image) -> np.ndarray:
+    return np.asarray(read_any_image(image))
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_film_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
+def test_a_image_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
     data, path = SAME[name], tmp_path / "fílm"
     path.write_bytes(data)
-    expected = np.asarray(read_film(data))
+    expected = np.asarray(read_image(data))
     loaded = Image.open(io.BytesIO(data))
     loaded.load()
     with open(path, "rb") as file, Image.open(path) as image:
         forms = (path, str(path), data, bytearray(data), memoryview(data), file, image, loaded)
-        for film in (*forms, file, image, loaded):  # none is used up or changed
-            np.testing.assert_array_equal(_pixels(film), expected)
+        for image in (*forms, file, image, loaded):  # none is used up or changed
+            np.testing.assert_array_equal(_pixels(image), expected)
 
 
 DEEP_COLOUR = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
@@ -268,7 +268,7 @@ DEEP_COLOUR = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
 )
 def test_an_array_has_the_pixels_of_the_file_that_holds_the_same(values, file):
     before = values.copy()
-    np.testing.assert_array_equal(_pixels(values), np.asarray(read_film(file)))
+    np.testing.assert_array_equal(_pixels(values), np.asarray(read_image(file)))
     np.testing.assert_array_equal(values, before)
 
 
@@ -284,17 +284,17 @@ def test_a_dataset_has_the_pixels_of_its_file(syntax):
     dataset = pydicom.dcmread(io.BytesIO(data))
     without_head = pydicom.Dataset({element.tag: element for element in dataset})
     for one in (dataset, without_head):
-        np.testing.assert_array_equal(_pixels(one), np.asarray(read_film(data)))
+        np.testing.assert_array_equal(_pixels(one), np.asarray(read_image(data)))
     del dataset.PixelData
-    with pytest.raises(UnreadableFilm, match="DICOM without pixels") as error:
-        read_any_film(dataset)
+    with pytest.raises(UnreadableImage, match="DICOM without pixels") as error:
+        read_any_image(dataset)
     assert "SECRET" not in f"{error.value} {error.value.__cause__}"
 
 
 @pytest.mark.parametrize(
-    "film, reason",
+    "image, reason",
     [
-        (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*several films are given as a list"),
+        (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*several images are given as a list"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.zeros((5, 5), np.int64), "array of int64: expected uint8, uint16 or float"),
         (np.zeros((0, 5), np.uint8), "5 x 0 pixels"),
@@ -303,9 +303,9 @@ def test_a_dataset_has_the_pixels_of_its_file(syntax):
         (Image.open(io.BytesIO(SAME["gray JPEG"][:-200])), "truncated"),
     ],
 )
-def test_a_form_of_no_film_is_unreadable_and_says_why(film, reason):
-    with pytest.raises(UnreadableFilm, match=reason):
-        read_any_film(film)
+def test_a_form_of_no_image_is_unreadable_and_says_why(image, reason):
+    with pytest.raises(UnreadableImage, match=reason):
+        read_any_image(image)
 
 
 def test_a_mask_is_told_by_its_grays_and_no_chest_or_blank_picture_is_one():

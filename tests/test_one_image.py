@@ -9,21 +9,21 @@ from conftest import zipped
 from PIL import Image
 from stub_page import StubClassifier
 
-from hf_pneumonia.data.film import read_film
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.data.phantom_folder import write_dataset
-from hf_pneumonia.errors import UnreadableFilm
-from hf_pneumonia.inference.prediction import NOT_A_FILM, NOT_ASSESSED, Prediction
+from hf_pneumonia.errors import UnreadableImage
+from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY, NOT_ASSESSED, Prediction
 from hf_pneumonia.page.answer import WORDS
 from hf_pneumonia.page.examples import SIMULATED, Example, gallery_html, real_examples, simulated_examples
-from hf_pneumonia.page.one_film import card_html, look_at, read_upload
+from hf_pneumonia.page.one_image import card_html, look_at, read_upload
 
 
-@pytest.mark.parametrize("decision", [NOT_A_FILM, NOT_ASSESSED])
+@pytest.mark.parametrize("decision", [NOT_A_CHEST_XRAY, NOT_ASSESSED])
 def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(decision):
-    film, heat = Image.new("L", (90, 70)), np.ones((4, 4), np.float32)
+    image, heat = Image.new("L", (90, 70)), np.ones((4, 4), np.float32)
     refused = Prediction("PNEUMONIA", 0.8125, 0.5, decision, "a colour picture", heat)
-    said, shown = look_at(lambda film, heat_map: refused, film, "cat.png", heat_map=True)
+    said, shown = look_at(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
     assert shown["heat"] is None
     # Wherever the slider is, its card is the same.
     classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75), decide=lambda *_: "pneumonia")
@@ -35,32 +35,32 @@ def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(de
 
 def test_names_reasons_and_problems_are_text_and_no_markup():
     evil = '<img src=x onerror="alert(1)">.png'
-    plain = {"name": "film.jpeg", "note": "", "probability": 0.2, "reason": ""}
+    plain = {"name": "image.jpeg", "note": "", "probability": 0.2, "reason": ""}
     for said in (*({**plain, part: evil} for part in ("name", "note", "reason")), {"problem": evil}):
         card = card_html(StubClassifier(), said, 0.5)
         assert "<img" not in card and "&lt;img" in card
 
 
 def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
-    (tmp_path / "films.png").write_bytes(zipped([("film.png", b"")]))
-    with pytest.raises(UnreadableFilm, match="zip file"):
-        read_upload(read_film, str(tmp_path / "films.png"))
+    (tmp_path / "images.png").write_bytes(zipped([("image.png", b"")]))
+    with pytest.raises(UnreadableImage, match="zip file"):
+        read_upload(read_image, str(tmp_path / "images.png"))
 
 
 def test_the_simulated_examples_are_two_of_each_class_of_the_simulated_test_split(tmp_path):
     examples = simulated_examples()
     captions = [example.caption for example in examples]
     assert captions == 2 * ["Simulated, normal"] + 2 * ["Simulated, pneumonia"]
-    assert all(example.film.mode == "L" and example.note == SIMULATED for example in examples)
+    assert all(example.image.mode == "L" and example.note == SIMULATED for example in examples)
     write_dataset(tmp_path / "phantoms", patients=12, size=64, workers=1)
     tested = {int(re.search(r"\d+", path.stem)[0]) for path in (tmp_path / "phantoms/test").rglob("*.png")}
-    held_out = [film.image for patient in tested for film in simulate_patient(patient)]
+    held_out = [image.image for patient in tested for image in simulate_patient(patient)]
     for example in examples:
-        assert any(np.array_equal(example.film, film) for film in held_out)
+        assert any(np.array_equal(example.image, image) for image in held_out)
 
 
 def test_a_models_examples_are_read_by_the_pages_own_decoder_and_a_damaged_one_is_left_out(tmp_path, caplog):
-    folder, film = tmp_path / "examples", Image.new("L", (8, 8))
+    folder, image = tmp_path / "examples", Image.new("L", (8, 8))
     (folder / "deep.png").mkdir(parents=True)
     for name in ("b.PNG", "a.jpeg", "c.dcm", "bad.png", ".hidden.png", "run.py"):
         (folder / name).write_bytes(b"x")
@@ -69,8 +69,8 @@ def test_a_models_examples_are_read_by_the_pages_own_decoder_and_a_damaged_one_i
     def read(path):
         asked.append(path.rpartition("/")[2])
         if "bad" in path:
-            raise UnreadableFilm("not an image")
-        return film
+            raise UnreadableImage("not an image")
+        return image
 
     found = real_examples(str(tmp_path), read)
     assert asked == ["a.jpeg", "b.PNG", "bad.png", "c.dcm"]
@@ -78,15 +78,15 @@ def test_a_models_examples_are_read_by_the_pages_own_decoder_and_a_damaged_one_i
     assert "not an image" in caplog.text and "bad" not in caplog.text
     for number in range(9):
         (folder / f"image-{number}.jpg").write_bytes(b"x")
-    assert len(real_examples(str(tmp_path), lambda path: film)) == 8
+    assert len(real_examples(str(tmp_path), lambda path: image)) == 8
 
 
 def test_the_gallery_has_small_pictures_without_comments_and_names_are_no_markup():
-    film = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (400, 2)))
-    film.info["comment"] = b"Anna"
-    html = gallery_html([Example(film, '<b>"x"</b>', '" onclick="alert(1)')])
+    image = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (400, 2)))
+    image.info["comment"] = b"Anna"
+    html = gallery_html([Example(image, '<b>"x"</b>', '" onclick="alert(1)')])
     assert "<b>" not in html and 'onclick="' not in html
     data = base64.b64decode(re.search(r"base64,([^\"]+)", html)[1])
     with Image.open(io.BytesIO(data)) as thumbnail:
         assert thumbnail.size == (160, 125) and thumbnail.format == "JPEG"
-    assert b"Anna" not in data and film.size == (512, 400) and film.info["comment"] == b"Anna"
+    assert b"Anna" not in data and image.size == (512, 400) and image.info["comment"] == b"Anna"

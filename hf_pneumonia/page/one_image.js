@@ -1,4 +1,4 @@
-// Of the tab "One film": which choice the answer is awaited of, thumbnails that are pressed, and pictures that
+// Of the tab "One image": which choice the answer is awaited of, thumbnails that are pressed, and pictures that
 // are pasted anywhere on the page. gr.HTML gives `element`, `props` and `trigger`.
 
 // Choices are numbered, and of the answers the page shows the one to the last choice, whichever comes last.
@@ -7,7 +7,7 @@ let awaited = 0; // 0 where there is nothing to wait for
 let ofFile = 0; // of the choice that is being uploaded
 
 // What is shown goes at once, by CSS: where the connection is lost, Gradio lets nothing else be changed.
-const hold = (held) => document.querySelector("#one-film").toggleAttribute("data-awaited", held);
+const hold = (held) => document.querySelector("#one-image").toggleAttribute("data-awaited", held);
 
 function begin() {
   awaited = ++choices;
@@ -17,7 +17,7 @@ function begin() {
 }
 
 // For the events of the tab; undefined leaves a part as it is.
-window.oneFilm = {
+window.oneImage = {
   file: (file) => [ofFile === awaited ? file : null, ofFile],
   show(answer) {
     if (!awaited || answer?.choice !== awaited) return [undefined, undefined, null];
@@ -56,14 +56,14 @@ const within = (event, place) => event.target instanceof Element && event.target
 // Ahead of Gradio, which tells of a file once it is uploaded, and of one that is too large not at all.
 function chosen(event) {
   const files = event.type === "drop" ? event.dataTransfer?.files : event.target.files;
-  if (within(event, "#film-file") && files?.length) ofFile = begin();
+  if (within(event, "#image-file") && files?.length) ofFile = begin();
 }
 listen("change", chosen);
 listen("drop", chosen);
 
 listen("paste", (event) => {
   const file = event.clipboardData?.files[0];
-  const input = document.querySelector("#film-file input[type=file]");
+  const input = document.querySelector("#image-file input[type=file]");
   // Text is pasted into a field as ever. On another tab this one isn't laid out, and the picture isn't for it.
   if (!file || !input || element.offsetParent === null) return;
   event.preventDefault();
@@ -75,7 +75,7 @@ listen("paste", (event) => {
 
 // A screen reader says where the slider stands, and not the number of the setting.
 function say(event) {
-  if (!within(event, "#film-setting input[type=range]")) return;
+  if (!within(event, "#image-setting input[type=range]")) return;
   const point = props.points[Number(event.target.value)];
   if (point) event.target.setAttribute("aria-valuetext", point);
 }

@@ -13,45 +13,45 @@ from scipy.stats import t as students
 from sklearn.datasets import load_sample_images
 
 from hf_pneumonia import PneumoniaClassifier
-from hf_pneumonia.data.film import gray_image
+from hf_pneumonia.data.images import gray_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.gate import (
-    Gate,
+from hf_pneumonia.inference.ood import (
+    OODCheck,
     Spread,
-    fit_gate,
+    fit_ood_check,
     image_problem,
     layout_numbers,
-    load_gate,
+    load_ood_check,
     watch_stages,
 )
 from hf_pneumonia.inference.prediction import NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.modeling.build import build_model, network_input
 
-FILMS = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
 
 
-def _squares(films: int, seed: int) -> np.ndarray:
+def _squares(images: int, seed: int) -> np.ndarray:
     """Pictures that share a layout, each with noise of its own."""
     rng = np.random.default_rng(seed)
     shared = np.add.outer(np.linspace(0, 90, 32), np.abs(np.linspace(-90, 90, 32)))
-    return (shared + rng.normal(40, 12, (films, 32, 32))).clip(0, 255).astype(np.uint8)
+    return (shared + rng.normal(40, 12, (images, 32, 32))).clip(0, 255).astype(np.uint8)
 
 
-def _taught(films: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _taught(images: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
-    mixed = rng.normal(size=(films, 6)) @ np.random.default_rng(9).normal(size=(6, 20))
-    return _squares(films, seed), [(mixed + rng.normal(0, 0.1, (films, 20))).astype(np.float32)]
+    mixed = rng.normal(size=(images, 6)) @ np.random.default_rng(9).normal(size=(6, 20))
+    return _squares(images, seed), [(mixed + rng.normal(0, 0.1, (images, 20))).astype(np.float32)]
 
 
 @pytest.fixture(scope="module")
-def gate() -> Gate:
-    return fit_gate(_taught(600, 0), _taught(400, 1))
+def ood_check() -> OODCheck:
+    return fit_ood_check(_taught(600, 0), _taught(400, 1))
 
 
 def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage():
     torch.manual_seed(0)
     model = build_model("resnet10t", 64).eval()
-    inputs = network_input(torch.from_numpy(FILMS))
+    inputs = network_input(torch.from_numpy(IMAGES))
     extractor = timm.create_model("resnet10t", features_only=True).eval()
     extractor.load_state_dict(model.timm_model.state_dict(), strict=False)
     with torch.inference_mode():
@@ -91,17 +91,17 @@ def test_distances_are_mahalanobis_along_the_directions_and_the_rest_across():
     np.testing.assert_allclose(spread.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, 16 + 25]])
 
 
-def test_new_films_pass_and_films_of_another_kind_do_not(gate):
+def test_new_images_pass_and_images_of_another_kind_do_not(ood_check):
     squares, statistics = _taught(1000, 2)
-    assert np.mean(gate.scores(squares, statistics) > 1) < 0.01
+    assert np.mean(ood_check.scores(squares, statistics) > 1) < 0.01
     strange = [statistics[0] + np.random.default_rng(3).normal(0, 1, statistics[0].shape)]
-    assert np.mean(gate.scores(squares, strange) > 1) > 0.99
-    assert np.mean(gate.scores(np.rot90(squares, axes=(1, 2)), statistics) > 1) > 0.99
+    assert np.mean(ood_check.scores(squares, strange) > 1) > 0.99
+    assert np.mean(ood_check.scores(np.rot90(squares, axes=(1, 2)), statistics) > 1) > 0.99
 
 
-def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_tenth_more(gate):
-    found = gate.distances(*_taught(400, 1))
-    for column, limit in zip(found.T, gate.limits, strict=True):
+def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_tenth_more(ood_check):
+    found = ood_check.distances(*_taught(400, 1))
+    for column, limit in zip(found.T, ood_check.limits, strict=True):
         rank = sorted(column)[400 - 1]  # ceil(0.9975 * 401) = 400
         logs = np.log(column)
         foretold = np.exp(logs.mean() + students.ppf(0.99875, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
@@ -118,12 +118,12 @@ def test_a_layout_has_neither_brightness_nor_contrast():
 
 
 @pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape"])
-def test_a_saved_gate_scores_the_same_and_a_damaged_one_is_refused(gate, tmp_path, damage):
-    assert load_gate(tmp_path) is None
-    gate.save(tmp_path)
-    films = _taught(50, 4)
-    np.testing.assert_array_equal(load_gate(tmp_path).scores(*films), gate.scores(*films))
-    file, tensors = tmp_path / "gate.safetensors", gate.tensors()
+def test_a_saved_ood_check_scores_the_same_and_a_damaged_one_is_refused(ood_check, tmp_path, damage):
+    assert load_ood_check(tmp_path) is None
+    ood_check.save(tmp_path)
+    images = _taught(50, 4)
+    np.testing.assert_array_equal(load_ood_check(tmp_path).scores(*images), ood_check.scores(*images))
+    file, tensors = tmp_path / "gate.safetensors", ood_check.tensors()
     if damage == "no numbers":
         tensors["limits"] = np.full_like(tensors["limits"], np.nan)
     elif damage == "missing":
@@ -134,14 +134,14 @@ def test_a_saved_gate_scores_the_same_and_a_damaged_one_is_refused(gate, tmp_pat
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UsageError, match="gate.safetensors is damaged"):
-        load_gate(tmp_path)
+        load_ood_check(tmp_path)
 
 
 def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
     flower = gray_image(Image.fromarray(load_sample_images().images[1]))
     assert "colour" in image_problem(flower)
-    film = Image.fromarray(_squares(1, 0)[0])
-    assert image_problem(film) == ""
+    image = Image.fromarray(_squares(1, 0)[0])
+    assert image_problem(image) == ""
     assert "blank" in image_problem(Image.new("L", (50, 50), 90))
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 8:24] = mask[16:48, 40:56] = 255
@@ -153,12 +153,12 @@ def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
         ({"modality": "DX", "body_part": "CHEST", "view": "PA"}, ""),
         ({"modality": "<b>", "body_part": "<b>"}, ""),
     ):
-        film.info = info
-        found = image_problem(film)
+        image.info = info
+        found = image_problem(image)
         assert problem in found and bool(problem) == bool(found)
 
 
-def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_run):
+def test_training_leaves_a_ood_check_whose_figures_the_class_comes_to_again(finished_run):
     report = json.loads((finished_run / "report.json").read_text())["gate"]["films"]
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     rows = (finished_run / "predictions_test.csv").read_text().splitlines()[1:]
@@ -167,11 +167,11 @@ def test_training_leaves_a_gate_whose_figures_the_class_comes_to_again(finished_
     assert report["test"]["refused"] == sum(refused) <= 1
 
 
-def test_a_film_that_was_inverted_is_refused_and_told_so(finished_run, film_folder):
-    films = [255 - np.asarray(Image.open(file)) for file in (film_folder / "test" / "NORMAL").iterdir()]
-    said = PneumoniaClassifier.from_pretrained(finished_run)(films)
+def test_a_image_that_was_inverted_is_refused_and_told_so(finished_run, image_folder):
+    images = [255 - np.asarray(Image.open(file)) for file in (image_folder / "test" / "NORMAL").iterdir()]
+    said = PneumoniaClassifier.from_pretrained(finished_run)(images)
     assert {one.decision for one in said} <= set(REFUSED)
-    assert sum(one.reason.startswith("inverted") for one in said) >= len(films) - 1
+    assert sum(one.reason.startswith("inverted") for one in said) >= len(images) - 1
 
 
 def test_an_image_unlike_the_training_images_is_not_assessed_unless_it_is_forced(finished_run):
@@ -182,7 +182,7 @@ def test_an_image_unlike_the_training_images_is_not_assessed_unless_it_is_forced
     assert forced.decision == classifier.decide(said.probability)
 
 
-def test_a_gate_of_another_network_is_refused_at_the_start(finished_run, vit_folder, tmp_path):
+def test_a_ood_check_of_another_network_is_refused_at_the_start(finished_run, vit_folder, tmp_path):
     build_model("test_resnet", 64).save_pretrained(tmp_path / "other")
     for folder in (tmp_path / "other", vit_folder):
         shutil.copy(finished_run / "gate.safetensors", folder)

@@ -12,19 +12,27 @@ from PIL import Image
 from stub_page import StubClassifier
 from test_inputs import PNG
 
-from hf_pneumonia.data.film import read_film
-from hf_pneumonia.inference.inputs import find_films
-from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_FILM, PNEUMONIA, UNCERTAIN
-from hf_pneumonia.page import many_films
+from hf_pneumonia.data.images import read_image
+from hf_pneumonia.inference.inputs import find_images
+from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.page import many_images
 from hf_pneumonia.page.answer import UNREADABLE
-from hf_pneumonia.page.many_films import BATCH, FilmRow, confidence, count_rows, csv_text, score_films, table
+from hf_pneumonia.page.many_images import (
+    BATCH,
+    ImageRow,
+    confidence,
+    count_rows,
+    csv_text,
+    score_images,
+    table,
+)
 
 ROWS = [
-    FilmRow("a.png", PNEUMONIA, "PNEUMONIA", 0.9123456789012345, 0.25, "", "data:image/jpeg;base64,AAAA"),
-    FilmRow("b, \"c\".png", NORMAL, "NORMAL", 1e-9, 0.25, ""),
-    FilmRow("c.png", UNCERTAIN, "NORMAL", 0.24, 0.25, ""),
-    FilmRow("cat.jpg", NOT_A_FILM, None, None, 0.25, "a colour picture, and chest films are gray"),
-    FilmRow("page.jpg", UNREADABLE, None, None, 0.25, "an HTML page, not an image"),
+    ImageRow("a.png", PNEUMONIA, "PNEUMONIA", 0.9123456789012345, 0.25, "", "data:image/jpeg;base64,AAAA"),
+    ImageRow("b, \"c\".png", NORMAL, "NORMAL", 1e-9, 0.25, ""),
+    ImageRow("c.png", UNCERTAIN, "NORMAL", 0.24, 0.25, ""),
+    ImageRow("cat.jpg", NOT_A_CHEST_XRAY, None, None, 0.25, "a colour picture, and chest X-rays are gray"),
+    ImageRow("page.jpg", UNREADABLE, None, None, 0.25, "an HTML page, not an image"),
 ]  # fmt: skip
 
 
@@ -34,12 +42,12 @@ def _steps(path: Path, gray: int) -> Path:
     return path
 
 
-def _scored(paths: list[Path], read=read_film) -> list[FilmRow]:
-    films = list(find_films(map(str, paths)))
-    return [row for batch in score_films(StubClassifier(), read, films) for row in batch]
+def _scored(paths: list[Path], read=read_image) -> list[ImageRow]:
+    images = list(find_images(map(str, paths)))
+    return [row for batch in score_images(StubClassifier(), read, images) for row in batch]
 
 
-def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
+def test_rows_come_in_order_and_a_bad_image_ends_nothing(tmp_path):
     paths = [tmp_path / name for name in ("page.jpg", "gone.png", "colours.png")]
     paths[0].write_text("<html><body>")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(paths[2])
@@ -52,36 +60,36 @@ def test_rows_come_in_order_and_a_bad_film_ends_nothing(tmp_path):
         (UNCERTAIN, "PNEUMONIA", 140 / 255, ""),
         (PNEUMONIA, "PNEUMONIA", 0.8, ""),
         (UNREADABLE, None, None, "no such file"),
-        (NOT_A_FILM, None, None, "a colour picture, and chest films are gray"),
+        (NOT_A_CHEST_XRAY, None, None, "a colour picture, and chest X-rays are gray"),
     ]
     assert [confidence(row) for row in rows] == [None, 0.8, None, 0.8, None, None]
     assert [bool(row.thumbnail) for row in rows] == [False, True, True, True, False, True]
-    counted = {PNEUMONIA: 1, NORMAL: 1, UNCERTAIN: 1, NOT_A_FILM: 1, UNREADABLE: 2}
+    counted = {PNEUMONIA: 1, NORMAL: 1, UNCERTAIN: 1, NOT_A_CHEST_XRAY: 1, UNREADABLE: 2}
     assert count_rows(rows) == {**dict.fromkeys(DECISIONS, 0), **counted}
 
 
-def test_films_that_are_left_when_the_time_is_over_are_not_read(tmp_path, monkeypatch):
+def test_images_that_are_left_when_the_time_is_over_are_not_read(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(many_films, "monotonic", lambda: now)
-    monkeypatch.setattr(many_films, "MANY_FILMS_SECONDS", 30)
+    monkeypatch.setattr(many_images, "monotonic", lambda: now)
+    monkeypatch.setattr(many_images, "MANY_IMAGES_SECONDS", 30)
 
     def read(path):
         nonlocal now
         now += 12  # the third image begins at 24 s, and a fourth would at 36 s
-        return read_film(path)
+        return read_image(path)
 
     rows = _scored([_steps(tmp_path / "x.png", 51)] * (BATCH + 2), read)
     assert [(row.decision, row.reason) for row in rows[:3]] == [(NORMAL, "")] * 3
     left = {(row.decision, row.probability, row.thumbnail, row.reason) for row in rows[3:]}
-    assert left == {(UNREADABLE, None, "", many_films.TOO_LONG)} and len(rows) == BATCH + 2 and now == 36
+    assert left == {(UNREADABLE, None, "", many_images.TOO_LONG)} and len(rows) == BATCH + 2 and now == 36
 
 
-def test_of_a_batch_one_full_size_film_is_in_memory_at_a_time(tmp_path):
+def test_of_a_batch_one_full_size_image_is_in_memory_at_a_time(tmp_path):
     read_so_far, most = [], 0
 
     def read(source):
         nonlocal most
-        image = read_film(source)
+        image = read_image(source)
         read_so_far.append(weakref.ref(image))
         most = max(most, sum(one() is not None for one in read_so_far))
         return image
@@ -103,15 +111,15 @@ def test_the_link_holds_a_csv_that_reads_back_to_the_rows_in_full():
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "－"])
 def test_no_cell_of_text_begins_as_a_formula(start):
-    row = FilmRow(f"{start}cmd|x", UNREADABLE, None, None, 0.5, f"{start}1")
+    row = ImageRow(f"{start}cmd|x", UNREADABLE, None, None, 0.5, f"{start}1")
     (line,) = csv.DictReader(io.StringIO(csv_text([row])))
     assert line["file"] == f"'{start}cmd|x" and line["reason"] == f"'{start}1"
 
 
 def test_names_and_reasons_of_files_are_text_and_never_tags():
     names = ["<script>alert(1)</script>.png", '"><img src=x onerror=alert(1)>', "' onload='x", "&lt;b&gt;"]
-    plain = Parsed(table([FilmRow("x", UNREADABLE, None, None, 0.5, "y") for _ in names]))
-    page = Parsed(table([FilmRow(name, UNREADABLE, None, None, 0.5, name) for name in names]))
+    plain = Parsed(table([ImageRow("x", UNREADABLE, None, None, 0.5, "y") for _ in names]))
+    page = Parsed(table([ImageRow(name, UNREADABLE, None, None, 0.5, name) for name in names]))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert [text for text in page.texts if text in names] == [name for name in names for _ in range(2)]
     assert [key for key in page.values("data-key") if key in names] == names
@@ -128,7 +136,7 @@ def test_what_is_refused_or_unreadable_shows_a_reason_and_no_probability():
 def tab(browser, page_server):
     tab = browser.new_page(viewport=LAPTOP)
     tab.goto(page_server.address)
-    tab.get_by_role("tab", name="Many films").click()
+    tab.get_by_role("tab", name="Many images").click()
     yield tab
     tab.close()
 
@@ -146,24 +154,24 @@ def _take_away(tab) -> None:
     tab.locator(PANEL).get_by_role("button", name="Clear").click()
 
 
-def test_many_films_become_a_table_that_sorts_by_keyboard_and_downloads(tab, tmp_path):
+def test_many_images_become_a_table_that_sorts_by_keyboard_and_downloads(tab, tmp_path):
     tab.set_viewport_size(PHONE)
     tab.get_by_role("button", name="Read them").click()
-    tab.get_by_text("Choose films first.").wait_for()
+    tab.get_by_text("Choose images first.").wait_for()
     bright, dark = "<img src=x onerror=window.hit=1>.png", "${window.hit=1}{{hit}}.png"
     page, ward = tmp_path / "page.jpg", tmp_path / "ward.zip"
     page.write_text("<html><body>")
-    ward.write_bytes(zipped([("../../evil.png", _steps(tmp_path / "film.png", 30).read_bytes())]))
+    ward.write_bytes(zipped([("../../evil.png", _steps(tmp_path / "image.png", 30).read_bytes())]))
     _send(tab, _steps(tmp_path / bright, 200), _steps(tmp_path / dark, 40), page, ward)
     tab.get_by_role("link", name="Download as CSV").wait_for()
 
-    def films() -> list[str]:
+    def images() -> list[str]:
         return [text.strip() for text in tab.locator("tbody th").all_inner_texts()]
 
     given = [bright, dark, "page.jpg", evil := "ward.zip/../../evil.png"]
-    assert films() == given and tab.locator("tbody img").count() == 3
-    counts = tab.get_by_role("status").filter(has_text="films:").inner_text()
-    assert counts == "4 films: 1 pneumonia, 2 normal, 1 could not be read."
+    assert images() == given and tab.locator("tbody img").count() == 3
+    counts = tab.get_by_role("status").filter(has_text="images:").inner_text()
+    assert counts == "4 images: 1 pneumonia, 2 normal, 1 could not be read."
 
     head = tab.get_by_role("columnheader", name="Probability of pneumonia")
     head.get_by_role("button").focus()
@@ -173,7 +181,7 @@ def test_many_films_become_a_table_that_sorts_by_keyboard_and_downloads(tab, tmp
         ("none", given),
     ):
         tab.keyboard.press("Enter")
-        assert (head.get_attribute("aria-sort"), films()) == (order, expected)
+        assert (head.get_attribute("aria-sort"), images()) == (order, expected)
 
     with tab.expect_download() as download:
         tab.get_by_role("link", name="Download as CSV").click()
@@ -186,14 +194,14 @@ def test_many_films_become_a_table_that_sorts_by_keyboard_and_downloads(tab, tmp
 
 def test_with_other_files_the_table_goes_and_with_none_an_awaited_one_never_comes(tab, page_server, tmp_path):
     link = tab.get_by_role("link", name="Download as CSV")
-    _send(tab, _steps(tmp_path / "film.png", 200))
+    _send(tab, _steps(tmp_path / "image.png", 200))
     link.wait_for()
     _take_away(tab)
     link.wait_for(state="detached")
     page_server.classifier.free.clear()
     try:
         with tab.expect_response("**/queue/join*"):
-            _send(tab, tmp_path / "film.png")
+            _send(tab, tmp_path / "image.png")
         tab.wait_for_timeout(500)
         _take_away(tab)
         tab.wait_for_timeout(500)
@@ -203,4 +211,4 @@ def test_with_other_files_the_table_goes_and_with_none_an_awaited_one_never_come
     assert not link.count() and not tab.get_by_role("alert").count()
     (tmp_path / "many.zip").write_bytes(zipped([(f"{number}.png", PNG) for number in range(501)]))
     _send(tab, tmp_path / "many.zip")
-    tab.get_by_role("alert").filter(has_text="more than 500 films").wait_for()
+    tab.get_by_role("alert").filter(has_text="more than 500 images").wait_for()

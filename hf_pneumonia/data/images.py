@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from hf_pneumonia.data.dicom import read_dicom, read_kind
 from hf_pneumonia.data.dicom_header import is_dicom
 from hf_pneumonia.data.overlays import hue_spread
-from hf_pneumonia.errors import UnreadableFilm
+from hf_pneumonia.errors import UnreadableImage
 
 # One resampling filter for the cache, the saved processor and prediction. Pillow's resize is antialiased, as
 # timm's evaluation transform is with this name.
@@ -55,7 +55,7 @@ _BEGINNINGS = {
 _FORMS = "a path, bytes, an open binary file, a Pillow image, an array or a pydicom Dataset"
 
 
-def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image at its full size.
 
     Args:
@@ -69,69 +69,72 @@ def read_film(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image
         Its `info` has what is lost in gray: `hues` of `hue_spread`; of DICOM what `read_kind` finds.
 
     Raises:
-        UnreadableFilm: missing, empty, truncated, not one image, colours that can't be told, blank where it
+        UnreadableImage: missing, empty, truncated, not one image, colours that can't be told, blank where it
             would be stretched, or above MAX_BYTES or max_pixels.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
     # Read before decoding: an OSError here is the disk's; damaged bytes make Pillow raise OSError too.
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
-        raise UnreadableFilm("empty file")
+        raise UnreadableImage("empty file")
     check_size(len(data))
     if is_dicom(data):
-        film = Image.fromarray(read_dicom(data, max_pixels))
-        film.info |= read_kind(data)
-        return film
+        image = Image.fromarray(read_dicom(data, max_pixels))
+        image.info |= read_kind(data)
+        return image
     with _reasons(data, max_pixels), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _to_gray(image, max_pixels=max_pixels)
 
 
-def read_any_film(film: Any) -> Image.Image:
+def read_any_image(image: Any) -> Image.Image:
     """Decode one image at its full size. The result is the same for every form of one image.
 
     Args:
-        film: path of a file, its bytes, or an open binary file, read from its beginning; a pydicom Dataset; a
+        image: path of a file, its bytes, or an open binary file, read from its beginning; a pydicom Dataset; a
             Pillow image of any mode, which is read from its file if it is not loaded yet (a loaded one of
             16-bit colour has only the upper 8 bits left); or an array (h, w), (h, w, 1), (h, w, 3) or
             (h, w, 4), its last channel alpha: uint8 as it is, uint16 and float stretched from the darkest to
             the brightest value. It is not changed.
 
     Raises:
-        UnreadableFilm, OSError: as `read_film`; an array of another shape or type.
+        UnreadableImage, OSError: as `read_image`; an array of another shape or type.
         TypeError: none of these.
     """
-    if isinstance(film, str | os.PathLike | bytes):
-        return read_film(film)
-    if isinstance(film, bytearray | memoryview):
-        return read_film(bytes(film))
-    if isinstance(film, Image.Image):
-        unread = _unread_file(film)
-        return gray_image(film) if unread is None else read_film(_read_open(unread))
-    if isinstance(film, np.ndarray):
-        return _gray_array(film)
-    if _is_dataset(film):
-        return read_film(_dataset_bytes(film))
-    if hasattr(film, "read"):
-        return read_film(_read_open(film))
-    raise TypeError(f"a film is {_FORMS}, got {type(film).__name__}")
+    if isinstance(image, str | os.PathLike | bytes):
+        return read_image(image)
+    if isinstance(image, bytearray | memoryview):
+        return read_image(bytes(image))
+    if isinstance(image, Image.Image):
+        unread = _unread_file(image)
+        return gray_image(image) if unread is None else read_image(_read_open(unread))
+    if isinstance(image, np.ndarray):
+        return _gray_array(image)
+    if _is_dataset(image):
+        return read_image(_dataset_bytes(image))
+    if hasattr(image, "read"):
+        return read_image(_read_open(image))
+    raise TypeError(f"an image is {_FORMS}, got {type(image).__name__}")
 
 
-def is_one_film(film: Any) -> bool:
+def is_one_image(image: Any) -> bool:
     """Whether this is one image and not several: most forms of one are iterable too."""
     one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
     return (
-        isinstance(film, one) or _is_dataset(film) or hasattr(film, "read") or not hasattr(film, "__iter__")
+        isinstance(image, one)
+        or _is_dataset(image)
+        or hasattr(image, "read")
+        or not hasattr(image, "__iter__")
     )
 
 
-def _is_dataset(film: Any) -> bool:
+def _is_dataset(image: Any) -> bool:
     # If pydicom was never imported, this is not a Dataset: no need to import it.
     pydicom = sys.modules.get("pydicom")
-    return pydicom is not None and isinstance(film, pydicom.Dataset)
+    return pydicom is not None and isinstance(image, pydicom.Dataset)
 
 
 def gray_image(image: Image.Image) -> Image.Image:
-    """Turn a Pillow image gray as `read_film` would have (UnreadableFilm as there), without changing it."""
+    """Turn a Pillow image gray as `read_image` would have (UnreadableImage as there), without changing it."""
     with _reasons():
         return _to_gray(image, keep=True)
 
@@ -140,13 +143,13 @@ def read_file(path: str | Path) -> bytes:
     """Read a file whole.
 
     Raises:
-        UnreadableFilm: it is missing, or above MAX_BYTES.
+        UnreadableImage: it is missing, or above MAX_BYTES.
         OSError: it can't be read for another reason.
     """
     try:
         file = open(path, "rb")
     except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
-        raise UnreadableFilm("no such file") from None
+        raise UnreadableImage("no such file") from None
     with file:
         size = os.fstat(file.fileno()).st_size
         check_size(size)
@@ -154,43 +157,43 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_size(size: int) -> None:
-    """Raise UnreadableFilm for a file of more than MAX_BYTES, before it is read."""
+    """Raise UnreadableImage for a file of more than MAX_BYTES, before it is read."""
     if size > MAX_BYTES:
-        raise UnreadableFilm(f"{size:,} bytes, more than {MAX_BYTES:,}")
+        raise UnreadableImage(f"{size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def _check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if width * height > max_pixels:
-        raise UnreadableFilm(f"{width} x {height} pixels, more than {max_pixels:,}")
+        raise UnreadableImage(f"{width} x {height} pixels, more than {max_pixels:,}")
     if not width * height:
-        raise UnreadableFilm(f"{width} x {height} pixels")
+        raise UnreadableImage(f"{width} x {height} pixels")
 
 
-def film_array(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one image and squash it to the network's input: `squash(read_film(source), size)`."""
-    return squash(read_film(source), size)
+def image_array(source: str | Path | bytes, size: int) -> np.ndarray:
+    """Decode one image and squash it to the network's input: `squash(read_image(source), size)`."""
+    return squash(read_image(source), size)
 
 
-def squash(film: Image.Image, size: int) -> np.ndarray:
+def squash(image: Image.Image, size: int) -> np.ndarray:
     """Resize an image of mode 'L' to the network's input, (size, size) uint8.
 
     The whole image is kept and its aspect ratio given up (timm's `crop_mode: squash`, `crop_pct: 1.0`): a
     centre crop would cut 30% of the width of 1300 x 950 pixels, and lung with it.
     """
-    if film.size == (size, size):
-        return np.asarray(film)
-    if film.width * film.height < _LARGE * size**2:
-        return np.asarray(film.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
-    return np.ascontiguousarray(_shrink(_shrink(np.asarray(film), size).T, size).T)
+    if image.size == (size, size):
+        return np.asarray(image)
+    if image.width * image.height < _LARGE * size**2:
+        return np.asarray(image.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
+    return np.ascontiguousarray(_shrink(_shrink(np.asarray(image), size).T, size).T)
 
 
-def few_grays(film: Image.Image) -> bool:
+def few_grays(image: Image.Image) -> bool:
     """Whether an image of mode 'L' has two or three grays only, as masks do, and no blank or dim image does.
 
     96% of its pixels are within 3 of two or three levels that are at least 48 apart: JPEG compression blurs
     the edges of a mask.
     """
-    counts = np.bincount(np.asarray(film)[::4, ::4].ravel(), minlength=256)
+    counts = np.bincount(np.asarray(image)[::4, ::4].ravel(), minlength=256)
     total, levels, covered = counts.sum(), [], 0
     while len(levels) < 3 and covered < 0.96 * total:
         near = np.convolve(counts, np.ones(7, int), "same")
@@ -228,18 +231,18 @@ def _why_no_image(data: bytes) -> str:
 
 @contextmanager
 def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Turn every error of an image into UnreadableFilm."""
+    """Turn every error of an image into UnreadableImage."""
     try:
         yield
-    except UnreadableFilm:
+    except UnreadableImage:
         raise
     except Image.DecompressionBombError:
-        raise UnreadableFilm(f"more than {max_pixels:,} pixels") from None
+        raise UnreadableImage(f"more than {max_pixels:,} pixels") from None
     except Image.UnidentifiedImageError as error:
-        raise UnreadableFilm(_why_no_image(data)) from error
+        raise UnreadableImage(_why_no_image(data)) from error
     # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
     except Exception as error:
-        raise UnreadableFilm(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -266,27 +269,27 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
     if image.mode != "L":
         gray.info["hues"] = hue_spread(image.convert("RGB"))
     if transparent and np.ptp(gray.getextrema()) == 0:
-        raise UnreadableFilm("blank without its transparency: save it without an alpha channel")
+        raise UnreadableImage("blank without its transparency: save it without an alpha channel")
     return gray
 
 
 def _refuse_what_pillow_misreads(image: Image.Image) -> None:
     # The second picture of a phone's JPEG (MPO) is a preview or another view; the first is the picture.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UnreadableFilm("several frames (an animation or several pages), expected one film")
+        raise UnreadableImage("several frames (an animation or several pages), expected one image")
     if image.mode == "CMYK":
         # Adobe writes them inverted, other writers do not: an inverted radiograph looks like one too.
-        raise UnreadableFilm("CMYK colours (made for print): save it as gray or RGB")
+        raise UnreadableImage("CMYK colours (made for print): save it as gray or RGB")
     if image.mode == "LAB":
-        raise UnreadableFilm("LAB colours: save it as gray or RGB")
+        raise UnreadableImage("LAB colours: save it as gray or RGB")
     if image.format != "TIFF":
         return
     if image.mode == "L" and image.tag_v2.get(339) == (2,):
-        raise UnreadableFilm("TIFF of 8 bits with a sign: save it as 8 bits without")
+        raise UnreadableImage("TIFF of 8 bits with a sign: save it as 8 bits without")
     # libtiff hands over numbers in the machine's byte order, and Pillow turns these round once more.
     packed = image.tile[0][0] == "libtiff" if image.tile else image.tag_v2.get(259, 1) != 1
     if packed and image.mode in ("I", "F") and image.tag_v2.prefix == b"MM":
-        raise UnreadableFilm("compressed big-endian TIFF of float or signed numbers: save it uncompressed")
+        raise UnreadableImage("compressed big-endian TIFF of float or signed numbers: save it uncompressed")
 
 
 def _layout(image: Image.Image) -> str:
@@ -300,10 +303,10 @@ def _stretch(values: np.ndarray) -> Image.Image:
     # Pillow's own conversion clips 16-bit images at 255, which turns them white.
     values = np.asarray(values, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise UnreadableFilm("pixels that are no numbers")
+        raise UnreadableImage("pixels that are no numbers")
     low, high = float(values.min()), float(values.max())
     if low == high:
-        raise UnreadableFilm(f"blank: every pixel is {abs(low):g}")
+        raise UnreadableImage(f"blank: every pixel is {abs(low):g}")
     return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
 
 
@@ -311,7 +314,7 @@ def _stretch_upper_bits(gray: Image.Image) -> Image.Image:
     """Stretch the upper 8 bits, which Pillow keeps of 16-bit colour. Of 12 bits only four are left there."""
     low, high = gray.getextrema()
     if low < high < low + 63:
-        raise UnreadableFilm(
+        raise UnreadableImage(
             f"16-bit colour in the lowest bits, {high - low + 1} grays: save it as 16-bit gray"
         )
     return _stretch(np.asarray(gray))
@@ -323,7 +326,7 @@ def _unread_file(image: Image.Image) -> Any:
 
 
 def _read_open(file: Any) -> bytes:
-    """An open file's bytes; one more than allowed where there are more, which `read_film` then refuses."""
+    """An open file's bytes; one more than allowed where there are more, which `read_image` then refuses."""
     place = file.tell() if (back := hasattr(file, "seekable") and file.seekable()) else 0
     if back:
         file.seek(0)
@@ -331,20 +334,20 @@ def _read_open(file: Any) -> bytes:
     if back:
         file.seek(place)
     if not isinstance(data, bytes):
-        raise TypeError("a film's file is opened for reading bytes: open(name, 'rb')")
+        raise TypeError("an image's file is opened for reading bytes: open(name, 'rb')")
     return data
 
 
 def _gray_array(values: np.ndarray) -> Image.Image:
     colours = values.shape[2] if values.ndim == 3 else 1
     if values.ndim not in (2, 3) or colours not in (1, 3, 4):
-        raise UnreadableFilm(
+        raise UnreadableImage(
             f"an array of shape {values.shape}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); "
-            "several films are given as a list"
+            "several images are given as a list"
         )
     kind = values.dtype.kind + str(values.dtype.itemsize)
     if values.dtype.kind != "f" and kind not in ("u1", "u2"):
-        raise UnreadableFilm(f"an array of {values.dtype}: expected uint8, uint16 or float")
+        raise UnreadableImage(f"an array of {values.dtype}: expected uint8, uint16 or float")
     _check_pixels(values.shape[1], values.shape[0])
     if colours == 1:
         values = values.reshape(values.shape[:2])
@@ -366,6 +369,6 @@ def _dataset_bytes(dataset: Any) -> bytes:
         dataset.save_as(buffer, **encoding)
     # pydicom may raise anything here, and its message may quote a value.
     except Exception as error:
-        raise UnreadableFilm(f"a DICOM Dataset that pydicom can't write ({type(error).__name__})") from error
+        raise UnreadableImage(f"a DICOM Dataset that pydicom can't write ({type(error).__name__})") from error
     check_size(buffer.tell())
     return buffer.getvalue()
