@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
 
     from hf_pneumonia.inference.classifier import PneumoniaClassifier, which_model
     from hf_pneumonia.page.decoder import Decoder
-    from hf_pneumonia.page.examples import real_examples, simulated_examples
     from hf_pneumonia.page.guard import UploadFolder
+    from hf_pneumonia.page.one_image import real_examples, simulated_examples
     from hf_pneumonia.page.page import build_page, serve
 
     transformers.utils.logging.disable_progress_bar()

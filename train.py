@@ -15,9 +15,8 @@ from accelerate.utils import set_seed
 from datasets import disable_progress_bars
 
 from hf_pneumonia.data.cohort import Cohort, prepare_cohort
-from hf_pneumonia.data.labels import PHANTOMS
+from hf_pneumonia.data.labels import PHANTOMS, SPLITS
 from hf_pneumonia.data.manifest import SEEN, read_seen, write_seen
-from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import short_names
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance import appearance_lines, audit_lines
@@ -32,9 +31,8 @@ from hf_pneumonia.inference.ood import make_ood_check, measure_ood_check
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, try_images
 from hf_pneumonia.modeling.saved import save_model
-from hf_pneumonia.publishing.contents import write_card
+from hf_pneumonia.publishing.publish import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.faults import explained
 from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.launch import check_same_images, local_main_first, use_machine
 from hf_pneumonia.training.run_folder import (
@@ -47,6 +45,7 @@ from hf_pneumonia.training.run_folder import (
     only_training,
     read_report,
 )
+from hf_pneumonia.training.stopping import explained
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"

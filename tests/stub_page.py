@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY, Classifier, Prediction
+from hf_pneumonia.inference.classifier import NOT_A_CHEST_XRAY, PneumoniaClassifier, Prediction
 
 # What would run, or be fetched, if a card could do more than be read. Each sets `window.ran`.
 HOSTILE = """---
@@ -33,7 +33,7 @@ ${window.ran = 9} {{window.ran}}
 """
 
 
-class StubClassifier(Classifier):
+class StubClassifier(PneumoniaClassifier):
     """The probability is a square's mean gray. Answers while `free` is set, white images while `white` is."""
 
     def __init__(self) -> None:
@@ -69,8 +69,8 @@ def page_server(tmp_path_factory):
     The model's card is HOSTILE, and there is one plot.
     """
     from hf_pneumonia.page.decoder import Decoder
-    from hf_pneumonia.page.examples import simulated_examples
     from hf_pneumonia.page.guard import UploadFolder
+    from hf_pneumonia.page.one_image import simulated_examples
     from hf_pneumonia.page.page import build_page, served
 
     classifier, model = StubClassifier(), tmp_path_factory.mktemp("model")

@@ -7,8 +7,8 @@ from stub_page import HOSTILE
 
 from hf_pneumonia.hub import commit_files
 from hf_pneumonia.page.about import plain_markdown, read_evidence
-from hf_pneumonia.page.examples import real_examples
-from hf_pneumonia.publishing.contents import public_files
+from hf_pneumonia.page.one_image import real_examples
+from hf_pneumonia.publishing.publish import public_files
 
 
 @pytest.fixture

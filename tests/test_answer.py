@@ -6,7 +6,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
+from hf_pneumonia.inference.classifier import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page.answer import answer_html, percent, prediction_line
 
 

@@ -20,8 +20,7 @@ from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.batch import overlay
-from hf_pneumonia.inference.scores import Progress, Row, print_scores
+from hf_pneumonia.inference.batch import Progress, Row, overlay, print_scores
 
 HEADER = ["file", "decision", "label", "probability", "threshold", "error", "reason"]
 

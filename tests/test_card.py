@@ -17,8 +17,8 @@ from hf_pneumonia.publishing.card import (
     plain,
     show_figure,
 )
-from hf_pneumonia.publishing.contents import public_files
 from hf_pneumonia.publishing.public_report import public_report
+from hf_pneumonia.publishing.publish import public_files
 
 REPO = "user/name"
 

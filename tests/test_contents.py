@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.publishing.contents import public_files
+from hf_pneumonia.publishing.publish import public_files
 
 REPO = "user/name"
 

@@ -3,7 +3,7 @@ from huggingface_hub import HfApi, constants
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import commit_files
-from hf_pneumonia.modeling.fetch import evidence_folder, model_folder
+from hf_pneumonia.modeling.saved import evidence_folder, model_folder
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"y"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_pneumonia.training.imbalance import BalancedSampler, class_weights, weighted_cross_entropy
+from hf_pneumonia.training.trainer import BalancedSampler, class_weights, weighted_cross_entropy
 
 
 def _draw(labels: list[int], seed: int = 0, epoch: int = 0) -> list[int]:

@@ -13,8 +13,8 @@ from stub_page import StubClassifier
 from test_inputs import PNG
 
 from hf_pneumonia.data.images import read_image
+from hf_pneumonia.inference.classifier import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.inference.inputs import find_images
-from hf_pneumonia.inference.prediction import DECISIONS, NORMAL, NOT_A_CHEST_XRAY, PNEUMONIA, UNCERTAIN
 from hf_pneumonia.page import many_images
 from hf_pneumonia.page.answer import UNREADABLE
 from hf_pneumonia.page.many_images import (

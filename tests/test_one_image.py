@@ -13,10 +13,18 @@ from hf_pneumonia.data.images import read_image
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.errors import UnreadableImage
-from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY, NOT_ASSESSED, Prediction
+from hf_pneumonia.inference.classifier import NOT_A_CHEST_XRAY, NOT_ASSESSED, Prediction
 from hf_pneumonia.page.answer import WORDS
-from hf_pneumonia.page.examples import SIMULATED, Example, gallery_html, real_examples, simulated_examples
-from hf_pneumonia.page.one_image import card_html, look_at, read_upload
+from hf_pneumonia.page.one_image import (
+    SIMULATED,
+    Example,
+    card_html,
+    gallery_html,
+    look_at,
+    read_upload,
+    real_examples,
+    simulated_examples,
+)
 
 
 @pytest.mark.parametrize("decision", [NOT_A_CHEST_XRAY, NOT_ASSESSED])

@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.data.images import gray_image
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.inference.classifier import NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.inference.ood import (
     OODCheck,
     Spread,
@@ -24,7 +25,6 @@ from hf_pneumonia.inference.ood import (
     load_ood_check,
     watch_stages,
 )
-from hf_pneumonia.inference.prediction import NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.modeling.build import build_model, network_input
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)

@@ -12,9 +12,8 @@ from PIL import Image
 
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import prediction_line
-from hf_pneumonia.page.examples import SIMULATED, simulated_examples
 from hf_pneumonia.page.limits import MAX_FILE_BYTES
-from hf_pneumonia.page.one_image import short_html
+from hf_pneumonia.page.one_image import SIMULATED, short_html, simulated_examples
 from hf_pneumonia.page.page import NOTE, build_page
 
 WAIT = 20_000  # ms

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN
 
 from hf_pneumonia.training.checkpoints import checkpoints, damage
-from hf_pneumonia.training.imbalance import BalancedSampler
+from hf_pneumonia.training.trainer import BalancedSampler
 
 # train.py whose second process fails in a way that the environment names. What both are left with is kept:
 # their weights, the rows of the training split that they read, and its labels.

@@ -17,10 +17,15 @@ from safetensors.torch import load_file, save_file
 import push_to_hub
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.hub import commit_files
-from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.prediction import NOT_A_CHEST_XRAY
-from hf_pneumonia.publishing.contents import public_files
-from hf_pneumonia.publishing.publish import listing, prepare_run, publish_model, publish_space, space_files
+from hf_pneumonia.inference.classifier import NOT_A_CHEST_XRAY, PneumoniaClassifier
+from hf_pneumonia.publishing.publish import (
+    listing,
+    prepare_run,
+    public_files,
+    publish_model,
+    publish_space,
+    space_files,
+)
 
 
 @pytest.fixture

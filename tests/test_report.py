@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from written import predicted
 
-from hf_pneumonia.evaluation.calibration import calibration_report
+from hf_pneumonia.evaluation.calibration import calibration_report, operating_points
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
-from hf_pneumonia.evaluation.thresholds import operating_points
 
 
 def _drawn(seed):

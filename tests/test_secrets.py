@@ -5,7 +5,7 @@ from conftest import TINY
 
 import train
 from hf_pneumonia.errors import run_script
-from hf_pneumonia.publishing.contents import public_files
+from hf_pneumonia.publishing.publish import public_files
 
 TOKENS = {
     "HF_TOKEN": "hf_" + "Environment" * 3,

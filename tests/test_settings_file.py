@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from hf_pneumonia.data.settings_file import LARGEST_YAML, read_json, read_yaml
+from hf_pneumonia.data.files import LARGEST_YAML, read_json, read_yaml
 
 LAUGHS = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n"
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import recall_score
 
-from hf_pneumonia.evaluation.thresholds import (
+from hf_pneumonia.evaluation.calibration import (
     left_open,
     moved_band,
     operating_point,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_pneumonia.evaluation.plots import OPAQUE
 from hf_pneumonia.inference.batch import overlay
-from hf_pneumonia.page.viewer import viewer, viewer_value
+from hf_pneumonia.page.answer import viewer, viewer_value
 
 
 def image(width: int, height: int) -> Image.Image:

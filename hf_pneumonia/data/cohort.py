@@ -18,9 +18,8 @@ from sklearn.metrics import roc_auc_score
 from hf_pneumonia.data.appearance import MIN_PATIENTS, appearance_scores, vertical_class
 from hf_pneumonia.data.cache import ImageCache, open_cache
 from hf_pneumonia.data.duplicates import COPY, connect
-from hf_pneumonia.data.labels import LABELS, coarse_patient
+from hf_pneumonia.data.labels import LABELS, SPLITS, coarse_patient
 from hf_pneumonia.data.manifest import CONFLICT, COPIES, PATIENT, UNREADABLE
-from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.data.splits import assign_splits, parse_split, shifted_test
 from hf_pneumonia.errors import UsageError

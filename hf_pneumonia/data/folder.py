@@ -1,17 +1,299 @@
-"""A folder of images -> rows: class folders, split folders, DICOM files, metadata files."""
+"""A folder of images -> rows: what the folders around an image say (split, class, patient, left out)."""
 
 import logging
 import os
-from pathlib import Path
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
 
 from hf_pneumonia.data.files import IMAGE, kind_of, walk
-from hf_pneumonia.data.labels import is_class
-from hf_pneumonia.data.layout import read_layout
+from hf_pneumonia.data.labels import SPLITS, Row, is_class, label_of, patient_of, split_of, words
 from hf_pneumonia.data.listing import LABEL_COLUMNS, is_table, read_metadata, rows_of_tables
-from hf_pneumonia.data.rows import SPLITS, Row
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+# Words in the names of folders. A name is read as words: `lung_masks`, "Lung Masks" and `lungMasks` are one.
+_COMPANIONS = frozenset(
+    "mask masks annotation annotations annotated label labels segmentation segmentations segmented seg segs "
+    "bbox bboxes boxes contour contours roi rois heatmap heatmaps gradcam cam cams saliency attention "
+    "overlay overlays explanation explanations thumbnail thumbnails thumb thumbs preview previews "
+    "eadir recycle trash lateral laterals".split()
+)
+_CONTAINERS = frozenset(
+    "image images img imgs picture pictures photo photos scan scans file files data original originals orig "
+    "raw xray xrays ray rays x cxr cxrs chest radiograph radiographs radiography png jpg jpeg dicom dicoms "
+    "dcm tiff frontal pa ap view views anat cohen".split()
+)
+# Folders of a project, which often lie beside its images.
+_NO_DATA = frozenset(
+    "notebook notebooks figure figures plot plots doc docs result results output outputs run runs model "
+    "models checkpoint checkpoints log logs script scripts src code paper report reports".split()
+)
+_FOLD = re.compile(r"(cv|fold|k)[-_ ]?\d+", re.IGNORECASE)
+# Folders of a patient, a study or a series: patient00003, p10, s50414267, study1, 1.2.840.10008, 0017.
+_ID = re.compile(
+    r"(patient|pat|subject|subj|sub|study|series|ses|session|case|visit|view)[-_ ]?\w*|[ps]?\d+|\d[\d.]+|"
+    r"[0-9a-f]{8}[0-9a-f-]*",
+    re.IGNORECASE,
+)
+
+# Public data sets that are known by class folders or file names; COVID-QU-Ex is in `_known_classes`.
+_RADIOGRAPHY = {"covid", "lung_opacity", "normal", "viral pneumonia"}
+_KERMANY = re.compile(r"person\d+_(bacteria|virus)_\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the folders around an image say."""
+
+    class_name: str
+    split: str | None
+    patient: str | None
+
+
+@cache  # folders are few, and each holds many images
+def is_companion(name: str) -> bool:
+    """Whether a folder is named after what accompanies images: masks, heat maps, thumbnails ..."""
+    said = {*words(name), "".join(words(name))}
+    return bool(_COMPANIONS & said) and not {"data", "dataset"} & said and not is_class(name)
+
+
+@cache
+def _is_container(name: str) -> bool:
+    said = words(name)
+    return _ID.fullmatch(name) is not None or (bool(said) and set(said) <= _CONTAINERS)
+
+
+def _is_part(name: str) -> bool:
+    return _is_container(name) and any(letter.isdigit() for letter in name)
+
+
+def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], list[str]]:
+    """Read split, class and patient of every image off the names of the folders that it lies in.
+
+    Args:
+        images: path of each image below the root, as POSIX writes paths.
+        root: name of the data set, for messages.
+
+    Returns:
+        The images that belong to the data set -> what their folders say; and what was left out, a line for
+        each reason.
+
+    Raises:
+        UsageError: no image lies in a class folder, or the folders can be understood in more than one way;
+            the message lists what was found and how to say what is meant.
+    """
+    left_out: list[str] = []
+    parts = {image: PurePath(image).parts[:-1] for image in images}
+    parts = _without_companions(_known_classes(parts, root), left_out)
+    wrappers = _outer_names(parts.values())
+    found = {image: _Roles(folders, wrappers) for image, folders in parts.items()}
+    found = _one_data_set(found, root, left_out)
+    _check_classes(found, root)
+    _check_splits(found, root)
+    found = _labelled_only(found, root, left_out)
+    places = {
+        image: Place(roles.class_name, roles.split, patient_of(PurePath(image).name, roles.inside))
+        for image, roles in found.items()
+    }
+    logger.info("%s: %s", root, _recognised(places))
+    return places, left_out
+
+
+class _Roles:
+    """Which of the folders around an image is what."""
+
+    def __init__(self, folders: tuple[str, ...], wrappers: set[tuple[str, ...]]):
+        self.folders = folders
+        inner = [at for at in range(len(folders)) if folders[: at + 1] not in wrappers]
+        splits = [at for at in inner if split_of(folders[at])]
+        classes = [at for at in inner if is_class(folders[at])]
+        self.splits = sorted({split_of(folders[at]) for at in splits})
+        self.split = self.splits[0] if self.splits else None
+        self.split_at = splits[0] if splits else None
+        self.class_at = classes[0] if classes else None  # PNEUMONIA/viral is a kind of PNEUMONIA
+        self.class_name = folders[classes[-1]] if classes else None
+        known = [*splits, *classes]
+        first = min(known, default=len(folders))
+        # Folders of patients and parts (images_001) are no data sets of their own.
+        self.wrapper = tuple(name for name in folders[:first] if not _is_part(name))
+        self.inside = tuple(name for at, name in enumerate(folders) if at not in known)
+        self.unknown = [
+            at
+            for at in range(first, len(folders))
+            if known and at not in known and not _is_container(folders[at])
+        ]
+
+
+def _known_classes(parts: dict, root: str) -> dict:
+    """Read "Non-COVID" as pneumonia in COVID-QU-Ex, known by its lung masks; elsewhere it may be normal."""
+    names = {name.lower() for folders in parts.values() for name in folders}
+    if not {"lung masks", "non-covid"} <= names:
+        return parts
+    logger.info("%s: read as COVID-QU-Ex: Non-COVID is PNEUMONIA", root)
+    named = {"non-covid": "PNEUMONIA"}
+    return {
+        image: tuple(named.get(name.lower(), name) for name in folders) for image, folders in parts.items()
+    }
+
+
+def _without_companions(parts: dict, left_out: list[str]) -> dict:
+    """Leave out images in folders of masks and the like, and files that are named so beside their image."""
+    kept, gone = {}, Counter()
+    for image, folders in parts.items():
+        stem = PurePath(image).stem
+        ending = re.search(r"[-_ ]([A-Za-z]+)$", stem)
+        companion = next((name for name in folders if is_companion(name)), None)
+        if companion is None and ending and ending[1].lower() in _COMPANIONS:
+            companion = f"*{ending[0]}{PurePath(image).suffix}"
+        if companion is None:
+            kept[image] = folders
+        else:
+            gone[companion] += 1
+    left_out += [
+        f"{count} images in {name}: masks, lateral views and other companions"
+        for name, count in sorted(gone.items())
+    ]
+    return kept
+
+
+def _outer_names(all_parts: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Folders that are called like a class or a split and hold a data set: inside are other ones."""
+    outer = set()
+    for folders in set(all_parts):
+        for at, name in enumerate(folders):
+            inside = folders[at + 1 :]
+            label, split = label_of(name), split_of(name)
+            if is_class(name) and any(is_class(other) and label_of(other) != label for other in inside):
+                outer.add(folders[: at + 1])
+            if split and any(split_of(other) not in (None, split) for other in inside):
+                outer.add(folders[: at + 1])
+    return outer
+
+
+def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
+    """Keep the images of one data set; copies nested inside it, as in Kaggle's archive, are left out."""
+    sets = defaultdict(list)
+    for image, roles in found.items():
+        if roles.class_name is not None:
+            sets[roles.wrapper].append(image)
+    if not sets:
+        raise UsageError(
+            f"{root}: expected class folders such as NORMAL and PNEUMONIA, "
+            f"got {_listed({'/'.join(roles.folders) or 'images alone' for roles in found.values()})}"
+            if found
+            else f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none"
+        )
+    outer = min(sets, key=len)
+    others = [wrapper for wrapper in sets if wrapper != outer]
+    nested = all(wrapper[: len(outer)] == outer for wrapper in others)
+    if others and not (nested and any(found[image].split for image in sets[outer])):
+        names = sorted("/".join(wrapper) or "." for wrapper in sets)
+        parts = [f"{root}/{name}" for name in names[:5]]
+        if all(_FOLD.fullmatch(name.rsplit("/", 1)[-1]) for name in names):
+            parts = [*(f"train={part}" for part in parts[:-1]), f"test={parts[-1]}"]
+        raise UsageError(
+            f"{root}: expected one data set, got {len(names)}: {_listed(names)}. Give the one that is "
+            f"meant, or several: --dataset {' '.join(parts)}"
+        )
+    for wrapper in others:
+        left_out.append(f"{len(sets[wrapper])} images in {'/'.join(wrapper)}, a data set inside this one")
+    return {
+        image: roles for image, roles in found.items() if roles.class_name is None or roles.wrapper == outer
+    }
+
+
+def _check_classes(found: dict, root: str) -> None:
+    """Refuse folders inside classes and splits, or beside classes, whose meaning is not known."""
+    parents = {roles.folders[: roles.class_at] for roles in found.values() if roles.class_name}
+    unknown: dict[str, int] = Counter()
+    for roles in found.values():
+        if roles.class_name is None:
+            for at, beside in enumerate(roles.folders):
+                if (
+                    roles.folders[:at] in parents
+                    and not split_of(beside)
+                    and not set(words(beside)) & _NO_DATA
+                ):
+                    unknown["/".join(roles.folders[: at + 1])] += 1
+        elif roles.unknown:
+            unknown["/".join(roles.folders[: roles.unknown[0] + 1])] += 1
+    if unknown:
+        classes = sorted({roles.class_name for roles in found.values() if roles.class_name})
+        folder, count = next(iter(sorted(unknown.items())))
+        more = f" (and {len(unknown) - 1} more such folders)" if len(unknown) > 1 else ""
+        name = folder.rsplit("/", 1)[-1]
+        raise UsageError(
+            f"{root}/{folder}: unknown class or folder {name!r} with {count} images{more} (classes found: "
+            f"{', '.join(classes)}). Name it as a class (NORMAL, PNEUMONIA, healthy, viral ...), as a folder "
+            "of images (images), or move it away"
+        )
+
+
+def _check_splits(found: dict, root: str) -> None:
+    """Refuse two splits around one image, two folders for one split, and images beside the splits."""
+    for roles in found.values():
+        if len(roles.splits) > 1:
+            raise UsageError(
+                f"{root}/{'/'.join(roles.folders)}: expected one split, got {' and '.join(roles.splits)}. "
+                "Say which is meant: --dataset train=DIR test=DIR"
+            )
+    names = defaultdict(set)
+    for roles in found.values():
+        if roles.split:
+            names[roles.folders[: roles.split_at], roles.split].add(roles.folders[roles.split_at])
+    for (parent, split), same in names.items():
+        if len(same) > 1:
+            raise UsageError(
+                f"{'/'.join((root, *parent))} holds both {' and '.join(sorted(same))} for {split}: keep one"
+            )
+    without = [image for image, roles in found.items() if roles.class_name and roles.split is None]
+    if without and len(without) < sum(roles.class_name is not None for roles in found.values()):
+        inside = sorted({roles.split for roles in found.values() if roles.split})
+        raise UsageError(
+            f"{root}: expected all images in split folders or none, got {len(without)} outside of "
+            f"{', '.join(inside)} (such as {without[0]}). Say what is meant: --dataset train=DIR test=DIR"
+        )
+
+
+def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
+    """Leave out images beside the data set; refuse a split that has no class folders."""
+    for roles in found.values():
+        if roles.class_name is None and roles.split:
+            folder = "/".join(roles.folders[: roles.split_at + 1])
+            count = sum(
+                other.folders[: roles.split_at + 1] == roles.folders[: roles.split_at + 1]
+                and other.class_name is None
+                for other in found.values()
+            )
+            raise UsageError(
+                f"{root}/{folder}: expected class folders, got {count} images without a label. Sort them "
+                "into class folders, or move them away"
+            )
+    stray = Counter("/".join(roles.folders) or "." for roles in found.values() if roles.class_name is None)
+    left_out += [f"{count} images in {folder}, in no class folder" for folder, count in sorted(stray.items())]
+    return {image: roles for image, roles in found.items() if roles.class_name is not None}
+
+
+def _recognised(places: dict[str, Place]) -> str:
+    """Say which classes and splits were found, and the name of a public data set that has these."""
+    classes = sorted({place.class_name for place in places.values()})
+    splits = [name for name in SPLITS if name in {place.split for place in places.values()}]
+    said = f"class folders {', '.join(classes)}" + (f" in splits {', '.join(splits)}" if splits else "")
+    if {name.lower() for name in classes} == _RADIOGRAPHY:
+        said += ", read as COVID-19 Radiography Database"
+    elif any(_KERMANY.match(PurePath(image).name) for image in places):
+        said += ", read as Kermany et al. (patients by the series in the file names)"
+    return said
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from hf_pneumonia.data.labels import is_class, is_covid, label_of, patient_of
-from hf_pneumonia.data.rows import SPLITS, Row, split_of
+from hf_pneumonia.data.labels import SPLITS, Row, is_class, is_covid, label_of, patient_of, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,10 @@ import datasets
 
 from hf_pneumonia.data.archive import fetch_kaggle, is_archive, unpack
 from hf_pneumonia.data.folder import rows_of_folder
-from hf_pneumonia.data.labels import LABELS, PHANTOMS, is_covid, label_of, patient_of
+from hf_pneumonia.data.labels import LABELS, PHANTOMS, SPLITS, Row, is_covid, label_of, patient_of, split_of
 from hf_pneumonia.data.listing import rows_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
-from hf_pneumonia.data.rows import SPLITS, Row, split_of
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.rows import SPLITS
+from hf_pneumonia.data.labels import LABELS, SPLITS
 from hf_pneumonia.errors import UsageError
 
 VALIDATION_SHARE = 0.10  # of the training images

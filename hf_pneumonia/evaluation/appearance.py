@@ -20,8 +20,7 @@ from hf_pneumonia.data.appearance import (
     vertical_class,
 )
 from hf_pneumonia.data.cohort import Cohort
-from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.data.rows import SPLITS
+from hf_pneumonia.data.labels import LABELS, SPLITS
 from hf_pneumonia.evaluation.intervals import NOT_DEFINED, bootstrap_counts, chunks, figure, ratio
 from hf_pneumonia.evaluation.metrics import auroc, figures_line, metrics_at, rates
 from hf_pneumonia.evaluation.scoring import (

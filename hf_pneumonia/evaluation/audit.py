@@ -14,10 +14,9 @@ from sklearn.metrics import roc_auc_score
 from hf_pneumonia.data.appearance import STATISTICS
 from hf_pneumonia.data.cohort import UNREADABLE, Cohort
 from hf_pneumonia.data.duplicates import COPY
-from hf_pneumonia.data.labels import LABELS, SERIES, coarse_patient, is_global_id
+from hf_pneumonia.data.labels import LABELS, SERIES, SPLITS, coarse_patient, is_global_id
 from hf_pneumonia.data.manifest import TEACHING, write_manifest
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
-from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import audit_appearance, audit_lines, score_appearance
 from hf_pneumonia.evaluation.audit_plots import KINDS, Pair, as_data_uri, plot_appearance, plot_images

@@ -12,10 +12,9 @@ import torch
 from accelerate import PartialState
 
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.evaluation.calibration import BINS, calibration_report
+from hf_pneumonia.evaluation.calibration import BINS, calibration_report, left_open
 from hf_pneumonia.evaluation.metrics import METRICS, split_reports
 from hf_pneumonia.evaluation.scoring import Predictions
-from hf_pneumonia.evaluation.thresholds import left_open
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "evaluate")
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
-from hf_pneumonia.modeling.fetch import LARGEST_PLOT, evidence_folder
+from hf_pneumonia.modeling.saved import LARGEST_PLOT, evidence_folder
 
 # The plots that are published, and what a screen reader says of each.
 _ALT = {

@@ -7,7 +7,7 @@ from gradio import FileData
 from PIL import Image
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.prediction import Classifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import UNREADABLE, WORDS
 from hf_pneumonia.page.limits import (
     MANY_IMAGES_SECONDS,
@@ -61,7 +61,7 @@ print(client.predict([handle_file("image.png"), handle_file("images.zip")], api_
 """
 
 
-def add_endpoints(classifier: Classifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """Add both to the open gr.Blocks. Arguments as `build_page`."""
 
     @errors_told()

@@ -14,16 +14,16 @@ import gradio as gr
 from PIL import Image
 
 from hf_pneumonia.errors import UnreadableImage, UsageError
-from hf_pneumonia.inference.inputs import ImageReader, Source, why_not
-from hf_pneumonia.inference.prediction import (
+from hf_pneumonia.inference.classifier import (
     DECISIONS,
     NORMAL,
     PNEUMONIA,
     REFUSED,
-    Classifier,
+    PneumoniaClassifier,
     Prediction,
 )
-from hf_pneumonia.page.answer import UNREADABLE, WORDS, percent, shape
+from hf_pneumonia.inference.inputs import ImageReader, Source, why_not
+from hf_pneumonia.page.answer import UNREADABLE, WORDS, percent, shape, thumbnail_uri
 from hf_pneumonia.page.limits import (
     AT_A_TIME,
     MANY_IMAGES_SECONDS,
@@ -32,7 +32,6 @@ from hf_pneumonia.page.limits import (
     MAX_UNPACKED_BYTES,
 )
 from hf_pneumonia.page.uploads import errors_told, images_of, uploaded
-from hf_pneumonia.page.viewer import thumbnail_uri
 
 BATCH = 32
 
@@ -79,7 +78,7 @@ class ImageRow:
     thumbnail: str = ""
 
 
-def many_images_tab(classifier: Classifier, read: Callable[[str | bytes], Image.Image]) -> None:
+def many_images_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
     """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
 
     # A generator: when the tab is closed, Gradio asks for no further batch.
@@ -129,7 +128,7 @@ def many_images_tab(classifier: Classifier, read: Callable[[str | bytes], Image.
 
 
 def score_images(
-    classifier: Classifier,
+    classifier: PneumoniaClassifier,
     read: Callable[[str | bytes], Image.Image],
     images: list[Source],
     thumbnails: bool = True,

@@ -1,11 +1,9 @@
-"""The tab "One image": an image in, and the answer, the image and the trade-off out.
-
-The browser keeps the last answer, so that the slider needs no forward pass. The server keeps the image and
-its pictures as files, for some minutes, and no answer.
-"""
+"""The tab "One image": its inputs, examples, answer and operating point."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +12,19 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.errors import UnreadableImage, UsageError
-from hf_pneumonia.inference.prediction import REFUSED, Classifier
-from hf_pneumonia.page.answer import answer_html, answer_panel, percent, prediction_line
-from hf_pneumonia.page.examples import Example, gallery_html
+from hf_pneumonia.inference.classifier import REFUSED, PneumoniaClassifier
+from hf_pneumonia.modeling.saved import EXAMPLES, LARGEST_EXAMPLE, MOST_EXAMPLES, evidence_folder
+from hf_pneumonia.page.answer import (
+    answer_html,
+    answer_panel,
+    percent,
+    prediction_line,
+    thumbnail_uri,
+    viewer,
+    viewer_value,
+)
 from hf_pneumonia.page.trade_off import (
     USUAL_PREVALENCE,
     Setting,
@@ -29,7 +36,83 @@ from hf_pneumonia.page.trade_off import (
     worth_html,
 )
 from hf_pneumonia.page.uploads import errors_told, uploaded
-from hf_pneumonia.page.viewer import viewer, viewer_value
+
+logger = logging.getLogger(__name__)
+
+# Two pairs of the simulated data set's test split (`phantom_folder`): no network was trained on them.
+_PATIENTS, _SEED = (1, 2, 11, 12), 0
+
+_THUMBNAIL = 160  # pixels on a side: sharp at the 80 that a thumbnail is wide, on a phone's screen too
+
+SIMULATED = (
+    "This image is simulated. A model that was trained on images of patients has never seen such a one."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, the caption of its thumbnail, and a note for its answer."""
+
+    image: Image.Image  # of mode 'L'
+    caption: str
+    note: str
+
+
+def simulated_examples() -> list[Example]:
+    """Return four simulated images, two normal and two with pneumonia, the same ones each time."""
+    images = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
+    images.sort(key=lambda image: image.label)
+    return [
+        Example(Image.fromarray(image.image), f"Simulated, {image.label.lower()}", SIMULATED)
+        for image in images
+    ]
+
+
+def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Example]:
+    """Return the images of a model's folder `examples`, numbered: their names may be patients'.
+
+    What can't be read is left out with a warning.
+
+    Args:
+        model: run folder, or a repository of the Hub (user/name).
+        read: `read_image`, or the page's own decoder.
+    """
+    examples = []
+    for path in _example_files(model):
+        try:
+            image = read(str(path))
+        except UnreadableImage as error:
+            logger.warning("an example of the model can't be read: %s", error)
+            continue
+        caption = f"Example {len(examples) + 1}"
+        examples.append(Example(image, caption, f"{caption} of the model's own."))
+    return examples
+
+
+def gallery_html(examples: list[Example]) -> str:
+    """Return a button with a thumbnail for each example; one_image.js acts on them."""
+    buttons = [
+        f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
+        f'<img src="{thumbnail_uri(example.image, _THUMBNAIL)}" alt="">'
+        f"<span>{escape(example.caption)}</span></button>"
+        for number, example in enumerate(examples)
+    ]
+    return f'<div class="gallery">{"".join(buttons)}</div>'
+
+
+def _example_files(model: str) -> list[Path]:
+    """Images by name: MOST_EXAMPLES at most, none above LARGEST_EXAMPLE."""
+    try:
+        folder = evidence_folder(model) / "examples"
+    except UsageError:
+        return []  # the tab "About the model" says why
+    found = [
+        path
+        for path in sorted(folder.glob("[!.]*"))
+        if path.suffix.lower() in EXAMPLES and path.is_file() and path.stat().st_size <= LARGEST_EXAMPLE
+    ]
+    return found[:MOST_EXAMPLES]
+
 
 _WAYS_IN = "JPEG, PNG of 8 or 16 bits, TIFF, DICOM. A copied picture can be pasted anywhere here (Ctrl+V)."
 
@@ -40,7 +123,7 @@ _ZIP = b"PK\3\4"  # a zip file begins so
 
 
 def look_at(
-    classifier: Classifier, image: Image.Image, name: str, heat_map: bool, note: str = ""
+    classifier: PneumoniaClassifier, image: Image.Image, name: str, heat_map: bool, note: str = ""
 ) -> tuple[dict[str, Any], Any]:
     """Classify an image for `card_html` and the viewer.
 
@@ -65,7 +148,7 @@ def look_at(
 
 
 def card_html(
-    classifier: Classifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
     """Return the content of `answer_panel`.
 
@@ -94,7 +177,7 @@ def card_html(
 
 
 def short_html(
-    classifier: Classifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
     """Return the answer in one line, for under the slider where a phone has no room for the card beside it.
 
@@ -123,7 +206,7 @@ def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
 
 
 def one_image_tab(
-    classifier: Classifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
+    classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
     """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
     settings = settings_of(classifier)
@@ -274,7 +357,7 @@ def _html(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _decision(classifier: Classifier, said: dict[str, Any], threshold: float, force: bool) -> str:
+def _decision(classifier: PneumoniaClassifier, said: dict[str, Any], threshold: float, force: bool) -> str:
     if said.get("refused") and not force:
         return said["refused"]
     return classifier.decide(said["probability"], None if threshold == classifier.threshold else threshold)

@@ -15,14 +15,13 @@ from starlette.middleware import Middleware
 
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.prediction import Classifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
-from hf_pneumonia.page.examples import Example
 from hf_pneumonia.page.guard import Guard, UploadFolder
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.many_images import many_images_tab
-from hf_pneumonia.page.one_image import one_image_tab
+from hf_pneumonia.page.one_image import Example, one_image_tab
 
 TITLE = "Pneumonia on chest X-rays"
 NOTE = "Not a medical device. For research and teaching: an image is read by a person who is trained for it."
@@ -33,7 +32,7 @@ _FONT_MONO = ("ui-monospace", "Consolas", "monospace")
 
 
 def build_page(
-    classifier: Classifier,
+    classifier: PneumoniaClassifier,
     read: Callable[[str | bytes], Image.Image] = read_image,
     examples: Sequence[Example] = (),
     model: str | None = None,

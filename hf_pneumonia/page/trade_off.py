@@ -8,9 +8,9 @@ from html import escape
 
 import numpy as np
 
+from hf_pneumonia.evaluation.calibration import moved_band
 from hf_pneumonia.evaluation.metrics import predictive_values
-from hf_pneumonia.evaluation.thresholds import moved_band
-from hf_pneumonia.inference.prediction import Classifier
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import percent
 
 # Percent of the images that show pneumonia: the default is about what a ward for coughing children sends. At
@@ -31,7 +31,7 @@ class Setting:
     specificity: float
 
 
-def settings_of(classifier: Classifier) -> list[Setting]:
+def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
     """Return the slider's settings, from the most sensitive one to the most specific one.
 
     These are the points of the model's trade-off; its operating point alone where it states only that; none
@@ -52,7 +52,7 @@ def own_setting(settings: list[Setting], threshold: float) -> int:
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
 
 
-def band_at(classifier: Classifier, threshold: float) -> tuple[float, float] | None:
+def band_at(classifier: PneumoniaClassifier, threshold: float) -> tuple[float, float] | None:
     """Return the uncertain band around a threshold; None where the model has no band."""
     if classifier.band is None or threshold == classifier.threshold:
         return classifier.band
@@ -101,7 +101,7 @@ def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
     return " ".join([*first, *unknown.values()])
 
 
-def band_sentence(classifier: Classifier, setting: Setting) -> str:
+def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
     """Return what the uncertain band means at a setting; "" where the model has no band."""
     band = band_at(classifier, setting.threshold)
     if band is None:
@@ -123,7 +123,7 @@ def band_sentence(classifier: Classifier, setting: Setting) -> str:
     )
 
 
-def setting_html(classifier: Classifier, settings: list[Setting], index: int) -> str:
+def setting_html(classifier: PneumoniaClassifier, settings: list[Setting], index: int) -> str:
     """Return the text beside the slider: a setting on validation, and compared with the model's own one."""
     if not settings:
         return _paragraphs(
@@ -146,7 +146,9 @@ def setting_html(classifier: Classifier, settings: list[Setting], index: int) ->
     return _paragraphs(f"{found} {compared}{fixed}")
 
 
-def worth_html(classifier: Classifier, settings: list[Setting], index: int, prevalence: float | None) -> str:
+def worth_html(
+    classifier: PneumoniaClassifier, settings: list[Setting], index: int, prevalence: float | None
+) -> str:
     """Return the text beside the prevalence, in percent: predictive values, uncertain band, their limits."""
     if not settings:
         return ""

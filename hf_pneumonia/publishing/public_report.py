@@ -12,9 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from hf_pneumonia.data.labels import PHANTOMS, is_global_id
+from hf_pneumonia.data.labels import PHANTOMS, SPLITS, is_global_id
 from hf_pneumonia.data.manifest import CONFLICT, COPIES, MANIFEST, PATIENT, SEEN, UNREADABLE, read_manifest
-from hf_pneumonia.data.rows import SPLITS
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.checks import CORRUPTIONS
 from hf_pneumonia.evaluation.metrics import METRICS

@@ -15,14 +15,15 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.data.cache import default_cache
+from hf_pneumonia.data.files import read_yaml
 from hf_pneumonia.data.labels import COVID, UNCERTAIN
-from hf_pneumonia.data.settings_file import read_yaml
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
 from hf_pneumonia.modeling.augment import AUGMENTATIONS, LARGEST, Strengths
 from hf_pneumonia.modeling.build import timm_name
-from hf_pneumonia.training.imbalance import IMBALANCE
+
+IMBALANCE = ("none", "weights", "sampler")
 
 # Fields of TrainingArguments that decide what a run computes: written to the resolved recipe though unsaid.
 _DECISIVE = (

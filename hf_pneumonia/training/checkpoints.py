@@ -12,8 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from hf_pneumonia.data.files import sync
-from hf_pneumonia.data.settings_file import read_json
+from hf_pneumonia.data.files import read_json, sync
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 

@@ -40,8 +40,7 @@ from hf_pneumonia.training.checkpoints import (
     remove_leftovers,
     writing,
 )
-from hf_pneumonia.training.faults import said_here, way_on
-from hf_pneumonia.training.stopping import StopBySignal
+from hf_pneumonia.training.stopping import StopBySignal, said_here, way_on
 
 WEIGHTS = "model.safetensors"
 
