@@ -11,7 +11,7 @@ from hf_pneumonia.errors import UsageError, run_script
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.space and args.revision != "main":
-        raise UsageError("--space serves the branch main of a model; leave out --revision or --space")
+        raise UsageError("main", "--space serves the branch main of a model; leave out --revision or --space")
     # Imported late: these take their time.
     from hf_pneumonia.hub import check_repo_name
 

@@ -120,7 +120,7 @@ def train(args: Recipe, recipe: dict) -> None:
         trainer.create_optimizer()
     # Flags that do not go together, or lack a package.
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError("train", " ".join(str(error).split())) from error
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
     findings = None

@@ -170,7 +170,7 @@ def main() -> None:
     print(*(f"{name}: {value}" for name, value in ratios.items()), f"peak MB: {memory}", agreed, sep="\n")
     finish(
         benchmark="predict",
-        images=f"{len(images)}, {is_real(place) if args.films is None else 'named'}",
+        images=f"{len(images)}, {is_real(place) if args.images is None else 'named'}",
         milliseconds=latency,
         images_per_second={name: spread(values) for name, values in speeds.items()},
         pipeline_at={name: folders["pipeline"][-1][name] for name in ("batch_size", "workers")},

@@ -61,7 +61,7 @@ def evaluate(args: argparse.Namespace) -> None:
     name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
     args.output = args.output or Path("runs") / name
     if any(next(args.output.glob(kind), None) for kind in ("model.safetensors", "checkpoint-*", "seed*")):
-        raise UsageError(f"--output {args.output} holds a training run; choose another folder")
+        raise UsageError("evaluate", f"--output {args.output} holds a training run; choose another folder")
     with local_main_first(state):  # the others find the images decoded
         cohort = _images(args, saved.image_size, one_class=True)
     check_same_images(cohort)
@@ -90,7 +90,7 @@ def predict(args: argparse.Namespace) -> None:
     """score images with a saved model: a row each, as CSV to the screen or a file"""
     if args.output is not None:
         if args.output.suffix.lower() not in (".csv", ".parquet") or args.output.is_dir():
-            raise UsageError(f"--output expects a .csv or .parquet file, got {str(args.output)!r}")
+            raise UsageError("predict", f"--output expects a .csv or .parquet file, got {str(args.output)!r}")
         _check_output(args.output.parent)
     if args.heatmaps is not None:
         _check_output(args.heatmaps, "--heatmaps")
@@ -137,7 +137,7 @@ def _images(args: argparse.Namespace, size: int, one_class: bool = False):
     datasets.disable_progress_bars()
     _check_output(args.output)
     if args.split_seed < 0:
-        raise UsageError(f"--split_seed expects a number from 0, got {args.split_seed}")
+        raise UsageError("images", f"--split_seed expects a number from 0, got {args.split_seed}")
     return prepare_cohort(
         args.source,
         size,
@@ -156,12 +156,12 @@ def _check_output(folder: Path, flag: str = "--output") -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "can't be written to" if existing.is_dir() else "is a file"
-        raise UsageError(f"{flag} {folder}: {existing} {problem}; choose another folder")
+        raise UsageError("output", f"{flag} {folder}: {existing} {problem}; choose another folder")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        raise UsageError("error", f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,10 +16,17 @@ _FIXABLE = {
 
 
 class UsageError(Exception):
-    """Something a user gave is wrong. The message is one line: what was expected, what came, and the fix.
+    """A mistake of the user. The entry scripts print it in one line and exit with code 2; every other exception
+    is a bug and keeps its traceback.
 
-    The entry scripts print it and exit with code 2; every other exception is a bug and keeps its traceback.
+    Args:
+        code: short name of the mistake, such as "no-class-folders", the same in every version.
+        message: one line: the flag or file, what was expected, what came, and how to fix it.
     """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Stopped(Exception):
@@ -53,7 +60,7 @@ def run_script(program: str, main: Callable[[list[str]], None], argv: list[str])
     except Stopped as stop:
         message, code = str(stop), stop.code
     except UsageError as error:
-        message = str(error)
+        message = f"{error} [{error.code}]"
     except OSError as error:
         if error.errno not in _FIXABLE:
             raise

@@ -65,7 +65,7 @@ def check_repo_name(repo: str) -> None:
             return validate_repo_id(repo)
     except HFValidationError as error:
         reason = f": {str(error).splitlines()[0]}"
-    raise UsageError(f"expected a repository of the Hub as USER/NAME, got {repo!r}{reason}")
+    raise UsageError("repo-name", f"expected a repository of the Hub as USER/NAME, got {repo!r}{reason}")
 
 
 def commit_files(
@@ -145,10 +145,12 @@ def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | byte
                 api.hf_hub_download(repo, name, revision=sha, local_dir=folder, force_download=True)
             except RemoteEntryNotFoundError as error:
                 raise UsageError(
-                    f"{repo}: {name} is missing on the Hub; does its .gitignore name it?"
+                    "download-files", f"{repo}: {name} is missing on the Hub; does its .gitignore name it?"
                 ) from error
             if content_sha256(folder / name) != content_sha256(content):
-                raise UsageError(f"{repo}: {name} is not on the Hub as it was sent; publish again")
+                raise UsageError(
+                    "download-files", f"{repo}: {name} is not on the Hub as it was sent; publish again"
+                )
 
 
 def file_size(content: Path | bytes) -> int:
@@ -167,8 +169,9 @@ def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
         info = api.repo_info(repo, repo_type=repo_type)
     if private and not info.private:
         raise UsageError(
+            "ensure-repo",
             f"{repo} is there already, and everybody can see it: nothing was sent; make it private in its "
-            "settings, or choose another name"
+            "settings, or choose another name",
         )
     return bool(info.private)
 
@@ -185,12 +188,14 @@ def _check_token(api: HfApi) -> None:
     token = get_token() if api.token in (None, True) else api.token
     if not token:
         raise UsageError(
-            "no token of the Hub found: `hf auth login`, or set HF_TOKEN to one that has the right to write"
+            "token",
+            "no token of the Hub found: `hf auth login`, or set HF_TOKEN to one that has the right to write",
         )
     # The libraries below would quote it in their messages.
     if not re.fullmatch("[!-~]+", token):
         raise UsageError(
-            "the token of the Hub has characters that no token has: `hf auth login`, or set HF_TOKEN anew"
+            "token",
+            "the token of the Hub has characters that no token has: `hf auth login`, or set HF_TOKEN anew",
         )
 
 
@@ -213,19 +218,21 @@ def _explained(api: HfApi, repo: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise UsageError(
-            "HF_HUB_OFFLINE is set, and without the Hub nothing can be sent: unset it"
+            "explained", "HF_HUB_OFFLINE is set, and without the Hub nothing can be sent: unset it"
         ) from error
     except HfHubHTTPError as error:
-        raise UsageError(f"{repo}: {_refusal(error)}") from error
+        raise UsageError("explained", f"{repo}: {_refusal(error)}") from error
     except HTTPError as error:
-        raise UsageError(_broken(api, error)) from error
+        raise UsageError("explained", _broken(api, error)) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UsageError(f"{repo}: no space left here for what comes from the Hub; free some") from error
+            raise UsageError(
+                "explained", f"{repo}: no space left here for what comes from the Hub; free some"
+            ) from error
         if error.filename is not None:
             raise  # a file of this machine
         # hf_xet's own: a bare ConnectionError, PermissionError ...
-        raise UsageError(_broken(api, error)) from error
+        raise UsageError("explained", _broken(api, error)) from error
     except (RuntimeError, ValueError) as error:
         # So huggingface_hub wraps what interrupts the upload of a large file, and a download that is forced.
         if not isinstance(error.__cause__, HTTPError | OSError):

@@ -20,7 +20,7 @@ def image(image_folder) -> str:
     return str(min((image_folder / "test").rglob("*.jpeg")))
 
 
-def test_a_image_is_answered_as_by_the_class(client, page_server, image):
+def test_an_image_is_answered_as_by_the_class(client, page_server, image):
     expected, answer = page_server.classifier(image), client.predict(handle_file(image), api_name="/predict")
     assert answer.keys() == ANSWER | {"model"} and answer["model"] == "stub"
     for name in ("decision", "threshold", "label", "probability"):

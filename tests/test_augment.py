@@ -77,7 +77,7 @@ def test_a_zoom_enlarges_about_the_middle(at_the_limit):
     assert Augment(zoom=0.5)(spot).sum() == pytest.approx((11 * 1.5) ** 2, rel=0.03)
 
 
-def test_proportions_widen_a_image_about_the_middle_and_keep_its_area(at_the_limit):
+def test_proportions_widen_an_image_about_the_middle_and_keep_its_area(at_the_limit):
     across = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(2, 64, 64)  # a ramp from left to right
     widened = Augment(proportions=2 * math.log(1.25))(across)[0]
     # Wider by exp(r / 2) = 1.25 and as much flatter: the slope falls, and black rows come in above and below.

@@ -68,7 +68,7 @@ def asked(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_a_image_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(images, reference):
+def test_an_image_that_can_not_be_read_is_a_row_with_its_reason_in_its_place(images, reference):
     rows = _rows(reference)
     assert [row["file"] for row in rows] == list(map(str, sorted(images.rglob("*.*g"))))
     bad = [row for row in rows if row["error"]]
@@ -221,7 +221,7 @@ def test_heat_maps_are_drawn_of_each_image_and_of_those_that_were_scored_before(
     assert np.abs(np.asarray(Image.open(drawn[0])).astype(int) - want).max() <= 2
 
 
-def test_colour_lies_on_the_same_part_of_a_image_of_other_proportions():
+def test_colour_lies_on_the_same_part_of_an_image_of_other_proportions():
     heat, image = np.zeros((8, 8), np.float32), Image.new("L", (400, 200), 90)
     heat[1, 6] = 1  # rows 1/8 to 2/8, columns 6/8 to 7/8
     picture = overlay(image, heat)

@@ -41,7 +41,7 @@ def _probabilities(predictions) -> list[float]:
     return [one.probability for one in predictions]
 
 
-def test_a_image_in_the_band_of_the_config_is_uncertain(classifier, finished_run):
+def test_an_image_in_the_band_of_the_config_is_uncertain(classifier, finished_run):
     stated = json.loads((finished_run / "config.json").read_text())["pneumonia"]
     low, high, threshold = stated["uncertain"]["low"], stated["uncertain"]["high"], stated["threshold"]
     assert classifier.band == (min(low, threshold), max(high, threshold))
@@ -61,7 +61,7 @@ def test_several_images_are_answered_in_order_like_each_by_itself(classifier, fi
     assert classifier(collection([])) == []
 
 
-def test_a_image_gets_one_answer_in_whichever_form_it_comes(classifier, files):
+def test_an_image_gets_one_answer_in_whichever_form_it_comes(classifier, files):
     path = files[0]
     expected = classifier(path)
     assert isinstance(expected, Prediction) and expected.heat_map is None and expected.reason == ""
@@ -91,7 +91,7 @@ def test_threads_get_the_answers_that_one_gets(classifier, files):
         np.testing.assert_allclose(one.heat_map, other.heat_map, atol=1e-5)
 
 
-def test_a_image_that_can_not_be_read_is_named_by_its_place(classifier, files):
+def test_an_image_that_can_not_be_read_is_named_by_its_place(classifier, files):
     for images, error, problem in (
         (b"no image", UnreadableImage, r"\Anot an image\Z"),
         ([*files[:2], b"no image", files[2]], UnreadableImage, r"images\[2\]: not an image"),

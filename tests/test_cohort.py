@@ -150,7 +150,7 @@ def test_no_patient_and_no_image_is_in_two_splits_and_no_image_gets_lost(cases):
             assert PATIENT not in reason or "covid" in images["split"]
 
 
-def test_a_image_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(cases):
+def test_an_image_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(cases):
     best_first = ["test", "validation", "train", "covid"]
     for images, split, _, home, _, _ in cases:
         for rows in _groups(images):
@@ -167,7 +167,7 @@ def test_a_image_counts_once_in_training_and_the_largest_of_the_best_split_stand
             assert images["width"][used[0]] == images["width"][rivals if len(rivals) else rows].max()
 
 
-def test_a_test_image_never_gives_way_to_a_image_to_train_on(cases):
+def test_a_test_image_never_gives_way_to_an_image_to_train_on(cases):
     """Of one source all of its test images are kept, of the others none."""
     for images, split, _, home, _, _ in cases:
         for rows in _groups(images):
@@ -190,7 +190,7 @@ def test_copies_of_different_labels_teach_nothing_and_are_listed(cases):
                 assert set(home[rows]) == {""} and set(reason[rows]) == {CONFLICT}
 
 
-def test_what_becomes_of_a_image_does_not_depend_on_its_place_in_the_list(cases):
+def test_what_becomes_of_an_image_does_not_depend_on_its_place_in_the_list(cases):
     for images, split, seed, *found in cases:
         order = np.random.default_rng(seed).permutation(len(images["image"]))
         shuffled = _run(images, order, split=split, split_seed=seed)

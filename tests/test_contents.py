@@ -44,7 +44,7 @@ def test_a_ood_check_that_the_report_does_not_speak_of_is_not_published(copied):
         public_files(copied, REPO)
 
 
-def test_no_file_that_leaves_names_a_image_a_patient_or_a_place(finished_run, image_folder):
+def test_no_file_that_leaves_names_an_image_a_patient_or_a_place(finished_run, image_folder):
     names = {image.stem for image in image_folder.rglob("*.jpeg")} | {"person0_bacteria", "IM-0000"}
     for name, content in contents(public_files(finished_run, REPO)).items():
         for secret in (*names, str(image_folder), str(finished_run)):

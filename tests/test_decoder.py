@@ -58,7 +58,7 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_image_is_the_one_that_read_image_gives(decoder, tmp_path, kind):
+def test_an_image_is_the_one_that_read_image_gives(decoder, tmp_path, kind):
     path, expected = tmp_path / "Röntgen ☢.image", read_image(IMAGES[kind])
     path.write_bytes(IMAGES[kind])
     for image in map(decoder.read, (IMAGES[kind], str(path))):
@@ -88,7 +88,7 @@ def test_files_and_images_above_the_pages_limits_are_refused(decoder, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["too slow", "killed"])
-def test_a_image_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end):
+def test_an_image_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end):
     os.mkfifo(tmp_path / "image.png")  # reading it never ends
     before = _children()
     with Decoder(processes=1, seconds=1 if end == "too slow" else 60) as decoder:

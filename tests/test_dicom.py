@@ -133,7 +133,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_image_of_every_kind_shows_what_the_standard_says(name):
+def test_an_image_of_every_kind_shows_what_the_standard_says(name):
     content, pixels = IMAGES[name]
     image = read_image(content)
     assert image.mode == "L" and np.asarray(image).tolist() == [pixels]

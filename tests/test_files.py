@@ -14,7 +14,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from hf_pneumonia.data.files import DICOM, IMAGE, UNNAMED, build_once, kind_by_name, written_whole
 
 
-def test_a_file_is_known_by_its_ending_in_any_case_and_a_image_of_an_archive_by_having_none():
+def test_a_file_is_known_by_its_ending_in_any_case_and_an_image_of_an_archive_by_having_none():
     kinds = {"a.JPeG": IMAGE, "a.dcm": DICOM, "IM0001": UNNAMED, "1.2.840.10008": UNNAMED}
     kinds |= {f"a{ending}": IMAGE for ending in ImageFolder.EXTENSIONS} | {"notes.txt": None}
     assert {name: kind_by_name(name) for name in kinds} == kinds

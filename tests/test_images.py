@@ -101,7 +101,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_image_of_every_kind_has_the_pixels_that_were_written(name):
+def test_an_image_of_every_kind_has_the_pixels_that_were_written(name):
     content, pixels = IMAGES[name]
     image = read_image(content)
     assert image.mode == "L" and np.asarray(image).tolist() == pixels
@@ -239,16 +239,16 @@ def _pixels(image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_image_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
+def test_an_image_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
     data, path = SAME[name], tmp_path / "fílm"
     path.write_bytes(data)
     expected = np.asarray(read_image(data))
     loaded = Image.open(io.BytesIO(data))
     loaded.load()
-    with open(path, "rb") as file, Image.open(path) as image:
-        forms = (path, str(path), data, bytearray(data), memoryview(data), file, image, loaded)
-        for image in (*forms, file, image, loaded):  # none is used up or changed
-            np.testing.assert_array_equal(_pixels(image), expected)
+    with open(path, "rb") as file, Image.open(path) as opened:
+        forms = (path, str(path), data, bytearray(data), memoryview(data), file, opened, loaded)
+        for form in (*forms, file, opened, loaded):  # none is used up or changed
+            np.testing.assert_array_equal(_pixels(form), expected)
 
 
 DEEP_COLOUR = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)

@@ -65,7 +65,7 @@ def test_a_tree_of_dicom_files_counts_those_without_an_ending_by_their_mark(here
     assert _names(["study.zip"]) == [f"study.zip/{name}" for name in expected]
 
 
-def test_paths_keep_their_order_and_a_named_file_is_a_image_whatever_it_is_called(here):
+def test_paths_keep_their_order_and_a_named_file_is_an_image_whatever_it_is_called(here):
     paths = [_write("z"), _write(".hidden"), _write("a.txt"), "gone.png", _write("a.png"), "a.png"]
     found = list(find_images(paths))
     assert [source.name for source in found] == paths

@@ -166,7 +166,7 @@ def test_an_upload_is_served_to_who_knows_where_it_lies_and_to_nobody_who_guesse
     assert stat.S_IMODE(server.uploads.folder.stat().st_mode) == 0o700
 
 
-def test_no_address_and_no_path_of_the_server_is_taken_for_a_image(server, tmp_path):
+def test_no_address_and_no_path_of_the_server_is_taken_for_an_image(server, tmp_path):
     uploads, beside = server.uploads.folder, Path(f"{server.uploads.folder}2")
     beside.mkdir()
     for folder in (tmp_path, beside):
@@ -225,7 +225,7 @@ def test_a_server_removes_what_one_that_was_killed_left_and_nothing_else(tmp_pat
         assert alive.exists() and other.exists()
 
 
-def test_no_name_of_a_image_is_logged_and_a_bug_leaves_its_place(page_server, monkeypatch, capfd, caplog):
+def test_no_name_of_an_image_is_logged_and_a_bug_leaves_its_place(page_server, monkeypatch, capfd, caplog):
     def bug(*_):
         raise KeyError(f"a bug that names {SECRET}")
 

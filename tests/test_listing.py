@@ -37,7 +37,7 @@ def test_columns_are_known_by_their_usual_names_and_parted_as_spreadsheets_do(fo
     assert _column(rows, "class_name") == ["NORMAL"]  # empty lines are skipped, and equal ones are one
 
 
-def test_a_image_may_be_named_absolutely_by_its_bare_name_without_its_ending_or_as_on_windows(folder):
+def test_an_image_may_be_named_absolutely_by_its_bare_name_without_its_ending_or_as_on_windows(folder):
     lines = ("c.png", f"{folder}/a.png", "e.png", "d", r"deep\below\e.png")
     rows = _rows(folder, "path,label,label_2", *(f"{line},NORMAL,x" for line in lines))
     names = ("c.png", "a.png", "deep/below/e.png", "d.png", "deep/below/e.png")
@@ -61,7 +61,7 @@ def test_the_table_of_the_rsna_challenge_is_read_as_it_is(folder):
     assert _column(rows, "class_name") == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
 
 
-def test_a_image_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(folder):
+def test_an_image_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(folder):
     rows = _rows(folder, "path,label", "a.png,NORMAL", "lost.png,NORMAL", f"{'x' * 300}.png,NORMAL")
     assert len(rows) == 3 and rows[1].file == str(folder / "lost.png")
 

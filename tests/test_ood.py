@@ -167,7 +167,7 @@ def test_training_leaves_a_ood_check_whose_figures_the_class_comes_to_again(fini
     assert report["test"]["refused"] == sum(refused) <= 1
 
 
-def test_a_image_that_was_inverted_is_refused_and_told_so(finished_run, image_folder):
+def test_an_image_that_was_inverted_is_refused_and_told_so(finished_run, image_folder):
     images = [255 - np.asarray(Image.open(file)) for file in (image_folder / "test" / "NORMAL").iterdir()]
     said = PneumoniaClassifier.from_pretrained(finished_run)(images)
     assert {one.decision for one in said} <= set(REFUSED)

@@ -34,7 +34,7 @@ def test_one_patient_of_each_pair_has_pneumonia_and_either_may_be_the_one():
     assert images[1].image.dtype == np.uint8 and images[1].lesion.dtype == bool
 
 
-def test_only_a_image_with_pneumonia_has_a_lesion_that_is_brighter_and_all_else_is_independent_of_the_label():
+def test_only_an_image_with_pneumonia_has_a_lesion_that_is_brighter_and_all_else_is_independent_of_the_label():
     for patient in range(1, 17):
         pair = (simulate_patient(patient, 0, SIZE, sick) for sick in (True, False))
         for sick, healthy in zip(*pair, strict=True):

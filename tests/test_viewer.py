@@ -26,7 +26,7 @@ def heat(side: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(2000, 1000), (90, 70), (1, 5000)])
-def test_a_image_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
+def test_an_image_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
     value, most = viewer_value(image(*size), None), max(1, max(size) / 1024)
     sent = Image.open(value["image"]["path"])
     assert (sent.format, sent.mode, sent.size) == ("JPEG", "L", (value["width"], value["height"]))
@@ -94,7 +94,7 @@ def zoomed(tab) -> tuple[float, float, float]:
     return scale, x / 100, y / 100
 
 
-def test_without_a_image_there_is_a_placeholder_and_no_control(tab):
+def test_without_an_image_there_is_a_placeholder_and_no_control(tab):
     tab.get_by_text("The image appears here.").wait_for()
     assert tab.locator(".viewer button:visible, .viewer input:visible").count() == 0
     show(tab, "mapped")

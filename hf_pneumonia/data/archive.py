@@ -100,8 +100,9 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
         build_once(folder, extract)
     except (*BROKEN, tarfile.TarError, OSError) as error:
         raise UsageError(
+            "unpack",
             f"{archive} can't be unpacked in {folder.parent}: {error}; fetch it again, give a folder, or "
-            "choose another --cache_dir"
+            "choose another --cache_dir",
         ) from error
     return folder
 
@@ -116,7 +117,8 @@ def fetch_kaggle(name: str) -> Path:
         import kagglehub
     except ImportError:
         raise UsageError(
-            f"--dataset kaggle:{name} needs kagglehub, which is optional: pip install 'kagglehub~=1.0'"
+            "fetch-kaggle",
+            f"--dataset kaggle:{name} needs kagglehub, which is optional: pip install 'kagglehub~=1.0'",
         ) from None
     logger.info("fetching %s from Kaggle", name)
     try:
@@ -124,6 +126,7 @@ def fetch_kaggle(name: str) -> Path:
     except Exception as error:  # no such name, no login, no network, a broken archive: without a common base
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
+            "fetch-kaggle",
             f"--dataset kaggle:{name} can't be had ({reason[:300]}); check the name and the connection, "
-            "log in (kaggle.json from kaggle.com/settings in ~/.kaggle), or give the unpacked folder"
+            "log in (kaggle.json from kaggle.com/settings in ~/.kaggle), or give the unpacked folder",
         ) from error

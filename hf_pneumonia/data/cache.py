@@ -131,7 +131,7 @@ def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache
         _build(images, size, aside)
         if _key(images, size) != key:
             raise UsageError(
-                "images changed or went away while they were decoded: start again when they rest"
+                "build", "images changed or went away while they were decoded: start again when they rest"
             )
 
     build_once(folder, build, sealed=True)

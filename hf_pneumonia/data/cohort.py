@@ -165,8 +165,9 @@ def settle_cohort(
     used = reason == ""
     if must_split and "train" in honoured and not np.any(honoured[used] == "train"):
         raise UsageError(
+            "settle-cohort",
             f"none of the {np.sum(honoured == 'train')} training images is left: they are unreadable, copies "
-            "of test images, or contradict each other; `python -m hf_pneumonia audit` shows them"
+            "of test images, or contradict each other; `python -m hf_pneumonia audit` shows them",
         )
     patient = _one_patient(patient_id, group)
     cluster, cut = _clusters(patient_id, group, cache), []
@@ -205,8 +206,9 @@ def _cut_shifted(
     scores = appearance_scores(cache.facts["appearance"][rows], label[rows], cluster[rows], seed)
     if scores is None:
         raise UsageError(
+            "cut-shifted",
             f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or cut "
-            "with --split 70/10/20"
+            "with --split 70/10/20",
         )
     test = shifted_test(label[rows], cluster[rows], scores)
     split[rows[test]] = "test"
@@ -241,7 +243,7 @@ def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: floa
     row, reason = next(iter(cache.unreadable.items()))
     found = f"{len(cache.unreadable)} of {len(file)} images can't be read (the first: {file[row]}: {reason})"
     if len(cache.unreadable) > max_unreadable * len(file):
-        raise UsageError(f"{found}; mend or remove them, or allow them with --max_unreadable 1")
+        raise UsageError("readable", f"{found}; mend or remove them, or allow them with --max_unreadable 1")
     logger.warning("%s; they are left out and listed in the report", found)
 
 

@@ -183,10 +183,11 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
             sets[roles.wrapper].append(image)
     if not sets:
         raise UsageError(
+            "one-data-set",
             f"{root}: expected class folders such as NORMAL and PNEUMONIA, "
             f"got {_listed({'/'.join(roles.folders) or 'images alone' for roles in found.values()})}"
             if found
-            else f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none"
+            else f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none",
         )
     outer = min(sets, key=len)
     others = [wrapper for wrapper in sets if wrapper != outer]
@@ -197,8 +198,9 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
         if all(_FOLD.fullmatch(name.rsplit("/", 1)[-1]) for name in names):
             parts = [*(f"train={part}" for part in parts[:-1]), f"test={parts[-1]}"]
         raise UsageError(
+            "one-data-set",
             f"{root}: expected one data set, got {len(names)}: {_listed(names)}. Give the one that is "
-            f"meant, or several: --dataset {' '.join(parts)}"
+            f"meant, or several: --dataset {' '.join(parts)}",
         )
     for wrapper in others:
         left_out.append(f"{len(sets[wrapper])} images in {'/'.join(wrapper)}, a data set inside this one")
@@ -228,9 +230,10 @@ def _check_classes(found: dict, root: str) -> None:
         more = f" (and {len(unknown) - 1} more such folders)" if len(unknown) > 1 else ""
         name = folder.rsplit("/", 1)[-1]
         raise UsageError(
+            "classes",
             f"{root}/{folder}: unknown class or folder {name!r} with {count} images{more} (classes found: "
             f"{', '.join(classes)}). Name it as a class (NORMAL, PNEUMONIA, healthy, viral ...), as a folder "
-            "of images (images), or move it away"
+            "of images (images), or move it away",
         )
 
 
@@ -239,8 +242,9 @@ def _check_splits(found: dict, root: str) -> None:
     for roles in found.values():
         if len(roles.splits) > 1:
             raise UsageError(
+                "splits",
                 f"{root}/{'/'.join(roles.folders)}: expected one split, got {' and '.join(roles.splits)}. "
-                "Say which is meant: --dataset train=DIR test=DIR"
+                "Say which is meant: --dataset train=DIR test=DIR",
             )
     names = defaultdict(set)
     for roles in found.values():
@@ -249,14 +253,16 @@ def _check_splits(found: dict, root: str) -> None:
     for (parent, split), same in names.items():
         if len(same) > 1:
             raise UsageError(
-                f"{'/'.join((root, *parent))} holds both {' and '.join(sorted(same))} for {split}: keep one"
+                "splits",
+                f"{'/'.join((root, *parent))} holds both {' and '.join(sorted(same))} for {split}: keep one",
             )
     without = [image for image, roles in found.items() if roles.class_name and roles.split is None]
     if without and len(without) < sum(roles.class_name is not None for roles in found.values()):
         inside = sorted({roles.split for roles in found.values() if roles.split})
         raise UsageError(
+            "splits",
             f"{root}: expected all images in split folders or none, got {len(without)} outside of "
-            f"{', '.join(inside)} (such as {without[0]}). Say what is meant: --dataset train=DIR test=DIR"
+            f"{', '.join(inside)} (such as {without[0]}). Say what is meant: --dataset train=DIR test=DIR",
         )
 
 
@@ -271,8 +277,9 @@ def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
                 for other in found.values()
             )
             raise UsageError(
+                "labelled-only",
                 f"{root}/{folder}: expected class folders, got {count} images without a label. Sort them "
-                "into class folders, or move them away"
+                "into class folders, or move them away",
             )
     stray = Counter("/".join(roles.folders) or "." for roles in found.values() if roles.class_name is None)
     left_out += [f"{count} images in {folder}, in no class folder" for folder, count in sorted(stray.items())]
@@ -314,7 +321,10 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     if tables and not classes:
         return rows_of_tables(root, tables, uncertain)
     if not kinds:
-        raise UsageError(f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none")
+        raise UsageError(
+            "rows-of-folder",
+            f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none",
+        )
     places, left_out = read_layout(kinds, str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
@@ -336,7 +346,10 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
             )
         )
     if metadata and not listed:
-        raise UsageError(f"the metadata file in {root} lists none of its images: file_name is relative to it")
+        raise UsageError(
+            "rows-of-folder",
+            f"the metadata file in {root} lists none of its images: file_name is relative to it",
+        )
     return rows
 
 

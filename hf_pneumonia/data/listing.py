@@ -146,7 +146,8 @@ def rows_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -
     if len(chosen) > 1 and len({table.given_split for table in chosen} - {None}) < len(chosen):
         names = ", ".join(str(table.file.relative_to(root)) for table in chosen)
         raise UsageError(
-            f"{root}: expected one table with labels, got {names}. Give the right one as --dataset"
+            "rows-of-tables",
+            f"{root}: expected one table with labels, got {names}. Give the right one as --dataset",
         )
     if len(chosen) == 1:
         chosen[0].given_split = None
@@ -197,8 +198,9 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     file = table.file
     if not table.usable:
         raise UsageError(
+            "rows-of-table",
             f"{file}: expected columns `path` and `label` (and, where known, `patient_id` and `split`), "
-            f"got {', '.join(table.columns.values()) or 'an empty file'}"
+            f"got {', '.join(table.columns.values()) or 'an empty file'}",
         )
     lists = _listed_splits(file.parent)
     if table.known:
@@ -210,7 +212,9 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
         name = line[table.image]
         if not name or not (table.findings or line[table.label]):
             missing = table.label if name else table.image
-            raise UsageError(f"{file}, line {number}: no {missing}; complete it, or take it out")
+            raise UsageError(
+                "rows-of-table", f"{file}, line {number}: no {missing}; complete it, or take it out"
+            )
         if table.view and _is_lateral(line[table.view]):
             left_out["lateral views"] += 1
             continue
@@ -219,12 +223,16 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
             continue
         split = line[table.split] if table.split else None
         if split and split_of(split) is None:
-            raise UsageError(f"{file}, line {number}: split {split!r}, expected {', '.join(SPLITS)}")
+            raise UsageError(
+                "rows-of-table", f"{file}, line {number}: split {split!r}, expected {', '.join(SPLITS)}"
+            )
         told = (line.get(table.patient) or None, split)
         answer = _answer(table, line, uncertain)
         twice = said.setdefault(name, told) != told
         if twice or (not table.findings and votes[name] and votes[name][0] != answer):
-            raise UsageError(f"{file}, line {number}: {name} is listed twice, and differently; keep one")
+            raise UsageError(
+                "rows-of-table", f"{file}, line {number}: {name} is listed twice, and differently; keep one"
+            )
         votes[name].append(answer)
     answers = {name: _majority(cast) for name, cast in votes.items()}
     if not table.findings and not (table.known and table.known.several):
@@ -236,7 +244,9 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     for reason, count in left_out.items():
         logger.warning("%s: left out %d images: %s", file, count, reason)
     if not answers:
-        raise UsageError(f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none")
+        raise UsageError(
+            "rows-of-table", f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none"
+        )
     rows = []
     for path, (name, answer) in zip(_locate(file, root, list(answers)), answers.items(), strict=True):
         patient, split = said[name]
@@ -314,14 +324,17 @@ def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
         candidates = below.get(name, [path])
         if len(candidates) > 1:
             raise UsageError(
+                "locate",
                 f"{file}: {name} may be {candidates[0]} or {candidates[1]}; "
-                "give the path from the CSV file's folder"
+                "give the path from the CSV file's folder",
             )
         return candidates[0]
 
     paths = [locate(name) for name in names]
     if not any(os.path.isfile(path) for path in paths):
-        raise UsageError(f"{file}: none of its {len(names)} images is there (the first: {paths[0]})")
+        raise UsageError(
+            "locate", f"{file}: none of its {len(names)} images is there (the first: {paths[0]})"
+        )
     return paths
 
 
@@ -348,7 +361,9 @@ def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[st
             file = Path(parent, name)
             for row in _read_table(file):
                 if not row.get("file_name"):
-                    raise UsageError(f"{file}: expected a column file_name with the path of each image")
+                    raise UsageError(
+                        "metadata", f"{file}: expected a column file_name with the path of each image"
+                    )
                 image = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
                 described[image] = {key: value for key, value in row.items() if value != ""}
     for file in tables:
@@ -383,7 +398,7 @@ def _read_table(file: Path) -> list[dict[str, str]]:
             head = text.partition("\n")[0]
             rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise UsageError(f"{file} can't be read as a table: {error}") from error
+        raise UsageError("table", f"{file} can't be read as a table: {error}") from error
     # The csv module puts None for a missing cell, and surplus cells under the name None.
     rows = [
         {key: "" if value is None else str(value).strip() for key, value in row.items() if key}

@@ -70,12 +70,13 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
             if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(None in row.values() for row in rows):
                 raise UsageError(
+                    "manifest",
                     f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this "
-                    "version"
+                    "version",
                 )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
-            f"{path} can't be read as a manifest ({error}); train again with this version"
+            "manifest", f"{path} can't be read as a manifest ({error}); train again with this version"
         ) from error
     return rows
 

@@ -81,7 +81,7 @@ def load_sources(
     names = [name for _, name in named]
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
-        raise UsageError(f"--dataset names {twice[0]} twice; name every source once")
+        raise UsageError("sources", f"--dataset names {twice[0]} twice; name every source once")
     rows: list[Row] = []
     for (split, name), short in zip(named, short_names(names), strict=True):
         found = _in_split(_load(name, cache_dir, uncertain), name, split, several=len(names) > 1)
@@ -89,7 +89,9 @@ def load_sources(
     found = {row.label for row in rows}
     if len(found) < 2 - one_class:
         present = LABELS[found.pop()] if found else "none"
-        raise UsageError(f"one class only in {', '.join(names)} (found: {present}): both are needed")
+        raise UsageError(
+            "sources", f"one class only in {', '.join(names)} (found: {present}): both are needed"
+        )
     columns = ("file", "source", "label", "patient_id", "split")
     return {"image": _Images(rows), **{name: [getattr(row, name) for row in rows] for name in columns}}
 
@@ -106,8 +108,9 @@ def _in_split(rows: list[Row], name: str, split: str | None, several: bool) -> l
     own = sorted({row.split for row in rows if row.split})
     if split and own not in ([], [split]):
         raise UsageError(
+            "in-split",
             f"--dataset {split}={name}: expected no splits in it, got {', '.join(own)}. Name "
-            f"the folders in it one by one: {split}=DIR {split}=DIR"
+            f"the folders in it one by one: {split}=DIR {split}=DIR",
         )
     if not own and several and _is_local(name):
         split = split or split_of(Path(name).expanduser().resolve().name)
@@ -157,14 +160,15 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
         try:
             return rows_of_folder(folder, uncertain)
         except UsageError as error:  # the user knows the archive, and not where it was unpacked
-            raise UsageError(str(error).replace(str(folder), str(path))) from error
+            raise UsageError("load", str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
         return rows_of_listing(path, uncertain)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         problem = "it is none of these" if path.exists() else "no such folder"
         raise UsageError(
+            "load",
             "--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
-            f"(user/name), each with train=, validation= or test= in front or not, got {name!r}: {problem}"
+            f"(user/name), each with train=, validation= or test= in front or not, got {name!r}: {problem}",
         )
     return _fetch_hub(name)
 
@@ -179,7 +183,9 @@ def _saved_dataset(folder: Path) -> datasets.DatasetDict | None:
         else:
             return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: expected a saved data set, got {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            "saved-dataset", f"{folder}: expected a saved data set, got {str(error).splitlines()[0]}"
+        ) from error
     return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
 
 
@@ -191,8 +197,9 @@ def _fetch_hub(name: str) -> list[Row]:
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
+            "fetch-hub",
             f"--dataset {name}: no such folder, and the Hub data set can't be had ({reason}); "
-            "check the name and the connection, or download it and give the folder"
+            "check the name and the connection, or download it and give the folder",
         ) from error
     return rows_of_hub(loaded, name)
 
@@ -207,12 +214,13 @@ def rows_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
     for given, table in loaded.items():
         split = split_of(given)
         if split is None:
-            raise UsageError(f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
+            raise UsageError("rows-of-hub", f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
         column = next((one for one in _IMAGE_COLUMNS if one in table.column_names), None)
         classes = _class_names(table)
         if column is None or not all(classes):
             raise UsageError(
-                f"{name} has columns {table.column_names}: expected `image`, and `label` with class names"
+                "rows-of-hub",
+                f"{name} has columns {table.column_names}: expected `image`, and `label` with class names",
             )
         images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
         patients = table["patient_id"] if "patient_id" in table.column_names else [None] * len(table)
@@ -245,9 +253,10 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
     labels = {name: 1 if is_covid(name) else label_of(name) for name in {row.class_name for row in rows}}
     if unknown := sorted(name for name, label in labels.items() if label is None):
         raise UsageError(
+            "label",
             f"unknown class {', '.join(map(repr, unknown))} in {source} "
             f"(found: {', '.join(sorted(labels))}); name the class folders NORMAL and PNEUMONIA "
-            "(healthy, bacterial, viral are known too), or take it out"
+            "(healthy, bacterial, viral are known too), or take it out",
         )
     if count := sum(is_covid(row.class_name) for row in rows):
         logger.info("%s: %d images of COVID-19 are %s", source, count, _COVID_DONE[covid])

@@ -26,8 +26,9 @@ def parse_split(split: str) -> tuple[float, float, float] | None:
         numbers = []
     if len(numbers) != 3 or not all(number > 0 for number in numbers) or not np.isfinite(sum(numbers)):
         raise UsageError(
+            "split",
             "--split expects `official`, `shifted`, or the shares of train, validation and test, all above "
-            f"0, as in 70/20/10; got {split!r}"
+            f"0, as in 70/20/10; got {split!r}",
         )
     train, validation, test = (number / sum(numbers) for number in numbers)
     return train, validation, test
@@ -80,7 +81,8 @@ def assign_splits(
         notes.append("split anew: " + ", ".join(f"{_size(split, patients, name)} {name}" for name in SPLITS))
     if "train" not in split:
         raise UsageError(
-            f"no training images: expected a `train` split, found {', '.join(sorted(set(split)))}"
+            "assign-splits",
+            f"no training images: expected a `train` split, found {', '.join(sorted(set(split)))}",
         )
     if "test" not in split:
         cut({"train": 1 - TEST_SHARE, "test": TEST_SHARE})
@@ -153,7 +155,8 @@ def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
         for index, label in enumerate(LABELS):
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
-                    f"the {name} split has no {label} image: both classes are needed in every split"
+                    "classes",
+                    f"the {name} split has no {label} image: both classes are needed in every split",
                 )
 
 
@@ -182,8 +185,9 @@ def _cut(
     for index, label in enumerate(LABELS):
         if len(np.unique(clusters[labels == index])) < len(names):
             raise UsageError(
+                "cut",
                 f"too few {label} patients to cut a {' and a '.join(names[1:])} split: "
-                "each split needs at least one of each class"
+                "each split needs at least one of each class",
             )
     kinds, kind = np.unique(np.stack([labels.astype(str), strata.astype(str)]), axis=1, return_inverse=True)
     ids, cluster = np.unique(clusters, return_inverse=True)

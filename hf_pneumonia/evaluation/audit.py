@@ -161,10 +161,11 @@ def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> 
     }
     if any(left.values()) and not allowed:
         raise UsageError(
+            "leakage",
             f"leakage is left: {left['patients']} patients and {left['duplicate_groups']} groups of copies "
             f"in two splits, {left['films_seen']} validation and test images that the starting weights were "
             "trained on; start from other weights or keep their split, or go on with --allow_leakage true, "
-            "which the report and the model's config.json will say"
+            "which the report and the model's config.json will say",
         )
     return left
 

@@ -261,12 +261,14 @@ def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
     logits = score_images(model, cohort.cache, rows, batch_size)
     if not np.isfinite(logits).all():
         raise UsageError(
-            "the network's answers are no numbers: it diverged; train with a lower --learning_rate"
+            "calibrate",
+            "the network's answers are no numbers: it diverged; train with a lower --learning_rate",
         )
     if not 0 < label.sum() < len(label):
         raise UsageError(
+            "calibrate",
             f"the validation split needs images of both classes, got {len(label) - label.sum()} normal and "
-            f"{label.sum()} with pneumonia; choose another --split"
+            f"{label.sum()} with pneumonia; choose another --split",
         )
     swapped = score_swapped(model, cohort.cache, rows, label, batch_size, cohort.vertical_class())
     both = np.concatenate([logits, swapped]), np.tile(label, 2)

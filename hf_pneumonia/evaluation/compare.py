@@ -74,10 +74,10 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
             image different labels.
     """
     if len(folders) < 2:
-        raise UsageError(f"compare expects two runs or more, got {len(folders)}")
+        raise UsageError("compare-runs", f"compare expects two runs or more, got {len(folders)}")
     places = [folder.expanduser().resolve() for folder in folders]
     if twice := [folder for folder, count in Counter(places).items() if count > 1]:
-        raise UsageError(f"compare names {twice[0]} twice; name every run once")
+        raise UsageError("compare-runs", f"compare names {twice[0]} twice; name every run once")
     names = short_names([str(folder) for folder in folders])
     hashed = all((place / MANIFEST).is_file() for place in places)
     runs = [read_run(place, name, hashed) for place, name in zip(places, names, strict=True)]
@@ -86,9 +86,10 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
         for file, key in zip(run.predictions.file, run.key, strict=True):
             if labels[0].get(key, label[key]) != label[key]:
                 raise UsageError(
+                    "compare-runs",
                     f"{file} is {LABELS[label[key]]} in {run.name} and {LABELS[labels[0][key]]} in "
                     f"{runs[0].name}: figures on different labels say nothing of each other; evaluate both "
-                    "models on one data set"
+                    "models on one data set",
                 )
     shared = set.intersection(*map(set, labels))
     same = all(len(label) == len(shared) for label in labels)
@@ -108,12 +109,12 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
         UsageError: there is no finished run in the folder, or its files are damaged.
     """
     if not folder.is_dir():
-        raise UsageError(f"compare expects folders of runs, got {str(folder)!r}: no such folder")
+        raise UsageError("run", f"compare expects folders of runs, got {str(folder)!r}: no such folder")
     if (folder / "seeds.json").is_file():
-        raise UsageError(f"{folder} holds a run for each seed: name these, as in {folder}/seed-*")
+        raise UsageError("run", f"{folder} holds a run for each seed: name these, as in {folder}/seed-*")
     for file in ("report.json", "predictions_test.csv"):
         if not (folder / file).is_file():
-            raise UsageError(f"{folder} is no finished run: {file} is missing")
+            raise UsageError("run", f"{folder} is no finished run: {file} is missing")
     try:
         report = json.loads((folder / "report.json").read_text())
         counts = report["operating_point"]["test"]["confusion_matrix"]
@@ -123,13 +124,15 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
+            "run",
             f"{folder}: report.json, predictions_test.csv or the manifest is damaged ({reason}); evaluate "
-            "its model anew"
+            "its model anew",
         ) from error
     if sum(counts.values()) != len(key):
         raise UsageError(
+            "run",
             f"{folder}: the report counts {sum(counts.values())} test images and predictions_test.csv has "
-            f"{len(key)}; evaluate its model anew"
+            f"{len(key)}; evaluate its model anew",
         )
     return Run(name, folder, report, predictions, key)
 
@@ -230,7 +233,7 @@ def _parameters(weights: Path) -> int | None:
             names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     except SafetensorError as error:
-        raise UsageError(f"{weights} is damaged: {error}") from error
+        raise UsageError("parameters", f"{weights} is damaged: {error}") from error
 
 
 @matplotlib.rc_context(STYLE)

@@ -58,7 +58,9 @@ def evaluate_model(
     predictions = {split: predict_split(model, cohort, split, _BATCH) for split in scored}
     broken = sum(int(np.sum(~np.isfinite(split.probability))) for split in predictions.values())
     if broken:
-        raise UsageError(f"{saved.name}: its answers to {broken} images are no numbers; train it anew")
+        raise UsageError(
+            "evaluate-model", f"{saved.name}: its answers to {broken} images are no numbers; train it anew"
+        )
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
     rows = cohort.rows("test")
@@ -124,8 +126,9 @@ def choose_images(cohort: Cohort, which: str | None) -> tuple[Cohort, str]:
         chosen = np.isin(cohort.reason, ["", PATIENT]) & ~apart
     if not chosen.any():
         raise UsageError(
+            "choose-images",
             f"there is no image to score: {which} is empty"
-            + (f" ({'; '.join(cohort.notes)}); --images all scores every image" if which != "all" else "")
+            + (f" ({'; '.join(cohort.notes)}); --images all scores every image" if which != "all" else ""),
         )
     split = np.where(chosen, "test", np.where(apart & (cohort.split == "covid"), "covid", ""))
     reason = np.where(split != "", "", np.where(cohort.reason == "", NOT_SCORED, cohort.reason))

@@ -113,8 +113,9 @@ def check_probabilities(probability: np.ndarray) -> None:
     wrong = ~((probability >= 0) & (probability <= 1))
     if wrong.any():
         raise UsageError(
+            "probabilities",
             f"probabilities: expected numbers from 0 to 1, got {probability[wrong][0]} "
-            f"({wrong.sum()} of {len(wrong)} images); the network's weights are damaged, or it diverged"
+            f"({wrong.sum()} of {len(wrong)} images); the network's weights are damaged, or it diverged",
         )
 
 

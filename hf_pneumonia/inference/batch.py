@@ -170,7 +170,7 @@ def predict_paths(
         UsageError: no path leads to an image, or the model can't be had or can't do this.
     """
     if batch_size < 1:
-        raise UsageError(f"--batch_size expects a number from 1, got {batch_size}")
+        raise UsageError("predict-paths", f"--batch_size expects a number from 1, got {batch_size}")
     state = PartialState()
     sources = list_images(paths, heatmaps)
     with local_main_first(state):  # the others find the model fetched
@@ -209,8 +209,9 @@ def list_images(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
         if all(source.problem for source in sources):
             found = [f"{source.name}: {source.problem}" for source in sources[:3]]
             raise UsageError(
+                "find",
                 f"no image found ({'; '.join(found) or 'no path given, or empty folders'}); expected images, "
-                "DICOM files, folders or zip files of them"
+                "DICOM files, folders or zip files of them",
             )
         return sources
 

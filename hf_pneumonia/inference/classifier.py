@@ -101,8 +101,8 @@ class PneumoniaClassifier:
 
     Attributes:
         model: in evaluation mode; `network_input` in, logits in the order of LABELS out.
-        OOD check: what tells chest X-rays from other pictures; None where the model has none, and then only what a
-            picture's file tells counts.
+        ood_check: statistics of its training images; None if the model has none, and then only what the
+            image itself says counts.
     """
 
     name: str  # the last folder, or the repository's id
@@ -140,11 +140,12 @@ class PneumoniaClassifier:
                 self.ood_check.scores(noise, statistics)
         except ValueError as error:
             raise UsageError(
-                f"{self.name}: its {OOD_FILE} is of another network; publish both anew"
+                "init", f"{self.name}: its {OOD_FILE} is of another network; publish both anew"
             ) from error
         except RuntimeError as error:
             raise UsageError(
-                f"{self.name} does not work on {self.device} as {self.dtype}: {str(error).splitlines()[0]}"
+                "init",
+                f"{self.name} does not work on {self.device} as {self.dtype}: {str(error).splitlines()[0]}",
             ) from error
 
     @classmethod
@@ -197,7 +198,7 @@ class PneumoniaClassifier:
             OSError: a file can't be read for another reason than its content.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size expects a number from 1, got {batch_size!r}")
+            raise UsageError("call", f"batch_size expects a number from 1, got {batch_size!r}")
         if is_one_image(image):
             square, problem = self.prepare(read_any_image(image))
             return self._answers(square[None], heat_map, [problem], force)[0]
@@ -280,8 +281,9 @@ class PneumoniaClassifier:
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
+                "predict-squares",
                 f"{self.name}: its answers are NaN or infinity; train it anew, or take another dtype than "
-                f"{self.dtype}"
+                f"{self.dtype}",
             )
         problems = list(problems or [""] * len(squares))
         if self.ood_check is not None:
@@ -304,7 +306,7 @@ class PneumoniaClassifier:
         """
         folder = Path(folder).expanduser()
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file; choose another folder")
+            raise UsageError("save-pretrained", f"{folder} is a file; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             save_model(self.model, Path(aside))
@@ -358,7 +360,7 @@ class PneumoniaClassifier:
                 try:
                     logits, maps = logits_and_heat_maps(self.model, inputs)
                 except ValueError as error:
-                    raise UsageError(f"{self.name}: no heat maps: {error}") from error
+                    raise UsageError("ask", f"{self.name}: no heat maps: {error}") from error
                 maps = maps.cpu().numpy()
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
@@ -383,14 +385,16 @@ def _device(wanted: str | torch.device | None) -> torch.device:
     # No such device here, no such name, a device that holds nothing ("meta"), torch built without it.
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"device expects cpu, cuda, cuda:1 or mps, got {wanted!r}: {reason}") from error
+        raise UsageError(
+            "device", f"device expects cpu, cuda, cuda:1 or mps, got {wanted!r}: {reason}"
+        ) from error
     return device
 
 
 def _dtype(wanted: torch.dtype | str | None) -> torch.dtype:
     name = str(wanted or "float32").removeprefix("torch.")
     if name not in _DTYPES:
-        raise UsageError(f"dtype expects {', '.join(_DTYPES)}, got {wanted!r}")
+        raise UsageError("dtype", f"dtype expects {', '.join(_DTYPES)}, got {wanted!r}")
     return _DTYPES[name]
 
 
@@ -418,7 +422,8 @@ def which_model(folder: Path) -> str:
     finished = [report for report in reports if (report.parent / "model.safetensors").is_file()]
     if not finished:
         raise UsageError(
+            "which-model",
             f"no --model given, and no finished run in {folder / 'runs'}; train one (train.py), or give "
-            "--model RUN_OR_REPO"
+            "--model RUN_OR_REPO",
         )
     return str(max(finished, key=lambda report: report.stat().st_mtime_ns).parent)

@@ -39,9 +39,9 @@ def check_export(output: Path) -> None:
         UsageError: a package is missing, or `output` does not end in .onnx or is a folder.
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise UsageError(f"an export needs {' and '.join(missing)}: pip install -e '.[onnx]'")
+        raise UsageError("export", f"an export needs {' and '.join(missing)}: pip install -e '.[onnx]'")
     if output.suffix != ".onnx" or output.is_dir():
-        raise UsageError(f"--output {output}: expected the name of a file that ends in .onnx")
+        raise UsageError("export", f"--output {output}: expected the name of a file that ends in .onnx")
 
 
 def export_onnx(saved: SavedModel, output: Path) -> float:
@@ -163,7 +163,7 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = (str(error.__cause__ or error) or "no reason given").splitlines()[0]
-            raise UsageError(f"{name} can't be written as ONNX: {reason}") from error
+            raise UsageError("write", f"{name} can't be written as ONNX: {reason}") from error
     graph = onnx.load(file)
     _strip(graph)
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in description.items()})
@@ -212,8 +212,9 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
             difference = np.max(np.abs(one - other) / np.maximum(1, np.abs(other)))
             if not difference <= TOLERANCE:
                 raise UsageError(
+                    "compare",
                     f"{name}: for {batch} images the answers of onnxruntime differ from torch's by "
-                    f"{difference:.2g}, expected at most {TOLERANCE:g}; nothing was written"
+                    f"{difference:.2g}, expected at most {TOLERANCE:g}; nothing was written",
                 )
             largest = max(largest, float(difference))
     return largest

@@ -150,7 +150,9 @@ def load_ood_check(folder: Path) -> OODCheck | None:
         return OODCheck(layout, tuple(stages), tensors["limits"])
     # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder.name}: its {OOD_FILE} is damaged: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            "ood-check", f"{folder.name}: its {OOD_FILE} is damaged: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def layout_numbers(squares: np.ndarray) -> np.ndarray:

@@ -47,13 +47,16 @@ def build_model(
     if not timm.is_model(architecture):
         close = _like(architecture)
         raise UsageError(
+            "build-model",
             f"--model expects a timm architecture, got {name!r}"
-            + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them")
+            + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them"),
         )
     try:
         pretrained_cfg = timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:
-        raise UsageError(f"--model {architecture}: {error}; leave out what follows the dot") from error
+        raise UsageError(
+            "build-model", f"--model {architecture}: {error}; leave out what follows the dot"
+        ) from error
     # What a loader must repeat to build the same network.
     arguments: dict = {"drop_rate": drop_rate} if drop_rate else {}
     # A vision transformer's grid of patches is fixed when it is built.
@@ -62,7 +65,9 @@ def build_model(
     network = _timm_network(architecture, pretrained, {"num_classes": len(LABELS), **arguments})
     tensors = network.state_dict(keep_vars=True).values()
     if len({id(tensor) for tensor in tensors}) < len(tensors):
-        raise UsageError(f"--model {architecture}: its layers share weights, which safetensors can't hold")
+        raise UsageError(
+            "build-model", f"--model {architecture}: its layers share weights, which safetensors can't hold"
+        )
     config = TimmWrapperConfig(
         architecture=architecture.split(".")[0],
         num_labels=len(LABELS),
@@ -130,9 +135,13 @@ def try_images(
         scale_logits(model, 0.5)
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"--model {architecture} does not work with {flag} {size}: {reason}") from error
+        raise UsageError(
+            "try-images", f"--model {architecture} does not work with {flag} {size}: {reason}"
+        ) from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
-        raise UsageError(f"--model {architecture}: its head is not linear and can't be calibrated")
+        raise UsageError(
+            "try-images", f"--model {architecture}: its head is not linear and can't be calibrated"
+        )
 
 
 def network_input(images: torch.Tensor) -> torch.Tensor:
@@ -192,9 +201,10 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
         # No connection, no such file, no weights of that name: timm and the Hub raise these three.
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
+                "timm-network",
                 f"--pretrained true: the weights of {architecture} can't be fetched "
                 f"({str(error).splitlines()[0]}); give a folder that holds their model.safetensors, or start "
-                "from scratch with --pretrained false"
+                "from scratch with --pretrained false",
             ) from error
     file = _weights_file(architecture, Path(pretrained).expanduser())
     try:
@@ -204,8 +214,9 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
         )
     except RuntimeError as error:  # tensors of other shapes
         raise UsageError(
+            "timm-network",
             f"--pretrained {pretrained}: the weights have other shapes than {architecture} at this "
-            "--image_size; name their architecture and size"
+            "--image_size; name their architecture and size",
         ) from error
 
 
@@ -214,13 +225,16 @@ def _weights_file(architecture: str, folder: Path) -> Path:
     file = folder / "model.safetensors" if folder.is_dir() else folder
     if file.suffix != ".safetensors" or not file.is_file():
         raise UsageError(
-            f"--pretrained expects true, false, or a folder with model.safetensors, got {str(folder)!r}"
+            "weights-file",
+            f"--pretrained expects true, false, or a folder with model.safetensors, got {str(folder)!r}",
         )
     try:
         with safe_open(file, "pt") as weights:
             found = set(weights.keys())
     except SafetensorError as error:
-        raise UsageError(f"--pretrained {folder}: not a safetensors file ({error})") from error
+        raise UsageError(
+            "weights-file", f"--pretrained {folder}: not a safetensors file ({error})"
+        ) from error
     with torch.device("meta"):
         network = timm.create_model(architecture)
     head = network.pretrained_cfg["classifier"]
@@ -228,8 +242,9 @@ def _weights_file(architecture: str, folder: Path) -> Path:
     wrong = [name for name in found ^ set(network.state_dict()) if not name.startswith(head)]
     if wrong:
         raise UsageError(
+            "weights-file",
             f"--pretrained {folder}: weights of another architecture than {architecture} "
-            f"({len(wrong)} tensors differ, {min(wrong)} among them); name theirs with --model"
+            f"({len(wrong)} tensors differ, {min(wrong)} among them); name theirs with --model",
         )
     return file
 

@@ -138,7 +138,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _wrong(name: str, problem: str) -> UsageError:
-    return UsageError(f"expected a run folder or a Hub repository, got {name!r}: {problem}")
+    return UsageError("wrong", f"expected a run folder or a Hub repository, got {name!r}: {problem}")
 
 
 # Sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
@@ -219,7 +219,9 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(source), name)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says"
-        raise UsageError(f"expected a run folder or a Hub repository, got {name!r}: {reason}") from error
+        raise UsageError(
+            "model", f"expected a run folder or a Hub repository, got {name!r}: {reason}"
+        ) from error
     notes = [] if point else ["the model states no operating point: 0.5 is taken"]
     if squashed:
         notes.append(
@@ -242,7 +244,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     try:
         model.save_pretrained(folder, max_shard_size="1TB")
     except SafetensorError as error:
-        raise UsageError(f"the weights can't be written ({error}); free some space") from error
+        raise UsageError("save-model", f"the weights can't be written ({error}); free some space") from error
     # The rights of any other new file: safetensors leaves its own to the owner alone.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 

@@ -72,7 +72,7 @@ def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes],
     @errors_told()
     def predict_batch(images: list[FileData]) -> dict:
         if not isinstance(images, list):
-            raise UsageError("expected a list of files, got one thing")
+            raise UsageError("predict-batch", "expected a list of files, got one thing")
         found = images_of(map(uploaded, images))
         rows = [row for batch in score_images(classifier, read, found, thumbnails=False) for row in batch]
         return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}

@@ -233,7 +233,7 @@ def one_image_tab(
     def from_example(event: gr.EventData) -> dict[str, Any]:
         number = getattr(event, "number", None)
         if not isinstance(number, int) or not 0 <= number < len(examples):
-            raise UsageError("there is no such example")
+            raise UsageError("from-example", "there is no such example")
         example, choice = examples[number], getattr(event, "choice", None)
         return answer(choice, example.caption, example.note, lambda: example.image)
 

@@ -112,7 +112,7 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Itera
             **looks(),
         )
     except OSError as error:
-        raise UsageError(f"expected a free port for the page: {error}") from error
+        raise UsageError("served", f"expected a free port for the page: {error}") from error
     try:
         yield [address, public] if public else [address]
     finally:

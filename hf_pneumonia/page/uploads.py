@@ -80,8 +80,9 @@ def uploaded(file: Any) -> Upload:
         is_there = False
     if not is_there:
         raise UsageError(
+            "uploaded",
             "expected an uploaded file, got something else or one that is deleted by now; upload it (again), "
-            "with gradio_client.handle_file(path)"
+            "with gradio_client.handle_file(path)",
         )
     name = file.get("orig_name")
     return Upload(shown_name(os.path.basename(name if isinstance(name, str) else real)), real)
@@ -101,11 +102,12 @@ def images_of(uploads: Iterable[Upload]) -> list[Source]:
     for upload in uploads:
         images += _images_of_upload(upload)
         if len(images) > MAX_IMAGES:
-            raise UsageError(f"more than {MAX_IMAGES} images; send them in several parts")
+            raise UsageError("images-of", f"more than {MAX_IMAGES} images; send them in several parts")
     total = sum(_size(image) for image in images if not image.problem)
     if total > MAX_UNPACKED_BYTES:
         raise UsageError(
-            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the images in several parts"
+            "images-of",
+            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the images in several parts",
         )
     return images
 

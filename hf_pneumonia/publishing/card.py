@@ -194,7 +194,8 @@ def _no_null(value: object) -> object:
     """A metric may be null, and is then shown as not defined; a count or a name may not."""
     if value is None:
         raise UsageError(
-            "report.json has a null where the card needs a count or a name; train again with this version"
+            "no-null",
+            "report.json has a null where the card needs a count or a name; train again with this version",
         )
     return value
 

@@ -58,7 +58,8 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
             _refuse_path(place, text, [*paths, *(path.group() for path in _PATH.finditer(text))])
             if said and (name := names.found_in(text)):
                 raise UsageError(
-                    f"{place} holds the name of an image or patient ({name}): nothing is sent; take it out"
+                    "private",
+                    f"{place} holds the name of an image or patient ({name}): nothing is sent; take it out",
                 )
 
 
@@ -81,12 +82,16 @@ def check_source_code(files: Mapping[str, Path | bytes]) -> None:
 
 def _refuse_token(place: str, text: str, tokens: Iterable[str]) -> None:
     if _TOKEN.search(text) or any(token in text for token in tokens):
-        raise UsageError(f"{place} holds a token: nothing is sent; take it out, and revoke it")
+        raise UsageError(
+            "refuse-token", f"{place} holds a token: nothing is sent; take it out, and revoke it"
+        )
 
 
 def _refuse_path(place: str, text: str, paths: Iterable[str]) -> None:
     if path := next((path for path in paths if path in text), None):
-        raise UsageError(f"{place} holds a path of this machine ({path}): nothing is sent; take it out")
+        raise UsageError(
+            "refuse-path", f"{place} holds a path of this machine ({path}): nothing is sent; take it out"
+        )
 
 
 class _Names:
@@ -177,7 +182,7 @@ def _texts(place: str, content: Path | bytes) -> Iterable[tuple[str, bool]]:
     elif ending in _TEXTUAL or Path(place).name.startswith("."):
         yield _decoded(place, _bytes(content)), True
     else:
-        raise UsageError(f"{place}: a file of this kind can't be looked through; publish it without")
+        raise UsageError("texts", f"{place}: a file of this kind can't be looked through; publish it without")
 
 
 def _bytes(content: Path | bytes) -> bytes:
@@ -188,7 +193,9 @@ def _decoded(place: str, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{place} is no text file, and nobody can say what is in it: {error}") from error
+        raise UsageError(
+            "decoded", f"{place} is no text file, and nobody can say what is in it: {error}"
+        ) from error
 
 
 def _strings(place: str, data: bytes) -> Iterable[str]:
@@ -196,7 +203,7 @@ def _strings(place: str, data: bytes) -> Iterable[str]:
     try:
         waiting = [json.loads(data)]
     except ValueError as error:
-        raise UsageError(f"{place} is damaged: {error}") from error
+        raise UsageError("strings", f"{place} is damaged: {error}") from error
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
@@ -213,7 +220,7 @@ def _header(place: str, content: Path | bytes) -> bytes:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, 10**8))  # the format allows no more than 100 MB
     if len(header) != length:
-        raise UsageError(f"{place} is no safetensors file: its header is cut off")
+        raise UsageError("header", f"{place} is no safetensors file: its header is cut off")
     return header
 
 
@@ -226,4 +233,4 @@ def _png_texts(place: str, content: Path | bytes) -> Iterable[str]:
                 yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
     # Pillow raises nearly anything on damaged bytes.
     except Exception as error:
-        raise UsageError(f"{place} can't be read as a picture: {error}") from error
+        raise UsageError("png-texts", f"{place} can't be read as a picture: {error}") from error

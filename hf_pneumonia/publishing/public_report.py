@@ -255,8 +255,9 @@ def source_names(report: dict) -> list[str]:
     names = [shown] if len(given) == 1 else shown.split(", ")
     if len(names) != len(given):
         raise UsageError(
+            "source-names",
             f"report.json names {len(given)} sources as {shown!r}: which is which can't be told; "
-            "train again from folders without a comma in their names"
+            "train again from folders without a comma in their names",
         )
     return names
 
@@ -320,7 +321,7 @@ def _reason(said: str) -> str:
     for reason in _REASONS:
         if said.startswith(reason):
             return reason
-    raise UsageError(f"{MANIFEST} has an unknown reason; train again with this version")
+    raise UsageError("reason", f"{MANIFEST} has an unknown reason; train again with this version")
 
 
 def _known_by(row: dict[str, str]) -> str:

@@ -68,14 +68,17 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     """
     for name in ("report.json", "recipe.yaml", MANIFEST, *AS_THEY_ARE, *PLOTS):
         if not (run / name).is_file():
-            raise UsageError(f"{run} is no finished run of train.py: {name} is missing; train again")
+            raise UsageError(
+                "public-files", f"{run} is no finished run of train.py: {name} is missing; train again"
+            )
     report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
     try:
         _check_weights(run, report, config)
         made, innocent = _made_files(run, report, config, repo)
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise UsageError(
-            f"{run / 'report.json'} lacks {error}, which the card needs; train again with this version"
+            "public-files",
+            f"{run / 'report.json'} lacks {error}, which the card needs; train again with this version",
         ) from error
     there = [name for name in WHERE_THERE if (run / name).is_file()]
     files = made | {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
@@ -128,15 +131,18 @@ def _check_weights(run: Path, report: dict, config: dict) -> None:
     """Refuse weights and a config that the report does not describe."""
     stated = config.get("pneumonia")
     if not isinstance(stated, dict) or "threshold" not in stated:
-        raise UsageError(f"{run / 'config.json'} states no operating point; train again with this version")
+        raise UsageError(
+            "weights", f"{run / 'config.json'} states no operating point; train again with this version"
+        )
     if stated["threshold"] != report["operating_point"]["threshold"]:
-        raise UsageError(f"{run}: config.json and report.json are of different runs; train again")
+        raise UsageError("weights", f"{run}: config.json and report.json are of different runs; train again")
     # Reports of earlier versions do not say.
     for key, name in (("weights_sha256", "model.safetensors"), ("gate_sha256", "gate.safetensors")):
         file = run / name
         if key in report and (not file.is_file() or report[key] != content_sha256(file)):
             raise UsageError(
-                f"{run}: {name} is missing or damaged, or not the one that report.json speaks of; train again"
+                "weights",
+                f"{run}: {name} is missing or damaged, or not the one that report.json speaks of; train again",
             )
 
 
@@ -144,9 +150,9 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
-        raise UsageError(f"{path} is damaged ({error}); train again") from error
+        raise UsageError("json", f"{path} is damaged ({error}); train again") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged (no table of keys); train again")
+        raise UsageError("json", f"{path} is damaged (no table of keys); train again")
     return found
 
 
@@ -219,7 +225,7 @@ def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
     try:
         _load(run)
     except UsageError as error:
-        raise UsageError(f"{run} can't be published: {error}") from error
+        raise UsageError("prepare-run", f"{run} can't be published: {error}") from error
     return public_files(run, repo)
 
 
@@ -268,9 +274,11 @@ def publish_model(
             download_files(api, repo, commit.sha, files, Path(folder))
             same = torch.equal(_answers(_load(Path(folder))), _answers(_load(run)))
     except UsageError as error:
-        raise UsageError(f"sent as {commit.url}, but not checked: {error}") from error
+        raise UsageError("publish-model", f"sent as {commit.url}, but not checked: {error}") from error
     if not same:
-        raise UsageError(f"what came back from {commit.url} answers otherwise than {run}; publish again")
+        raise UsageError(
+            "publish-model", f"what came back from {commit.url} answers otherwise than {run}; publish again"
+        )
     return commit
 
 
@@ -313,7 +321,9 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
     """
     beside = [_ROOT / name for name in ("app.py", "requirements.txt")]
     if missing := [path.name for path in beside if not path.is_file()]:
-        raise UsageError(f"--space needs a checkout of the project: {missing[0]} is not beside its package")
+        raise UsageError(
+            "space-files", f"--space needs a checkout of the project: {missing[0]} is not beside its package"
+        )
     package = {
         path.relative_to(_ROOT).as_posix(): path
         for path in sorted(_PACKAGE.rglob("*"))
@@ -342,7 +352,9 @@ def _check_run(run: Path) -> None:
     elif not (run / "model.safetensors").is_file():
         problem = "it has a report but no weights, as an evaluation has; publish the run that was evaluated"
     if problem:
-        raise UsageError(f"expected the folder of a finished run of train.py, got {str(run)!r}: {problem}")
+        raise UsageError(
+            "run", f"expected the folder of a finished run of train.py, got {str(run)!r}: {problem}"
+        )
 
 
 def _seeds(run: Path) -> list[str]:

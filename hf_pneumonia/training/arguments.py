@@ -190,7 +190,7 @@ class Recipe(Strengths, TrainingArguments):
         no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.use_cpu = self.use_cpu or no_gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
         if self.fp16 and self.use_cpu:
-            raise UsageError("--fp16 expects a GPU, got a CPU; leave it out, or use --bf16 true")
+            raise UsageError("post-init", "--fp16 expects a GPU, got a CPU; leave it out, or use --bf16 true")
         if self.bf16 is None:
             self.bf16 = _has_bf16(self.use_cpu) and not self.fp16
         if self.accelerator_config is None and not self.use_cpu:
@@ -210,53 +210,71 @@ class Recipe(Strengths, TrainingArguments):
     def _check(self) -> None:
         for name in _BY_CLASS:
             if len(values := _numbers(getattr(self, name))) not in (1, 2):
-                raise UsageError(f"--{name} expects one number, or two: NORMAL, PNEUMONIA; got {len(values)}")
+                raise UsageError(
+                    "check", f"--{name} expects one number, or two: NORMAL, PNEUMONIA; got {len(values)}"
+                )
         ranges = {name: limits for limits, names in _RANGES.items() for name in names.split()}
         ranges |= {name: (0, largest) for name, largest in LARGEST.items()}
         for name, (low, high) in ranges.items():
             # Written so that NaN, which is neither less nor more than anything, fails.
             if wrong := [value for value in _numbers(getattr(self, name)) if not low <= value <= high]:
-                raise UsageError(f"--{name} expects a number from {low:g} to {high:g}, got {wrong[0]}")
+                raise UsageError(
+                    "check", f"--{name} expects a number from {low:g} to {high:g}, got {wrong[0]}"
+                )
         if not 0 < self.num_train_epochs < math.inf and self.max_steps <= 0:
-            raise UsageError(f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}")
+            raise UsageError(
+                "check", f"--num_train_epochs expects a number above 0, got {self.num_train_epochs}"
+            )
         if self.metric_for_best_model not in (*METRICS, "auroc_swapped", "loss"):
             raise UsageError(
+                "check",
                 f"--metric_for_best_model expects one of loss, {', '.join(METRICS)}, auroc_swapped, "
-                f"got {self.metric_for_best_model!r}"
+                f"got {self.metric_for_best_model!r}",
             )
         parse_split(self.split)
         for name, choices in (("covid", COVID), ("uncertain", UNCERTAIN)):
             if (given := getattr(self, name)) not in choices:
-                raise UsageError(f"--{name} expects one of {', '.join(choices)}, got {given!r}")
+                raise UsageError("check", f"--{name} expects one of {', '.join(choices)}, got {given!r}")
         self.model = timm_name(self.model)
         if self.imbalance not in IMBALANCE:
-            raise UsageError(f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}")
+            raise UsageError(
+                "check", f"--imbalance expects one of {', '.join(IMBALANCE)}, got {self.imbalance!r}"
+            )
         for name, reason in _REFUSED.items():
             if getattr(self, name):
-                raise UsageError(f"--{name}: {reason}")
+                raise UsageError("check", f"--{name}: {reason}")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise UsageError("--overwrite_output_dir and --resume_from_checkpoint exclude each other")
+            raise UsageError(
+                "check", "--overwrite_output_dir and --resume_from_checkpoint exclude each other"
+            )
         if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
-            raise UsageError("--frozen_epochs does not go with a plateau scheduler: choose cosine or linear")
+            raise UsageError(
+                "check", "--frozen_epochs does not go with a plateau scheduler: choose cosine or linear"
+            )
         for name in ("frozen_epochs", "small_epochs"):
             epochs = getattr(self, name)
             if self.max_steps <= 0 and 0 < self.num_train_epochs <= epochs:
                 limit = f"--num_train_epochs {self.num_train_epochs:g}"
-                raise UsageError(f"--{name} expects less than {limit}, got {epochs}")
+                raise UsageError("check", f"--{name} expects less than {limit}, got {epochs}")
         if self.frozen_epochs and not self.learning_rate:
-            raise UsageError("--frozen_epochs needs a --learning_rate above 0 for what comes after them")
+            raise UsageError(
+                "check", "--frozen_epochs needs a --learning_rate above 0 for what comes after them"
+            )
         self.lr_scheduler_kwargs = _settings("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if self.small_epochs and self.small_size >= self.image_size:
             limit = f"--image_size {self.image_size}"
-            raise UsageError(f"--small_size expects less than {limit}, got {self.small_size}")
+            raise UsageError("check", f"--small_size expects less than {limit}, got {self.small_size}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise UsageError(f"--seeds expects each seed once, got {' '.join(map(str, self.seeds))}")
+            raise UsageError("check", f"--seeds expects each seed once, got {' '.join(map(str, self.seeds))}")
         if self.seeds and self.resume_from_checkpoint not in (None, True, False, "auto"):
             raise UsageError(
-                f"--seeds goes on with --resume_from_checkpoint auto, got {self.resume_from_checkpoint!r}"
+                "check",
+                f"--seeds goes on with --resume_from_checkpoint auto, got {self.resume_from_checkpoint!r}",
             )
         if self.early_stopping_epochs and self.eval_strategy == "no":
-            raise UsageError("--early_stopping_epochs needs validation: leave --eval_strategy at epoch")
+            raise UsageError(
+                "check", "--early_stopping_epochs needs validation: leave --eval_strategy at epoch"
+            )
 
 
 def default_values() -> dict:
@@ -273,7 +291,7 @@ class _Parser(HfArgumentParser):
         hint = "; the recipe comes first" if re.search(r"unrecognized.*\.ya?ml", message) else ""
         if "--warmup_ratio" in message:
             hint = "; --warmup_steps below 1 is a share of all steps"
-        raise UsageError(_without_tokens(message) + hint)
+        raise UsageError("error", _without_tokens(message) + hint)
 
     def format_help(self) -> str:
         """The flags that matter for images; TrainingArguments has a hundred more, and a page about them."""
@@ -312,13 +330,13 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
     try:
         given = vars(parser.parse_args(_tokens(_read_yaml(path))))
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError("recipe", f"{path}: {error}") from error
     given |= vars(parser.parse_args(argv))
     given.setdefault("output_dir", f"runs/{path.stem}")
     try:
         recipe = Recipe(**given)
     except (ValueError, ImportError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError("recipe", " ".join(str(error).split())) from error
     own = [
         *AUGMENTATIONS,
         *(name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__),
@@ -341,16 +359,18 @@ def _read_yaml(path: Path) -> dict:
     try:
         recipe = read_yaml(path)
     except FileNotFoundError:
-        raise UsageError("no such recipe; recipes/ holds those that come with the project") from None
+        raise UsageError("yaml", "no such recipe; recipes/ holds those that come with the project") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"can't be read as a recipe: {' '.join(str(error).split())}") from error
+        raise UsageError("yaml", f"can't be read as a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
-        raise UsageError(f"expected lines of `key: value`, got {type(recipe).__name__}")
+        raise UsageError("yaml", f"expected lines of `key: value`, got {type(recipe).__name__}")
     known = {field.name for field in dataclasses.fields(Recipe) if field.init}
     for key in recipe:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            raise UsageError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise UsageError(
+                "yaml", f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
     return recipe
 
 
@@ -364,7 +384,7 @@ def _settings(name: str, value: dict | str | None) -> dict | None:
     except json.JSONDecodeError:
         settings = value
     if not isinstance(settings, dict | None):
-        raise UsageError(f"--{name} expects settings as in '{{\"factor\": 0.3}}', got {value!r}")
+        raise UsageError("settings", f"--{name} expects settings as in '{{\"factor\": 0.3}}', got {value!r}")
     return settings
 
 

@@ -121,8 +121,9 @@ def check_finite(network: nn.Module, step: int) -> None:
     tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise UsageError(
+            "finite",
             f"the training diverged: after step {step} weights are NaN or infinite; start over with a lower "
-            "--learning_rate"
+            "--learning_rate",
         )
 
 

@@ -133,8 +133,9 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
     if resume not in (True, "auto"):
         if reason := _unusable(Path(resume), with_best):
             raise UsageError(
+                "checkpoint",
                 f"--resume_from_checkpoint {resume} is damaged: {reason}; name another, or true for the "
-                "newest that is complete"
+                "newest that is complete",
             )
         return Path(resume)
     found = checkpoints(folder)
@@ -146,8 +147,9 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
     if resume == "auto":
         return None
     raise UsageError(
+        "checkpoint",
         f"--resume_from_checkpoint: none of {len(found)} checkpoints in {folder} is complete; start over "
-        "with --overwrite_output_dir"
+        "with --overwrite_output_dir",
     )
 
 
@@ -164,7 +166,9 @@ def check_best(checkpoint: Path) -> None:
         UsageError: it is damaged.
     """
     if reason := damage(checkpoint):
-        raise UsageError(f"the best epoch can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}")
+        raise UsageError(
+            "best", f"the best epoch can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}"
+        )
 
 
 def _unusable(checkpoint: Path, with_best: bool) -> str:

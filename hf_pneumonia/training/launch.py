@@ -52,9 +52,10 @@ def check_same_images(cohort: Cohort) -> None:
         first, first_count, first_host = found[0]
         if other != first:
             raise UsageError(
+                "same-images",
                 f"--dataset: the images of process {rank} on {host} ({count}) are not those of process 0 on "
                 f"{first_host} ({first_count}): other files, labels or splits; give every machine the same "
-                "images under the same path"
+                "images under the same path",
             )
 
 

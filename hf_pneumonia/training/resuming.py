@@ -88,7 +88,7 @@ class ResumableTrainer(Trainer):
         self._recipe = decisive_values(args)
         super().__init__(args=args, **settings)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UsageError("a network is trained whole on each GPU: leave out FSDP and DeepSpeed")
+            raise UsageError("init", "a network is trained whole on each GPU: leave out FSDP and DeepSpeed")
         # It would delete the last checkpoint in the end, before anything is made of it.
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._at_end, self._stop = _EpochEnd(self.restore), StopBySignal(self.is_saved)
@@ -156,7 +156,7 @@ class ResumableTrainer(Trainer):
                 answer[1] = f"{error.filename or folder}: {error.strerror}; choose another --output_dir"
         broadcast_object_list(answer)
         if answer[1]:
-            raise UsageError(answer[1])
+            raise UsageError("chosen", answer[1])
         return answer[0]
 
     def _check_same(self, checkpoint: Path) -> None:
@@ -168,8 +168,9 @@ class ResumableTrainer(Trainer):
                 old, new = (one.get(name, default.get(name)) for one in (then[part], now))
                 if old != new:
                     raise UsageError(
+                        "same",
                         f"{checkpoint} was made with {name} {old}, and not {new}: go on as it was made, or "
-                        "start over with --overwrite_output_dir"
+                        "start over with --overwrite_output_dir",
                     )
 
     def _facts(self) -> dict[str, dict]:
@@ -234,7 +235,9 @@ class ResumableTrainer(Trainer):
         aside = writing(folder, step)
         with self._together(step):
             if not aside.is_dir():
-                raise UsageError(f"--output_dir {folder} must be a folder that all machines share")
+                raise UsageError(
+                    "save-checkpoint", f"--output_dir {folder} must be a folder that all machines share"
+                )
             if first:
                 # Without `training_args.bin`, a pickle that holds the Hub token.
                 self.accelerator.unwrap_model(self.model).save_pretrained(aside)
@@ -274,7 +277,9 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             remove_leftovers(self._folder)
         if failure is None:
-            failure = UsageError(f"{checkpoint_name(step)} was not written: another process says why")
+            failure = UsageError(
+                "together", f"{checkpoint_name(step)} was not written: another process says why"
+            )
         else:
             said_here(failure, self.args.process_index)
         raise failure
@@ -285,7 +290,8 @@ class ResumableTrainer(Trainer):
             reason = "No space left on device"
         folder = self._folder
         return UsageError(
-            f"{checkpoint_name(step)} can't be written to {folder}: {reason}; mend that, and {way_on(folder)}"
+            "not-written",
+            f"{checkpoint_name(step)} can't be written to {folder}: {reason}; mend that, and {way_on(folder)}",
         )
 
     def _best_checkpoint(self, step: int) -> Path | None:

@@ -29,7 +29,8 @@ def only_training(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            f"another training is writing {folder}; wait for it, or choose another --output_dir"
+            "only-training",
+            f"another training is writing {folder}; wait for it, or choose another --output_dir",
         ) from None
     try:
         yield
@@ -51,25 +52,35 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     """
     existing = _nearest_existing(folder)
     if not existing.is_dir():
-        raise UsageError(f"--output_dir {folder}: {existing} is a file; choose another folder")
+        raise UsageError("run-folder", f"--output_dir {folder}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK):
-        raise UsageError(f"--output_dir {folder}: {existing} can't be written; choose another folder")
+        raise UsageError(
+            "run-folder", f"--output_dir {folder}: {existing} can't be written; choose another folder"
+        )
     if resume is True and not checkpoints(folder):
-        raise UsageError(f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out")
+        raise UsageError(
+            "run-folder", f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out"
+        )
     if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
         raise UsageError(
-            f"--resume_from_checkpoint expects true, auto or a checkpoint's folder, got {resume!r}"
+            "run-folder",
+            f"--resume_from_checkpoint expects true, auto or a checkpoint's folder, got {resume!r}",
         )
     if overwrite:
         return
     over = "start over in it with --overwrite_output_dir"
     if is_finished(folder):
-        raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or {over}")
+        raise UsageError(
+            "run-folder", f"{folder} already holds a finished run; choose another --output_dir, or {over}"
+        )
     if not checkpoints(folder) and (folder / "model.safetensors").exists():
-        raise UsageError(f"{folder} already holds a model; choose another --output_dir, or {over}")
+        raise UsageError(
+            "run-folder", f"{folder} already holds a model; choose another --output_dir, or {over}"
+        )
     if not resume and checkpoints(folder):
         raise UsageError(
-            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or {over}"
+            "run-folder",
+            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or {over}",
         )
 
 
@@ -106,8 +117,9 @@ def check_same_recipe(folder: Path, recipe: dict) -> None:
     for name in sorted((recipe.keys() | finished.keys()) - {"seed", "data_seed"}):
         if recipe.get(name) != finished.get(name):
             raise UsageError(
+                "same-recipe",
                 f"{folder} was trained with {name} {finished.get(name)} and not {recipe.get(name)}: seeds "
-                "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir"
+                "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir",
             )
 
 
@@ -135,8 +147,9 @@ def check_free_space(folder: Path, weights: int) -> None:
     free = shutil.disk_usage(_nearest_existing(folder)).free
     if free < 10 * weights:
         raise UsageError(
+            "free-space",
             f"--output_dir {folder}: no space left for checkpoints ({weights / 1e5:.0f} MB needed, "
-            f"{free / 1e6:.0f} MB free); free some, or choose another folder"
+            f"{free / 1e6:.0f} MB free); free some, or choose another folder",
         )
 
 

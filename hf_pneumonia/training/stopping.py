@@ -111,7 +111,7 @@ def explained(args: Recipe) -> Iterator[None]:
         message = _explanation(error, args)
         if not message:
             raise
-        failure = UsageError(message)
+        failure = UsageError("explained", message)
         said_here(failure, args.process_index)
         raise failure from error
 

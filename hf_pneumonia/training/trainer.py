@@ -149,7 +149,8 @@ class PneumoniaTrainer(ResumableTrainer):
     def _validation_scores(self, predicted: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(predicted.predictions).all():
             raise UsageError(
-                "the training diverged: the network's answers are no numbers; lower --learning_rate"
+                "validation-scores",
+                "the training diverged: the network's answers are no numbers; lower --learning_rate",
             )
         scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
         scores["auroc_swapped"] = score_predictions(self.eval_dataset.labels.numpy(), self._swapped)["auroc"]
@@ -165,8 +166,9 @@ class PneumoniaTrainer(ResumableTrainer):
             # The weights do not show it with float16, whose scaler skips every step with a NaN.
             if not math.isfinite(logs["loss"]):
                 raise UsageError(
+                    "log",
                     f"the training diverged: the loss up to step {self.state.global_step} is NaN or "
-                    "infinite; start over with a lower --learning_rate, or without --fp16 true"
+                    "infinite; start over with a lower --learning_rate, or without --fp16 true",
                 )
         super().log(logs, start_time)
 
@@ -203,9 +205,10 @@ class PneumoniaTrainer(ResumableTrainer):
         size = args.small_size if args.small_epochs else args.image_size
         if last == 1 and not trains_on_one_image(self.model, size):
             raise UsageError(
+                "last-batch",
                 f"the last batch of {len(self.train_dataset)} images in batches of {batch} is one image, which "
                 "BatchNorm can't be trained on in this network: give another --per_device_train_batch_size, "
-                "or --dataloader_drop_last true"
+                "or --dataloader_drop_last true",
             )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -247,7 +250,9 @@ class PneumoniaTrainer(ResumableTrainer):
             try:
                 super().create_scheduler(num_training_steps - frozen, optimizer)
             except (TypeError, ValueError) as error:
-                raise UsageError(f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}") from error
+                raise UsageError(
+                    "create-scheduler", f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}"
+                ) from error
         if frozen:
             factor = args.frozen_learning_rate / args.learning_rate
             self.lr_scheduler = after_frozen_phase(optimizer, self.lr_scheduler, factor, frozen)
