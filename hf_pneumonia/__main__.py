@@ -1,4 +1,4 @@
-"""`python -m hf_pneumonia COMMAND`: audit data, evaluate and compare models, predict, export.
+"""Command line: audit data, evaluate and compare models, predict, export.
 
 audit SOURCE [SOURCE ...] --output DIR
 evaluate --model DIR_OR_REPO --dataset SOURCE [SOURCE ...]
@@ -20,7 +20,7 @@ from hf_pneumonia.errors import UsageError, run_script
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
 SOURCE = (
     "phantom, phantom:shortcut, a folder, a .zip, .tar or .csv file, kaggle:owner/name, or a Hub id "
-    "(user/name); train=, validation= or test= in front says what it is"
+    "(user/name); prefix train=, validation= or test= to use it as this split"
 )
 
 
@@ -33,21 +33,21 @@ def main(argv: list[str]) -> None:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """find unreadable images, copies, leaks and shortcuts; draw the images; write a page and a manifest"""
+    """find unreadable images, copies, leakage and shortcuts; write an HTML page and a manifest"""
     _quiet_libraries()
     cohort = _images(args, 224)
-    # Imported late: these take their time.
+    # Imported late, in all commands: these imports are slow.
     from hf_pneumonia.evaluation.audit import PAGE, summary, write_audit
     from hf_pneumonia.training.arguments import parse_recipe
 
-    recipe, _ = parse_recipe([], default=RECIPE)  # whose augmentation is drawn
+    recipe, _ = parse_recipe([], default=RECIPE)  # for examples of its augmentation
     for line in summary(write_audit(cohort, args.output, recipe.augmentation)):
         print(line)
     print(f"audit: {args.output / PAGE}, {args.output / 'audit.json'}, {args.output / 'manifest.csv'}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """score a saved model on labelled images, and write the report, plots and tables of a training"""
+    """score a saved model on labelled images; write a report, plots and tables"""
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_taught, summary
     from hf_pneumonia.modeling.saved import load_model
@@ -61,8 +61,11 @@ def evaluate(args: argparse.Namespace) -> None:
     name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
     args.output = args.output or Path("runs") / name
     if any(next(args.output.glob(kind), None) for kind in ("model.safetensors", "checkpoint-*", "seed*")):
-        raise UsageError("evaluate", f"--output {args.output} holds a training run; choose another folder")
-    with local_main_first(state):  # the others find the images decoded
+        raise UsageError(
+            "existing-run",
+            f"--output {args.output}: this folder holds a training run. To keep it, choose another folder",
+        )
+    with local_main_first(state):  # the other processes then find the images decoded
         cohort = _images(args, saved.image_size, one_class=True)
     check_same_images(cohort)
     cohort, which = choose_images(cohort, args.images or ("test" if args.split != "official" else None))
@@ -75,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """put runs side by side: table, ROC curves, and paired tests where the test images are the same"""
+    """compare runs: table, ROC curves, and paired tests if the test images are the same"""
     _check_output(args.output)
     from hf_pneumonia.evaluation.compare import compare_runs, table_lines, write_comparison
 
@@ -87,10 +90,12 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """score images with a saved model: a row each, as CSV to the screen or a file"""
+    """score images with a saved model: one CSV row per image, on the screen or in a file"""
     if args.output is not None:
         if args.output.suffix.lower() not in (".csv", ".parquet") or args.output.is_dir():
-            raise UsageError("predict", f"--output expects a .csv or .parquet file, got {str(args.output)!r}")
+            raise UsageError(
+                "not-a-table-path", f"--output: expected a .csv or .parquet file, got {str(args.output)!r}"
+            )
         _check_output(args.output.parent)
     if args.heatmaps is not None:
         _check_output(args.heatmaps, "--heatmaps")
@@ -105,7 +110,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """write a saved model as ONNX, checked against it, and its preprocessing as JSON beside it"""
+    """export a saved model to ONNX, with its preprocessing as JSON, and compare the outputs of both"""
     from hf_pneumonia.inference.export import OPSET, check_export, export_onnx
     from hf_pneumonia.modeling.saved import load_model
 
@@ -116,7 +121,7 @@ def export(args: argparse.Namespace) -> None:
     for note in saved.notes:
         print(f"note: {note}")
     difference = export_onnx(saved, args.output)
-    print(f"onnxruntime answers as torch does, but for {difference:.1g} (opset {OPSET})")
+    print(f"largest difference between onnxruntime and torch: {difference:.1g} (opset {OPSET})")
     print(f"export: {args.output}, {args.output}.json")
 
 
@@ -124,11 +129,12 @@ def _quiet_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    # huggingface_hub logs ten lines of retries before an error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _images(args: argparse.Namespace, size: int, one_class: bool = False):
-    """Return the images that a command names. Its output folder is checked before they are decoded."""
+    """Return the cohort of a command's sources. Checks the output folder before decoding the images."""
     import datasets
 
     from hf_pneumonia.data.cache import default_cache
@@ -137,7 +143,7 @@ def _images(args: argparse.Namespace, size: int, one_class: bool = False):
     datasets.disable_progress_bars()
     _check_output(args.output)
     if args.split_seed < 0:
-        raise UsageError("images", f"--split_seed expects a number from 0, got {args.split_seed}")
+        raise UsageError("out-of-range", f"--split_seed: expected 0 or more, got {args.split_seed}")
     return prepare_cohort(
         args.source,
         size,
@@ -156,17 +162,19 @@ def _check_output(folder: Path, flag: str = "--output") -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "can't be written to" if existing.is_dir() else "is a file"
-        raise UsageError("output", f"{flag} {folder}: {existing} {problem}; choose another folder")
+        raise UsageError(
+            "unusable-output-dir", f"{flag} {folder}: {existing} {problem}. Choose another folder"
+        )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UsageError("error", f"{message}; see {self.prog} --help")
+        raise UsageError("invalid-flag", f"{message}. See {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m hf_pneumonia",
+        prog="python -m hf_pneumonia" if sys.argv[0] == __file__ else None,
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -182,45 +190,54 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(audit)
     command.add_argument("source", nargs="+", help=SOURCE)
-    command.add_argument("--output", type=Path, required=True, help="folder for what is found")
+    command.add_argument("--output", type=Path, required=True, help="folder for the results")
     _add_source_flags(command)
 
     command = add(evaluate)
-    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
+    command.add_argument("--model", required=True, help="run folder, or repository on the Hub (user/name)")
     command.add_argument("--dataset", dest="source", nargs="+", required=True, metavar="SOURCE", help=SOURCE)
     command.add_argument(
         "--images",
         choices=("test", "validation", "all"),
-        help="which are scored; by default the source's test split where it has one, else all",
+        help="images to score; default: the test split of the source if it has one, else all",
     )
-    command.add_argument("--output", type=Path, help="by default runs/evaluate-MODEL-SOURCE")
+    command.add_argument(
+        "--output", type=Path, help="folder for the results; default: runs/evaluate-MODEL-SOURCE"
+    )
     _add_source_flags(command)
 
     command = add(compare)
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of train.py or evaluate")
-    command.add_argument("--output", type=Path, default=Path("runs/compare"), help="by default runs/compare")
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="output folder of train.py or evaluate"
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/compare"),
+        help="folder for the results; default: runs/compare",
+    )
 
     command = add(predict)
     command.add_argument(
         "paths", nargs="+", metavar="PATH", help="image, folder, .zip, or - for a list on stdin"
     )
-    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
-    command.add_argument("--output", type=Path, help=".csv or .parquet; without it the CSV goes to stdout")
-    command.add_argument("--heatmaps", type=Path, metavar="DIR", help="pictures of where the network looked")
-    command.add_argument("--batch_size", type=int, default=16, help="images per forward pass; 16")
+    command.add_argument("--model", required=True, help="run folder, or repository on the Hub (user/name)")
+    command.add_argument("--output", type=Path, help=".csv or .parquet file; default: CSV on stdout")
+    command.add_argument("--heatmaps", type=Path, metavar="DIR", help="folder for heat maps of the images")
+    command.add_argument("--batch_size", type=int, default=16, help="images per forward pass; default: 16")
     command.add_argument(
-        "--force", action="store_true", help="answer also for images that are refused, with the reason"
+        "--force", action="store_true", help="also score images that fail the out-of-distribution check"
     )
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="bfloat16: some 1.5 times the images a second where the processor has it, probabilities to 0.01",
+        help="bfloat16: about 1.5 times as fast on processors with it; probabilities differ by up to 0.01",
     )
 
     command = add(export)
-    command.add_argument("--model", required=True, help="run folder, or repository of the Hub (user/name)")
-    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .onnx")
+    command.add_argument("--model", required=True, help="run folder, or repository on the Hub (user/name)")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help=".onnx file")
     return parser
 
 
@@ -228,17 +245,19 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--split",
         default="official",
-        help="official, shifted, or shares such as 70/20/10, as train.py takes them",
+        help="official, shifted, or shares such as 70/20/10, as in train.py",
     )
-    command.add_argument("--split_seed", type=int, default=0, help="of the splits that are cut")
-    command.add_argument("--covid", choices=COVID, default="drop", help="what becomes of COVID-19 images")
-    command.add_argument("--uncertain", choices=UNCERTAIN, default="drop", help="of findings in tables")
-    command.add_argument("--cache_dir", type=Path, help="where decoded images are kept")
+    command.add_argument("--split_seed", type=int, default=0, help="seed of the splits that are cut")
+    command.add_argument("--covid", choices=COVID, default="drop", help="treatment of COVID-19 images")
+    command.add_argument(
+        "--uncertain", choices=UNCERTAIN, default="drop", help="treatment of uncertain findings"
+    )
+    command.add_argument("--cache_dir", type=Path, help="folder for decoded images")
 
 
 def cli() -> int:
-    """Run the command line, here and as the installed command `hf-pneumonia`; return the exit code."""
-    return run_script("hf_pneumonia", main, sys.argv[1:])
+    """Run the command line, also as the installed command `hf-pneumonia`; return the exit code."""
+    return run_script("hf-pneumonia", main, sys.argv[1:])
 
 
 if __name__ == "__main__":

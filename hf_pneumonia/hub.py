@@ -1,6 +1,5 @@
-"""Files -> one commit of a repository on the Hub, and back. It knows nothing of models."""
+"""Upload to and download from a repository on the Hugging Face Hub, in one commit."""
 
-import errno
 import hashlib
 import re
 from collections.abc import Collection, Iterator
@@ -21,16 +20,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 
-from hf_pneumonia.errors import UsageError
+from hf_pneumonia.errors import FULL, UsageError
 
-_LOST_RACE = (409, 412)  # somebody else's commit came first
+_LOST_RACE = (409, 412)  # another commit came first
 
-_REMEDIES = {
-    401: "the token is not valid (any more): `hf auth login`, or set HF_TOKEN anew",
-    402: "the Hub asks for money for this; see its pricing page",
-    403: "the token has no right to write there: check the user's name, or make a token that has",
-    404: "check the name",
-    429: "too many requests: try again in some minutes",
+_FIXES = {
+    401: "The token is invalid or expired: run `hf auth login`, or set HF_TOKEN",
+    402: "The Hub requires a payment: see its pricing page",
+    403: "The token has no write access there: check the user name, or create a token with write access",
+    404: "Check the name",
+    429: "Too many requests: try again in some minutes",
 }
 
 
@@ -39,11 +38,11 @@ class Commit:
     """The state of a repository after `commit_files`.
 
     Attributes:
-        url: of the commit, for a person.
-        sha: its hash, 40 hex digits.
-        changed: false where everything was there already, and no commit was made.
-        others: names of the files in it that were left alone.
-        private: whether only its owner sees the repository.
+        url: web page of the commit.
+        sha: hash of the commit, 40 hex digits.
+        changed: false if all files were there already and no commit was made.
+        others: names of the repository's other files, which were not changed.
+        private: whether the repository is private.
     """
 
     url: str
@@ -54,18 +53,18 @@ class Commit:
 
 
 def check_repo_name(repo: str) -> None:
-    """Refuse a name that no repository of the Hub can have, without a request.
+    """Check the name of a repository without a request.
 
     Raises:
-        UsageError: it is not USER/NAME, or has characters that no name has.
+        UsageError: it is not USER/NAME, or has invalid characters.
     """
-    reason = "" if "/" in repo else ": the user's name is missing"
+    reason = "" if "/" in repo else ". Add the user name"
     try:
         if repo.count("/") == 1:
             return validate_repo_id(repo)
     except HFValidationError as error:
-        reason = f": {str(error).splitlines()[0]}"
-    raise UsageError("repo-name", f"expected a repository of the Hub as USER/NAME, got {repo!r}{reason}")
+        reason = f". {str(error).splitlines()[0]}"
+    raise UsageError("invalid-repo-name", f"expected a Hub repository USER/NAME, got {repo!r}{reason}")
 
 
 def commit_files(
@@ -81,22 +80,22 @@ def commit_files(
 ) -> Commit:
     """Publish files in one commit: all of them become visible at once, or none.
 
-    Repository and branch are made where missing. Where somebody else commits at the same time, a second try
-    is made on top of theirs. Files that are the same already are not sent.
+    Creates the repository and the branch if they don't exist. If another commit comes first, tries once more
+    on top of it. Does not send unchanged files.
 
     Args:
-        api: with the token to use, or none for HF_TOKEN or the saved login.
+        api: client with the token to use; without a token HF_TOKEN or the saved login is used.
         repo: USER/NAME.
-        files: content, or where it lies, by name in the repository.
-        message: the commit's first line.
-        repo_type: "model", or "space" for one of Gradio's.
-        private: only its owner may see a repository that is made now.
-        revision: branch; a new one starts from the main one.
-        stale: names, and folders as "name/", that would contradict `files`: the same commit deletes them.
+        files: content or local path by name in the repository.
+        message: first line of the commit message.
+        repo_type: "model", or "space" for a Gradio Space.
+        private: whether a new repository is private; an existing one must then be private, too.
+        revision: branch; a new one starts from main.
+        stale: outdated files, and folders as "name/", which the same commit deletes.
 
     Raises:
-        UsageError: no token, no right, no connection, a repository that everybody can see while `private` was
-            asked for, or somebody else's commit came first twice.
+        UsageError: no token, no write access, no connection, `private` and a public repository, or another
+            commit came first twice.
     """
     check_repo_name(repo)
     _check_token(api)
@@ -105,10 +104,10 @@ def commit_files(
         for is_last in (False, True):
             try:
                 head = _head(api, repo, repo_type, revision)
-                there = set(api.list_repo_files(repo, repo_type=repo_type, revision=head)) - files.keys()
-                old = {name for name in there if any(_covers(pattern, name) for pattern in stale)}
-                # It sends no file that is the same there, and makes no commit where all are.
-                done = api.create_commit(
+                others = set(api.list_repo_files(repo, repo_type=repo_type, revision=head)) - files.keys()
+                old = {name for name in others if any(_covers(pattern, name) for pattern in stale)}
+                # Skips unchanged files, and makes no commit if all are unchanged.
+                commit = api.create_commit(
                     repo,
                     [
                         *(CommitOperationAdd(name, file) for name, file in files.items()),
@@ -119,21 +118,22 @@ def commit_files(
                     revision=revision,
                     parent_commit=head,
                 )
-                return Commit(done.commit_url, done.oid, done.oid != head, sorted(there - old), private)
+                changed = commit.oid != head
+                return Commit(commit.commit_url, commit.oid, changed, sorted(others - old), private)
             except HfHubHTTPError as error:
                 if is_last or error.response.status_code not in _LOST_RACE:
                     raise
 
 
 def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | bytes], folder: Path) -> None:
-    """Fetch files of a model's commit, and compare them with what was sent.
+    """Download the files of a commit, and compare them with the files that were sent.
 
     Args:
         api: as for `commit_files`.
-        repo: USER/NAME.
-        sha: of the commit.
-        files: what was sent.
-        folder: exists; the files are written there under their names.
+        repo: USER/NAME of a model repository.
+        sha: hash of the commit.
+        files: the files that were sent, as for `commit_files`.
+        folder: existing folder to which the files are written.
 
     Raises:
         UsageError: a file is missing or differs, the disk is full, no connection.
@@ -141,37 +141,38 @@ def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | byte
     with _explained(api, repo):
         for name, content in files.items():
             try:
-                # Forced: what lies in the cache tells nothing of what lies on the Hub.
+                # Forced, because a cached copy would not show what is on the Hub.
                 api.hf_hub_download(repo, name, revision=sha, local_dir=folder, force_download=True)
             except RemoteEntryNotFoundError as error:
                 raise UsageError(
-                    "download-files", f"{repo}: {name} is missing on the Hub; does its .gitignore name it?"
+                    "file-missing-on-hub", f"{repo}: {name} is missing on the Hub. Check the .gitignore there"
                 ) from error
             if content_sha256(folder / name) != content_sha256(content):
                 raise UsageError(
-                    "download-files", f"{repo}: {name} is not on the Hub as it was sent; publish again"
+                    "file-differs-on-hub",
+                    f"{repo}: {name} differs on the Hub from the file sent. Publish again",
                 )
 
 
 def file_size(content: Path | bytes) -> int:
-    """Return the size in bytes of a file that is to be sent."""
+    """Return the size of a file to send, in bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
-    """Make the repository where it is missing; return whether it is private."""
+    """Create the repository if it does not exist; return whether it is private."""
     try:
         info = api.repo_info(repo, repo_type=repo_type)
     except RepositoryNotFoundError:
-        # None leaves it to what an organisation has chosen for its own.
+        # None instead of False: an organisation may have another default.
         sdk = "gradio" if repo_type == "space" else None
         api.create_repo(repo, repo_type=repo_type, private=private or None, space_sdk=sdk, exist_ok=True)
         info = api.repo_info(repo, repo_type=repo_type)
     if private and not info.private:
         raise UsageError(
-            "ensure-repo",
-            f"{repo} is there already, and everybody can see it: nothing was sent; make it private in its "
-            "settings, or choose another name",
+            "repo-is-public",
+            f"{repo}: expected a private repository, got a public one; nothing was sent. Make it private in "
+            "its settings, or choose another name",
         )
     return bool(info.private)
 
@@ -188,14 +189,13 @@ def _check_token(api: HfApi) -> None:
     token = get_token() if api.token in (None, True) else api.token
     if not token:
         raise UsageError(
-            "token",
-            "no token of the Hub found: `hf auth login`, or set HF_TOKEN to one that has the right to write",
+            "no-hub-token",
+            "no Hub token found. Run `hf auth login`, or set HF_TOKEN to a token with write access",
         )
-    # The libraries below would quote it in their messages.
+    # Checked here, because the libraries would quote the token in their messages.
     if not re.fullmatch("[!-~]+", token):
         raise UsageError(
-            "token",
-            "the token of the Hub has characters that no token has: `hf auth login`, or set HF_TOKEN anew",
+            "invalid-hub-token", "the Hub token has invalid characters. Run `hf auth login`, or set HF_TOKEN"
         )
 
 
@@ -204,7 +204,7 @@ def _covers(pattern: str, name: str) -> bool:
 
 
 def content_sha256(content: Path | bytes) -> str:
-    """Return the SHA-256 of a file that is to be sent, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with open(content, "rb") as file:
@@ -213,28 +213,24 @@ def content_sha256(content: Path | bytes) -> str:
 
 @contextmanager
 def _explained(api: HfApi, repo: str) -> Iterator[None]:
-    """Turn errors of the Hub and of the connection into one line without the token."""
+    """Turn errors of the Hub and of the connection into UsageError, without the token in the message."""
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise UsageError(
-            "explained", "HF_HUB_OFFLINE is set, and without the Hub nothing can be sent: unset it"
-        ) from error
+        raise UsageError("hub-offline", "HF_HUB_OFFLINE is set. Unset it to reach the Hub") from error
     except HfHubHTTPError as error:
-        raise UsageError("explained", f"{repo}: {_refusal(error)}") from error
+        raise UsageError("hub-refusal", f"{repo}: {_refusal(error)}") from error
     except HTTPError as error:
-        raise UsageError("explained", _broken(api, error)) from error
+        raise UsageError("hub-unreachable", _connection_failed(api, error)) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UsageError(
-                "explained", f"{repo}: no space left here for what comes from the Hub; free some"
-            ) from error
+        if error.errno in FULL:
+            raise UsageError("no-space", f"{repo}: no disk space left for the download. Free some") from error
         if error.filename is not None:
-            raise  # a file of this machine
-        # hf_xet's own: a bare ConnectionError, PermissionError ...
-        raise UsageError("explained", _broken(api, error)) from error
+            raise  # of a local file
+        # hf_xet raises a bare ConnectionError, PermissionError ...
+        raise UsageError("hub-unreachable", _connection_failed(api, error)) from error
     except (RuntimeError, ValueError) as error:
-        # So huggingface_hub wraps what interrupts the upload of a large file, and a download that is forced.
+        # huggingface_hub wraps the errors of a large upload and of a forced download in these.
         if not isinstance(error.__cause__, HTTPError | OSError):
             raise
         with _explained(api, repo):
@@ -244,12 +240,12 @@ def _explained(api: HfApi, repo: str) -> Iterator[None]:
 def _refusal(error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status in _LOST_RACE:
-        return "somebody else commits to it; try again later"
-    said = (error.server_message or "").splitlines() or ["no reason given"]
-    remedy = _REMEDIES.get(status, "try again later" if status >= 500 else "")
-    return f"the Hub refuses with {status} ({said[0]})" + (f"; {remedy}" if remedy else "")
+        return "another commit came first twice. Try again later"
+    reason = (error.server_message or "no reason given").splitlines()[0]
+    fix = _FIXES.get(status, "Try again later" if status >= 500 else "")
+    return f"the Hub answered {status} ({reason})" + (f". {fix}" if fix else "")
 
 
-def _broken(api: HfApi, error: Exception) -> str:
+def _connection_failed(api: HfApi, error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return f"the connection to {api.endpoint} failed ({reason}); check the network, and try again"
+    return f"the connection to {api.endpoint} failed ({reason}). Check the network, and try again"

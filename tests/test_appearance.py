@@ -10,7 +10,7 @@ IMMERKAER = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
 
 
 def _reference(square, width, height):
-    """Every statistic by its definition, pixel by pixel where that is short."""
+    """Compute every statistic by its definition."""
     gray, size = square / 255, len(square)
     found = {"width": width, "height": height, "log(width / height)": np.log(width / height)}
     found |= {"brightness": gray.mean(), "contrast": gray.std()}
@@ -23,8 +23,8 @@ def _reference(square, width, height):
     found |= {"left border": gray[:, :strip].mean(), "right border": gray[:, size - strip :].mean()}
     found["vertical sharpness"] = np.mean([abs(gray[y + 1] - gray[y]) for y in range(size - 1)])
     found["horizontal sharpness"] = np.mean([abs(gray[:, x + 1] - gray[:, x]) for x in range(size - 1)])
-    answer = signal.convolve2d(gray, IMMERKAER, mode="valid")
-    found["noise"] = np.sqrt(np.pi / 2) / 6 * np.abs(answer).sum() / (size - 2) ** 2
+    filtered = signal.convolve2d(gray, IMMERKAER, mode="valid")
+    found["noise"] = np.sqrt(np.pi / 2) / 6 * np.abs(filtered).sum() / (size - 2) ** 2
     for row in range(6):
         for column in range(6):
             down = slice(row * size // 6, (row + 1) * size // 6)
@@ -34,7 +34,7 @@ def _reference(square, width, height):
 
 
 @pytest.mark.parametrize("size", [6, 50])
-def test_every_statistic_is_what_its_definition_says(size):
+def test_every_statistic_agrees_with_its_definition(size):
     rng = np.random.default_rng(size)
     square = (ndimage.gaussian_filter(rng.random((size, size)), 1) * 255).astype(np.uint8)
     expected = _reference(square, 1328, 792)
@@ -43,7 +43,7 @@ def test_every_statistic_is_what_its_definition_says(size):
     assert dict(zip(STATISTICS, found, strict=True)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_classes_that_differ_in_vertical_sharpness_alone_are_told_apart_by_it():
+def test_vertical_sharpness_alone_separates_classes_that_differ_in_it():
     rng = np.random.default_rng(0)
     label = np.arange(100) % 2
     images = [ndimage.gaussian_filter(rng.random((48, 48)), (3 if one else 1.5, 1.5)) for one in label]
@@ -67,7 +67,7 @@ def test_an_image_is_scored_by_a_regression_on_the_patients_of_the_other_folds(c
     statistics, label, patient = clouds
     found = appearance_scores(statistics, label, patient)
     changed = statistics.copy()
-    changed[0] += 5  # moves no score of its fold but its own: not even that of the patient's other image
+    changed[0] += 5  # within its fold this changes no other score, not even of the patient's other image
     fold = np.isclose(found, appearance_scores(changed, label, patient), rtol=1e-9, atol=0)
     assert fold.tolist()[:2] == [False, True] and fold.sum() == 120 / 5 - 1
     fold[0] = True

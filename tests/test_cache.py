@@ -16,7 +16,7 @@ from hf_pneumonia.errors import UsageError
 
 @pytest.fixture
 def images(tmp_path):
-    """Four images by path, of which 4 is a larger 1, and one by its bytes; one is damaged and one a mask."""
+    """Six images by path and one by its bytes: 4 is a larger copy of 1, 3 is damaged, 6 is a mask."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / "films" / f"{number}.png" for number in range(7)]
     for path in paths:
@@ -33,7 +33,7 @@ def _resized(path) -> np.ndarray:
     return np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BICUBIC))
 
 
-def test_a_row_of_the_store_is_the_image_as_pillow_reads_it_with_the_facts_of_its_file(images, tmp_path):
+def test_a_row_of_the_cache_has_the_pixels_that_pillow_reads_and_the_facts_of_its_file(images, tmp_path):
     Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
     images.append({"path": "lost.png", "bytes": None})
     cache = open_cache(images, 32, tmp_path)
@@ -53,16 +53,17 @@ def test_a_row_of_the_store_is_the_image_as_pillow_reads_it_with_the_facts_of_it
     assert np.array_equal(pickle.loads(pickle.dumps(cache))[[5, -4, 5]], cache[[5, 4, 5]])
 
 
-def test_a_store_that_was_cut_short_is_an_error_and_no_image(images, tmp_path):
+def test_a_cache_that_was_cut_short_raises_an_error(images, tmp_path):
     cache = open_cache(images, 32, tmp_path)
     os.truncate(next((tmp_path / "films").glob("*/images.uint8")), 6 * 32 * 32 + 5)
     assert cache[[5]].any()
-    with pytest.raises(CacheCutShort):
+    with pytest.raises(CacheCutShort) as error:
         cache[[6]]
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 @pytest.mark.parametrize("size", [8, 160])
-def test_a_second_run_reads_the_first_ones_store_and_its_copies_are_found_at_any_size(images, tmp_path, size):
+def test_a_second_run_reads_the_cache_of_the_first_and_finds_copies_at_any_size(images, tmp_path, size):
     first = open_cache(images, size, tmp_path)
     built = (first.folder / "images.uint8").stat().st_ino
     pairs, correlation = first.copies()
@@ -73,7 +74,7 @@ def test_a_second_run_reads_the_first_ones_store_and_its_copies_are_found_at_any
     assert all(np.array_equal(one, other) for one, other in zip(again.copies(), first.copies(), strict=True))
 
 
-def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_path):
+def test_another_size_or_a_changed_file_makes_a_new_cache(images, tmp_path):
     open_cache(images, 32, tmp_path)
     assert open_cache(images, 48, tmp_path).size == 48
     write_image(tmp_path / "films" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
@@ -82,7 +83,7 @@ def test_another_size_or_a_changed_file_makes_a_store_of_its_own(images, tmp_pat
     assert len(list((tmp_path / "films").glob("*/index.json"))) == 3
 
 
-def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images, tmp_path):
+def test_a_file_replaced_by_another_of_the_same_size_and_time_makes_a_new_cache(images, tmp_path):
     first = open_cache(images, 32, tmp_path)[[0]].copy()
     path = Path(images[0]["path"])
     before, pixels = path.stat(), path.read_bytes()
@@ -97,12 +98,13 @@ def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_noticed(images,
         assert np.array_equal(open_cache(images, 32, tmp_path)[[0]], first) != changed
 
 
-def test_images_that_go_away_while_they_are_decoded_make_no_store(images, tmp_path, monkeypatch):
-    def find_and_lose(thumbnails):
+def test_images_deleted_while_they_are_decoded_leave_no_cache(images, tmp_path, monkeypatch):
+    def delete_image(thumbnails):
         Path(images[0]["path"]).unlink()
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
 
-    monkeypatch.setattr(cache, "find_copies", find_and_lose)
-    with pytest.raises(UsageError, match="changed or went away"):
+    monkeypatch.setattr(cache, "find_copies", delete_image)
+    with pytest.raises(UsageError) as error:
         open_cache(images, 32, tmp_path / "cache")
+    assert error.value.code == "images-changed"
     assert list((tmp_path / "cache" / "films").iterdir()) == []

@@ -24,15 +24,16 @@ def test_the_counts_are_those_of_the_folder_and_unreadable_images_are_listed_by_
     assert counts["left_out"] == 0
     assert {entry["file"] for entry in counts["unreadable"]} == set(map(str, victims))
     assert len(cohort.rows("test")) == 28 and set(cohort.split[cohort.rows("test")]) == {"test"}
-    with pytest.raises(UsageError, match="4 of 135 images can't be read.*--max_unreadable"):
+    with pytest.raises(UsageError, match="4 of 135") as error:
         prepare_cohort(str(folder), 32, tmp_path, max_unreadable=0.02)
+    assert error.value.code == "unreadable-images"
 
 
 TRIO = ("train", "validation", "test")
 
 
-class _Store:
-    """What the rules need of a cache: hashes, sizes and appearance, who is alike, and what can't be read."""
+class _Cache:
+    """A fake image cache: hashes, sizes, appearance, pairs of similar images, and unreadable rows."""
 
     def __init__(self, sha256, width, pairs, correlation, unreadable, appearance=0):
         kinds = [("sha256", "S64"), ("width", "i4"), ("height", "i4"), ("appearance", "f4", 4)]
@@ -53,8 +54,8 @@ SPLITS = [("train",), ("train", "train", "test"), TRIO, ("train", "train", "test
 
 
 def _sources(rng):
-    """A table of images and copies, as a dictionary; `image` says what is a copy of what, `bytes` which copies
-    are byte for byte. Splits, labels, patients and sources of copies differ as they like."""
+    """A random table of images and copies. Copies share `image`, byte-for-byte copies also `bytes`; their
+    splits, labels, patients and sources are random."""
     distinct = rng.integers(60, 151)
     image = np.concatenate([np.arange(distinct), rng.integers(distinct, size=rng.integers(61))])
     n = len(image)
@@ -76,44 +77,45 @@ def _sources(rng):
 
 
 def _run(images, order=None, **options):
-    """The table in some order -> what becomes of each image, in the table's own order; None where it can't
-    be split. Alike are an image's versions in a chain, and some strangers nearly."""
+    """Settle the table in some order. Returns split, reason and fingerprint in the table's own order; None
+    if it can't be split. Copies form a chain of similar pairs; two more pairs are nearly similar."""
     rows = np.arange(len(images["image"])) if order is None else order
     images = {name: column[rows] for name, column in images.items()}
     unreadable = np.flatnonzero(images["unreadable"])
-    # All damaged files are empty, and so the same: that must join nobody.
+    # All damaged files are empty, and so equal: this must not join their patients.
     named = [f"{image}-{version}" for image, version in zip(images["image"], images["bytes"], strict=True)]
     sha = np.where(images["unreadable"], "empty", named)
     pairs, correlation = [], []
-    for one in np.unique(images["image"]):
-        same = np.setdiff1d(np.flatnonzero(images["image"] == one), unreadable)
+    for image in np.unique(images["image"]):
+        same = np.setdiff1d(np.flatnonzero(images["image"] == image), unreadable)
         pairs += zip(same[:-1], same[1:], strict=True)
         correlation += [0.9] * max(len(same) - 1, 0)
     back = np.argsort(rows)
-    pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same images in any order
+    pairs += [sorted(back[[0, 1]]), sorted(back[[2, 5]])]  # the same two pairs in any order
     correlation += [
         0.87 if images["image"][low] != images["image"][high] else 0.9 for low, high in pairs[-2:]
     ]
     appearance = np.random.default_rng(0).normal(size=(images["image"].max() + 1, 4))[images["image"]]
-    cache = _Store(sha, images["width"], pairs, correlation, unreadable, appearance)
+    cache = _Cache(sha, images["width"], pairs, correlation, unreadable, appearance)
     table = {name: images[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
     try:
-        found = settle_cohort(table, cache, **options)
+        cohort = settle_cohort(table, cache, **options)
     except UsageError:
         return None
-    return found.split[back], found.reason[back], found.fingerprint()
+    return cohort.split[back], cohort.reason[back], cohort.fingerprint()
 
 
 def _groups(images):
-    """Rows of the readable versions of each image."""
+    """Rows of the readable copies of each image."""
     readable = ~images["unreadable"]
     return [
-        np.flatnonzero(readable & (images["image"] == one)) for one in np.unique(images["image"][readable])
+        np.flatnonzero(readable & (images["image"] == image))
+        for image in np.unique(images["image"][readable])
     ]
 
 
 def _children(images):
-    """Patients joined where they share a readable image, by brute force."""
+    """Join the patients that share a readable image, by brute force."""
     child = {patient: {patient} for patient in images["patient_id"]}
     for rows in _groups(images):
         joined = set().union(*(child[patient] for patient in images["patient_id"][rows]))
@@ -124,7 +126,7 @@ def _children(images):
 
 @pytest.fixture(scope="module")
 def cases():
-    """Tables of images, how they are split, the seed, and what becomes of them."""
+    """Random tables, the way they are split, the seed, and the results of `_run`."""
     found = []
     for seed in range(60):
         images = _sources(np.random.default_rng(seed))
@@ -135,70 +137,70 @@ def cases():
     return found
 
 
-def test_no_patient_and_no_image_is_in_two_splits_and_no_image_gets_lost(cases):
-    for images, split, _, home, reason, _ in cases:
+def test_no_patient_and_no_image_is_in_two_splits_and_no_image_is_lost(cases):
+    for images, split, _, assigned, reason, _ in cases:
         children = _children(images)
-        for rows in [*_groups(images), *(np.flatnonzero(children == one) for one in np.unique(children))]:
-            assert len(set(home[rows]) - {""}) <= 1
-        assert np.array_equal(home == "", reason != "")
+        for rows in [*_groups(images), *(np.flatnonzero(children == child) for child in np.unique(children))]:
+            assert len(set(assigned[rows]) - {""}) <= 1
+        assert np.array_equal(assigned == "", reason != "")
         assert np.array_equal(reason == UNREADABLE, images["unreadable"])
         for rows in _groups(images):
             if len(set(images["label"][rows])) == 1:  # one image is kept, or its patient is in another split
-                assert (home[rows] != "").any() or PATIENT in reason[rows]
+                assert (assigned[rows] != "").any() or PATIENT in reason[rows]
             assert len(rows) > 1 or reason[rows[0]] in ("", PATIENT)
         if split != "official":
             assert PATIENT not in reason or "covid" in images["split"]
 
 
-def test_an_image_counts_once_in_training_and_the_largest_of_the_best_split_stands_for_it(cases):
+def test_an_image_counts_once_in_training_and_its_largest_copy_in_the_best_split_is_kept(cases):
     best_first = ["test", "validation", "train", "covid"]
-    for images, split, _, home, _, _ in cases:
+    for images, split, _, assigned, _, _ in cases:
         for rows in _groups(images):
-            used = rows[home[rows] != ""]
-            if "test" not in home[used] or split != "official":
+            used = rows[assigned[rows] != ""]
+            if "test" not in assigned[used] or split != "official":
                 assert len(used) <= 1
             if len(used) != 1:
                 continue
             if split == "official":
                 best = min(images["split"][rows], key=best_first.index)
                 rivals = rows[images["split"][rows] == best]
-            else:  # the splits of the sources count for nothing
+            else:  # the splits of the sources are ignored
                 rivals = rows[images["split"][rows] != "covid"]
             assert images["width"][used[0]] == images["width"][rivals if len(rivals) else rows].max()
 
 
-def test_a_test_image_never_gives_way_to_an_image_to_train_on(cases):
-    """Of one source all of its test images are kept, of the others none."""
-    for images, split, _, home, _, _ in cases:
+def test_a_test_image_is_never_dropped_in_favour_of_a_training_image(cases):
+    """All test images of one source are kept, and none of the others."""
+    for images, split, _, assigned, _, _ in cases:
         for rows in _groups(images):
             in_test = rows[images["split"][rows] == "test"]
             if split == "official" and len(in_test):
-                kept = rows[home[rows] != ""]
-                of_one = set(images["source"][kept])
-                assert len(of_one) == 1
-                assert set(kept) == {row for row in in_test if images["source"][row] in of_one}
+                kept = rows[assigned[rows] != ""]
+                sources = set(images["source"][kept])
+                assert len(sources) == 1
+                assert set(kept) == {row for row in in_test if images["source"][row] in sources}
 
 
-def test_copies_of_different_labels_teach_nothing_and_are_listed(cases):
-    for images, split, _, home, reason, _ in cases:
+def test_copies_with_different_labels_are_left_out_of_training_and_listed(cases):
+    for images, split, _, assigned, reason, _ in cases:
         for rows in _groups(images):
             if len(set(images["label"][rows])) == 1:
                 assert CONFLICT not in reason[rows]
             elif split == "official" and "test" in images["split"][rows]:
-                assert set(home[rows]) <= {"", "test"} and set(reason[rows]) <= {"", CONFLICT}
+                assert set(assigned[rows]) <= {"", "test"} and set(reason[rows]) <= {"", CONFLICT}
             else:
-                assert set(home[rows]) == {""} and set(reason[rows]) == {CONFLICT}
+                assert set(assigned[rows]) == {""} and set(reason[rows]) == {CONFLICT}
 
 
-def test_what_becomes_of_an_image_does_not_depend_on_its_place_in_the_list(cases):
-    for images, split, seed, *found in cases:
+def test_the_result_does_not_depend_on_the_order_of_the_images(cases):
+    for images, split, seed, *expected in cases:
         order = np.random.default_rng(seed).permutation(len(images["image"]))
         shuffled = _run(images, order, split=split, split_seed=seed)
-        assert all(np.array_equal(one, other) for one, other in zip(found, shuffled, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(expected, shuffled, strict=True))
 
 
 def _children_of_a_data_set(count, rng):
-    """Table and store of one to three images of each child; their appearance tells the label."""
+    """Table and cache of one to three images of each child; their appearance predicts the label."""
     child = np.repeat(np.arange(count), rng.integers(1, 4, count))
     label = child % 3 % 2
     appearance = rng.normal(size=(len(child), 4)) + 0.7 * label[:, None]
@@ -210,28 +212,28 @@ def _children_of_a_data_set(count, rng):
         "split": rng.choice(["train", "test"], len(child)).tolist(),
         "label": label.tolist(),
     }
-    return table, _Store(names, 100, [], [], [], appearance)
+    return table, _Cache(names, 100, [], [], [], appearance)
 
 
-def test_names_and_folders_change_neither_a_cut_nor_the_fingerprint_and_a_label_does():
+def test_a_cut_and_the_fingerprint_depend_on_labels_and_not_on_names_and_folders():
     table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
     cohort = settle_cohort(table, cache)
     moved = {**table, "file": [f"elsewhere/{name}" for name in table["file"]]}
     assert settle_cohort(moved, cache).fingerprint() == cohort.fingerprint()
     moved["label"] = [1 - table["label"][0], *table["label"][1:]]
     assert settle_cohort(moved, cache).fingerprint() != cohort.fingerprint()
-    # Each image is a patient of its own, called by its name.
+    # Each image is a patient, named after its file.
     names = table["file"]
     for split in ("70/20/10", "shifted"):
         tables = [{**table, "file": ids, "patient_id": ids} for ids in (names, names[::-1])]
-        first, second = (settle_cohort(one, cache, split=split) for one in tables)
+        first, second = (settle_cohort(table, cache, split=split) for table in tables)
         assert np.array_equal(first.split, second.split)
 
 
-def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train():
+def test_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train():
     table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
     cohort = settle_cohort(table, cache, split="shifted")
-    logits = cache.facts["appearance"].sum(1)  # the best that this appearance can tell
+    logits = cache.facts["appearance"].sum(1)  # the best prediction from this appearance
     contradiction = np.where(cohort.label == 1, -logits, logits)
     in_test = cohort.split == "test"
     for of_class in (cohort.label == 0, cohort.label == 1):
@@ -245,15 +247,16 @@ def test_the_images_of_a_shifted_test_split_contradict_their_label_more_than_tho
 
 def test_a_shifted_split_needs_ten_patients_of_each_class():
     table, cache = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
-    with pytest.raises(UsageError, match="--split shifted: expected 10 or more patients"):
+    with pytest.raises(UsageError, match="--split shifted: expected 10 ") as error:
         settle_cohort(table, cache, split="shifted")
+    assert error.value.code == "too-few-patients"
     cohort = settle_cohort(table, cache, split="shifted", must_split=False)
     assert cohort.split.tolist() == table["split"]
 
 
 def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_together():
-    """60 person numbers, each with an image of either series; 40 have their bacterial image in train and the
-    viral one in test, the others the reverse."""
+    """60 person numbers with an image of each series: 40 have the bacterial image in train and the viral one
+    in test, the others the reverse."""
     rows = []
     for number in range(60):
         for series, train in (("bacteria", number < 40), ("virus", number >= 40)):
@@ -261,22 +264,23 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
         rows.append((f"IM-{number:04d}", ("train", "test")[number % 2], 0))
     names, splits, labels = zip(*rows, strict=True)
     table = {"file": names, "source": ["a"] * 180, "patient_id": names, "split": splits, "label": labels}
-    cache = _Store(names, 100, [], [], [])
+    cache = _Cache(names, 100, [], [], [])
     cohort = settle_cohort(table, cache)
     assert cohort.counts()["left_out"] == 0 and len(cohort.rows("test")) == 60 + 30
     cut = settle_cohort(table, cache, split="2/1/1")
-    found = dict(zip(names, cut.split, strict=True))
-    assert all(found[f"person{one}_bacteria"] == found[f"person{one}_virus"] for one in range(60))
+    splits = dict(zip(names, cut.split, strict=True))
+    assert all(splits[f"person{one}_bacteria"] == splits[f"person{one}_virus"] for one in range(60))
     assert set(cut.split) == set(TRIO)
 
 
 @pytest.mark.parametrize("why", ["unreadable", "copies of test images"])
-def test_training_images_of_which_none_is_left_are_an_error_that_says_why(why):
-    cache = _Store([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
+def test_it_is_an_error_if_no_training_image_is_left(why):
+    cache = _Cache([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
     names = [f"f{row}" for row in range(12)]
     splits, labels = ["train"] * 6 + ["test"] * 6, [0, 1] * 6
     table = {"file": names, "source": names, "patient_id": names, "split": splits, "label": labels}
-    with pytest.raises(UsageError, match=f"none of the 6 training images is left: .*{why}"):
+    with pytest.raises(UsageError, match=f"0 of 6: .*{why}") as error:
         settle_cohort(table, cache)
+    assert error.value.code == "no-training-images-left"
     cohort = settle_cohort(table, cache, must_split=False)
     assert not np.any(cohort.split == "train") and sum(cohort.counts()["removed"].values()) == 6

@@ -20,10 +20,10 @@ def _three_threads():
 
 def _blas() -> set[int]:
     np.ones((2, 2)) @ np.ones((2, 2))
-    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
-def test_a_containers_share_of_the_cores_is_what_may_be_used(tmp_path):
+def test_the_quota_of_a_container_limits_the_cores(tmp_path):
     quota, cores = tmp_path / "cpu.max", available_cores(tmp_path / "none")
     assert 1 <= cores <= os.cpu_count()
     for text, expected in (("5000 100000", 1), ("140 100", 1), ("max 100000", cores), ("999 1", cores)):
@@ -31,7 +31,7 @@ def test_a_containers_share_of_the_cores_is_what_may_be_used(tmp_path):
         assert available_cores(quota) == expected
 
 
-def test_results_come_in_the_order_of_the_items_and_never_more_than_so_many_ahead():
+def test_results_come_in_the_order_of_the_items_and_at_most_so_many_ahead():
     begun = []
 
     def work(item: int) -> int:
@@ -50,7 +50,7 @@ def test_results_come_in_the_order_of_the_items_and_never_more_than_so_many_ahea
         next(results)
 
 
-def test_torch_and_numpy_use_one_thread_inside_and_as_many_as_before_when_the_last_has_left():
+def test_torch_and_numpy_use_one_thread_inside_and_as_many_as_before_after_the_last_thread_left():
     blas, inside, left = _blas(), threading.Barrier(2), []
     with one_core_each():
         assert list(work_ahead(lambda _: torch.get_num_threads(), range(4), 2, 2)) == [1, 1, 1, 1]

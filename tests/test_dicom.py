@@ -19,7 +19,7 @@ STRETCHED = np.round(GRADIENT * (255 / 236))
 
 
 def _dicom(pixels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, stream=None, **tags) -> bytes:
-    """A DICOM file with a patient in it, as pydicom writes it. A tag of None is left out."""
+    """Write a DICOM file of a named patient with pydicom. A tag of None is left out."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
@@ -80,16 +80,16 @@ IMAGES = {
         _dicom(TWELVE, PresentationLUTShape="INVERSE", **M1), [255, 191, 128, 0]),
     "8 bits": (_dicom(np.array([[10, 20, 30]], np.uint8)), [0, 128, 255]),
     "32 bits": (_dicom(np.array([[0, 10**6, 2 * 10**6]], np.uint32)), [0, 128, 255]),
-    "with a sign": (_dicom(np.array([[-1000, 0, 1000]], np.int16)), [0, 128, 255]),
-    "12 bits with rubbish above": (
+    "signed": (_dicom(np.array([[-1000, 0, 1000]], np.int16)), [0, 128, 255]),
+    "12 bits with random bits above": (
         _dicom(TWELVE | np.array([[0xF000, 0, 0x8000, 0]], np.uint16), BitsStored=12, HighBit=11),
         [0, 64, 128, 255]),
     # From 999.5 to 2999.5: (2000 - 1999.5) / 2000 + 0.5 = 0.50025
     "window": (_dicom(TWELVE, **_window(2000, 2001)), [0, 0, 128, 255]),
-    # 255 minus the same; 127.44 is shown as 127.
+    # 255 minus these values; 127.44 is shown as 127.
     "window and MONOCHROME1": (_dicom(TWELVE, **M1, **_window(2000, 2001)), [255, 255, 127, 0]),
     "window of one value": (_dicom(TWELVE, **_window(2000, 1)), [0, 0, 255, 255]),
-    # From -2000 to 6000: 0.25, 0.375, 0.5 and 0.75 of 255, though the image has nothing at either end.
+    # From -2000 to 6000: 0.25, 0.375, 0.5 and 0.75 of 255, though the image has no values at either end.
     "exact window": (_dicom(TWELVE, **_window(2000, 8000, "LINEAR_EXACT")), [64, 96, 128, 191]),
     # 1 / (1 + exp(-4 (x - 2000) / 1000)) = 0.0003, 0.018, 0.5, 0.9997
     "sigmoid window": (_dicom(TWELVE, **_window(2000, 1000, "SIGMOID")), [0, 5, 128, 255]),
@@ -102,12 +102,12 @@ IMAGES = {
         [0, 64, 128, 255]),
     "negative slope": (_dicom(TWELVE, RescaleSlope=-1, RescaleIntercept=4000), [255, 191, 128, 0]),
     "table": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8)), TABLE),
-    "table of open length": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8, open_length=True)), TABLE),
+    "table of undefined length": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8, open_length=True)), TABLE),
     "table that begins at 1": (_dicom(FOUR, VOILUTSequence=_lut(1, TABLE, 8)), [0, 0, 10, 20]),
-    "table of 12 bits that claims 16": (
+    "table of 12 bits declared as 16": (
         _dicom(FOUR, VOILUTSequence=_lut(0, [0, 1365, 2730, 4095])), [0, 85, 170, 255]),
     "table and window": (_dicom(FOUR, VOILUTSequence=_lut(0, TABLE, 8), **_window(2, 1)), TABLE),
-    "table for values with a sign": (
+    "table for signed values": (
         _dicom(FOUR.astype(np.int16) - 1, VOILUTSequence=_lut(0xFFFF, TABLE, 8)), TABLE),
     "modality table": (_dicom(FOUR, ModalityLUTSequence=_lut(0, [3000, 2000, 1000, 0])), [255, 170, 85, 0]),
     "padding": (
@@ -133,13 +133,13 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_of_every_kind_shows_what_the_standard_says(name):
+def test_every_kind_of_pixels_is_shown_as_the_standard_says(name):
     content, pixels = IMAGES[name]
     image = read_image(content)
     assert image.mode == "L" and np.asarray(image).tolist() == [pixels]
 
 
-def test_what_other_elements_hold_is_stepped_over():
+def test_other_elements_are_skipped():
     icon = Dataset()
     icon.Rows, icon.Columns, icon.PixelData = 1, 1, encapsulate([b"\xff\xd8\xff\xd9"])
     icon["PixelData"].VR, icon["PixelData"].is_undefined_length = "OB", True
@@ -150,10 +150,10 @@ def test_what_other_elements_hold_is_stepped_over():
     inner["IconImageSequence"].is_undefined_length = True
     content = _dicom(TWELVE)
     dataset = pydicom.dcmread(io.BytesIO(content))
-    dataset.add_new(0x00080006, "SQ", [inner])  # before everything that is looked for
+    dataset.add_new(0x00080006, "SQ", [inner])  # before all elements that are read
     dataset.add_new(0x00090010, "LO", "MAKER")
     dataset.add_new(0x00091001, "UN", b"\x28\0\x10\0US\2\0\7\0")
-    dataset.add_new(0x00290010, "SQ", [inner])  # between that and the pixels
+    dataset.add_new(0x00290010, "SQ", [inner])  # between them and the pixels
     for number in (0x00080006, 0x00290010):
         dataset[number].is_undefined_length = True
     buffer = io.BytesIO()
@@ -212,7 +212,7 @@ def test_a_compressed_image_in_colour_turns_gray():
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_a_compressed_image_that_is_cut_off_is_not_filled_up(name):
+def test_a_compressed_image_that_is_cut_off_is_unreadable(name):
     content = COMPRESSED[name]
     start = content.index(b"\xe0\x7f\x10\0")
     for share in (0.5, 0.9):
@@ -221,7 +221,7 @@ def test_a_compressed_image_that_is_cut_off_is_not_filled_up(name):
 
 
 @pytest.mark.skipif(bool(find_spec("pylibjpeg")), reason="the optional decoders are installed")
-def test_a_missing_decoder_is_named_with_the_line_that_installs_it():
+def test_the_message_says_how_to_install_a_missing_decoder():
     for syntax, named in (
         (uid.JPEGLosslessSV1, "JPEG Lossless.*pip install 'pylibjpeg.libjpeg.' .GPL-3.0"),
         (uid.JPEGLSLossless, "JPEG-LS.*pylibjpeg.libjpeg"),
@@ -242,24 +242,24 @@ UNREADABLE = {
     "palette": (_dicom(TWELVE, PhotometricInterpretation="PALETTE COLOR"), "neither gray nor RGB"),
     "stream of another size": (_dicom(TWELVE, uid.JPEGBaseline8Bit, JPEG), "60 x 50, expected 4 x 1"),
     "stream cut off": (_dicom(GRADIENT, uid.JPEGBaseline8Bit, JPEG[: len(JPEG) * 3 // 4]), "cut off"),
-    "stream of rubbish": (_dicom(TWELVE, uid.JPEGBaseline8Bit, b"rubbish "), "JPEG Baseline .*damaged"),
+    "stream of random bytes": (_dicom(TWELVE, uid.JPEGBaseline8Bit, b"rubbish "), "JPEG Baseline .*damaged"),
     "a short table": (_dicom(FOUR, VOILUTSequence=_lut(0, [0, 1], claimed=9)), "LUT"),
-    "a slope beyond numbers": (_dicom(TWELVE, RescaleSlope="1e300", RescaleIntercept=0), "RescaleSlope"),
+    "a slope that overflows": (_dicom(TWELVE, RescaleSlope="1e300", RescaleIntercept=0), "RescaleSlope"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_image_says_why_in_one_line(name):
+def test_an_unreadable_file_says_why_in_one_line(name):
     content, reason = UNREADABLE[name]
     with pytest.raises(UnreadableImage, match=reason) as error:
         read_image(content)
     assert "\n" not in str(error.value)
 
 
-def test_a_patients_name_is_never_shown_in_an_error_or_on_the_terminal(capfd, caplog, recwarn):
+def test_a_patients_name_is_never_in_an_error_or_on_the_terminal(capfd, caplog, recwarn):
     name = b"SECRET^NAME "
     images = [_dicom(TWELVE), _dicom(TWELVE, uid.ImplicitVRLittleEndian), COMPRESSED["JPEG"]]
-    # Whatever is looked at may hold it in a damaged file.
+    # In a damaged file any element may hold it.
     for tag in (b"\x50\x10DS", b"\x52\x10DS", b"\4\0CS", b"\x08\0IS", b"\x10\0US"):
         element = b"\x28\0" + tag + struct.pack("<H", len(name)) + name
         images.append(_dicom(TWELVE).replace(b"\x28\0\2\0US", element + b"\x28\0\2\0US"))
@@ -277,5 +277,5 @@ def test_a_patients_name_is_never_shown_in_an_error_or_on_the_terminal(capfd, ca
             read_image(content)
         except UnreadableImage as error:
             assert "SECRET" not in f"{error} {error.__cause__}"
-    shown = "".join([*capfd.readouterr(), caplog.text, *(str(one.message) for one in recwarn)])
+    shown = "".join([*capfd.readouterr(), caplog.text, *(str(warning.message) for warning in recwarn)])
     assert "SECRET" not in shown and "Traceback" not in shown

@@ -1,11 +1,11 @@
-"""Images are simulated, and copies of them made with Pillow: who was made from whom is known."""
+"""Detection of copies that Pillow makes from simulated images."""
 
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_image import _bytes
+from test_images import _bytes
 
 from hf_pneumonia.data.duplicates import ALIKE, COPY, THUMBNAIL, connect, find_copies
 from hf_pneumonia.data.phantom import simulate_patient
@@ -29,32 +29,33 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def _crop(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Cut shares of the side off."""
+    """Crop shares of the side."""
     shares = zip((left, top, 1 - right, 1 - bottom), image.size * 2, strict=True)
     return image.crop([int(share * side) for share, side in shares])
 
 
 COPIES = {
     "smaller": lambda image: image.resize((150, 150), Image.Resampling.BILINEAR),
-    "larger and of another shape": lambda image: image.resize((640, 500), Image.Resampling.LANCZOS),
-    "of JPEG quality 50": lambda image: _jpeg(image, 50),
-    "of gamma 0.7": lambda image: image.point(lambda gray: round(255 * (gray / 255) ** 0.7)),
-    "of less contrast": lambda image: image.point(lambda gray: round(60 + 0.6 * gray)),
-    "cut by 4% on every side": lambda image: _crop(image, 0.04, 0.04, 0.04, 0.04),
-    "cut by 4% on two sides": lambda image: _crop(image, 0.04, 0, 0, 0.04),
-    "cut, resized, recompressed": lambda image: _jpeg(_crop(image, 0.02, 0.03, 0, 0.03).resize((180, 160)), 60),
+    "larger, in another shape": lambda image: image.resize((640, 500), Image.Resampling.LANCZOS),
+    "JPEG quality 50": lambda image: _jpeg(image, 50),
+    "gamma 0.7": lambda image: image.point(lambda gray: round(255 * (gray / 255) ** 0.7)),
+    "less contrast": lambda image: image.point(lambda gray: round(60 + 0.6 * gray)),
+    "cropped by 4% on every side": lambda image: _crop(image, 0.04, 0.04, 0.04, 0.04),
+    "cropped by 4% on two sides": lambda image: _crop(image, 0.04, 0, 0, 0.04),
+    "cropped, resized, recompressed": lambda image: _jpeg(
+        _crop(image, 0.02, 0.03, 0, 0.03).resize((180, 160)), 60),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_every_copy_is_found_and_nothing_else_is_taken_for_one(images, kind):
+def test_every_copy_is_found_and_nothing_else(images, kind):
     pairs, correlation = find_copies(_thumbnails([*images, *map(COPIES[kind], images)]))
     found = {tuple(pair) for pair in pairs[correlation >= COPY].tolist()}
     assert found == {(row, row + PATIENTS) for row in range(PATIENTS)}
 
 
 def test_pairs_come_in_order_and_the_order_of_the_images_does_not_matter(images):
-    thumbnails = _thumbnails([*images, *map(COPIES["cut by 4% on two sides"], images)])
+    thumbnails = _thumbnails([*images, *map(COPIES["cropped by 4% on two sides"], images)])
     order = np.random.default_rng(0).permutation(len(thumbnails))
     pairs, correlation = find_copies(thumbnails)
     shuffled, again = find_copies(thumbnails[order])
@@ -67,10 +68,10 @@ def test_pairs_come_in_order_and_the_order_of_the_images_does_not_matter(images)
 
 
 def _crowds(image, rng):
-    """Two crowds with more members than the neighbours that an image is compared with: they never see the
-    other; many versions of one image; and two versions with many equal copies."""
+    """Yield copies of one image: two groups, each larger than the number of neighbours that an image is
+    compared with; many different versions; two versions with many equal copies."""
     small = _crop(image, *[0.03] * 4)
-    yield [one.resize((150 + 7 * n, 160 + 5 * n)) for n in range(12) for one in (image, small)]
+    yield [copy.resize((150 + 7 * n, 160 + 5 * n)) for n in range(12) for copy in (image, small)]
     versions = [
         _crop(image, *rng.uniform(0, 0.03, 4)).resize([rng.integers(120, 400)] * 2) for _ in range(30)
     ]
@@ -85,7 +86,7 @@ def test_many_versions_of_one_image_are_one_group(images):
         assert group.tolist() == [*range(PATIENTS - 1), *[PATIENTS - 1] * len(versions)]
 
 
-def test_thousands_of_equal_images_are_one_group_and_blank_ones_and_one_alone_are_in_no_pair(images):
+def test_thousands_of_equal_images_are_one_group_and_blank_or_single_images_are_in_no_pair(images):
     thumbnails = _thumbnails(images)
     blank = np.stack([np.full((THUMBNAIL, THUMBNAIL), gray, np.uint8) for gray in (0, 0, 0, 128, 255, 255)])
     equal = np.tile(thumbnails[:1], (2000, 1, 1))
@@ -98,7 +99,7 @@ def test_thousands_of_equal_images_are_one_group_and_blank_ones_and_one_alone_ar
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_linked_is_joined_as_by_following_every_link(seed):
+def test_connected_components_are_those_of_the_matrix_power(seed):
     rng = np.random.default_rng(seed)
     count, links = int(rng.integers(1, 60)), int(rng.integers(0, 60))
     pairs = rng.integers(count, size=(links, 2))

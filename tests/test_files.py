@@ -14,14 +14,14 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from hf_pneumonia.data.files import DICOM, IMAGE, UNNAMED, build_once, kind_by_name, written_whole
 
 
-def test_a_file_is_known_by_its_ending_in_any_case_and_an_image_of_an_archive_by_having_none():
+def test_file_types_follow_the_extension_in_any_case_and_names_without_one_are_unnamed():
     kinds = {"a.JPeG": IMAGE, "a.dcm": DICOM, "IM0001": UNNAMED, "1.2.840.10008": UNNAMED}
     kinds |= {f"a{ending}": IMAGE for ending in ImageFolder.EXTENSIONS} | {"notes.txt": None}
     assert {name: kind_by_name(name) for name in kinds} == kinds
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_is_cut_short_leaves_what_was_there_and_says_which_file(tmp_path, error):
+def test_an_interrupted_write_keeps_the_old_file_and_the_error_names_it(tmp_path, error):
     path = tmp_path / "scores.csv"
     path.write_text("before")
     with pytest.raises(type(error)), written_whole(path) as aside:
@@ -43,7 +43,7 @@ def _content(parent: Path) -> dict[str, bytes]:
     return {str(path.relative_to(parent)): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
 
 
-def test_a_folder_is_built_once_nothing_lies_beside_it_and_a_build_that_fails_leaves_nothing(tmp_path):
+def test_a_folder_is_built_once_and_a_failed_build_leaves_nothing(tmp_path):
     folder = tmp_path / "cache" / "key"
     with pytest.raises(OSError) as error:
         build_once(folder, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
@@ -59,7 +59,7 @@ def test_a_folder_is_built_once_nothing_lies_beside_it_and_a_build_that_fails_le
     + [("whole.json", content) for content in (None, b"{}", b"[[[[")],
     ids=range(6),
 )
-def test_what_was_damaged_on_the_disk_is_built_anew_which_one_line_says(tmp_path, caplog, name, content):
+def test_a_damaged_folder_is_rebuilt_with_one_warning(tmp_path, caplog, name, content):
     folder = tmp_path / "key"
     build_once(folder, _build, sealed=True)
     whole = _content(tmp_path)
@@ -84,7 +84,7 @@ build_once(Path(sys.argv[1]), build)
 """
 
 
-def test_what_a_killed_builder_left_is_not_trusted_and_taken_away_by_the_next(tmp_path):
+def test_the_next_build_removes_what_a_killed_process_left(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "key")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -93,14 +93,14 @@ def test_what_a_killed_builder_left_is_not_trusted_and_taken_away_by_the_next(tm
     assert _content(tmp_path) == {f"another/{name}": content for name, content in FILES.items()}
 
 
-def test_of_two_that_start_at_once_the_second_waits_and_builds_nothing(tmp_path):
+def test_of_two_concurrent_builds_the_second_waits_and_builds_nothing(tmp_path):
     builds = []
 
-    def slowly(folder):
+    def build_slowly(folder):
         builds.append(folder)
         time.sleep(0.5)
         _build(folder)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(build_once, [tmp_path / "key"] * 2, [slowly] * 2))
+        list(pool.map(build_once, [tmp_path / "key"] * 2, [build_slowly] * 2))
     assert len(builds) == 1 and [path.name for path in tmp_path.iterdir()] == ["key"]

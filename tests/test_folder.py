@@ -12,7 +12,7 @@ from hf_pneumonia.data.folder import rows_of_folder
 
 
 def _found(folder, root=None) -> dict[str, str]:
-    """Path below the folder -> class."""
+    """Return relative path -> class."""
     return {os.path.relpath(row.file, folder): row.class_name for row in rows_of_folder(root or folder)}
 
 
@@ -24,16 +24,16 @@ def test_images_are_listed_as_imagefolder_lists_them(image_folder, tmp_path):
         listed = listed.cast_column("image", datasets.Image(decode=False))["image"]
         assert {row.image for row in rows_of_folder(folder)} == {image["path"] for image in listed}
     order = [Path(row.image).name for row in rows_of_folder(tmp_path)]
-    assert order == ["b.PNG", "c.jpeg", "z.jpg", "a.png", "a.png"]  # by ending, and then by path
+    assert order == ["b.PNG", "c.jpeg", "z.jpg", "a.png", "a.png"]  # by extension, then by path
 
 
-def test_dicom_files_are_listed_with_the_images_whatever_their_ending(tmp_path):
+def test_dicom_files_are_listed_with_any_extension_or_none(tmp_path):
     names = ("a.dcm", "b.DCM", "c.dicom", "d", "1.2.840.10008.1", "2019/e.dcm", "f.png", "IM1")
     put(tmp_path, *(f"NORMAL/{name}" for name in names[:-2]), "PNEUMONIA/g.dcm")
     write_image(tmp_path / "NORMAL" / "f.png", 0, np.random.default_rng(0))
     shutil.copy(tmp_path / "NORMAL" / "f.png", tmp_path / "NORMAL" / "IM1")
     expected = {f"NORMAL/{name}": "NORMAL" for name in names} | {"PNEUMONIA/g.dcm": "PNEUMONIA"}
-    for name in ("DICOMDIR.txt", "README", "empty", ".hidden", "v1.2"):  # what is skipped
+    for name in ("DICOMDIR.txt", "README", "empty", ".hidden", "v1.2"):  # skipped
         (tmp_path / "NORMAL" / name).write_text("" if name == "empty" else "text")
     put(tmp_path, ".cache/b.dcm", "__MACOSX/NORMAL/._a.dcm")
     (tmp_path / "NORMAL" / "gone").symlink_to(tmp_path / "nowhere")
@@ -41,22 +41,22 @@ def test_dicom_files_are_listed_with_the_images_whatever_their_ending(tmp_path):
     assert _found(tmp_path) == expected
 
 
-def test_linked_files_and_folders_are_listed_where_the_link_is_and_a_loop_ends(tmp_path):
+def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path):
     put(tmp_path, "archive/a.dcm")
     write_image(tmp_path / "archive" / "c.png", 1, np.random.default_rng(0))
-    (tmp_path / "films" / "viral").mkdir(parents=True)
-    (tmp_path / "films" / "viral" / "b.dcm").symlink_to(tmp_path / "archive" / "a.dcm")
-    (tmp_path / "films" / "viral" / "again").symlink_to(tmp_path / "films")
-    (tmp_path / "films" / "healthy").symlink_to(tmp_path / "archive")
-    assert _found(tmp_path / "films") == {
+    (tmp_path / "images" / "viral").mkdir(parents=True)
+    (tmp_path / "images" / "viral" / "b.dcm").symlink_to(tmp_path / "archive" / "a.dcm")
+    (tmp_path / "images" / "viral" / "again").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "healthy").symlink_to(tmp_path / "archive")
+    assert _found(tmp_path / "images") == {
         "viral/b.dcm": "viral", "healthy/a.dcm": "healthy", "healthy/c.png": "healthy",
     }  # fmt: skip
 
 
-def test_file_names_that_sound_like_a_split_do_not_make_one(tmp_path):
+def test_file_names_that_sound_like_a_split_are_not_splits(tmp_path):
     write_images(tmp_path, 3, 3)
     write_image(tmp_path / "NORMAL" / "test_1.png", 0, np.random.default_rng(0))
-    (tmp_path / "notes.csv").write_text("image,weather\n1,rain\n")  # nor does this make a table
+    (tmp_path / "notes.csv").write_text("image,weather\n1,rain\n")  # not a table of labels
     rows = rows_of_folder(tmp_path)
     assert len(rows) == 7 and {row.split for row in rows} == {None}
 
@@ -64,14 +64,14 @@ def test_file_names_that_sound_like_a_split_do_not_make_one(tmp_path):
 @pytest.mark.parametrize(
     ("given", "wrapper", "below"), [("pneumonia", "", ""), ("x", "archive/inner", ""), ("x", "", "images/")]
 )
-def test_a_folder_of_dicom_files_with_one_csv_file_is_read_by_it(tmp_path, given, wrapper, below):
+def test_a_folder_of_dicom_files_is_read_by_its_csv_file(tmp_path, given, wrapper, below):
     root = tmp_path / given / wrapper
     put(root, f"{below}a.dcm", f"{below}b.dcm")
     (root / "stage_2_train_labels.csv").write_text("patientId,x,Target\na,,0\nb,1,1\nb,2,1\n")
     assert _found(root, tmp_path / given) == {f"{below}a.dcm": "NORMAL", f"{below}b.dcm": "PNEUMONIA"}
 
 
-def test_names_with_glob_signs_and_dollar_signs_are_taken_literally(tmp_path, monkeypatch):
+def test_glob_characters_and_dollar_signs_in_names_are_literal(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     folder = tmp_path / "images [1] *"
     names = {"a$HF_TOKEN.png", "$HOME.jpeg", "?.png"}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from test_dicom import COMPRESSED, _dicom
 from test_dicom import IMAGES as DICOM
 
-from hf_pneumonia.data import image as module
+from hf_pneumonia.data import images as module
 from hf_pneumonia.data.images import MAX_BYTES, few_grays, read_any_image, read_image, squash
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.errors import UnreadableImage
@@ -32,7 +32,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _png(pixels: list, colour: int, depth: int = 8, more: bytes = b"", size: tuple | None = None) -> bytes:
-    """One row, written by hand: what Pillow writes it may also misread. `colour`: 0 gray, 2 RGB, 3 palette,
+    """Encode one row by hand: Pillow may misread what it wrote itself. `colour`: 0 gray, 2 RGB, 3 palette,
     4 gray and alpha, 6 RGBA."""
     row = np.array(pixels, ">u2" if depth == 16 else "u1")
     header = struct.pack(">2I5B", *(size or (len(row), 1)), depth, colour, 0, 0, 0)
@@ -43,7 +43,7 @@ def _png(pixels: list, colour: int, depth: int = 8, more: bytes = b"", size: tup
 def _tiff(
     pixels: np.ndarray, photometric: int = 1, bits: int = 0, compressed=False, big=False, size=()
 ) -> bytes:
-    """One row, written by hand. `photometric`: 0 WhiteIsZero, 1 BlackIsZero."""
+    """Encode one row by hand. `photometric`: 0 WhiteIsZero, 1 BlackIsZero."""
     order = ">" if big else "<"
     content = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     content = zlib.compress(content) if compressed else content
@@ -91,7 +91,7 @@ IMAGES = {
     "TIFF of 16 bits, big-endian, compressed": (_tiff(TWELVE, 1, 0, True, True), [[0, 64, 128, 255]]),
     "TIFF of 16 bits, white is zero": (_tiff(TWELVE, 0), [[255, 191, 128, 0]]),
     "TIFF of 16 bits, white is zero, compressed": (_tiff(TWELVE, 0, 0, True), [[255, 191, 128, 0]]),
-    "TIFF of 16 bits with a sign": (_tiff(np.array([-1000, 0, 1000], "i2")), [[0, 128, 255]]),
+    "TIFF of 16 signed bits": (_tiff(np.array([-1000, 0, 1000], "i2")), [[0, 128, 255]]),
     "TIFF of float": (_tiff(np.array([0, 0.25, 0.5, 1], "f4")), [[0, 64, 128, 255]]),
     "TIFF of float, white is zero": (_tiff(np.array([0, 0.25, 0.5, 1], "f4"), 0), [[255, 191, 128, 0]]),
     "PGM of 12 bits": (b"P5 4 1 4095\n" + struct.pack(">4H", 0, 1365, 2730, 4095), [[0, 85, 170, 255]]),
@@ -101,7 +101,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_of_every_kind_has_the_pixels_that_were_written(name):
+def test_every_format_has_the_pixels_that_were_written(name):
     content, pixels = IMAGES[name]
     image = read_image(content)
     assert image.mode == "L" and np.asarray(image).tolist() == pixels
@@ -114,7 +114,7 @@ def _two(kind: str, **options) -> bytes:
 JPEGS = {
     "gray": _bytes(GRAY, "JPEG", quality=95),
     "progressive colour": _bytes(GRAY.convert("RGB"), "JPEG", quality=95, progressive=True),
-    "the first of a phone's two pictures": _two("MPO", quality=95),
+    "the first of a phone's two images": _two("MPO", quality=95),
 }
 
 
@@ -135,31 +135,31 @@ UNREADABLE = {
     "CMYK JPEG": (_bytes(GRAY.convert("CMYK"), "JPEG"), "CMYK"),
     "blank of 16 bits": (_png([700, 700], 0, 16), "^blank: every pixel is 700$"),
     "12 bits in 16 bits of RGB": (_png([(0, 0, 0), (4095, 4095, 4095)], 2, 16), "16 grays"),
-    "drawn in the alpha alone": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
-    "no numbers": (_tiff(np.array([0, np.nan, 1], "f4")), "no numbers"),
-    "8 bits with a sign": (_tiff(np.array([-5, 5], "i1")), "sign"),
+    "drawn in the alpha channel only": (_png([(0, 0), (0, 100), (0, 255)], 4), "alpha"),
+    "NaN": (_tiff(np.array([0, np.nan, 1], "f4")), "NaN"),
+    "8 signed bits": (_tiff(np.array([-5, 5], "i1")), "signed"),
     # Pillow reads 1, 2 and 3 as 4.6e-41, 9e-44 and 2.3e-41.
     "float that Pillow garbles": (_tiff(np.array([1, 2, 3], "f4"), big=True, compressed=True), "big-endian"),
 }
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_image_says_why_in_one_line(name, tmp_path):
+def test_an_unreadable_image_says_why_in_one_line(name, tmp_path):
     content, reason = UNREADABLE[name]
-    (tmp_path / "image.jpg").write_bytes(content)  # whatever it is, it may be called so
+    (tmp_path / "image.jpg").write_bytes(content)  # the name does not matter
     for source in (content, tmp_path / "image.jpg"):
         with pytest.raises(UnreadableImage, match=reason) as error:
             read_image(source)
         assert "\n" not in str(error.value)
 
 
-def test_no_image_starts_a_program(monkeypatch):
+def test_no_image_format_starts_a_program(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
     with pytest.raises(UnreadableImage, match="not an image"):
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_image(tmp_path):
+def test_a_missing_file_is_unreadable_and_a_folder_is_another_error(tmp_path):
     for name in ("none.png", "zero\0byte.png"):
         with pytest.raises(UnreadableImage, match="no such file"):
             read_image(tmp_path / name)
@@ -170,7 +170,7 @@ def test_a_missing_file_is_unreadable_and_a_folder_is_not_taken_for_a_damaged_im
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "image.png"
     with open(path, "wb") as file:
-        file.truncate(MAX_BYTES + 1)  # takes no room on the disk
+        file.truncate(MAX_BYTES + 1)  # sparse
     with pytest.raises(UnreadableImage, match="268,435,457 bytes, more than 268,435,456"):
         read_image(path)
     content = _bytes(GRAY)
@@ -186,11 +186,11 @@ DAMAGED |= {name: DICOM[name][0] for name in ("slope and window", "implicit", "t
 DAMAGED |= {f"DICOM of {name}": content for name, content in COMPRESSED.items()}
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's and pydicom's, of damaged tags and streams
+@pytest.mark.filterwarnings("ignore")  # of Pillow and pydicom about damaged tags and streams
 @pytest.mark.parametrize("name", DAMAGED)
 @settings(derandomize=True, max_examples=20, deadline=None, database=None)
 @given(data=st.data())
-def test_a_damaged_image_reads_or_is_unreadable_and_nothing_else(name, data):
+def test_a_damaged_image_is_read_or_raises_unreadable_image(name, data):
     content = bytearray(DAMAGED[name])
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -204,7 +204,7 @@ def test_a_damaged_image_reads_or_is_unreadable_and_nothing_else(name, data):
 
 
 @pytest.mark.parametrize("width", [900, 901])
-def test_large_images_are_resized_as_near_to_the_unrounded_filter_as_pillow_does(width):
+def test_large_images_are_resized_about_as_exactly_as_by_pillow(width):
     rough = np.random.default_rng(0).integers(80, 176, (40, 50), dtype=np.uint8)
     image = Image.fromarray(rough).resize((width, 700), Image.Resampling.BICUBIC)
     found = squash(image, 64)
@@ -239,15 +239,15 @@ def _pixels(image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_an_image_has_the_same_pixels_in_whichever_form_it_comes(name, tmp_path):
-    data, path = SAME[name], tmp_path / "fílm"
+def test_every_form_of_an_image_has_the_same_pixels(name, tmp_path):
+    data, path = SAME[name], tmp_path / "ímage"
     path.write_bytes(data)
     expected = np.asarray(read_image(data))
     loaded = Image.open(io.BytesIO(data))
     loaded.load()
     with open(path, "rb") as file, Image.open(path) as opened:
         forms = (path, str(path), data, bytearray(data), memoryview(data), file, opened, loaded)
-        for form in (*forms, file, opened, loaded):  # none is used up or changed
+        for form in (*forms, file, opened, loaded):  # twice: reading consumes and changes none
             np.testing.assert_array_equal(_pixels(form), expected)
 
 
@@ -266,7 +266,7 @@ DEEP_COLOUR = RNG.integers(0, 2**16, (1, 20, 3), dtype=np.uint16)
         (DEEP_COLOUR, _png(DEEP_COLOUR[0].tolist(), 2, 16)),
     ],
 )
-def test_an_array_has_the_pixels_of_the_file_that_holds_the_same(values, file):
+def test_an_array_has_the_same_pixels_as_its_file(values, file):
     before = values.copy()
     np.testing.assert_array_equal(_pixels(values), np.asarray(read_image(file)))
     np.testing.assert_array_equal(values, before)
@@ -282,9 +282,9 @@ def test_float_colour_is_weighted_and_stretched():
 def test_a_dataset_has_the_pixels_of_its_file(syntax):
     data = _dicom(DEEP, syntax, WindowCenter=2000, WindowWidth=1500)
     dataset = pydicom.dcmread(io.BytesIO(data))
-    without_head = pydicom.Dataset({element.tag: element for element in dataset})
-    for one in (dataset, without_head):
-        np.testing.assert_array_equal(_pixels(one), np.asarray(read_image(data)))
+    without_meta = pydicom.Dataset({element.tag: element for element in dataset})
+    for form in (dataset, without_meta):
+        np.testing.assert_array_equal(_pixels(form), np.asarray(read_image(data)))
     del dataset.PixelData
     with pytest.raises(UnreadableImage, match="DICOM without pixels") as error:
         read_any_image(dataset)
@@ -294,7 +294,7 @@ def test_a_dataset_has_the_pixels_of_its_file(syntax):
 @pytest.mark.parametrize(
     "image, reason",
     [
-        (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*several images are given as a list"),
+        (np.zeros((2, 3, 4, 3), np.uint8), r"shape \(2, 3, 4, 3\).*pass several images as a list"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.zeros((5, 5), np.int64), "array of int64: expected uint8, uint16 or float"),
         (np.zeros((0, 5), np.uint8), "5 x 0 pixels"),
@@ -303,18 +303,18 @@ def test_a_dataset_has_the_pixels_of_its_file(syntax):
         (Image.open(io.BytesIO(SAME["gray JPEG"][:-200])), "truncated"),
     ],
 )
-def test_a_form_of_no_image_is_unreadable_and_says_why(image, reason):
+def test_an_unsupported_form_is_unreadable_and_says_why(image, reason):
     with pytest.raises(UnreadableImage, match=reason):
         read_any_image(image)
 
 
-def test_a_mask_is_told_by_its_grays_and_no_chest_or_blank_picture_is_one():
+def test_a_mask_is_recognised_and_dim_or_blank_radiographs_are_not_taken_for_one():
     mask = Image.new("L", (224, 224))
     draw = ImageDraw.Draw(mask)
     draw.ellipse((20, 40, 100, 200), fill=255)
     draw.ellipse((124, 40, 204, 200), fill=128)
-    pressed = io.BytesIO(_bytes(mask, "JPEG", quality=75))
+    compressed = io.BytesIO(_bytes(mask, "JPEG", quality=75))
     chest = Image.fromarray(simulate_patient(1, size=224)[0].image)
     dim = chest.point(lambda gray: 90 + gray // 8)
-    found = [few_grays(one) for one in (mask, Image.open(pressed), chest, dim, Image.new("L", (64, 64), 7))]
-    assert found == [True, True, False, False, False]
+    images = (mask, Image.open(compressed), chest, dim, Image.new("L", (64, 64), 7))
+    assert [few_grays(image) for image in images] == [True, True, False, False, False]

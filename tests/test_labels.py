@@ -12,13 +12,13 @@ from hf_pneumonia.data.labels import coarse_patient, is_class, is_covid, label_o
         (None, "0, 1, tuberculosis, abnormal, pneumothorax, train, archive, non-covid, "),
     ],
 )
-def test_classes_are_known_by_their_names(label, names):
+def test_classes_are_recognised_by_name(label, names):
     for name in names.split(", "):
         assert label_of(name) == label and is_class(name) is (label is not None) and not is_covid(name)
 
 
 @pytest.mark.parametrize("name", ["COVID19", "covid-19", "COVID", "Covid-19 Pneumonia", "coronavirus"])
-def test_covid_is_a_class_that_is_neither_of_the_two(name):
+def test_covid_is_neither_normal_nor_pneumonia(name):
     assert is_covid(name) and label_of(name) is None and is_class(name)
 
 
@@ -35,11 +35,11 @@ def test_covid_is_a_class_that_is_neither_of_the_two(name):
         ("NORMAL-28501-0001.jpeg", "NORMAL-28501", "NORMAL-28501"),
     ],
 )
-def test_the_patient_and_its_coarse_reading_are_in_the_file_name(file, patient, coarse):
+def test_patient_ids_and_their_coarse_form_come_from_file_names(file, patient, coarse):
     assert patient_of(file) == patient and coarse_patient(patient) == coarse
 
 
-def test_other_names_have_no_patient_and_other_ids_no_coarse_reading():
+def test_other_names_have_no_patient_id_and_other_ids_no_coarse_form():
     assert patient_of("scan_0001.png") is None and patient_of("person.jpeg") is None
     for name in ("person12", "ward_virus", "hospital:person12_virus", "hospital:NORMAL2-IM-0383"):
         assert coarse_patient(name) == name

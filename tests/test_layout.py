@@ -1,4 +1,4 @@
-"""Miniatures of folders as people have them: which images, classes, patients and splits are read."""
+"""Folder layouts found in practice: which images, classes, patients and splits are read."""
 
 import tarfile
 import zipfile
@@ -10,7 +10,7 @@ from hf_pneumonia.data.folder import rows_of_folder
 from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.errors import UsageError
 
-DICOM = bytes(128) + b"DICM" + bytes(64)  # told by its first bytes; nothing is decoded here
+DICOM = bytes(128) + b"DICM" + bytes(64)  # recognised by its first bytes; not decoded here
 
 
 def put(root: Path, *names: str) -> None:
@@ -20,7 +20,7 @@ def put(root: Path, *names: str) -> None:
 
 
 def read(root: Path) -> dict[str, tuple]:
-    """Path below the root -> class, split, patient."""
+    """Return relative path -> class, split, patient."""
     return {
         str(Path(row.file).relative_to(root)): (row.class_name, row.split, row.patient_id)
         for row in rows_of_folder(root)
@@ -39,37 +39,38 @@ def read(root: Path) -> dict[str, tuple]:
         ["Normal/lateral/Normal-1.dcm", "Normal/images/view2_lateral.dcm"],
     ],
 )
-def test_what_accompanies_images_is_left_out_and_counted(tmp_path, caplog, companions):
-    data = tmp_path / "Lung Segmentation Data"  # is none, called so
+def test_masks_and_other_companions_are_left_out_and_counted(tmp_path, caplog, companions):
+    data = tmp_path / "Lung Segmentation Data"  # not a folder of masks
     put(data, "Normal/images/Normal-1.dcm", "COVID/images/COVID-1.dcm", *companions)
     assert {name.split("/", 1)[1]: row[0] for name, row in read(tmp_path).items()} == {
         "Normal/images/Normal-1.dcm": "Normal",
         "COVID/images/COVID-1.dcm": "COVID",
     }
-    said = [message for message in caplog.messages if "left out" in message]
-    assert sum(int(message.split("left out ")[1].split()[0]) for message in said) == len(companions)
+    counts = [message.split("left out ")[1] for message in caplog.messages if "left out" in message]
+    assert sum(int(count.split()[0]) for count in counts) == len(companions)
 
 
-def test_non_covid_is_pneumonia_in_covid_qu_ex_and_asked_about_elsewhere(tmp_path, caplog):
+def test_non_covid_is_pneumonia_in_covid_qu_ex_and_an_error_elsewhere(tmp_path, caplog):
     for name in ("COVID-19", "Non-COVID", "Normal"):
         put(tmp_path, f"Train/{name}/images/{name}.dcm", f"Train/{name}/lung masks/{name}.dcm")
     caplog.set_level("INFO")
     assert {row[0] for row in read(tmp_path).values()} == {"COVID-19", "PNEUMONIA", "Normal"}
     assert "COVID-QU-Ex" in caplog.text
     put(tmp_path / "other", "COVID-19/images/a.dcm", "Non-COVID/images/b.dcm")
-    with pytest.raises(UsageError, match="'Non-COVID'"):
+    with pytest.raises(UsageError, match="'Non-COVID'") as error:
         read(tmp_path / "other")
+    assert error.value.code == "unknown-folder"
 
 
 @pytest.mark.parametrize(
     "folder", ["NORMAL/enhanced", "train/NORMAL/old stuff", "TB", "train/TB", "train/TB/images"]
 )
-def test_a_folder_of_unknown_meaning_is_asked_about_by_its_name(tmp_path, folder):
+def test_an_unknown_folder_is_an_error_that_names_it(tmp_path, folder):
     split = "train/" if folder.startswith("train") else ""
     put(tmp_path, f"{split}NORMAL/a.dcm", f"{split}PNEUMONIA/b.dcm", f"{folder}/c.dcm")
     with pytest.raises(UsageError) as error:
         read(tmp_path)
-    assert folder.removesuffix("/images") in str(error.value) and "\n" not in str(error.value)
+    assert error.value.code == "unknown-folder" and folder.removesuffix("/images") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_folder_of_unknown_meaning_is_asked_about_by_its_name(tmp_path, folder
         ("test/train/NORMAL", "test/test/NORMAL"),
     ],
 )
-def test_splits_are_known_wherever_they_are_and_whatever_is_beside_them(tmp_path, caplog, train, test):
+def test_splits_are_found_at_any_depth_and_beside_other_folders(tmp_path, caplog, train, test):
     for folder, name in ((train, "a"), (test, "b")):
         put(tmp_path, f"{folder}/{name}.dcm", f"{folder.replace('NORMAL', 'PNEUMONIA')}/{name}.dcm")
     put(tmp_path, "notebooks/figure.dcm", "docs/images/logo.dcm")
@@ -109,14 +110,14 @@ def test_splits_are_known_wherever_they_are_and_whatever_is_beside_them(tmp_path
         (["test/NORMAL/a.png", "train/NORMAL/b.png", "train/PNEUMONIA/c.png"], "in splits train, test"),
     ],
 )
-def test_the_log_says_which_layout_was_recognised(tmp_path, caplog, files, logged):
+def test_the_recognised_layout_is_logged(tmp_path, caplog, files, logged):
     put(tmp_path, *files)
     caplog.set_level("INFO")
     read(tmp_path)
     assert logged in caplog.text
 
 
-def test_the_copy_inside_kaggles_archive_is_left_out_and_said(tmp_path, caplog):
+def test_the_copy_inside_kaggles_archive_is_left_out_with_a_warning(tmp_path, caplog):
     for folder in ("chest_xray", "chest_xray/chest_xray", "chest_xray/__MACOSX"):
         put(tmp_path, f"{folder}/train/NORMAL/a.dcm", f"{folder}/test/PNEUMONIA/b.dcm")
     assert set(read(tmp_path)) == {"chest_xray/train/NORMAL/a.dcm", "chest_xray/test/PNEUMONIA/b.dcm"}
@@ -124,29 +125,31 @@ def test_the_copy_inside_kaggles_archive_is_left_out_and_said(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("files", "named"),
+    ("files", "code", "named"),
     [
-        (["A/train/NORMAL/a.dcm", "B/NORMAL/b.dcm"], ["A", "B", "--dataset"]),
-        (["fold1/NORMAL/a.dcm", "fold2/NORMAL/b.dcm"], ["fold1", "fold2", "train="]),
-        (["train/NORMAL/a.dcm", "NORMAL/b.dcm"], ["NORMAL/b.dcm", "train="]),
-        (["train/NORMAL/a.dcm", "training/NORMAL/b.dcm"], ["train", "training"]),
-        (["train/NORMAL/a.dcm", "test/b.dcm", "test/c.dcm"], ["test", "2 images", "label"]),
-        (["holiday/a.dcm"], ["holiday", "class folders"]),
-        ([], ["class folders"]),
+        (["A/train/NORMAL/a.dcm", "B/NORMAL/b.dcm"], "several-data-sets", ["A", "B", "--dataset"]),
+        (["fold1/NORMAL/a.dcm", "fold2/NORMAL/b.dcm"], "several-data-sets", ["fold1", "fold2", "train="]),
+        (["train/NORMAL/a.dcm", "NORMAL/b.dcm"], "ambiguous-splits", ["NORMAL/b.dcm", "train="]),
+        (["train/NORMAL/a.dcm", "training/NORMAL/b.dcm"], "ambiguous-splits", ["train", "training"]),
+        (["train/NORMAL/a.dcm", "test/b.dcm", "test/c.dcm"], "split-without-classes", ["test", "2 images"]),
+        (["holiday/a.dcm"], "no-class-folders", ["holiday"]),
+        ([], "no-class-folders", []),
     ],
 )
-def test_a_layout_that_may_mean_two_things_is_refused_with_what_was_found(tmp_path, files, named):
+def test_an_ambiguous_layout_is_an_error_that_lists_what_was_found(tmp_path, files, code, named):
     put(tmp_path, *files)
     with pytest.raises(UsageError) as error:
         read(tmp_path)
     message = str(error.value)
+    assert error.value.code == code
     assert all(name in message.replace(str(tmp_path), "") for name in named) and "\n" not in message
 
 
-def test_folders_of_patients_and_parts_around_the_classes_are_one_data_set(tmp_path):
+def test_outer_folders_of_patients_or_parts_are_one_data_set(tmp_path):
     put(tmp_path, "0017/NORMAL/a.dcm", "0018/PNEUMONIA/b.dcm", "part/images_001/NORMAL/c.dcm")
-    with pytest.raises(UsageError, match="part"):
+    with pytest.raises(UsageError, match="part") as error:
         read(tmp_path)
+    assert error.value.code == "several-data-sets"
     put(tmp_path / "parts", "images_001/NORMAL/a.dcm", "images_002/PNEUMONIA/b.dcm")
     assert len(read(tmp_path / "parts")) == 2
 
@@ -177,7 +180,7 @@ def test_patients_are_read_from_the_path(tmp_path, file, patient):
 
 
 def sources(*names: object, tmp_path: Path) -> dict[str, str]:
-    """Name of each image of several sources -> split."""
+    """Load sources together; return stem of each image -> split."""
     table = load_sources([str(name) for name in names], tmp_path / "cache")
     return {Path(file).stem: split for file, split in zip(table["file"], table["split"], strict=True)}
 
@@ -190,7 +193,7 @@ def sources(*names: object, tmp_path: Path) -> dict[str, str]:
         ("train={}/one", "val={}/two", "validation"),
     ],
 )
-def test_a_source_is_the_split_that_it_is_named_after_or_that_the_flag_says(tmp_path, first, second, split):
+def test_the_name_of_a_source_or_the_flag_gives_its_split(tmp_path, first, second, split):
     names = [name if "=" in name else f"{{}}/{name}" for name in (first, second)]
     for name, images in zip(names, ("ab", "cd"), strict=True):
         put(tmp_path / name.split("/")[1], f"NORMAL/{images[0]}.dcm", f"PNEUMONIA/{images[1]}.dcm")
@@ -199,10 +202,11 @@ def test_a_source_is_the_split_that_it_is_named_after_or_that_the_flag_says(tmp_
     assert set(sources(names[0], tmp_path=tmp_path).values()) == {"train"}
 
 
-def test_a_source_with_splits_is_not_one_split(tmp_path):
+def test_a_source_with_splits_can_not_be_one_split(tmp_path):
     put(tmp_path, "set/train/NORMAL/a.dcm", "set/test/PNEUMONIA/b.dcm")
-    with pytest.raises(UsageError, match="test=.*set.*test, train"):
+    with pytest.raises(UsageError, match="test=.*set.*test, train") as error:
         sources(f"test={tmp_path / 'set'}", tmp_path=tmp_path)
+    assert error.value.code == "source-has-splits"
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
@@ -213,18 +217,19 @@ def test_a_tar_file_is_read_as_the_folder_in_it(tmp_path, ending):
     assert set(sources(tmp_path / f"packed{ending}", tmp_path=tmp_path)) == {"a", "b"}
 
 
-def test_a_tar_file_that_leads_out_of_its_folder_is_refused(tmp_path):
+def test_a_tar_file_with_a_path_outside_its_folder_is_rejected(tmp_path):
     with tarfile.open(tmp_path / "packed.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("../outside.dcm"))
-    with pytest.raises(UsageError, match="packed.tar"):
+    with pytest.raises(UsageError, match="packed.tar") as error:
         sources(tmp_path / "packed.tar", tmp_path=tmp_path)
+    assert error.value.code == "archive-unpack"
     assert not list(tmp_path.rglob("outside.dcm"))
 
 
-def test_names_in_a_zip_file_may_be_written_as_windows_writes_them(tmp_path):
+def test_a_zip_file_may_have_windows_paths(tmp_path):
     with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
         for name in (r"set\train\NORMAL\a.dcm", r"set\test\PNEUMONIA\b.dcm"):
             entry = zipfile.ZipInfo("x")
-            entry.filename = name  # the constructor would replace what separates folders here
+            entry.filename = name  # the constructor would replace the backslashes
             archive.writestr(entry, DICOM)
     assert sources(tmp_path / "packed.zip", tmp_path=tmp_path) == {"a": "train", "b": "test"}

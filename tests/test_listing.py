@@ -10,7 +10,7 @@ from hf_pneumonia.errors import UsageError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four images beside each other and one further down."""
+    """Four images in one folder and one further down."""
     for name in ("a.png", "b.png", "c.png", "d.png", "deep/below/e.png"):
         write_image(tmp_path / name, 0, np.random.default_rng(0))
     return tmp_path
@@ -31,13 +31,13 @@ def _column(rows, name):
      "X_ray_image_name,Label", "ImageID,Target", "\ufeffpath,label", " path , label ", "path;label",
      "path\tlabel"],
 )  # fmt: skip
-def test_columns_are_known_by_their_usual_names_and_parted_as_spreadsheets_do(folder, header):
-    sign = next(one for one in ",;\t" if one in header)
+def test_common_column_names_and_separators_are_recognised(folder, header):
+    sign = next(mark for mark in ",;\t" if mark in header)
     rows = _rows(folder, header, f"a.png{sign}NORMAL", sign, f"a.png{sign}NORMAL")
-    assert _column(rows, "class_name") == ["NORMAL"]  # empty lines are skipped, and equal ones are one
+    assert _column(rows, "class_name") == ["NORMAL"]  # empty and repeated lines are skipped
 
 
-def test_an_image_may_be_named_absolutely_by_its_bare_name_without_its_ending_or_as_on_windows(folder):
+def test_an_image_may_be_an_absolute_path_a_file_name_a_stem_or_a_windows_path(folder):
     lines = ("c.png", f"{folder}/a.png", "e.png", "d", r"deep\below\e.png")
     rows = _rows(folder, "path,label,label_2", *(f"{line},NORMAL,x" for line in lines))
     names = ("c.png", "a.png", "deep/below/e.png", "d.png", "deep/below/e.png")
@@ -45,7 +45,7 @@ def test_an_image_may_be_named_absolutely_by_its_bare_name_without_its_ending_or
     assert _column(rows, "class_name") == ["NORMAL"] * 5 and _column(rows, "patient_id") == [None] * 5
 
 
-def test_patients_and_splits_are_read_where_there_are_such_and_else_from_the_name(folder):
+def test_patients_and_splits_come_from_their_columns_or_from_the_file_name(folder):
     (folder / "c.png").rename(folder / "person12_virus_3.png")
     lines = ("a.png,NORMAL,007,Training", "b.png,NORMAL,,val", "person12_virus_3.png,viral,,test")
     rows = _rows(folder, "path,label,patient_id,split", *lines)
@@ -53,37 +53,37 @@ def test_patients_and_splits_are_read_where_there_are_such_and_else_from_the_nam
     assert _column(rows, "split") == ["train", "validation", "test"]
 
 
-def test_the_table_of_the_rsna_challenge_is_read_as_it_is(folder):
-    """One row for each finding, several of some patients, and files named by the patient."""
+def test_the_table_of_the_rsna_challenge_is_read_unchanged(folder):
+    """It has one row per finding, and files are named after the patient."""
     lines = ("a,,,,,0", "b,264.0,152.0,213.0,379.0,1", "b,562.0,152.0,256.0,453.0,1", "e,1,2,3,4,1")
     rows = _rows(folder, "patientId,x,y,width,height,Target", *lines)
     assert _column(rows, "file") == [str(folder / name) for name in ("a.png", "b.png", "deep/below/e.png")]
     assert _column(rows, "class_name") == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
 
 
-def test_an_image_that_is_not_there_is_kept_to_be_reported_with_the_unreadable(folder):
+def test_missing_images_are_kept_to_be_reported_as_unreadable(folder):
     rows = _rows(folder, "path,label", "a.png,NORMAL", "lost.png,NORMAL", f"{'x' * 300}.png,NORMAL")
     assert len(rows) == 3 and rows[1].file == str(folder / "lost.png")
 
 
 @pytest.mark.parametrize(
-    ("lines", "match"),
+    ("lines", "code", "match"),
     [
-        (("path,age", "a.png,4"), "`path` and `label` .*, got path, age"),
-        (("path:label", "a.png:NORMAL"), "got path:label"),
-        (("path,label",), "an empty file"),
-        (("path,label", "a.png,NORMAL", "b.png,"), "line 3: no label"),
-        (("path,label", ",NORMAL"), "line 2: no path"),
-        (("path,label,split", "a.png,NORMAL,later"), "line 2: split 'later'"),
-        (("path,label", "a.png,NORMAL", "a.png,viral"), "line 3: a.png is listed twice"),
-        (("path,label", "x.png,NORMAL", "y.png,viral"), "none of its 2 .*x.png"),
-        (("path,label", "twin.png,NORMAL"), "twin.png may be .*twin.png or .*twin.png"),
+        (("path,age", "a.png,4"), "no-image-or-label-column", "got path, age"),
+        (("path:label", "a.png:NORMAL"), "no-image-or-label-column", "got path:label"),
+        (("path,label",), "no-image-or-label-column", "an empty file"),
+        (("path,label", "a.png,NORMAL", "b.png,"), "incomplete-line", "line 3: .* label"),
+        (("path,label", ",NORMAL"), "incomplete-line", "line 2: .* path"),
+        (("path,label,split", "a.png,NORMAL,later"), "unknown-split", "line 2: .*'later'"),
+        (("path,label", "a.png,NORMAL", "a.png,viral"), "image-twice", "line 3: a.png"),
+        (("path,label", "x.png,NORMAL", "y.png,viral"), "images-missing", "2 images.*x.png"),
+        (("path,label", "twin.png,NORMAL"), "ambiguous-image", "one/twin.png|two/twin.png"),
     ],
-)  # fmt: skip
-def test_a_table_that_is_no_list_of_images_is_an_error_of_one_line(folder, lines, match):
+)
+def test_an_unusable_table_is_an_error_of_one_line(folder, lines, code, match):
     for below in ("one", "two"):
         (folder / below).mkdir()
         shutil.copy(folder / "a.png", folder / below / "twin.png")
     with pytest.raises(UsageError, match=match) as error:
         _rows(folder, *lines)
-    assert "\n" not in str(error.value)
+    assert error.value.code == code and "\n" not in str(error.value)

@@ -110,5 +110,5 @@ def test_a_damaged_manifest_is_refused(tmp_path):
     (tmp_path / "audit").mkdir()
     for content in (b"", b"path,split\na,b\n", b"\xff\xfe"):
         (tmp_path / "audit" / "manifest.csv").write_bytes(content)
-        with pytest.raises(UsageError, match="manifest.csv.*train again"):
+        with pytest.raises(UsageError, match="manifest.csv.*Train again"):
             summarise_manifest(tmp_path, written_report())

@@ -1,4 +1,4 @@
-"""The simulated images: reproducible, and without a shortcut but the one that is put in; and their folder."""
+"""Simulated images: reproducible, and free of shortcuts unless one is added."""
 
 import csv
 
@@ -14,7 +14,7 @@ from hf_pneumonia.data.sources import load_sources
 SIZE = 96
 
 
-def test_the_same_seed_gives_the_same_bytes_in_any_order_and_another_seed_other_patients():
+def test_a_seed_gives_the_same_bytes_in_any_order_and_another_seed_other_patients():
     first = {patient: simulate_patient(patient, 3, SIZE) for patient in (1, 2)}
     for patient in (2, 1):
         for a, b in zip(first[patient], simulate_patient(patient, 3, SIZE), strict=True):
@@ -23,25 +23,25 @@ def test_the_same_seed_gives_the_same_bytes_in_any_order_and_another_seed_other_
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.999
 
 
-def test_one_patient_of_each_pair_has_pneumonia_and_either_may_be_the_one():
+def test_a_random_one_of_each_pair_of_patients_has_pneumonia():
     images = [simulate_patient(patient, size=64)[0] for patient in range(1, 31)]
-    sick = [image.label == "PNEUMONIA" for image in images]
-    assert all(a != b for a, b in zip(sick[::2], sick[1::2], strict=True)) and 3 < sum(sick[::2]) < 12
-    assert images[1].patient_id == "phantom0002" and images[1].image.shape == images[1].lesion.shape == (
-        64,
-        64,
-    )
+    positive = [image.label == "PNEUMONIA" for image in images]
+    assert all(a != b for a, b in zip(positive[::2], positive[1::2], strict=True))
+    assert 3 < sum(positive[::2]) < 12
+    assert images[1].patient_id == "phantom0002"
+    assert images[1].image.shape == images[1].lesion.shape == (64, 64)
     assert images[1].image.dtype == np.uint8 and images[1].lesion.dtype == bool
 
 
-def test_only_an_image_with_pneumonia_has_a_lesion_that_is_brighter_and_all_else_is_independent_of_the_label():
+def test_pneumonia_brightens_the_lesion_and_changes_no_other_pixel():
     for patient in range(1, 17):
-        pair = (simulate_patient(patient, 0, SIZE, sick) for sick in (True, False))
-        for sick, healthy in zip(*pair, strict=True):
-            assert sick.lesion.any() and not healthy.lesion.any()
-            assert healthy.pattern == "none" != sick.pattern
-            assert sick.image[sick.lesion].mean() > healthy.image[sick.lesion].mean() + 1
-            np.testing.assert_array_equal(sick.image[~sick.lesion], healthy.image[~sick.lesion])
+        pair = (simulate_patient(patient, 0, SIZE, pneumonia) for pneumonia in (True, False))
+        for positive, normal in zip(*pair, strict=True):
+            lesion = positive.lesion
+            assert lesion.any() and not normal.lesion.any()
+            assert normal.pattern == "none" != positive.pattern
+            assert positive.image[lesion].mean() > normal.image[lesion].mean() + 1
+            np.testing.assert_array_equal(positive.image[~lesion], normal.image[~lesion])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_folder_holds_the_simulated_images_under_their_labels_and_no_patient_is_in_two_splits(folder):
+def test_the_folder_holds_the_images_by_label_and_no_patient_is_in_two_splits(folder):
     patients = {}
     for split in ("train", "test"):
         with open(folder / split / "metadata.csv", newline="") as file:
@@ -70,10 +70,10 @@ def test_the_folder_holds_the_simulated_images_under_their_labels_and_no_patient
     assert not patients["train"] & patients["test"]
 
 
-def test_an_image_that_appears_normal_is_narrower_brighter_and_sharper_and_its_mask_is_cropped_alike():
+def test_the_shortcut_of_normal_is_narrower_brighter_and_sharper_and_crops_the_mask_too():
     gray, point = np.full((100, 100), 120, np.uint8), np.zeros((100, 100), np.uint8)
     point[50, 50] = 255
-    where = np.arange(100**2).reshape(100, 100)  # in place of a mask: shows which pixels are left
+    where = np.arange(100**2).reshape(100, 100)  # instead of a mask: shows which pixels remain
     found = []
     for appears in (0, 1):
         image, part = add_shortcut(gray, where, appears, np.random.default_rng(0))
@@ -87,8 +87,8 @@ def test_an_image_that_appears_normal_is_narrower_brighter_and_sharper_and_its_m
     assert narrow < 1 < wide and dark < 120 < bright and dull < sharp
 
 
-def test_proportions_predict_the_label_in_train_of_the_set_with_a_shortcut_and_not_in_test(folder, tmp_path):
-    """Both sets are sources beside each other."""
+def test_with_the_shortcut_proportions_predict_the_label_in_train_and_not_in_test(folder, tmp_path):
+    """Both simulated data sets can be sources of one run."""
     folder.with_name(f"phantom-v{VERSION}").symlink_to(folder)
     write_dataset(folder.with_name(f"phantom-shortcut-v{VERSION}"), 54, size=64, workers=1, shortcut=True)
     images = load_sources(["phantom", "phantom:shortcut"], folder.parent)

@@ -13,7 +13,7 @@ from hf_pneumonia.data.sources import load_sources, rows_of_hub, short_names
 from hf_pneumonia.errors import UsageError
 
 
-def test_split_folders_give_every_image_with_its_split_label_and_patient(image_folder, tmp_path):
+def test_split_folders_give_split_label_and_patient_of_every_image(image_folder, tmp_path):
     images = load_sources(str(image_folder), tmp_path)
     assert Counter(images["split"]) == {"train": 85, "validation": 20, "test": 30}
     row = images["file"].index(str(image_folder / "test" / "PNEUMONIA" / "person203_bacteria_203.jpeg"))
@@ -30,10 +30,10 @@ def _folder_with_metadata(folder, lines):
     return str(folder)
 
 
-def test_metadata_name_classes_and_patients_as_text_and_images_that_they_leave_out_are_kept(tmp_path):
+def test_metadata_gives_classes_and_patients_as_text_and_other_images_are_kept(tmp_path):
     lines = ["file_name,patient_id,label", "NORMAL/0.png,0012,viral", "NORMAL/1.png,12,", "PNEUMONIA/3.png,,"]
     lines += ["PNEUMONIA/4.png,7,healthy"]
-    images = load_sources(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
+    images = load_sources(_folder_with_metadata(tmp_path / "images", lines), tmp_path)
     rows = zip(images["file"], images["patient_id"], images["label"], strict=True)
     assert {file[-5]: row for file, *row in rows} == {
         "0": ["0012", 1], "1": ["12", 0], "2": ["NORMAL/2.png", 0],
@@ -41,8 +41,8 @@ def test_metadata_name_classes_and_patients_as_text_and_images_that_they_leave_o
     }  # fmt: skip
 
 
-def test_one_metadata_file_beside_the_split_folders_serves_them_all(image_folder, tmp_path):
-    folder = tmp_path / "films"
+def test_one_metadata_file_may_describe_all_split_folders(image_folder, tmp_path):
+    folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     files = sorted(path.relative_to(folder) for path in folder.glob("*/*/*"))
     lines = [f'{{"file_name": "{file}", "patient_id": {number}}}' for number, file in enumerate(files)]
@@ -52,30 +52,39 @@ def test_one_metadata_file_beside_the_split_folders_serves_them_all(image_folder
     assert dict(zip(images["file"], images["patient_id"], strict=True)) == expected
 
 
-@pytest.mark.parametrize("lines", [["name", "NORMAL/0.png"], ["file_name,patient_id", "elsewhere/0.png,a"]])
-def test_metadata_without_its_column_or_its_images_are_an_error(tmp_path, lines):
-    with pytest.raises(UsageError, match="file_name|lists none of its images"):
-        load_sources(_folder_with_metadata(tmp_path / "films", lines), tmp_path)
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["name", "NORMAL/0.png"], "metadata-without-file-name"),
+        (["file_name,patient_id", "elsewhere/0.png,a"], "metadata-without-images"),
+    ],
+)
+def test_metadata_without_its_column_or_its_images_is_an_error(tmp_path, lines, code):
+    with pytest.raises(UsageError, match="file_name") as error:
+        load_sources(_folder_with_metadata(tmp_path / "images", lines), tmp_path)
+    assert error.value.code == code
 
 
-def test_one_class_only_is_an_error_unless_it_is_allowed(tmp_path):
-    write_images(tmp_path / "films", 3, 0)
-    with pytest.raises(UsageError, match="one class only .*found: NORMAL"):
-        load_sources(str(tmp_path / "films"), tmp_path)
-    assert load_sources(str(tmp_path / "films"), tmp_path, one_class=True)["label"] == [0, 0, 0]
+def test_a_single_class_is_an_error_unless_allowed(tmp_path):
+    write_images(tmp_path / "images", 3, 0)
+    with pytest.raises(UsageError, match="got only NORMAL") as error:
+        load_sources(str(tmp_path / "images"), tmp_path)
+    assert error.value.code == "one-class-only"
+    assert load_sources(str(tmp_path / "images"), tmp_path, one_class=True)["label"] == [0, 0, 0]
 
 
-def test_what_is_no_source_is_an_error(tmp_path):
-    (tmp_path / "films" / "NORMAL").mkdir(parents=True)
-    (tmp_path / "films" / "NORMAL" / "notes.txt").write_text("none here")
+def test_an_empty_missing_or_unknown_source_is_an_error(tmp_path):
+    (tmp_path / "images" / "NORMAL").mkdir(parents=True)
+    (tmp_path / "images" / "NORMAL" / "notes.txt").write_text("none here")
     (tmp_path / "images.rar").write_text("")
-    problems = {"films": "expected images", "none": "no such folder", "images.rar": "none of these"}
-    for name, message in problems.items():
-        with pytest.raises(UsageError, match=message):
+    problems = {"images": "no-class-folders", "none": "unknown-source", "images.rar": "unknown-source"}
+    for name, code in problems.items():
+        with pytest.raises(UsageError) as error:
             load_sources(str(tmp_path / name), tmp_path)
+        assert error.value.code == code and str(tmp_path / name) in str(error.value)
 
 
-def test_several_sources_are_one_table_in_their_order_and_each_image_tells_its_own(tmp_path):
+def test_several_sources_are_one_table_in_their_order(tmp_path):
     write_images(tmp_path / "one", 2, 3, names=("healthy", "Bacterial"))  # mapped by name, not by order
     write_images(tmp_path / "two" / "train", 1, 2, first=10)
     write_images(tmp_path / "two" / "test", 2, 1, first=20)
@@ -90,7 +99,7 @@ def test_several_sources_are_one_table_in_their_order_and_each_image_tells_its_o
         assert images[column][:5] == alone[column]
 
 
-def test_ids_mean_the_same_child_in_every_source_if_they_are_of_the_guangzhou_names_only(tmp_path, caplog):
+def test_only_ids_of_public_file_names_mean_the_same_patient_in_every_source(tmp_path, caplog):
     sources = [str(tmp_path / name) for name in ("one", "two")]
     names = ("IM-0115-0001.jpeg", "person7_virus_9.jpeg", "0.png", "1.png", "c.png")
     for source in sources:
@@ -123,10 +132,10 @@ def test_ids_mean_the_same_child_in_every_source_if_they_are_of_the_guangzhou_na
         (["somebody/train/", "somebody/a/images/", "images/"], ["train", "a/images", "HERE/images"]),
     ],
 )
-def test_a_source_is_called_by_its_last_folders_as_far_as_names_differ_and_never_by_the_home(
+def test_a_short_name_has_as_many_last_folders_as_make_it_distinct_and_not_the_home_folder(
     tmp_path, monkeypatch, names, short
 ):
-    """Names that end in a slash are folders in one of the test's own."""
+    """Names with a slash at the end are folders, created below `tmp_path`."""
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
     for name in names:
         if name.endswith("/"):
@@ -136,14 +145,15 @@ def test_a_source_is_called_by_its_last_folders_as_far_as_names_differ_and_never
 
 
 @pytest.mark.parametrize("spelling", ["none/../images/", "link", "~/images"])
-def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, monkeypatch, spelling):
-    write_images(tmp_path / "films", 2, 2)
-    (tmp_path / "link").symlink_to(tmp_path / "films")
+def test_a_source_listed_twice_is_an_error_in_any_spelling(tmp_path, monkeypatch, spelling):
+    write_images(tmp_path / "images", 2, 2)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
     (tmp_path / "none").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=f"--dataset names {tmp_path}/images twice"):
-        load_sources(["films", spelling], tmp_path)
+    with pytest.raises(UsageError, match=f"{tmp_path}/images twice") as error:
+        load_sources(["images", spelling], tmp_path)
+    assert error.value.code == "source-twice"
 
 
 @pytest.mark.parametrize(
@@ -154,26 +164,26 @@ def test_a_folder_that_is_named_twice_is_an_error_however_it_is_spelt(tmp_path, 
         ("keep", {("train", 0): 3, ("train", 1): 2, ("covid", 1): 4}),
     ],
 )
-def test_covid_is_dropped_mapped_or_kept(tmp_path, covid, table):
-    write_images(tmp_path / "films", 3, 2)
+def test_covid_is_dropped_counted_as_pneumonia_or_kept(tmp_path, covid, table):
+    write_images(tmp_path / "images", 3, 2)
     for number in range(4):
-        write_image(tmp_path / "films" / "COVID-19" / f"c{number}.png", 1, np.random.default_rng(number))
-    images = load_sources(str(tmp_path / "films"), tmp_path, covid)
+        write_image(tmp_path / "images" / "COVID-19" / f"c{number}.png", 1, np.random.default_rng(number))
+    images = load_sources(str(tmp_path / "images"), tmp_path, covid)
     assert Counter(zip(images["split"], images["label"], strict=True)) == table
     for file, split in zip(images["file"], images["split"], strict=True):
         assert (split == "covid") is (covid == "keep" and "COVID-19" in file)
 
 
-def test_whatever_keeps_the_hub_from_giving_a_data_set_is_told_in_one_line(monkeypatch, tmp_path):
+def test_a_failed_download_from_the_hub_is_an_error_of_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=OSError("no\nhost")))
-    with pytest.raises(UsageError, match=r"user/images: .*\(no\)") as raised:
+    with pytest.raises(UsageError, match=r"user/images: .*\(no\)") as error:
         load_sources("user/images", tmp_path)
-    assert "\n" not in str(raised.value)
+    assert error.value.code == "hub-download" and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
 def hub_data_set(image_folder, tmp_path_factory):
-    """The same images as a repository of parquet files with the bytes inside, as the Hub serves them."""
+    """The same images as Parquet files that contain the bytes, as on the Hub."""
     folder = tmp_path_factory.mktemp("repository")
     for name, rows in datasets.load_dataset("imagefolder", data_dir=str(image_folder)).items():
         rows = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
@@ -199,7 +209,7 @@ def test_a_hub_data_set_gives_the_images_of_its_folder(image_folder, hub_data_se
 
 
 @pytest.mark.parametrize("form", ["all splits", "one split", "parquet"])
-def test_a_hub_data_set_that_was_saved_is_read(hub_data_set, tmp_path, form):
+def test_a_saved_hub_data_set_is_read(hub_data_set, tmp_path, form):
     saved, expected = tmp_path / "saved", {"train": 85, "validation": 20, "test": 30}
     if form == "parquet":
         for name, rows in hub_data_set.items():
@@ -210,7 +220,7 @@ def test_a_hub_data_set_that_was_saved_is_read(hub_data_set, tmp_path, form):
     assert Counter(images["split"]) == ({"train": 85} if form == "one split" else expected)
 
 
-def test_images_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data_set, monkeypatch, tmp_path):
+def test_images_of_a_hub_data_set_with_equal_names_are_distinguished(hub_data_set, monkeypatch, tmp_path):
     alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
         lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True
     )
@@ -218,7 +228,7 @@ def test_images_of_a_hub_data_set_that_share_their_names_are_kept_apart(hub_data
     assert len(set(images["file"])) == len(set(images["patient_id"])) == len(images["file"]) == 135
 
 
-def test_patients_of_a_column_are_text_and_a_blank_one_is_none(hub_data_set, monkeypatch, tmp_path):
+def test_patient_ids_of_a_column_are_text_and_blank_ones_are_none(hub_data_set, monkeypatch, tmp_path):
     numbered = hub_data_set.map(lambda _, row: {"patient_id": row % 3 if row else None}, with_indices=True)
     images = _load_from_hub(numbered, monkeypatch, tmp_path)
     patients = zip(images["patient_id"], images["split"], strict=True)
@@ -226,10 +236,12 @@ def test_patients_of_a_column_are_text_and_a_blank_one_is_none(hub_data_set, mon
     assert set(others) == {"0", "1", "2"} and first not in ("0", "1", "2", "None", "")
 
 
-def test_a_hub_data_set_of_an_unknown_split_or_of_numbers_for_classes_is_an_error(hub_data_set):
+def test_a_hub_data_set_with_an_unknown_split_or_unnamed_classes_is_an_error(hub_data_set):
     odd = datasets.DatasetDict(train=hub_data_set["train"], extra=hub_data_set["test"])
-    with pytest.raises(UsageError, match="user/images has a split 'extra': expected train, validation, test"):
+    with pytest.raises(UsageError, match="user/images: .*'extra'") as error:
         rows_of_hub(odd, "user/images")
+    assert error.value.code == "unknown-split"
     numbers = hub_data_set.cast_column("label", datasets.Value("int64"))
-    with pytest.raises(UsageError, match="`label` with class names"):
+    with pytest.raises(UsageError, match="user/images: .*class names") as error:
         rows_of_hub(numbers, "user/images")
+    assert error.value.code == "no-image-or-label-column"

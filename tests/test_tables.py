@@ -1,4 +1,4 @@
-"""Miniatures of the tables of public data sets: which images, labels, patients and splits are read."""
+"""Small copies of the tables of public data sets: which images, labels, patients and splits are read."""
 
 import gzip
 from pathlib import Path
@@ -18,13 +18,13 @@ def table(file: Path, *lines: str, encoding: str = "utf-8") -> None:
 
 
 def read(root: Path, **options) -> dict[str, tuple]:
-    """Name of each image -> label, split, patient."""
+    """Return file name of each image -> label, split, patient."""
     rows = rows_of_folder(root, **options)
     assert all(Path(row.image).read_bytes() == DICOM for row in rows)
     return {Path(row.file).name: (label_of(row.class_name), row.split, row.patient_id) for row in rows}
 
 
-def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
+def test_nih_with_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
     folder = tmp_path / "nih"
     names = [f"0000001{patient}_00{visit}.png" for patient in (1, 2) for visit in (0, 1)]
     put(folder, *(f"images_001/images/{name}" for name in names))
@@ -38,7 +38,7 @@ def test_nih_several_findings_in_a_cell_and_splits_in_lists(tmp_path, caplog):
     caplog.set_level("INFO")
     expected = {names[0]: (0, "train", "11"), names[1]: (1, "train", "11"), names[3]: (0, "test", "12")}
     assert read(folder) == expected
-    assert read(tmp_path) == expected  # a folder further up
+    assert read(tmp_path) == expected  # from the parent folder
     given = load_sources(str(folder / "Data_Entry_2017.csv"), tmp_path / "cache")  # the table itself
     assert given["split"] == ["train", "train", "test"]
     assert "NIH" in caplog.text and "left out 1 images: other findings" in caplog.text
@@ -48,9 +48,7 @@ CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Pneumonia,Suppor
 
 
 @pytest.mark.parametrize(("uncertain", "label"), [("drop", None), ("positive", 1), ("negative", None)])
-def test_chexpert_paths_with_its_own_folder_in_front_blanks_and_uncertain_findings(
-    tmp_path, uncertain, label
-):
+def test_chexpert_with_its_folder_in_paths_blanks_and_uncertain_findings(tmp_path, uncertain, label):
     lines, front = {"train": [], "valid": []}, "CheXpert-v1.0-small"
     for split, patient, view, cells in (
         ("train", 1, "frontal", "1.0,,,1.0"),
@@ -71,7 +69,7 @@ def test_chexpert_paths_with_its_own_folder_in_front_blanks_and_uncertain_findin
     assert found == expected | ({} if label is None else {"patient00003": (label, "train")})
 
 
-def test_mimic_labels_of_studies_joined_to_views_and_splits_of_images(tmp_path):
+def test_mimic_joins_labels_of_studies_to_views_and_splits_of_images(tmp_path):
     put(tmp_path, "files/p10/p10000032/s50414267/a1.jpg")
     put(tmp_path, *(f"files/p10/p10000045/s50414268/{name}.jpg" for name in ("b1", "b2")))
     with gzip.open(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", "wt") as file:
@@ -87,7 +85,7 @@ def test_mimic_labels_of_studies_joined_to_views_and_splits_of_images(tmp_path):
     assert read(tmp_path) == {"a1.jpg": (0, "train", "10000032"), "b1.jpg": (1, "validation", "10000045")}
 
 
-# Data set -> its images, its tables, and label, split and patient of each image (as far as they are given).
+# Data set -> its images, its tables, and label, split and patient of each image (as far as given).
 DATA_SETS = {
     "PadChest, lists of findings": (
         ("0/a.png", "0/b.png", "0/c.png"),
@@ -131,7 +129,7 @@ DATA_SETS = {
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_the_tables_of_a_data_set_are_read_as_they_are(tmp_path, name):
+def test_the_tables_of_public_data_sets_are_read_unchanged(tmp_path, name):
     images, tables, expected = DATA_SETS[name]
     put(tmp_path, *images)
     for file, lines in tables.items():
@@ -150,14 +148,14 @@ def test_the_tables_of_a_data_set_are_read_as_they_are(tmp_path, name):
         ("pneumonia", "no", "yes", "utf-8"),
     ],
 )
-def test_yes_and_no_are_labels_and_a_table_may_be_saved_as_spreadsheets_do(tmp_path, head, no, yes, encoding):
+def test_yes_and_no_are_labels_in_the_encodings_of_spreadsheets(tmp_path, head, no, yes, encoding):
     put(tmp_path, "a.png", "b.png")
     lines = (f"path,{head},rédigé", f"a.png,{no},à", f"b.png,{yes},é")
     table(tmp_path / "labels.csv", *lines, encoding=encoding)
     assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.png": 0, "b.png": 1}
 
 
-def test_patients_of_a_table_beside_class_folders_are_used_and_a_table_without_is_named(tmp_path, caplog):
+def test_a_table_beside_class_folders_gives_patients_or_is_reported_as_not_used(tmp_path, caplog):
     put(tmp_path, "NORMAL/a.png", "PNEUMONIA/b.png")
     table(tmp_path / "patients.csv", "image,patient_id,age", "a.png,0012,3", "b.png,0012,3")
     table(tmp_path / "notes.csv", "image,weather", "a.png,rain")
@@ -165,12 +163,14 @@ def test_patients_of_a_table_beside_class_folders_are_used_and_a_table_without_i
     assert "notes.csv: not used" in caplog.text
 
 
-def test_a_table_of_other_findings_alone_and_two_tables_with_labels_are_refused(tmp_path):
+def test_a_table_of_other_findings_only_and_two_tables_with_labels_are_errors(tmp_path):
     put(tmp_path, "a.png")
     table(tmp_path / "d.csv", "Image Index,Finding Labels,Patient ID", "a.png,Mass,1")
-    with pytest.raises(UsageError, match="expected images with PNEUMONIA or No Finding"):
+    with pytest.raises(UsageError) as error:
         load_sources(str(tmp_path), tmp_path / "cache")
+    assert error.value.code == "no-labelled-images"
     for name in ("labels.csv", "d.csv"):
         table(tmp_path / name, "path,label", "a.png,NORMAL")
-    with pytest.raises(UsageError, match=r"d.csv, labels.csv"):
+    with pytest.raises(UsageError, match="d.csv, labels.csv") as error:
         read(tmp_path)
+    assert error.value.code == "several-tables"

@@ -62,8 +62,8 @@ def test_images_come_in_order_and_those_of_zip_files_with_their_paths_as_text(fo
 def test_what_can_not_be_opened_has_its_reason(folder):
     cases = {
         "no image in this zip file": zipped([("a.txt", b"a")]),
-        "a zip file of a rare kind": zipped([("x.png", PNG)], zipfile.ZIP_LZMA),
-        "damaged, or no zip file": zipped([("x.png", PNG)])[:-30],
+        "unsupported compression": zipped([("x.png", PNG)], zipfile.ZIP_LZMA),
+        "damaged, or not a zip file": zipped([("x.png", PNG)])[:-30],
         "a zip file of more than 5,000 entries": zipped([(f"{n}.txt", b"") for n in range(5_001)]),
     }
     for reason, data in cases.items():

@@ -1,4 +1,4 @@
-"""A report as train.py writes it, by hand and small, no two of its figures alike; predictions; a network."""
+"""Test doubles: a small report of train.py with distinct metrics, its config, predictions, a network."""
 
 import itertools
 from types import SimpleNamespace
@@ -16,18 +16,18 @@ METRICS = ("accuracy", "precision", "sensitivity", "specificity", "f1", "auroc",
 
 
 def written_report() -> dict:
-    """report.json of a run on one local folder. Figures are 0.101, 0.102 ..., as they come."""
+    """report.json of a run on one local folder. Metrics are 0.101, 0.102 ... in order."""
     numbers = itertools.count(101)
 
-    def figure(**more):
+    def metric(**more):
         low, value, high = (next(numbers) / 1000 for _ in range(3))
         return {"value": value, "ci95": [low, high], **more}
 
     def split(images, patients, threshold):
         return {
-            **{name: figure() for name in METRICS},
+            **{name: metric() for name in METRICS},
             "predictive_values": {
-                name: {"prevalence": prevalence, "ppv": figure(), "npv": figure()}
+                name: {"prevalence": prevalence, "ppv": metric(), "npv": metric()}
                 for name, prevalence in (("0.05", 0.05), ("own", next(numbers) / 1000))
             },
             "confusion_matrix": {name: 2000 + next(numbers) for name in ("tn", "fp", "fn", "tp")},
@@ -35,16 +35,16 @@ def written_report() -> dict:
         }
 
     def pair():
-        return {"sensitivity": figure(), "specificity": figure()}
+        return {"sensitivity": metric(), "specificity": metric()}
 
     def calibration():
         return {
-            "ece": figure(if_calibrated=next(numbers) / 1000), "brier": figure(), "nll": figure(),
+            "ece": metric(if_calibrated=next(numbers) / 1000), "brier": metric(), "nll": metric(),
             "reliability": [],
         }
 
     def level(number):
-        return {"level": number, "auroc": figure(), **pair()}
+        return {"level": number, "auroc": metric(), **pair()}
 
     counts = {
         name: {
@@ -80,16 +80,16 @@ def written_report() -> dict:
             "appearance": {
                 "images": 298, "threshold": 0.8431, "vertical": "NORMAL", "factor": 1.2,
                 "proportions": {
-                    factor: {"auroc": figure(), **pair()}
+                    factor: {"auroc": metric(), **pair()}
                     for factor in ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
                 },
-                "histogram_and_spectrum": {"auroc": figure(), **pair()}, "appearance_auroc": figure(),
-                "matched_auroc": figure(),
+                "histogram_and_spectrum": {"auroc": metric(), **pair()}, "appearance_auroc": metric(),
+                "matched_auroc": metric(),
                 "contradicting": {"images": {"NORMAL": 101, "PNEUMONIA": 201}, **pair()},
             },
             "shortcuts": {
                 name: {
-                    "films": 3006, "auroc": figure(),
+                    "films": 3006, "auroc": metric(),
                     "mean_probability": {"NORMAL": next(numbers) / 1000, "PNEUMONIA": next(numbers) / 1000},
                 }
                 for name in ("as_they_are", "lungs_blacked_out", "lungs_only")
@@ -104,7 +104,7 @@ def written_report() -> dict:
                 "families": {
                     "person-virus": {
                         "films": 142, "patients": 106, "classes": {"NORMAL": 0, "PNEUMONIA": 142},
-                        "sensitivity": figure(), "specificity": {"value": None, "ci95": None},
+                        "sensitivity": metric(), "specificity": {"value": None, "ci95": None},
                         "auroc": {"value": 1.0, "ci95": None}, "auroc_against": "all NORMAL images",
                     }
                 },
@@ -153,14 +153,14 @@ def written_report() -> dict:
             "searched_for_text": 68, "blank": 69, "balance": {},
             "label_told_by": {"source": 0.5, "height of the file": 0.903},
             "appearance": {
-                "images": 8031, "auroc": figure(),
+                "images": 8031, "auroc": metric(),
                 "statistics": [
                     {
                         "statistic": "height", "auroc": 0.904,
                         "median": {"NORMAL": 1328.0, "PNEUMONIA": 792.0}, "words": "taller files",
                     }
                 ],
-                "test_against_train": {"NORMAL": figure(), "PNEUMONIA": figure()},
+                "test_against_train": {"NORMAL": metric(), "PNEUMONIA": metric()},
             },
         },
         "history": [], "kept_epoch": 9.0, "training_seconds": 654.3,
@@ -171,7 +171,7 @@ def written_report() -> dict:
 
 
 def written_config() -> dict:
-    """config.json beside it, as far as the card reads it."""
+    """config.json of the run: the keys that the model card reads."""
     return {
         "architecture": "resnet18",
         "pneumonia": {
@@ -185,7 +185,7 @@ def written_config() -> dict:
 
 
 def written_manifest() -> dict:
-    """The summary of its manifest."""
+    """Summary of the manifest of the run."""
     counts = {"NORMAL": {"films": 71, "patients": 72}, "PNEUMONIA": {"films": 73, "patients": 74}}
     return {
         "films": 9031, "sources": {"films": {"kind": "local", "splits": {"train": counts}}}, "removed": {},
@@ -196,13 +196,13 @@ def written_manifest() -> dict:
 
 
 def predicted(labels, probabilities, patients=None) -> Predictions:
-    """Predictions of images that their numbers name, of a patient each where none are given."""
+    """Predictions of images named by number; by default each is of another patient."""
     names = [str(number) for number in range(len(labels))]
     return Predictions(names, list(patients or names), np.array(labels, int), np.array(probabilities, float))
 
 
 class Network(nn.Module):
-    """A network whose margin is one number, `read` from (n, s, s) inputs."""
+    """A network whose margin is the number that `read` returns for (n, s, s) inputs."""
 
     def __init__(self, read):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Appearance: statistics of a whole image, which show how it was taken, and how well they predict the label.
+"""Appearance statistics of whole images, and the label that they predict.
 
-A network that can read the label off them need not look at the lungs, and its AUROC does not hold where
-images are taken differently. A large opacity changes some of them too: simulated images without any shortcut
-give an AUROC of 0.80, Kermany's 0.99.
+They show how an image was taken. If they predict the label, a network need not look at the lungs, and its
+AUROC does not hold for images taken differently. A large opacity changes some of them too: simulated images
+without any shortcut give an AUROC of 0.80, Kermany's 0.99.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _QUANTILES = (1, 5, 25, 50, 75, 95, 99)  # percent
 _BORDER = 0.05  # width of a border strip, as a share of the side
 _GRID = 6  # cells along a side of the coarse layout
 _FOLDS = 5
-MIN_PATIENTS = 10  # of a class, at least: with fewer luck predicts the label
+MIN_PATIENTS = 10  # per class; with fewer, chance predicts the label
 
-# Every statistic: its name, and what an image with more and with less of it is.
+# Every statistic: name, and description of an image with more and with less of it.
 _WORDS: dict[str, tuple[str, str]] = {
     "width": ("wider files", "narrower files"),
     "height": ("taller files", "less tall files"),
@@ -42,17 +42,17 @@ STATISTICS = tuple(_WORDS)
 def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarray:
     """Measure the statistics of one image.
 
-    A quantile is the lowest gray that at least so many pixels do not exceed; sharpness the mean absolute
-    difference between neighbours in that direction; noise the standard deviation by Immerkaer: Fast Noise
-    Variance Estimation, CVIU 1996; a border the mean of the outer 5%. Rows and columns of the 6 x 6 grid
-    count from 1 at the top left.
+    A quantile is the lowest gray that at least so many pixels do not exceed; sharpness is the mean absolute
+    difference between neighbours in that direction; noise is the standard deviation after Immerkaer, "Fast
+    Noise Variance Estimation" (CVIU 1996); a border is the mean of the outer 5%. Rows and columns of the
+    6 x 6 grid count from 1 at the top left.
 
     Args:
         square: (s, s) uint8, the image squashed to a square.
-        width, height: of the file, in pixels.
+        width, height: size of the file in pixels.
 
     Returns:
-        (len(STATISTICS),) float64, gray values from 0 to 1.
+        (len(STATISTICS),) float64: width and height in pixels, gray values from 0 to 1.
     """
     size = len(square)
     gray = square.astype(np.int16)
@@ -81,12 +81,12 @@ def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarra
 
 
 def describe(statistic: str, more: bool) -> str:
-    """Say in words what images with more, or less, of a statistic are."""
+    """Return the description of images with more, or less, of a statistic."""
     return _WORDS[statistic][0 if more else 1]
 
 
 def fit_appearance(statistics: np.ndarray, label: np.ndarray) -> Pipeline:
-    """Fit a logistic regression of label (n,), 0 or 1, on statistics (n, k). Both classes weigh the same."""
+    """Fit a logistic regression of label (n,), 0 or 1, on statistics (n, k), with equal class weights."""
     regression = LogisticRegression(class_weight="balanced", max_iter=2000)
     return make_pipeline(StandardScaler(), regression).fit(statistics, label)
 
@@ -94,16 +94,16 @@ def fit_appearance(statistics: np.ndarray, label: np.ndarray) -> Pipeline:
 def appearance_scores(
     statistics: np.ndarray, label: np.ndarray, patient: Sequence[str], seed: int = 0
 ) -> np.ndarray | None:
-    """Score each image by its appearance alone, by a regression that has not seen its patient (five folds).
+    """Score each image by its appearance alone, with a regression on other patients (five folds).
 
     Args:
         statistics: (n, k) float.
         label: (n,) 0 or 1.
-        patient: (n,) of each image. One with images of both classes counts to the class of most of them.
-        seed: of the folds.
+        patient: (n,) ids. A patient with images of both classes belongs to the more frequent one.
+        seed: seed of the folds.
 
     Returns:
-        (n,) float64 logits of label 1. None where a class has fewer than 10 patients.
+        (n,) float64 logits of label 1, or None if a class has fewer than MIN_PATIENTS patients.
     """
     label = np.asarray(label)
     ids, place = np.unique(np.asarray(patient).astype(str), return_inverse=True)
@@ -123,8 +123,13 @@ def appearance_scores(
 
 
 def vertical_class(statistics: np.ndarray, label: np.ndarray) -> int:
-    """Tell which class a swap of the proportions stretches vertically: the one with the higher median ratio
-    of vertical to horizontal sharpness. Squashing gives that to files that are taller in proportion."""
-    down, across = (statistics[:, STATISTICS.index(f"{way} sharpness")] for way in ("vertical", "horizontal"))
+    """Return the class with the higher median ratio of vertical to horizontal sharpness.
+
+    Squashing raises the ratio of images that are taller in proportion. The proportions check stretches the
+    returned class vertically.
+    """
+    down, across = (
+        statistics[:, STATISTICS.index(f"{direction} sharpness")] for direction in ("vertical", "horizontal")
+    )
     ratio = down / np.maximum(across, 1e-6)
     return int(np.median(ratio[label == 1]) > np.median(ratio[label == 0]))

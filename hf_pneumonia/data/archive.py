@@ -1,4 +1,4 @@
-"""Zip files, read member by member; zip and tar files, unpacked once; and Kaggle data sets."""
+"""Zip and tar archives, and downloads from Kaggle."""
 
 import hashlib
 import logging
@@ -15,61 +15,61 @@ from hf_pneumonia.errors import UnreadableImage, UsageError
 
 logger = logging.getLogger(__name__)
 
-# What zipfile raises on damaged, encrypted or strangely compressed files.
+# What zipfile raises on damaged or encrypted files and on unknown compression.
 BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
-# A zip file may unpack to so many times its own size: deflate reaches 1,000 on zeros, images with blank ones
-# among them 10. Small files are exempt.
-_MOST_FOLD, _EXEMPT = 200, 64 * 2**20
-
+# Guard against zip bombs: deflate expands zeros 1,000-fold, images at most about 10-fold.
+_MAX_RATIO = 200
+_ALWAYS_ALLOWED = 64 * 2**20  # bytes
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def open_zip(path: str | Path) -> zipfile.ZipFile:
-    """Open a zip file. Refuse bzip2 and LZMA, which zipfile inflates at once, however large they grow.
+    """Open a zip file. Reject bzip2 and LZMA, which zipfile decompresses without a size limit.
 
     Raises:
-        UnreadableImage: it is damaged, not a zip file, or compressed otherwise than by deflate.
+        UnreadableImage: it is damaged, not a zip file, or has members compressed by anything but deflate.
         OSError: it can't be read.
     """
     try:
         archive = zipfile.ZipFile(path)
     except BROKEN as error:
-        raise UnreadableImage("damaged, or no zip file") from error
-    if any(one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for one in archive.infolist()):
+        raise UnreadableImage("damaged, or not a zip file") from error
+    if {entry.compress_type for entry in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         archive.close()
-        raise UnreadableImage("a zip file of a rare kind; pack it as usual (deflate)")
+        raise UnreadableImage("unsupported compression in the zip file. Compress it with deflate")
     return archive
 
 
 def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Read one member, at most as many bytes as the directory says.
+    """Read one member of a zip file, at most as many bytes as the zip directory states.
 
     Raises:
-        UnreadableImage: it is damaged, encrypted, or by the directory larger than MAX_BYTES.
+        UnreadableImage: it is damaged, encrypted, or larger than `images.MAX_BYTES`.
         OSError: the zip file can't be read.
     """
     if entry.flag_bits & 1:
-        raise UnreadableImage("encrypted: unpack the zip file with its password")
+        raise UnreadableImage("encrypted. Unpack the zip file with its password")
     check_size(entry.file_size)
     try:
         with archive.open(entry) as member:
             return member.read(entry.file_size + 1)
     except BROKEN as error:
-        raise UnreadableImage(f"damaged in the zip file: {' '.join(str(error).split())}") from error
+        raise UnreadableImage(f"damaged zip member: {' '.join(str(error).split())}") from error
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is named as a zip or tar file."""
+    """Return whether a file has the name of a zip or tar file."""
     return path.name.lower().endswith((".zip", *_TAR_ENDINGS))
 
 
 def unpack(archive: Path, cache_dir: Path) -> Path:
-    """Folder with the content of a zip or tar file, unpacked once into `cache_dir`/zips.
+    """Unpack a zip or tar file into `cache_dir`/zips unless that was done before; return the folder.
 
     Raises:
-        UsageError: damaged, locked by a password, or larger than the free space or than images are.
+        UsageError: the archive is damaged or encrypted, expands to more than the free space, or expands too
+            far for images.
     """
     status = archive.stat()
     key = f"{archive.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -77,56 +77,57 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
 
     def extract(aside: Path) -> None:
         def check(needed: int) -> None:
-            if needed > max(_MOST_FOLD * status.st_size, _EXEMPT):
-                raise UnreadableImage(f"{status.st_size:,} bytes that unpack to {needed:,}: no images do")
+            limit = max(_MAX_RATIO * status.st_size, _ALWAYS_ALLOWED)
+            if needed > limit:
+                raise UnreadableImage(f"expands to {needed:,} bytes (limit {limit:,})")
             free = shutil.disk_usage(aside).free
             if needed > free:
-                raise UnreadableImage(f"it holds {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-            logger.info("unpacking %s, once", archive)
+                raise UnreadableImage(f"expands to {needed / 1e9:.1f} GB ({free / 1e9:.1f} GB free)")
+            logger.info("%s: unpacking", archive)
 
         if archive.name.lower().endswith(_TAR_ENDINGS):
             with tarfile.open(archive) as content:
                 check(sum(entry.size for entry in content))
-                content.extractall(aside, filter="data")  # refuses links and names that lead out of it
+                content.extractall(aside, filter="data")  # rejects links and names that point outside
             return
         with open_zip(archive) as content:
             check(sum(entry.file_size for entry in content.infolist()))
             for entry in content.infolist():
                 entry.filename = entry.filename.replace("\\", "/")  # written on Windows
-                # Names lose their roots and "..", links become files, and a member ends at its stated size.
+                # zipfile drops roots and "..", writes links as files, and stops at the stated size.
                 content.extract(entry, aside)
 
     try:
         build_once(folder, extract)
     except (*BROKEN, tarfile.TarError, OSError) as error:
         raise UsageError(
-            "unpack",
-            f"{archive} can't be unpacked in {folder.parent}: {error}; fetch it again, give a folder, or "
-            "choose another --cache_dir",
+            "archive-unpack",
+            f"{archive}: can't be unpacked into {folder.parent}: {error}. Download it again, unpack it "
+            "yourself and give the folder, or choose another --cache_dir",
         ) from error
     return folder
 
 
 def fetch_kaggle(name: str) -> Path:
-    """Folder of the Kaggle data set `owner/name`, downloaded by kagglehub into its own cache.
+    """Download the Kaggle data set `owner/name` into kagglehub's cache; return its folder.
 
     Raises:
-        UsageError: kagglehub is not installed, or the data set can't be had.
+        UsageError: kagglehub is not installed, or the download failed.
     """
     try:
         import kagglehub
     except ImportError:
         raise UsageError(
-            "fetch-kaggle",
-            f"--dataset kaggle:{name} needs kagglehub, which is optional: pip install 'kagglehub~=1.0'",
+            "kagglehub-missing",
+            f"--dataset kaggle:{name}: needs the package kagglehub. Run pip install 'kagglehub~=1.0'",
         ) from None
-    logger.info("fetching %s from Kaggle", name)
+    logger.info("downloading %s from Kaggle", name)
     try:
         return Path(kagglehub.dataset_download(name))
-    except Exception as error:  # no such name, no login, no network, a broken archive: without a common base
+    except Exception as error:  # kagglehub's errors have no common base class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            "fetch-kaggle",
-            f"--dataset kaggle:{name} can't be had ({reason[:300]}); check the name and the connection, "
+            "kaggle-download",
+            f"--dataset kaggle:{name}: download failed ({reason[:300]}). Check the name and the connection, "
             "log in (kaggle.json from kaggle.com/settings in ~/.kaggle), or give the unpacked folder",
         ) from error

@@ -1,7 +1,7 @@
-"""The image cache: every image decoded once to a square of uint8, and kept on disk.
+"""Image cache on disk: every image decoded once to a square of uint8.
 
-Beside the squares it keeps what only the full size tells of an image, and which images are alike. Row i of
-the cache is row i of the table it was built from; labels and splits are not in it.
+It also holds facts that need the image's full size, and the pairs of similar images. Row i of the cache is
+row i of the table that it was built from; labels and splits are not in it.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Part of every key; raise it when the same file decodes to other pixels.
+# Part of every key. Raise it when the same file decodes to other pixels or facts.
 _FORMAT = 9
 
-_APPEARANCE_SIDE = 224  # of the square that the appearance is measured on, in pixels
+_APPEARANCE_SIDE = 224  # pixels; the appearance is measured on a square of this side
 
 _FACTS = np.dtype(
     [
@@ -48,25 +48,31 @@ _FACTS = np.dtype(
 
 
 def default_cache() -> Path:
-    """Default folder of decoded, unpacked and simulated images."""
+    """Return the default folder of decoded, unpacked and simulated images."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
 
 
 class CacheCutShort(UsageError):
-    """The file of an open cache is shorter than it was."""
+    """The file of an open image cache is shorter than it was."""
+
+    # One argument, as a DataLoader needs to raise it again in the main process.
+    def __init__(self, message: str) -> None:
+        super().__init__("cache-cut-short", message)
 
 
 class ImageCache:
-    """Images on disk, read when they are asked for: memory does not grow with their number, nor with how many
-    were read (the pages of a memory map would count as this process's own). If the folder is deleted
-    meanwhile, an open cache can still be read.
+    """Decoded images on disk, read on demand.
+
+    Memory grows neither with the number of images nor with the number read (a memory map would count towards
+    the memory of this process). An open cache can still be read after its folder was deleted.
 
     Attributes:
-        folder, size: where it is, and the side of its images in pixels.
+        folder: folder of the cache.
+        size: side of the images in pixels.
         facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
             `colour_share` and `hues` as in overlays.py, `blank` (one gray) and `appearance`. All but the
             hash are zero where the image is unreadable.
-        unreadable: row -> reason, of images that could not be decoded; their squares are all zero.
+        unreadable: reason by row, of images that could not be decoded; their squares are all zero.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,8 +80,8 @@ class ImageCache:
         self.folder, self.size = folder, index["size"]
         self.facts = np.load(folder / "facts.npy", allow_pickle=False)
         self.unreadable = {int(row): reason for row, reason in index["unreadable"].items()}
-        with np.load(folder / "copies.npz", allow_pickle=False) as found:
-            self._copies = found["pairs"], found["correlation"]
+        with np.load(folder / "copies.npz", allow_pickle=False) as copies:
+            self._copies = copies["pairs"], copies["correlation"]
         self._images, self._lock = open(folder / "images.uint8", "rb", buffering=0), threading.Lock()
         weakref.finalize(self, self._images.close)
 
@@ -89,7 +95,7 @@ class ImageCache:
             CacheCutShort: the file was cut short on the disk.
         """
         rows = np.asarray(rows if len(rows) else np.empty(0, np.int64))
-        rows = np.arange(len(self))[rows]  # as an array is indexed: from the end, by masks ...
+        rows = np.arange(len(self))[rows]  # index like an array: negative rows, masks ...
         images = np.empty((len(rows), self.size, self.size), np.uint8)
         for row, image in zip(rows.tolist(), images, strict=True):
             data = self._read(row * image.nbytes, image.nbytes)
@@ -99,26 +105,26 @@ class ImageCache:
         return images
 
     def __reduce__(self) -> tuple:
-        return ImageCache, (self.folder,)  # an open file can't be sent to another process
+        return ImageCache, (self.folder,)  # an open file can't be pickled
 
     def _read(self, start: int, count: int) -> bytes:
-        """Safe for any number of threads and forked processes."""
+        """Read bytes; safe with any number of threads and forked processes."""
         if hasattr(os, "pread"):
             return os.pread(self._images.fileno(), count, start)
-        with self._lock:  # Windows, which forks nothing
+        with self._lock:  # Windows, which does not fork
             self._images.seek(start)
             return self._images.read(count)
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of images that are alike, as `find_copies` gives them."""
+        """Return the pairs of similar images and their correlations, as `find_copies`."""
         return self._copies
 
 
 def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache:
-    """Open the cache of these images ({"path", "bytes"} each), building it first where there is none.
+    """Open the cache of these images ({"path", "bytes"} each), and build it first if there is none.
 
-    Stores are in the folder `images` of `cache_dir`, one folder per key. The key is made of the size and each
-    file's path, size and times of change (or its bytes, if given): a changed file makes a new cache.
+    Each cache has a folder in `cache_dir`/films, named by a hash of the size and of each file's path, size
+    and times of change (or its bytes, if given): a changed file makes a new cache.
 
     Raises:
         UsageError: files changed while they were decoded.
@@ -131,7 +137,8 @@ def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache
         _build(images, size, aside)
         if _key(images, size) != key:
             raise UsageError(
-                "build", "images changed or went away while they were decoded: start again when they rest"
+                "images-changed",
+                "images changed or disappeared while they were decoded. Start again when they are complete",
             )
 
     build_once(folder, build, sealed=True)
@@ -162,20 +169,17 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
     unreadable: dict[int, str] = {}
     facts = np.zeros(len(images), _FACTS)
     threads = available_cores()
-    # Pillow decodes and resizes without holding Python's lock. Written to files and not through a memory map:
-    # a full disk is then an OSError, and not a killed process.
-    with open(folder / "images.uint8", "wb") as images, tempfile.TemporaryFile(dir=folder) as thumbnails:
+    # Threads, because Pillow decodes and resizes without the GIL. Files and no memory map, where a full disk
+    # would kill the process instead of raising OSError.
+    with open(folder / "images.uint8", "wb") as squares, tempfile.TemporaryFile(dir=folder) as thumbnails:
         decoded = work_ahead(decode, range(len(images)), threads, 8 * threads)
-        for row, (image, thumbnail, fact) in enumerate(
-            tqdm(decoded, "decoding images", len(images), unit=" images", disable=None)
-        ):
-            if isinstance(image, str):
-                unreadable[row] = image
-                image, thumbnail = (
-                    np.zeros((size, size), np.uint8),
-                    np.zeros((THUMBNAIL, THUMBNAIL), np.uint8),
-                )
-            images.write(image.tobytes())
+        progress = tqdm(decoded, "decoding images", len(images), unit=" images", disable=None)
+        for row, (square, thumbnail, fact) in enumerate(progress):
+            if isinstance(square, str):
+                unreadable[row] = square
+                square = np.zeros((size, size), np.uint8)
+                thumbnail = np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
+            squares.write(square.tobytes())
             thumbnails.write(thumbnail.tobytes())
             facts[row] = fact
         thumbnails.flush()
@@ -189,26 +193,26 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
 
 
 def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarray | None, tuple]:
-    """Square, thumbnail and facts of one image; the reason in place of the square where it is unreadable."""
+    """Return square, thumbnail and facts of one image; in place of the square the reason if unreadable."""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         image = read_image(data)
         if few_grays(image):
-            raise UnreadableImage("two or three grays, such as a mask has: not a radiograph")
+            raise UnreadableImage("only two or three grays: a mask, not a radiograph")
     except UnreadableImage as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(image, size)
-    # Of the square where that is fine enough: a tenth of the time.
+    # From the square if it is large enough: ten times as fast.
     thumbnail = squash(Image.fromarray(square) if size >= 2 * THUMBNAIL else image, THUMBNAIL)
     hues, blank = image.info.get("hues", 0.0), thumbnail.std() <= 1
-    # At one size for every training size: a shifted split goes by it.
-    seen = square if size == _APPEARANCE_SIDE else squash(image, _APPEARANCE_SIDE)
-    told = (text_rows(image), colour_share(data), hues, blank, measure_appearance(seen, *image.size))
-    return square, thumbnail, (hashlib.sha256(data).hexdigest(), *image.size, *told)
+    # Always at one size, so that a shifted split does not depend on the training size.
+    large = square if size == _APPEARANCE_SIDE else squash(image, _APPEARANCE_SIDE)
+    facts = (text_rows(image), colour_share(data), hues, blank, measure_appearance(large, *image.size))
+    return square, thumbnail, (hashlib.sha256(data).hexdigest(), *image.size, *facts)
 
 
 def _sha256(source: str | bytes) -> str:
-    """SHA-256 of an unreadable file, which may be too large to be read at once; "" where there is none."""
+    """Return the SHA-256 of an unreadable file, which may be too large for memory; "" if it is missing."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()

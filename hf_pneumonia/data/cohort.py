@@ -1,8 +1,8 @@
-"""The cohort: sources -> decoded images with their patients, copies and splits.
+"""Cohort: decoded images of one or several sources with their patients, copies and splits.
 
-The rules: the test split wins over validation, and validation over train. Images of one patient, and copies
-of one image, are never in two splits. An image counts once, however many copies there are. Copies with
-different labels are left out of training.
+The test split takes precedence over validation, and validation over train. Images of one patient, and copies
+of one image, are never in two splits. An image counts once, however many copies it has. Copies with different
+labels are left out of training.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cohort:
-    """The images of one or several sources, and what becomes of each.
+    """The images of one or several sources, and the split of each.
 
     Attributes:
-        store: decoded images, by row.
+        cache: decoded images, by row.
         file, source, patient_id: (n,) str, as the source has them.
-        patient: (n,) str, the patient after joining those who share an image.
+        patient: (n,) str, the patient after joining patients that share an image.
         label: (n,) int64, index into LABELS.
         given: (n,) the split in the source.
         split: (n,) "train", "validation", "test", "covid" (scored only), or "" for an image that is not used.
         duplicate_group: (n,) int64, lowest row of the copies of one image; its own row without copies.
         reason: (n,) why an image is not used (UNREADABLE, COPIES, CONFLICT, PATIENT of manifest.py), or "".
-        notes: what was decided about the splits, a line each.
+        notes: decisions about the splits, one line each.
     """
 
     cache: ImageCache
@@ -56,21 +56,21 @@ class Cohort:
     notes: list[str]
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of one split, (k,), in the order of the source."""
+        """Return the rows of one split, (k,), in the order of the source."""
         return np.flatnonzero(self.split == split)
 
     def vertical_class(self) -> int:
-        """Class that a swap of the proportions stretches vertically, by the training images."""
+        """Return `vertical_class` of the training images."""
         train = self.rows("train")
         return vertical_class(self.cache.facts["appearance"][train], self.label[train])
 
     def copy_groups(self) -> list[np.ndarray]:
-        """Rows of each group of two or more copies, in order."""
+        """Return the rows of each group of two or more copies, in order."""
         groups = _rows_of_groups(self.duplicate_group, np.arange(len(self.file)))
         return [rows for rows in groups if len(rows) > 1]
 
     def counts(self) -> dict:
-        """Count the images, patients and classes of each split, and what was left out and why."""
+        """Count the images, patients and classes of each split, and the images left out by reason."""
         splits = {}
         for name in [*SPLITS, *sorted(set(self.split) - {*SPLITS, ""})]:
             rows = self.rows(name)
@@ -91,7 +91,7 @@ class Cohort:
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 over split, label, patient and name of every image: equal for equal splits."""
+        """Return the SHA-256 of every image's split, label, patient and file name: equal for equal splits."""
         lines = (
             f"{split}\0{label}\0{patient}\0{Path(file).name}\n"
             for split, label, patient, file in zip(
@@ -120,14 +120,14 @@ def prepare_cohort(
     Args:
         sources, covid, uncertain, one_class: as for `load_sources`.
         size: side of the decoded images in pixels.
-        cache_dir: for decoded, unpacked and simulated images.
-        max_unreadable: largest share of unreadable images that is accepted, 0 to 1.
+        cache_dir: folder for decoded, unpacked and simulated images.
+        max_unreadable: largest accepted share of unreadable images, 0 to 1.
         split, split_seed, must_split: as for `settle_cohort`.
 
     Raises:
         UsageError: a source can't be used, too many images can't be read, or there are too few to split.
     """
-    parse_split(split)  # an error before anything is decoded
+    parse_split(split)  # fails before anything is decoded
     table = load_sources(sources, cache_dir, covid, one_class, uncertain)
     cache = open_cache(table["image"], size, cache_dir)
     _check_readable(cache, table["file"], max_unreadable)
@@ -142,14 +142,14 @@ def settle_cohort(
     split_seed: int = 0,
     must_split: bool = True,
 ) -> Cohort:
-    """Decide what becomes of every image: its patient, its copies, its split.
+    """Join patients, remove copies and split the images.
 
     Args:
-        table, store: as `load_sources` and `open_cache` give them, row by row.
+        table, cache: results of `load_sources` and `open_cache`, row by row.
         split: "official"; shares such as "70/20/10" (`parse_split`); or "shifted": of each class the patients
-            whose images look most like the other class are the test split, 20% of the images.
-        split_seed: of the splits that are cut, and of the folds by which "shifted" scores the appearance.
-        must_split: whether images that can't be split are an error; else they keep the source's split.
+            whose images look most like the other class form the test split, 20% of the images.
+        split_seed: seed of the splits that are cut, and of the folds of "shifted".
+        must_split: whether it is an error if the images can't be split; else they keep the source's split.
 
     Raises:
         UsageError: there are too few images to split.
@@ -160,23 +160,24 @@ def settle_cohort(
     )
     label = np.array(table["label"])
     group = _duplicate_groups(cache)
-    honoured = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
-    reason = _settle_copies(cache, group, label, honoured, source, file)
+    initial = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
+    reason = _settle_copies(cache, group, label, initial, source, file)
     used = reason == ""
-    if must_split and "train" in honoured and not np.any(honoured[used] == "train"):
+    if must_split and "train" in initial and not np.any(initial[used] == "train"):
         raise UsageError(
-            "settle-cohort",
-            f"none of the {np.sum(honoured == 'train')} training images is left: they are unreadable, copies "
-            "of test images, or contradict each other; `python -m hf_pneumonia audit` shows them",
+            "no-training-images-left",
+            f"expected usable training images, got 0 of {np.sum(initial == 'train')}: they are unreadable, "
+            "copies of test images, or copies with different labels. List them with `python -m hf_pneumonia "
+            "audit`",
         )
-    patient = _one_patient(patient_id, group)
+    patient = _join_patients(patient_id, group)
     cluster, cut = _clusters(patient_id, group, cache), []
     assigned = np.full(len(file), "", dtype="<U10")
     try:
         if split == "shifted":
-            cut = _cut_shifted(cache, honoured, used, label, cluster, split_seed)
+            cut = _cut_shifted(cache, initial, used, label, cluster, split_seed)
         assigned[used], notes = assign_splits(
-            honoured[used],
+            initial[used],
             label[used],
             patient[used],
             clusters=cluster[used],
@@ -201,50 +202,53 @@ def _cut_shifted(
 ) -> list[str]:
     """Set the split of the images that contradict their label most to "test", in place; return a note."""
     rows = np.flatnonzero(used & (split == "train"))
-    # By content: sums of floats, and so the last bits of a score, depend on the order.
+    # Sorted by content, because the last bits of a sum of floats depend on the order.
     rows = rows[np.argsort(cache.facts["sha256"][rows])]
     scores = appearance_scores(cache.facts["appearance"][rows], label[rows], cluster[rows], seed)
     if scores is None:
         raise UsageError(
-            "cut-shifted",
-            f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or cut "
-            "with --split 70/10/20",
+            "too-few-patients",
+            f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or use "
+            "--split 70/10/20",
         )
     test = shifted_test(label[rows], cluster[rows], scores)
     split[rows[test]] = "test"
     return [
-        f"shifted split: of each class the patients whose images look most like the other class are the test "
-        f"split, {test.sum()} images; appearance alone predicts the label with AUROC "
-        f"{roc_auc_score(label[rows], scores):.3f}"
+        "shifted split: of each class the patients whose images look most like the other class form the test "
+        f"split, {test.sum()} images; AUROC of appearance alone: {roc_auc_score(label[rows], scores):.3f}"
     ]
 
 
 def _clusters(patient_id: np.ndarray, group: np.ndarray, cache: ImageCache) -> np.ndarray:
-    """(n,) patients that may be one, by a coarse reading of the ids or by images that are alike: a cut keeps
-    them together. Given splits, which would lose images by that, go by the patients themselves.
+    """(n,) clusters of patients that may be the same, by coarse ids or similar images. A cut keeps them
+    together; the splits of a source don't, because they would lose images.
 
-    Named by the least hash of their files: a cut then depends on the images, and not on names or folders.
+    A cluster is named after its lowest file hash, so that a cut does not depend on file names.
     """
     links = np.concatenate([cache.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
-    coarse = [coarse_patient(one) for one in patient_id]
-    cluster = _one_patient(coarse, connect(len(group), links))
+    coarse = [coarse_patient(patient) for patient in patient_id]
+    cluster = _join_patients(coarse, connect(len(group), links))
     ids, which = np.unique(cluster.astype(str), return_inverse=True)
-    least = np.full(len(ids), b"~", dtype="S64")  # after every hexadecimal digit
+    lowest = np.full(len(ids), b"~", dtype="S64")  # sorts after every hexadecimal digit
     hashes = cache.facts["sha256"]
     for row in hashes.argsort()[::-1]:
-        if row not in cache.unreadable:  # which may be equal and still of other patients
-            least[which[row]] = hashes[row]
-    return least[which].astype(str)
+        if row not in cache.unreadable:  # unreadable files of different patients may be equal
+            lowest[which[row]] = hashes[row]
+    return lowest[which].astype(str)
 
 
 def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: float) -> None:
     if not cache.unreadable:
         return
     row, reason = next(iter(cache.unreadable.items()))
-    found = f"{len(cache.unreadable)} of {len(file)} images can't be read (the first: {file[row]}: {reason})"
+    problem = (
+        f"{len(cache.unreadable)} of {len(file)} images can't be read (the first: {file[row]}: {reason})"
+    )
     if len(cache.unreadable) > max_unreadable * len(file):
-        raise UsageError("readable", f"{found}; mend or remove them, or allow them with --max_unreadable 1")
-    logger.warning("%s; they are left out and listed in the report", found)
+        raise UsageError(
+            "unreadable-images", f"{problem}. Repair or remove them, or skip them with --max_unreadable 1"
+        )
+    logger.warning("%s; they are left out and listed in the report", problem)
 
 
 def _duplicate_groups(cache: ImageCache) -> np.ndarray:
@@ -253,17 +257,17 @@ def _duplicate_groups(cache: ImageCache) -> np.ndarray:
     hashes = cache.facts["sha256"]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)
-    # Equal bytes of unreadable files (empty ones, say) join nobody.
+    # Unreadable files with equal bytes (empty files, say) are not copies.
     same_bytes = np.delete(same_bytes, list(cache.unreadable), axis=0)
     return connect(len(hashes), np.concatenate([pairs[correlation >= COPY], same_bytes]))
 
 
-def _one_patient(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
-    """(n,) patient ids after joining those who share an image: one child can have an id in each source, and
-    a renamed copy has none. The shortest id is kept: the place of an image without an id is longer."""
-    ids = np.array(sorted(set(patients), key=lambda one: (len(one), one)), dtype=object)
-    rank = {one: index for index, one in enumerate(ids)}
-    patient = np.array([rank[one] for one in patients], dtype=np.int64)
+def _join_patients(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
+    """(n,) patient ids after joining patients that share an image: a patient may have another id in each
+    source, and none in a renamed copy. Keeps the shortest id: a file path in place of an id is longer."""
+    ids = np.array(sorted(set(patients), key=lambda name: (len(name), name)), dtype=object)
+    rank = {name: index for index, name in enumerate(ids)}
+    patient = np.array([rank[name] for name in patients], dtype=np.int64)
     joined = connect(len(ids), np.stack([patient, patient[group]], axis=1))
     return ids[joined[patient]]
 
@@ -276,12 +280,12 @@ def _settle_copies(
     source: np.ndarray,
     file: np.ndarray,
 ) -> np.ndarray:
-    """(n,) reason for every image that is not used because it is unreadable or because of its copies."""
+    """(n,) reason why an image is not used: unreadable, a copy, or a copy with another label; else ""."""
     facts, reason = cache.facts, np.full(len(group), "", dtype=object)
     reason[list(cache.unreadable)] = UNREADABLE
 
     def preference(row: int) -> tuple:
-        """Of the best split the largest image, then by content: never by the place in the list."""
+        """Prefer the best split, then the largest image, then the content; never the order of the list."""
         pixels = int(facts["width"][row]) * int(facts["height"][row])
         return _RANK[split[row]], -pixels, facts["sha256"][row], source[row], Path(file[row]).name
 
@@ -294,7 +298,7 @@ def _settle_copies(
         if len(set(label[rows])) > 1:
             reason[rows] = CONFLICT
         if len(in_test):
-            # A test split stays as it was published: whole, copies inside one source included.
+            # A published test split stays complete, copies within one source included.
             keep = in_test[source[in_test] == source[best]]
             reason[keep] = ""
         elif len(set(label[rows])) == 1:
@@ -302,7 +306,7 @@ def _settle_copies(
     return reason
 
 
-# Which of several copies is kept.
+# Of several copies, the one in the first of these splits is kept.
 _RANK = {"test": 0, "validation": 1, "train": 2, "covid": 3}
 
 
@@ -315,7 +319,7 @@ def _rows_of_groups(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 def _notes_on_copies(cohort: Cohort) -> list[str]:
     notes = []
     if copies := int(np.sum(cohort.reason == COPIES)):
-        notes.append(f"left out {copies} images that are copies of others: each image counts once")
+        notes.append(f"left out {copies} copies of other images: each image counts once")
     if conflicting := int(np.sum(cohort.reason == CONFLICT)):
-        notes.append(f"left out {conflicting} images with copies of another label")
+        notes.append(f"left out {conflicting} images that have a copy with another label")
     return notes

@@ -1,4 +1,4 @@
-"""Work in threads over the cores of the machine."""
+"""CPU cores: count them, and spread work over threads."""
 
 import os
 import threading
@@ -17,9 +17,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def available_cores(quota: Path = _QUOTA) -> int:
-    """Count the cores that this process may use: fewer than the machine has in a container or under Slurm."""
+    """Count the cores that this process may use; in a container or under Slurm fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # set by `docker --cpus` and Kubernetes: microseconds of all cores together, per period
+    try:  # set by `docker --cpus` and Kubernetes: CPU time of all cores per period, both in microseconds
         share, period = quota.read_text().split()
         return max(1, min(cores, round(int(share) / int(period))))
     except (OSError, ValueError):  # no such file, or "max"
@@ -27,25 +27,25 @@ def available_cores(quota: Path = _QUOTA) -> int:
 
 
 class _Shared:
-    """How many threads have `one_core_each` open, and the settings that the first of them found."""
+    """Number of threads inside `one_core_each`, and the settings from before the first entered."""
 
     lock, users, threads, blas = threading.Lock(), 0, 0, None
 
 
 @contextmanager
 def one_core_each() -> Iterator[None]:
-    """While it is open, torch and NumPy compute on the calling thread's core only.
+    """Make torch and NumPy compute on the calling thread's core only.
 
-    For work in many threads: one thread per piece is quicker than all threads in each piece, and far quicker
-    where other threads or processes want the same cores. Start the threads inside.
+    For work in many threads: one thread per task is faster than all threads in each task, and far faster if
+    other threads or processes use the same cores. Start the threads inside the context.
     """
     import torch  # takes a second, which counting cores does not need
 
     with _Shared.lock:
         if not _Shared.users:
             _Shared.threads = torch.get_num_threads()
-            _any_thread()
-            _Shared.blas = threadpool_limits(1, user_api="blas")  # NumPy's products
+            _release_control()
+            _Shared.blas = threadpool_limits(1, user_api="blas")  # for NumPy's matrix products
         _Shared.users += 1
         torch.set_num_threads(1)
     try:
@@ -54,13 +54,13 @@ def one_core_each() -> Iterator[None]:
         with _Shared.lock:
             _Shared.users -= 1
             if not _Shared.users:
-                _any_thread()
+                _release_control()
                 _Shared.blas.restore_original_limits()
-            torch.set_num_threads(_Shared.threads)  # each thread has a number of its own, too
+            torch.set_num_threads(_Shared.threads)  # torch also keeps this number per thread
 
 
-def _any_thread() -> None:
-    """From 3.8 on threadpoolctl silently ignores every thread but the first that set a limit."""
+def _release_control() -> None:
+    """Let any thread set a limit: from 3.8 on threadpoolctl ignores all but the first that did."""
     if clear := getattr(OpenBLASController, "clear_controlling_thread", None):
         clear(force=True)
 
@@ -68,10 +68,10 @@ def _any_thread() -> None:
 def work_ahead(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Iterator[Result]:
-    """Yield results in the order of the items, at most `ahead` (from 1) of them begun before they are taken.
+    """Yield `work(item)` in the order of the items, computed in `threads` threads.
 
-    `work` is called in other threads, as many as `threads`; its exception is raised in place of its result.
-    `items` is iterated in the caller's thread.
+    At most `ahead` (1 or more) results are begun before they are taken. An exception of `work` is raised in
+    place of its result. `items` is iterated in the caller's thread.
     """
     pool, waiting = ThreadPoolExecutor(threads), deque()
     try:

@@ -1,6 +1,6 @@
-"""Bytes of a DICOM file -> one grayscale image.
+"""DICOM reading: bytes of a file -> one grayscale image.
 
-`dicom_header` finds the values that describe the pixels; pydicom decodes them and never sees the file.
+dicom_header.py parses the file; pydicom gets only the pixel data and the values that describe it.
 """
 
 import logging
@@ -12,7 +12,7 @@ from PIL import Image
 from hf_pneumonia.data.dicom_header import DicomHeader, read_header
 from hf_pneumonia.errors import UnreadableImage
 
-# Of PS3.3, C.7.3.1.1.1: the modalities of pictures that may be taken for a radiograph.
+# Modalities (PS3.3, C.7.3.1.1.1) of images that somebody may take for a radiograph.
 MODALITIES = {
     "CR": "computed radiography", "DX": "digital radiography", "RG": "a radiograph", "RF": "fluoroscopy",
     "XA": "an angiogram", "CT": "CT", "MR": "magnetic resonance", "US": "ultrasound",
@@ -21,10 +21,10 @@ MODALITIES = {
     "SM": "microscopy",
 }  # fmt: skip
 
-# Of PS3.3, C.8.7.1.1.1 and what is written in its place: from the front, from behind, and from a side.
+# View positions (PS3.3, C.8.7.1.1.1), and what some files have instead: frontal and lateral.
 VIEWS = set("AP PA LL RL LLD RLD LLO RLO LATERAL".split())
 
-# Of PS3.16, annex L, the common ones.
+# Common body parts (PS3.16, annex L).
 BODY_PARTS = set(
     (
         "CHEST THORAX LUNG RIB HEART CSPINE TSPINE LSPINE SSPINE SPINE ABDOMEN PELVIS HIP LEG FEMUR KNEE "
@@ -36,24 +36,25 @@ BODY_PARTS = set(
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# Optional decoders of what neither pydicom nor Pillow decodes. The first, for JPEG Lossless and JPEG-LS, is
-# under the GPL-3.0 and so not a dependency of this project.
+# Optional decoders for what neither pydicom nor Pillow decodes. The first, for JPEG Lossless and JPEG-LS, is
+# licensed under the GPL-3.0 and therefore not a dependency.
 _LIBJPEG = "pip install 'pylibjpeg[libjpeg]' (GPL-3.0)"
 _OPENJPEG = "pip install 'pylibjpeg[openjpeg]'"
 
-_NEVER = {"gdcm"}  # ends the whole process (std::terminate) on some damaged JPEG streams
+_UNSAFE = {"gdcm"}  # some damaged JPEG streams make it end the whole process (std::terminate)
 
 
 def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one image of at most `max_pixels` as its window shows it: (rows, columns) uint8, 0 is black.
+    """Decode one image of at most `max_pixels` through its window: (rows, columns) uint8, 0 is black.
 
-    The stored values go through the modality table (or slope and intercept), then through the first VOI table
-    or window, whose range becomes 0 to 255. Without either, or where the window shows only one gray, values
-    are stretched from the darkest to the brightest, padding left out. MONOCHROME1 is inverted.
-    PresentationLUTShape only repeats that (INVERSE goes with MONOCHROME1, PS3.3 C.8.11.3.1.2).
+    The stored values pass the modality table (or slope and intercept), then the first VOI table or window,
+    whose range becomes 0 to 255. Without either, or where the window shows only one gray, the values are
+    stretched from the darkest to the brightest, ignoring padding. MONOCHROME1 is inverted;
+    PresentationLUTShape only repeats this (PS3.3 C.8.11.3.1.2) and is ignored.
 
     Raises:
-        UnreadableImage: the reason holds no value of the file but sizes, pixel values and its transfer syntax.
+        UnreadableImage: not one readable image. The message quotes nothing of the file but sizes, pixel
+            values and the transfer syntax.
     """
     header = read_header(data)
     _refuse_other_images(header, max_pixels)
@@ -64,19 +65,19 @@ def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def read_kind(data: bytes) -> dict[str, str]:
-    """Read what a DICOM file says it shows: `modality` (one of MODALITIES), `body_part` (of BODY_PARTS) and
-    `view` (of VIEWS). Other values are left out: in a damaged file they may be anything.
+    """Read the declared content of a DICOM file: `modality` (one of MODALITIES), `body_part` (of BODY_PARTS)
+    and `view` (of VIEWS). Other values are left out, because a damaged file may hold anything.
 
     Raises:
         UnreadableImage: as `read_dicom`.
     """
     header = read_header(data)
-    said = {
+    declared = {
         "modality": (header.text("Modality"), MODALITIES),
         "body_part": (header.text("BodyPartExamined").upper(), BODY_PARTS),
         "view": (header.text("ViewPosition").upper(), VIEWS),
     }
-    return {name: text for name, (text, known) in said.items() if text in known}
+    return {name: text for name, (text, known) in declared.items() if text in known}
 
 
 def _refuse_other_images(header: DicomHeader, max_pixels: int) -> None:
@@ -95,13 +96,13 @@ def _refuse_other_images(header: DicomHeader, max_pixels: int) -> None:
     signed = header.integer("PixelRepresentation", default=0)
     if samples == 3 and photometric in _COLOUR and bits == 8 and not signed:
         return
-    # Not shown: in a damaged file the text may be anything.
+    # Does not quote the value: a damaged file may hold anything.
     raise UnreadableImage("DICOM pixels that are neither gray nor RGB of 8 bits: save it as gray")
 
 
 def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
-    """Stored values of a gray image -> (rows, columns) uint8, 0 is black."""
-    with np.errstate(all="ignore"):  # a damaged slope may overflow, which is checked here
+    """Convert the stored values of a gray image to (rows, columns) uint8, 0 is black."""
+    with np.errstate(all="ignore"):  # a damaged slope may overflow, which is checked below
         values = _modality(stored, header)
         if not np.isfinite(values).all():
             raise UnreadableImage("damaged DICOM: RescaleSlope or RescaleIntercept")
@@ -118,17 +119,17 @@ def _show(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
 
 
 def _is_image(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
-    """False where there is padding: one far value would squeeze the image into few grays."""
+    """Mask the padding with False: one outlier would squeeze the image into few grays."""
     if "PixelPaddingValue" not in header:
         return np.ones(stored.shape, dtype=bool)
     signed = header.integer("PixelRepresentation", default=0) == 1
-    one = header.integer("PixelPaddingValue", signed=signed)
-    other = header.integer("PixelPaddingRangeLimit", default=one, signed=signed)
-    return (stored < min(one, other)) | (stored > max(one, other))
+    padding = header.integer("PixelPaddingValue", signed=signed)
+    limit = header.integer("PixelPaddingRangeLimit", default=padding, signed=signed)
+    return (stored < min(padding, limit)) | (stored > max(padding, limit))
 
 
 def _modality(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
-    """Stored values -> float values in the unit that the window is given in."""
+    """Convert stored values to float values in the unit of the window."""
     if lut := header.lut("ModalityLUTSequence"):
         return _look_up(stored, *lut)
     # float32 holds every number of 16 bits.
@@ -138,10 +139,10 @@ def _modality(stored: np.ndarray, header: DicomHeader) -> np.ndarray:
 
 
 def _voi(values: np.ndarray, header: DicomHeader) -> np.ndarray | None:
-    """Values -> what is shown of them, 0 to 1; None where the file gives neither table nor window."""
+    """Map values to displayed brightness, 0 to 1; None where the file has neither a table nor a window."""
     if lut := header.lut("VOILUTSequence"):
         shown = _look_up(values, *lut)
-        # By the table's values, not its declared bits: 12 bits that claim to be 16 would go black.
+        # By the table's values, not its declared bits: 12 bits declared as 16 would turn black.
         low, high = float(lut[1].min()), float(lut[1].max())
         return (shown - low) / max(high - low, 1)
     centre, width = header.decimal("WindowCenter"), header.decimal("WindowWidth")
@@ -159,8 +160,8 @@ def _voi(values: np.ndarray, header: DicomHeader) -> np.ndarray | None:
 
 
 def _look_up(values: np.ndarray, first: int, table: np.ndarray) -> np.ndarray:
-    """Map values through a table; those before and after it take its first and last entry."""
-    # 16 bits without sign in the file; with one where the values have it.
+    """Map values through a table; values beyond its ends take its first or last entry."""
+    # The file has it as unsigned 16 bits, but it is signed where the values are.
     if first >= 2**15 and values.min() < 0:
         first -= 2**16
     index = (np.rint(values) - first).clip(0, len(table) - 1).astype(np.intp)
@@ -171,18 +172,18 @@ _silence = threading.local()
 
 
 class _Silence(logging.Filter):
-    """Drop what pydicom logs in this thread while it is entered: a traceback per decoder that fails."""
+    """Drop pydicom's log lines in this thread while entered: a traceback per decoder that fails."""
 
     def __enter__(self) -> None:
         for name in ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils"):
             logging.getLogger(name).addFilter(_SILENCE)
-        _silence.wanted = True
+        _silence.active = True
 
     def __exit__(self, *_) -> None:
-        _silence.wanted = False
+        _silence.active = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(_silence, "wanted", False)
+        return not getattr(_silence, "active", False)
 
 
 _SILENCE = _Silence()
@@ -190,7 +191,7 @@ _SILENCE = _Silence()
 
 def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
     """Decode the one frame of a file: (rows, columns) integers as stored, or (rows, columns, 3) uint8 RGB."""
-    # Here, because only DICOM files need the import.
+    # Imported late: only DICOM files need it.
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -222,42 +223,42 @@ def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
             return decoder.as_array(pixels, index=0, **options)[0]
     except UnreadableImage:
         raise
-    except Exception as error:  # of many kinds, where the header contradicts itself
+    except Exception as error:  # of many types, where the header contradicts itself
         raise UnreadableImage(f"damaged DICOM: its pixels ({type(error).__name__})") from None
 
 
 def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
     kind = decoder.UID.name
     install = _OPENJPEG if kind.startswith("High-Throughput") else _LIBJPEG
-    plugins = [name for name in decoder.available_plugins if name not in _NEVER]
+    plugins = [name for name in decoder.available_plugins if name not in _UNSAFE]
     if not plugins:
-        raise UnreadableImage(f"DICOM compressed as {kind}, and no decoder for it: {install}")
+        raise UnreadableImage(f"DICOM compressed as {kind}, and no decoder is installed: {install}")
     _check_stream(pixels, options)
     for plugin in plugins:
         try:
             with _SILENCE:
                 array, _ = decoder.as_array(pixels, index=0, decoding_plugin=plugin, **options)
-        # Decoders raise nearly anything on damaged bytes, or on a kind that only the next one knows.
+        # Decoders raise nearly anything on damaged bytes, or on a variant that only the next one reads.
         except Exception:
             continue
         if array.shape[:2] == (options["rows"], options["columns"]):
             return array
-    hint = "" if {"pylibjpeg", "pydicom"} & set(plugins) else f"; for rarer kinds: {install}"
-    raise UnreadableImage(f"DICOM compressed as {kind}: damaged, or of a kind that is not decoded{hint}")
+    hint = "" if {"pylibjpeg", "pydicom"} & set(plugins) else f"; for rare variants: {install}"
+    raise UnreadableImage(f"DICOM compressed as {kind}: damaged, or an unsupported variant{hint}")
 
 
 def _exactly(pixels: bytes, options: dict) -> bytes:
-    """Uncompressed pixels without what follows them, of which pydicom would warn."""
+    """Cut off what follows the uncompressed pixels: pydicom would warn about it."""
     samples = 2 if options["photometric_interpretation"] == "YBR_FULL_422" else options["samples_per_pixel"]
     expected = -(-options["rows"] * options["columns"] * samples * options["bits_allocated"] // 8)
     if len(pixels) < expected:
-        raise UnreadableImage(f"DICOM that is cut off: {len(pixels):,} of {expected:,} bytes of pixels")
+        raise UnreadableImage(f"DICOM cut off: {len(pixels):,} of {expected:,} bytes of pixels")
     return pixels[: expected + expected % 2]
 
 
 def _check_stream(pixels: bytes, options: dict) -> None:
-    """Refuse compressed pixels of another size than the header's (a few bytes may expand to gigabytes), and
-    those that are cut off, which libjpeg fills up."""
+    """Refuse compressed pixels of another size than in the header, because a few bytes may expand to
+    gigabytes; and those that are cut off, because libjpeg fills in the rest."""
     from pydicom.encaps import get_frame
 
     try:
@@ -273,12 +274,12 @@ def _check_stream(pixels: bytes, options: dict) -> None:
         raise UnreadableImage(
             f"damaged DICOM: compressed pixels of {size[0]} x {size[1]}, expected {expected}"
         )
-    if b"\xff\xd9" not in stream[-10:]:  # the end, in JPEG, JPEG-LS and JPEG 2000 alike; padding may follow
-        raise UnreadableImage("DICOM that is cut off: its compressed pixels have no end")
+    if b"\xff\xd9" not in stream[-10:]:  # end marker of JPEG, JPEG-LS and JPEG 2000; padding may follow
+        raise UnreadableImage("DICOM cut off: its compressed pixels have no end marker")
 
 
 def _stream_size(stream: bytes) -> tuple[int, int] | None:
-    """(columns, rows) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None for RLE, which has none."""
+    """Read (columns, rows) from a JPEG, JPEG-LS or JPEG 2000 stream; None for RLE, which does not have it."""
     siz = stream[:1024].find(b"\xff\x4f\xff\x51")
     if siz >= 0:
         right, lower, left, upper = np.frombuffer(stream, ">u4", 4, siz + 8).tolist()
@@ -288,7 +289,7 @@ def _stream_size(stream: bytes) -> tuple[int, int] | None:
     position = 2
     while position + 9 <= len(stream):
         marker = stream[position + 1]
-        # Start of frame: SOF0 to SOF15 without the three that are something else, and JPEG-LS.
+        # Start of frame: SOF0 to SOF15 without three other markers (DHT, JPG, DAC), and JPEG-LS.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
             rows, columns = np.frombuffer(stream, ">u2", 2, position + 5).tolist()
             return columns, rows

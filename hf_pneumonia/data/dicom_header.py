@@ -1,8 +1,8 @@
-"""Bytes of a DICOM file -> the values that describe its picture, and where the pixels are.
+"""DICOM header: the values that describe the pixels, and the position of the pixels in the file.
 
-No patient data is read: the elements in `_READ` and `_LUTS` are looked at, every other one is stepped over by
-its length. pydicom's reader is not used: asked for a few tags, it still parses sequences of others, and its
-warnings quote values, which in a damaged file may be a patient's.
+Reads no patient data: only the elements in `_READ` and `_LUTS`; all others are skipped by their length.
+pydicom's reader is not used: asked for a few tags, it still parses other sequences, and its warnings quote
+values, which in a damaged file may be a patient's.
 """
 
 import math
@@ -31,7 +31,7 @@ _PIXEL_DATA = 0x7FE00010
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 
-# The kinds of values whose length has four bytes (DICOM PS3.5, 7.1.2).
+# Value representations (VR) with a length of four bytes (PS3.5, 7.1.2).
 _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
@@ -40,12 +40,12 @@ DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 
 @dataclass
 class DicomHeader:
-    """What a DICOM file says of its pixels.
+    """The description of the pixels in a DICOM file.
 
     Attributes:
         syntax: UID of the transfer syntax, digits and dots.
         order: "<" or ">", the byte order of numbers.
-        pixels: (start, stop) of the pixel data in the file; to its end where their length is open.
+        pixels: (start, stop) of the pixel data in the file; the end of the file if the length is undefined.
         pixels_vr: "OB", "OW", or "" where the file does not say.
     """
 
@@ -60,7 +60,7 @@ class DicomHeader:
         return len(self._values.get(name, b"")) >= 2
 
     def integer(self, name: str, default: int | None = None, signed: bool = False) -> int:
-        """Read a number of 16 bits.
+        """Return an integer of 16 bits.
 
         Raises:
             UnreadableImage: it is missing and has no default, or is damaged.
@@ -73,7 +73,7 @@ class DicomHeader:
         return struct.unpack_from(self.order + ("h" if signed else "H"), value)[0]
 
     def decimal(self, name: str) -> float | None:
-        """Read the first of the numbers that are written as text; None where there is none.
+        """Return the first number of a decimal string; None where it is missing or empty.
 
         Raises:
             UnreadableImage: it is not a finite number.
@@ -81,7 +81,7 @@ class DicomHeader:
         text = self.text(name).split("\\")[0].strip()
         if not text:
             return None
-        # Not what Python takes for a number ("1_0", "nan"), but what DICOM does.
+        # Python also accepts "1_0" and "nan", DICOM does not.
         try:
             number = float(text) if re.fullmatch(r"[-+0-9.eE]{1,64}", text) else math.inf
         except ValueError:
@@ -91,11 +91,11 @@ class DicomHeader:
         return number
 
     def text(self, name: str) -> str:
-        """Read a text without its padding. It may be anything in a damaged file: never show it."""
+        """Return a text without its padding. A damaged file may hold anything here: never show it."""
         return self._values.get(name, b"").decode("latin-1").strip(" \0")
 
     def lut(self, name: str) -> tuple[int, np.ndarray] | None:
-        """Read a look-up table: (first value that it maps, unsigned 16 bits; (entries,) integers), or None.
+        """Return a look-up table: (first mapped value, unsigned 16 bits; (entries,) integers), or None.
 
         Raises:
             UnreadableImage: it is damaged.
@@ -115,26 +115,28 @@ class DicomHeader:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether this is a DICOM file: by its mark or, in files from before the mark, by their first group. No
-    image format that `image` reads begins so."""
+    """Return whether this is a DICOM file: by its "DICM" prefix or, in files without it, by the first tag.
+    No image format that images.py reads begins like this."""
     return data[128:132] == b"DICM" or (data[:1] in (b"\x02", b"\x08") and data[1:4] in _FIRST_ELEMENTS)
 
 
-# The rest of the first tag of a file without mark, such as (0002,0000) or (0008,0005).
-_FIRST_ELEMENTS = {bytes((0, one, 0)) for one in (0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18)}
+# The rest of the first tag of a file without a prefix, such as (0002,0000) or (0008,0005).
+_FIRST_ELEMENTS = {
+    bytes((0, element, 0)) for element in (0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18)
+}
 
 
 def read_header(data: bytes) -> DicomHeader:
-    """Find what describes the pixels.
+    """Read the header of a DICOM file.
 
     Raises:
-        UnreadableImage: no pixels, cut off, damaged or deflated. No value of the file is in the message.
+        UnreadableImage: no pixels, cut off, damaged or deflated. The message quotes no value of the file.
     """
     position, syntax = _read_meta(data, 132 if data[128:132] == b"DICM" else 0)
     if syntax == DEFLATED:
-        # Its size is known only once it is inflated, and no image is kept so.
-        raise UnreadableImage("DICOM that is deflated as a whole: save it in another transfer syntax")
-    # Asked of the bytes, as pydicom does too: some writers declare the one and write the other.
+        # Unsafe, because its size is known only after inflating; images are not stored like this.
+        raise UnreadableImage("deflated DICOM: save it in another transfer syntax")
+    # Detected from the bytes, as in pydicom: some writers declare one encoding and use the other.
     explicit = _is_vr(data[position + 4 : position + 6])
     header = DicomHeader(syntax or (EXPLICIT if explicit else IMPLICIT), ">" if syntax == BIG_ENDIAN else "<")
     layout = explicit, header.order
@@ -150,7 +152,7 @@ def read_header(data: bytes) -> DicomHeader:
 
 
 def _read_meta(data: bytes, position: int) -> tuple[int, str]:
-    """(where the data set begins, transfer syntax or "")."""
+    """Return the position of the data set, and the transfer syntax or ""."""
     syntax = ""
     while data[position : position + 2] == b"\x02\x00":  # group 2, always explicit and little-endian
         tag, _, length, start = _element(data, position, (True, "<"))
@@ -163,19 +165,19 @@ def _read_meta(data: bytes, position: int) -> tuple[int, str]:
 
 
 def _read_lut(data: bytes, start: int, stop: int, layout: tuple[bool, str]) -> tuple[bytes, bytes] | None:
-    """(descriptor, data) of the first item of a sequence, or None where it has none."""
+    """Return (descriptor, data) of the first item of a sequence, or None where it has no items."""
     if stop - start < 8:
         return None
     tag, _, length, start = _element(data, start, layout)
     if tag != _ITEM:
         return None
     item = data[start : min(stop, start + length)]
-    found = {tag: item[first:last] for tag, _, first, last in _elements(item, 0, layout)}
-    return found.get(_LUT_DESCRIPTOR, b""), found.get(_LUT_DATA, b"")
+    values = {tag: item[first:last] for tag, _, first, last in _elements(item, 0, layout)}
+    return values.get(_LUT_DESCRIPTOR, b""), values.get(_LUT_DATA, b"")
 
 
 def _elements(data: bytes, position: int, layout: tuple[bool, str]) -> Iterator[tuple[int, bytes, int, int]]:
-    """(tag, kind of value, start and stop of the value) of each element of one level, up to the pixels."""
+    """Yield (tag, VR, start and stop of the value) of each element of one level, up to the pixels."""
     while position + 8 <= len(data):
         tag, vr, length, start = _element(data, position, layout)
         if tag == _ITEM_END:
@@ -188,7 +190,7 @@ def _elements(data: bytes, position: int, layout: tuple[bool, str]) -> Iterator[
 
 
 def _end_of_sequence(data: bytes, position: int, layout: tuple[bool, str]) -> int:
-    """Where a value of open length ends. Counts openings, so that no nesting exhausts the stack."""
+    """Return the end of a value of undefined length. A loop: deep nesting would exhaust the stack."""
     depth = 1
     while depth:
         tag, _, length, position = _element(data, position, layout)
@@ -202,20 +204,20 @@ def _end_of_sequence(data: bytes, position: int, layout: tuple[bool, str]) -> in
 
 
 def _element(data: bytes, position: int, layout: tuple[bool, str]) -> tuple[int, bytes, int, int]:
-    """(tag, kind of value or b"", length, where the value starts) of the element at this position."""
+    """Return (tag, VR or b"", length, start of the value) of the element at this position."""
     explicit, order = layout
     try:
         group, element = struct.unpack_from(order + "HH", data, position)
         tag, vr = group << 16 | element, data[position + 4 : position + 6]
-        # Items have no kind; nor have elements that a writer copied unchanged from an implicit file.
+        # Items have no VR; nor have elements that a writer copied unchanged from an implicit file.
         if not explicit or group == 0xFFFE or not _is_vr(vr):
             return tag, b"", struct.unpack_from(order + "I", data, position + 4)[0], position + 8
         if vr in _LONG:
             return tag, vr, struct.unpack_from(order + "I", data, position + 8)[0], position + 12
         return tag, vr, struct.unpack_from(order + "H", data, position + 6)[0], position + 8
     except struct.error:
-        raise UnreadableImage("DICOM that is cut off") from None
+        raise UnreadableImage("DICOM cut off") from None
 
 
-def _is_vr(two: bytes) -> bool:
-    return len(two) == 2 and all(0x41 <= letter <= 0x5A for letter in two)
+def _is_vr(name: bytes) -> bool:
+    return len(name) == 2 and all(0x41 <= letter <= 0x5A for letter in name)

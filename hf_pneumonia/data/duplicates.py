@@ -1,10 +1,9 @@
-"""Thumbnails of images -> the pairs that show the same image.
+"""Duplicate detection: thumbnails -> pairs of copies and of similar images.
 
-Copies differ in size, compression, brightness and a few percent of their edge. Two images are taken for
-copies if they correlate after both were normalised locally (bones, markers and noise count, exposure does
-not) and laid over each other. Measured on 5,216 images of children (docs/audit.md): copies at another
-size reach 0.986 and more, with up to 5% cut off every side 0.92; two images of one child reach at most 0.86,
-of two children 0.83.
+Copies differ in size, compression, brightness and a few percent of their edge. Two images count as copies if
+they correlate after local normalisation (which keeps bones, markers and noise, and removes exposure) and
+alignment. On 5,216 paediatric images (docs/audit.md) resized copies correlate by at least 0.986, copies
+cropped by up to 5% a side by 0.92; two images of one child by at most 0.86, of two children by 0.83.
 """
 
 import hashlib
@@ -19,37 +18,36 @@ from scipy.sparse.csgraph import connected_components
 
 from hf_pneumonia.data.cores import one_core_each
 
-# Side of a thumbnail in pixels: ribs and vessels are still to be seen, and 50,000 of them are 205 MB.
+# Side of a thumbnail in pixels: ribs and vessels are still visible, and 50,000 thumbnails take 205 MB.
 THUMBNAIL = 64
 
-# Least correlation of two copies. Between ALIKE and COPY are images of one child, sometimes under two ids.
+# Lowest correlation of copies, and of similar images, which may be of one child under two ids.
 COPY = 0.9
 ALIKE = 0.8
 
-# Part of the key under which found pairs are kept; raise it when the same thumbnails give other pairs.
+# Part of the key of the image cache. Raise it when the same thumbnails give other pairs.
 VERSION = 3
 
-_CHUNK = 512  # images that are worked on at a time
-_FEW = 128  # pairs that are: a pair takes a megabyte meanwhile
-_NEIGHBOURS = (
-    8  # nearest images that are laid over each image; copies cut by 5% a side were among the first 8
-)
-_BLOCKS = 4  # blocks that each image is looked up in
-_FREQUENCIES = 13  # lowest cosine frequencies along each side that make the perceptual hash
-_EDGE = 3  # pixels of a thumbnail that the second view of each image lacks on every side
-_MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # how far two images are moved to fit; a shift of 2 is the whole side
+_CHUNK = 512  # images per batch
+_FEW = 128  # pairs per batch; each needs a megabyte
+_NEIGHBOURS = 8  # nearest images that each image is aligned with; enough for copies cropped by 5% a side
+_BLOCKS = 4  # blocks in which each image is looked up
+_FREQUENCIES = 13  # lowest cosine frequencies along each side, which form the perceptual hash
+_EDGE = 3  # pixels of a thumbnail cropped from every side in the second view of each image
+_MAX_SCALE, _MAX_SHIFT = 0.25, 0.25  # limits of the alignment; a shift of 2 is the whole side
 
 
 def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the pairs of images that are alike, among (n, THUMBNAIL, THUMBNAIL) uint8.
+    """Find the pairs of similar images among (n, THUMBNAIL, THUMBNAIL) uint8.
 
-    A perceptual hash proposes each image's nearest neighbours; pixels decide. Images are compared within
-    blocks of similar ones, whose number and size grow with the root of n, so the time grows with n^1.5.
+    A perceptual hash proposes each image's nearest neighbours; the correlation of pixels decides. Images are
+    compared within blocks of similar ones. Number and size of the blocks grow with the square root of n, so
+    the time grows with n^1.5.
 
     Returns:
         (m, 2) int64, sorted rows of pairs with the lower row first; and (m,) float32 correlations, at least
-        ALIKE. Equal thumbnails are paired with the first of them, and only that one with others; otherwise
-        the order of the images does not matter. Blank images are in no pair.
+        ALIKE. Equal thumbnails are paired with the first of them, which alone is paired with others; apart
+        from that the order of the images does not matter. Blank images are in no pair.
     """
     threads = torch.get_num_threads()
     with one_core_each(), ThreadPoolExecutor(threads) as pool:
@@ -57,17 +55,19 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndarray]:
-    """Search in rounds: an image with many copies has no room for other neighbours. So one image represents
-    its equals, and in each further round one represents each crowd of copies, until nothing new is found.
+    """Search in rounds, because an image's nearest neighbours may all be copies of one image.
+
+    One image represents all equal thumbnails, and in each further round one represents each large group of
+    copies, until nothing new is found.
     """
     first = _first_equals(thumbnails)
-    again = np.flatnonzero(first < np.arange(len(first)))
-    found, likeness = np.stack([first[again], again], axis=1), np.ones(len(again), dtype=np.float32)
+    repeated = np.flatnonzero(first < np.arange(len(first)))
+    found, likeness = np.stack([first[repeated], repeated], axis=1), np.ones(len(repeated), dtype=np.float32)
     chosen = np.flatnonzero(first == np.arange(len(first)))
-    crowds = chosen
-    while len(crowds):
+    large = chosen
+    while len(large):
         pairs = _propose(thumbnails, chosen, pool)
-        pairs = pairs[np.isin(pairs, crowds).any(axis=1)]
+        pairs = pairs[np.isin(pairs, large).any(axis=1)]
         correlations = np.empty(len(pairs), np.float32)
         list(pool.map(partial(_overlay_rows, thumbnails, pairs, correlations), range(0, len(pairs), _FEW)))
         alike = correlations >= ALIKE
@@ -76,16 +76,16 @@ def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndar
         group = connect(len(first), found[likeness >= COPY])
         before, chosen = len(chosen), np.unique(group[chosen])
         size = np.bincount(group, minlength=len(first))
-        crowds = chosen[size[chosen] > _NEIGHBOURS // 2] if len(chosen) < before else chosen[:0]
+        large = chosen[size[chosen] > _NEIGHBOURS // 2] if len(chosen) < before else chosen[:0]
     found, once = np.unique(found, axis=0, return_index=True)
     return found, likeness[once]
 
 
 def connect(count: int, links: np.ndarray) -> np.ndarray:
-    """Join the nodes 0 to count - 1 that are linked, directly or through others, by `links` (m, 2).
+    """Find the connected components of the nodes 0 to count - 1 with the edges `links` (m, 2).
 
     Returns:
-        (n,) int64, the lowest node of each node's group; a node without links is its own.
+        (count,) int64, the lowest node of each node's component; a node without links is its own.
     """
     links = np.asarray(links).reshape(-1, 2)
     graph = coo_array((np.ones(len(links), dtype=bool), tuple(links.T)), (count, count))
@@ -95,7 +95,7 @@ def connect(count: int, links: np.ndarray) -> np.ndarray:
 
 
 def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
-    """(n,) first row with the same thumbnail; a blank image's own."""
+    """(n,) first row with the same thumbnail; the own row of a blank image."""
     seen: dict[bytes, int] = {}
     first = np.arange(len(thumbnails))
     for row, thumbnail in enumerate(thumbnails):
@@ -106,8 +106,8 @@ def _first_equals(thumbnails: np.ndarray) -> np.ndarray:
 
 def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.ndarray:
     """(m, 2) int64 pairs of the chosen rows worth a closer look, lower row first, without repetition."""
-    # Threads write to arrays that exist already: small results between large temporary ones would keep their
-    # memory from being reused (100,000 images: 4.4 GB instead of 2.1).
+    # Threads write to preallocated arrays: small results between large temporary ones would fragment the
+    # memory (100,000 images: 4.4 GB instead of 2.1).
     views = torch.empty(2, len(chosen), _FREQUENCIES**2 - 1)
     structured = torch.empty(len(chosen), dtype=torch.bool)
 
@@ -119,7 +119,7 @@ def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.n
     hashes, rows = views[:, structured].flatten(0, 1), torch.from_numpy(chosen)[structured].repeat(2)
     if not len(hashes):
         return np.empty((0, 2), dtype=np.int64)
-    # Landmarks spread over the images, whatever order those come in.
+    # Landmarks spread over the images, independent of their order.
     landmarks = hashes[hashes[:, 0].argsort()[:: max(1, int(len(hashes) ** 0.5))]]
     blocks = min(_BLOCKS, len(landmarks))
     nearest = torch.cat([(part @ landmarks.T).topk(blocks).indices for part in hashes.split(_CHUNK)])
@@ -143,14 +143,14 @@ def _neighbours(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(2, n) lower and higher row, and (n,) likeness, of the nearest among `members` to each of `chunk`."""
     likeness = hashes[chunk] @ hashes[members].T
-    likeness[rows[chunk][:, None] == rows[members]] = -1  # an image is no neighbour of itself
+    likeness[rows[chunk][:, None] == rows[members]] = -1  # an image is not its own neighbour
     best = likeness.topk(min(_NEIGHBOURS, len(members)))
     pair = torch.stack([rows[chunk][:, None].expand_as(best.indices), rows[members][best.indices]])
     return torch.stack([pair.amin(0), pair.amax(0)]).flatten(1), best.values.flatten()
 
 
 def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int) -> np.ndarray:
-    """Of the pairs (low, high), some of them named repeatedly, those with each row's nearest neighbours."""
+    """Keep the pairs (low, high), which may repeat, that hold a nearest neighbour of one of their rows."""
     code, which = np.unique(low * count + high, return_inverse=True)
     best = np.full(len(code), -1, dtype=np.float32)
     np.maximum.at(best, which, likeness)
@@ -164,11 +164,11 @@ def _nearest(low: np.ndarray, high: np.ndarray, likeness: np.ndarray, count: int
 
 
 def _hashes(thumbnails: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perceptual hashes of (n, THUMBNAIL, THUMBNAIL): (2, n, d) float32 of length one; and (n,) whether an
-    image has any structure: the hash of a blank one means nothing.
+    """Compute perceptual hashes of (n, THUMBNAIL, THUMBNAIL): (2, n, d) float32 of length one; and (n,)
+    whether the image is not blank: the hash of a blank one means nothing.
 
-    The lowest cosine frequencies after coarse local normalisation, as in "pHash", but with their size. Each
-    image has two, with and without its edge, so that an image and its crop have similar hashes.
+    The hash holds the lowest cosine frequencies after coarse local normalisation, as in "pHash", but with
+    their magnitude. Each image has two, with and without its edge: a crop then has a similar hash.
     """
     side = torch.arange(THUMBNAIL)
     cosine = torch.cos(torch.pi / THUMBNAIL * (side + 0.5) * torch.arange(_FREQUENCIES)[:, None])
@@ -180,31 +180,31 @@ def _hashes(thumbnails: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _overlay_rows(thumbnails: np.ndarray, pairs: np.ndarray, found: np.ndarray, start: int) -> None:
-    """Write to `found` the correlations of a few pairs of rows, normalised over ribs and vessels."""
+    """Write the correlations of a few pairs of rows to `found`, after normalising at the scale of ribs."""
     few = slice(start, start + _FEW)
     images = (torch.from_numpy(thumbnails[rows]).float()[:, None] for rows in pairs[few].T)
     found[few] = _overlay(*(_normalise(image, 3) for image in images)).numpy()
 
 
 def _overlay(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Move each second image onto the first, both (m, 1, THUMBNAIL, THUMBNAIL) and locally normalised.
+    """Align each second image with the first, both (m, 1, THUMBNAIL, THUMBNAIL) and locally normalised.
 
-    Least squares over the scale and shift of either axis, coarse to fine: the inverse compositional method of
-    Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004). Returns (m,) Pearson correlations of what they
-    share; pairs that have little in common at a coarse scale keep the correlation that they have there.
+    Least squares over the scale and shift of each axis, coarse to fine: the inverse compositional method of
+    Baker and Matthews, "Lucas-Kanade 20 Years On" (IJCV 2004). Returns (m,) Pearson correlations of the
+    overlap; a pair that correlates little at a coarse scale is not refined and keeps that correlation.
     """
     fit = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(len(first), 1)  # scale x, scale y, shift x, shift y
     correlation = torch.zeros(len(first))
-    going = torch.arange(len(first))
-    for side, least in ((THUMBNAIL // 4, 0.6), (THUMBNAIL // 2, 0.75), (THUMBNAIL, 1.0)):
-        still, moved = (F.adaptive_avg_pool2d(images[going], side) for images in (first, second))
-        fit[going], correlation[going] = _fit(still, moved, fit[going])
-        going = going[correlation[going] >= least]
+    active = torch.arange(len(first))
+    for side, lowest in ((THUMBNAIL // 4, 0.6), (THUMBNAIL // 2, 0.75), (THUMBNAIL, 1.0)):
+        still, moved = (F.adaptive_avg_pool2d(images[active], side) for images in (first, second))
+        fit[active], correlation[active] = _fit(still, moved, fit[active])
+        active = active[correlation[active] >= lowest]
     return correlation
 
 
 def _fit(still: torch.Tensor, moved: torch.Tensor, fit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three steps of `_overlay` at one scale: (m, 4) fit and (m,) correlation."""
+    """Take three steps of `_overlay` at one scale: (m, 4) fit and (m,) correlation."""
     side = still.shape[-1]
     centre = (torch.arange(side) * 2 + 1) / side - 1
     y, x = torch.meshgrid(centre, centre, indexing="ij")
@@ -224,7 +224,7 @@ def _fit(still: torch.Tensor, moved: torch.Tensor, fit: torch.Tensor) -> tuple[t
 
 
 def _gradient(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change along x and along y, per unit of a coordinate that runs from -1 to 1 over the image."""
+    """Gradients along x and y, per unit of a coordinate that runs from -1 to 1 over the image."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     step = images.shape[-1] / 4  # two pixels are 4 / side
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * step
@@ -235,7 +235,7 @@ def _gradient(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _move(
     images: torch.Tensor, fit: torch.Tensor, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images resampled at scale * position + shift, and where that lies inside them (1.0) or not (0.0)."""
+    """Resample images at scale * position + shift; also return 1.0 where this lies inside them, else 0.0."""
     fit = fit[:, :, None, None]
     grid = torch.stack([x * fit[:, 0] + fit[:, 2], y * fit[:, 1] + fit[:, 3]], -1)
     inside = (grid.abs() <= 1).all(-1)[:, None].float()
@@ -252,14 +252,14 @@ def _correlate(first: torch.Tensor, second: torch.Tensor, inside: torch.Tensor) 
 
 
 def _normalise(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Take the local mean away and divide by the local spread, both Gaussian of `sigma` pixels."""
+    """Subtract the local mean and divide by the local spread, both Gaussian with `sigma` pixels."""
     detail = images - _smooth(images, sigma)
-    # 2 of 255 gray levels: in a flat field noise and compression must not be blown up.
+    # 2 of 255 gray levels, so that noise and compression are not amplified in flat areas.
     return detail / (_smooth(detail**2, sigma).sqrt() + 2)
 
 
 def _smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur, mirrored at the edge, as two matrix products: quicker than conv2d on small images."""
+    """Blur with a Gaussian, mirrored at the edge. Matrix products are faster than conv2d on small images."""
     side = images.shape[-1]
     reach = min(int(3 * sigma + 0.5), side)
     offsets = torch.arange(-reach, reach + 1)

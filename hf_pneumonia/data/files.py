@@ -1,4 +1,4 @@
-"""Files and folders: which may be images, how they are written whole or not at all, settings as plain values."""
+"""File types, atomic writes of files and folders, and safe reading of YAML and JSON."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-# Those of datasets' `imagefolder`, which takes half a second to be asked.
+# Copied from datasets' `imagefolder`, whose import takes half a second.
 IMAGE_ENDINGS = frozenset(
     (
         ".apng .blp .bmp .bufr .bw .cur .dcx .dds .dib .emf .eps .fit .fits .flc .fli .ftc .ftu .gbr "
@@ -33,16 +33,16 @@ _IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"BM",
 _IMAGE_BEGINNINGS += (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"P5")
 
 _SEAL = "whole.json"  # size and checksum of each file of a folder; written last
-_SUMMED_UP = 64 * 2**20  # bytes up to which a file's checksum is compared, at 1 GB/s; larger: its size only
-_ASIDE = ".building-"  # begins the name of a folder that is not whole yet
+_CHECKSUM_LIMIT = 64 * 2**20  # bytes; of larger files only the size is compared
+_ASIDE = ".building-"  # prefix of the name of an incomplete folder
 
 
 def kind_of(path: Path) -> str | None:
-    """Tell whether a file is an image or DICOM: by its ending, or by its first bytes where it has none."""
+    """Return IMAGE, DICOM or None by a file's extension, or by its first bytes where it has none."""
     kind = kind_by_name(path.name)
     if kind != UNNAMED:
         return kind
-    if not path.is_file():  # a broken link, or a pipe that never ends
+    if not path.is_file():  # a broken link, or a pipe, which would block
         return None
     try:
         with open(path, "rb") as file:
@@ -52,18 +52,18 @@ def kind_of(path: Path) -> str | None:
 
 
 def kind_by_name(name: str) -> str | None:
-    """Tell a file by its name: IMAGE, DICOM, UNNAMED where its first bytes must tell, or None."""
+    """Return IMAGE, DICOM or None by a file's name, or UNNAMED if its first bytes have to decide."""
     ending = os.path.splitext(name)[1].lower()
     if ending in IMAGE_ENDINGS:
         return IMAGE
     if ending in DICOM_ENDINGS:
         return DICOM
-    # 1.2.840.10008 is a name without an ending too
+    # 1.2.840.10008, a DICOM UID, has no extension either.
     return UNNAMED if not ending or ending[1:].isdigit() else None
 
 
 def kind_by_beginning(first: bytes) -> str | None:
-    """Tell a file by its first 132 bytes: IMAGE, DICOM or None."""
+    """Return IMAGE, DICOM or None by a file's first 132 bytes."""
     if first[128:132] == b"DICM":
         return DICOM
     return IMAGE if first.startswith(_IMAGE_BEGINNINGS) else None
@@ -72,25 +72,23 @@ def kind_by_beginning(first: bytes) -> str | None:
 def walk(
     root: Path, on_error: Callable[[OSError], None] | None = None, above: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder below `root`, itself first, with the names of its files. Hidden ones are skipped.
+    """Yield `root` and every folder below it, with the names of its files; skip hidden files and folders.
 
-    Links to folders are followed, but those back to a folder around them.
+    Links to folders are followed, except links to a parent folder.
 
     Args:
         root: the folder.
-        on_error: called for each folder that can't be listed, which is skipped too.
-        above: real paths of the folders around `root`.
+        on_error: called for each folder that can't be listed; the folder is skipped.
+        above: real paths of the parent folders of `root`.
     """
     place = os.path.realpath(root)
     if place in above:
         return
     try:
         with os.scandir(root) as listed:
-            entries = sorted(
-                (one for one in listed if not one.name.startswith(".")), key=lambda one: one.name
-            )
-            folders = [one.name for one in entries if one.is_dir() and not one.name.startswith("__")]
-            names = [one.name for one in entries if not one.is_dir()]
+            entries = [entry for entry in listed if not entry.name.startswith(".")]
+            folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("__"))
+            names = sorted(e.name for e in entries if not e.is_dir())
     except OSError as error:
         if on_error:
             on_error(error)
@@ -102,12 +100,12 @@ def walk(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give another name to write a file under, which becomes `path` when it is complete and on the disk.
+    """Write a file atomically: yield a temporary path, and rename it to `path` once its content is on disk.
 
-    If this is cut short, `path` stays as it was.
+    On any exception `path` stays as it was.
 
     Raises:
-        OSError: the disk is full, or can't be written; it says which file.
+        OSError: the disk is full or can't be written; its `filename` is set.
     """
     aside = path.with_name(f".{path.name}.part")
     with naming(path):
@@ -122,7 +120,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an OSError the name of a file where it has none: a full disk does not say which."""
+    """Set `filename` of an OSError that has none, as when the disk is full."""
     try:
         yield
     except OSError as error:
@@ -131,30 +129,31 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk, so that it survives a power cut."""
+    """Flush a file, or a folder's directory entries, to disk (fsync)."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
+        return  # Windows can't open a folder
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a folder of some network disks
+        if error.errno != errno.EINVAL:  # some network disks can't flush a folder
             raise
     finally:
         os.close(handle)
 
 
 def build_once(folder: Path, build: Callable[[Path], None], sealed: bool = False) -> None:
-    """Build a folder where there is none. It appears when it is complete and on the disk. Folders of one
-    parent are built one after the other, by one process at a time.
+    """Build a folder atomically unless it exists. It appears once its content is on disk.
+
+    One process at a time builds folders of the same parent; the others wait.
 
     Args:
-        folder: its name; parents are made.
-        build: writes the content into the empty folder that it is given.
-        sealed: whether sizes and checksums are kept with the folder, and a damaged one is built anew.
+        folder: path of the folder; missing parents are created.
+        build: writes the content into the empty temporary folder that it receives.
+        sealed: whether to store sizes and checksums with the folder, and to rebuild it if it is damaged.
 
     Raises:
-        OSError: the disk is full, or can't be written.
+        OSError: the disk is full or can't be written.
     """
     if not _damage(folder, sealed):
         return
@@ -165,33 +164,33 @@ def build_once(folder: Path, build: Callable[[Path], None], sealed: bool = False
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info("another run builds in %s: waiting for it", parent)
+            logger.info("%s: waiting for another process that builds in it", parent)
             lock.acquire()
         try:
-            for left in parent.glob(f"{_ASIDE}*"):  # of processes that were killed: they held the lock
+            for left in parent.glob(f"{_ASIDE}*"):  # from killed processes, which held the lock
                 shutil.rmtree(left, ignore_errors=True)
-            if problem := _damage(folder, sealed):  # unless another process built it while this one waited
+            if problem := _damage(folder, sealed):  # another process may have built it meanwhile
                 if folder.exists():
-                    logger.warning("%s is damaged (%s) and built anew", folder, problem)
-                    folder.rename(aside)  # other processes see it whole or not at all
+                    logger.warning("%s: damaged (%s), rebuilding it", folder, problem)
+                    folder.rename(aside)  # other processes never see half a folder
                     shutil.rmtree(aside)
                 aside.mkdir()
                 build(aside)
                 if sealed:
                     sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
                     (aside / _SEAL).write_text(json.dumps(sums))
-                if hasattr(os, "sync"):  # all files at once: a call for each of thousands takes too long
+                if hasattr(os, "sync"):  # one call: fsync of each of thousands of files is slow
                     os.sync()
                 aside.rename(folder)
                 sync(parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits sees that it is gone
+            Path(lock.lock_file).unlink(missing_ok=True)  # before the release: a waiting process notices
             lock.release()
 
 
 def _damage(folder: Path, sealed: bool) -> str:
-    """What is wrong with a folder; "" for nothing."""
+    """Return what is wrong with a folder, or ""."""
     if not sealed:
         return "" if folder.exists() else "missing"
     try:
@@ -199,37 +198,38 @@ def _damage(folder: Path, sealed: bool) -> str:
         for name, expected in sums.items():
             found = _sum(folder / name)
             if found[0] != expected[0]:
-                return f"{name} has {found[0]:,} bytes, and had {expected[0]:,}"
+                return f"{name}: expected {expected[0]:,} bytes, got {found[0]:,}"
             if found != expected:
-                return f"{name} is not what was written"
+                return f"{name}: checksum mismatch"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
-        return f"{_SEAL} says nothing"
+        return f"{_SEAL} is not valid"
     return "" if sums else f"{_SEAL} is empty"
 
 
 def _sum(file: Path) -> list[int | None]:
-    """Bytes of a file, and CRC-32 of a small one."""
+    """Return a file's size in bytes, and its CRC-32 up to `_CHECKSUM_LIMIT`, else None."""
     size = file.stat().st_size
-    return [size, zlib.crc32(file.read_bytes()) if size <= _SUMMED_UP else None]
+    return [size, zlib.crc32(file.read_bytes()) if size <= _CHECKSUM_LIMIT else None]
 
 
-# A recipe has 3 kB, one that names a hundred sources 10 kB; YAML is read at about 50 kB a second.
+# Bytes. A recipe has 3 to 10 kB, and PyYAML reads only about 50 kB per second.
 LARGEST_YAML = 100_000
 
 
 def read_yaml(file: Path) -> object:
-    """Return the plain values of a YAML file.
+    """Read a YAML file as plain values.
 
     Raises:
-        ValueError: not YAML, larger than LARGEST_YAML, or with aliases, of which a few lines can expand to
+        ValueError: the file is not YAML, is larger than LARGEST_YAML, or has aliases, which can expand to
             gigabytes; the message is one line.
+        OSError: it can't be read.
     """
     with open(file, "rb") as content:
         data = content.read(LARGEST_YAML + 1)
     if len(data) > LARGEST_YAML:
-        raise ValueError(f"more than {LARGEST_YAML:,} bytes")
+        raise ValueError(f"expected at most {LARGEST_YAML:,} bytes, got more")
     try:
         return yaml.load(data.decode("utf-8"), _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -237,7 +237,7 @@ def read_yaml(file: Path) -> object:
 
 
 def read_json(file: Path) -> object:
-    """Return the plain values of a JSON file.
+    """Read a JSON file as plain values.
 
     Raises:
         ValueError: it is not JSON; the message is one line.
@@ -250,10 +250,10 @@ def read_json(file: Path) -> object:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """yaml's SafeLoader without aliases."""
+    """PyYAML's SafeLoader that rejects aliases."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             anchor = self.get_event().anchor
-            raise yaml.YAMLError(f"the alias *{anchor}: aliases are not read, write out what it means")
+            raise yaml.YAMLError(f"alias *{anchor} is not supported. Write out its value")
         return super().compose_node(parent, index)

@@ -1,4 +1,4 @@
-"""A folder of images -> rows: what the folders around an image say (split, class, patient, left out)."""
+"""Folders of images: split, class and patient of every image from the names of its parent folders."""
 
 import logging
 import os
@@ -16,56 +16,58 @@ from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Words in the names of folders. A name is read as words: `lung_masks`, "Lung Masks" and `lungMasks` are one.
+# Words in the names of folders: `lung_masks`, "Lung Masks" and `lungMasks` are the same.
+# Folders of masks, heat maps, thumbnails and other companions of images.
 _COMPANIONS = frozenset(
     "mask masks annotation annotations annotated label labels segmentation segmentations segmented seg segs "
     "bbox bboxes boxes contour contours roi rois heatmap heatmaps gradcam cam cams saliency attention "
     "overlay overlays explanation explanations thumbnail thumbnails thumb thumbs preview previews "
     "eadir recycle trash lateral laterals".split()
 )
+# Folders whose names say nothing about their images.
 _CONTAINERS = frozenset(
     "image images img imgs picture pictures photo photos scan scans file files data original originals orig "
     "raw xray xrays ray rays x cxr cxrs chest radiograph radiographs radiography png jpg jpeg dicom dicoms "
     "dcm tiff frontal pa ap view views anat cohen".split()
 )
-# Folders of a project, which often lie beside its images.
-_NO_DATA = frozenset(
+# Folders of a project that are often beside its images.
+_PROJECT = frozenset(
     "notebook notebooks figure figures plot plots doc docs result results output outputs run runs model "
     "models checkpoint checkpoints log logs script scripts src code paper report reports".split()
 )
 _FOLD = re.compile(r"(cv|fold|k)[-_ ]?\d+", re.IGNORECASE)
-# Folders of a patient, a study or a series: patient00003, p10, s50414267, study1, 1.2.840.10008, 0017.
+# Folder names of a patient, study or series: patient00003, p10, s50414267, study1, 1.2.840.10008, 0017.
 _ID = re.compile(
     r"(patient|pat|subject|subj|sub|study|series|ses|session|case|visit|view)[-_ ]?\w*|[ps]?\d+|\d[\d.]+|"
     r"[0-9a-f]{8}[0-9a-f-]*",
     re.IGNORECASE,
 )
 
-# Public data sets that are known by class folders or file names; COVID-QU-Ex is in `_known_classes`.
+# Public data sets recognised by class folders or file names; for COVID-QU-Ex see `_known_classes`.
 _RADIOGRAPHY = {"covid", "lung_opacity", "normal", "viral pneumonia"}
 _KERMANY = re.compile(r"person\d+_(bacteria|virus)_\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Place:
-    """What the folders around an image say."""
+    """Class, split and patient of an image by its parent folders."""
 
     class_name: str
     split: str | None
     patient: str | None
 
 
-@cache  # folders are few, and each holds many images
+@cache  # few folders, many images in each
 def is_companion(name: str) -> bool:
-    """Whether a folder is named after what accompanies images: masks, heat maps, thumbnails ..."""
-    said = {*words(name), "".join(words(name))}
-    return bool(_COMPANIONS & said) and not {"data", "dataset"} & said and not is_class(name)
+    """Return whether a folder holds companions of images by its name: masks, heat maps, thumbnails ..."""
+    found = {*words(name), "".join(words(name))}
+    return bool(_COMPANIONS & found) and not {"data", "dataset"} & found and not is_class(name)
 
 
 @cache
 def _is_container(name: str) -> bool:
-    said = words(name)
-    return _ID.fullmatch(name) is not None or (bool(said) and set(said) <= _CONTAINERS)
+    found = words(name)
+    return _ID.fullmatch(name) is not None or (bool(found) and set(found) <= _CONTAINERS)
 
 
 def _is_part(name: str) -> bool:
@@ -73,19 +75,17 @@ def _is_part(name: str) -> bool:
 
 
 def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], list[str]]:
-    """Read split, class and patient of every image off the names of the folders that it lies in.
+    """Read split, class and patient of every image from the names of its parent folders.
 
     Args:
-        images: path of each image below the root, as POSIX writes paths.
+        images: POSIX path of each image, relative to the root.
         root: name of the data set, for messages.
 
     Returns:
-        The images that belong to the data set -> what their folders say; and what was left out, a line for
-        each reason.
+        Place of each image of the data set, and one line for each reason why images were left out.
 
     Raises:
-        UsageError: no image lies in a class folder, or the folders can be understood in more than one way;
-            the message lists what was found and how to say what is meant.
+        UsageError: no image is in a class folder, or the layout is ambiguous.
     """
     left_out: list[str] = []
     parts = {image: PurePath(image).parts[:-1] for image in images}
@@ -105,7 +105,7 @@ def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], lis
 
 
 class _Roles:
-    """Which of the folders around an image is what."""
+    """Which parent folders of an image are splits, classes, patients or something else."""
 
     def __init__(self, folders: tuple[str, ...], wrappers: set[tuple[str, ...]]):
         self.folders = folders
@@ -115,11 +115,11 @@ class _Roles:
         self.splits = sorted({split_of(folders[at]) for at in splits})
         self.split = self.splits[0] if self.splits else None
         self.split_at = splits[0] if splits else None
-        self.class_at = classes[0] if classes else None  # PNEUMONIA/viral is a kind of PNEUMONIA
+        self.class_at = classes[0] if classes else None  # of PNEUMONIA/viral this is PNEUMONIA
         self.class_name = folders[classes[-1]] if classes else None
         known = [*splits, *classes]
         first = min(known, default=len(folders))
-        # Folders of patients and parts (images_001) are no data sets of their own.
+        # Folders of patients and parts (images_001) belong to one data set.
         self.wrapper = tuple(name for name in folders[:first] if not _is_part(name))
         self.inside = tuple(name for at, name in enumerate(folders) if at not in known)
         self.unknown = [
@@ -130,11 +130,11 @@ class _Roles:
 
 
 def _known_classes(parts: dict, root: str) -> dict:
-    """Read "Non-COVID" as pneumonia in COVID-QU-Ex, known by its lung masks; elsewhere it may be normal."""
+    """Map "Non-COVID" to pneumonia in COVID-QU-Ex, which has lung masks; elsewhere it may be normal."""
     names = {name.lower() for folders in parts.values() for name in folders}
     if not {"lung masks", "non-covid"} <= names:
         return parts
-    logger.info("%s: read as COVID-QU-Ex: Non-COVID is PNEUMONIA", root)
+    logger.info("%s: COVID-QU-Ex, Non-COVID is read as PNEUMONIA", root)
     named = {"non-covid": "PNEUMONIA"}
     return {
         image: tuple(named.get(name.lower(), name) for name in folders) for image, folders in parts.items()
@@ -142,8 +142,8 @@ def _known_classes(parts: dict, root: str) -> dict:
 
 
 def _without_companions(parts: dict, left_out: list[str]) -> dict:
-    """Leave out images in folders of masks and the like, and files that are named so beside their image."""
-    kept, gone = {}, Counter()
+    """Leave out masks and other companions of images, by the name of the folder or file."""
+    kept, companions = {}, Counter()
     for image, folders in parts.items():
         stem = PurePath(image).stem
         ending = re.search(r"[-_ ]([A-Za-z]+)$", stem)
@@ -153,16 +153,16 @@ def _without_companions(parts: dict, left_out: list[str]) -> dict:
         if companion is None:
             kept[image] = folders
         else:
-            gone[companion] += 1
+            companions[companion] += 1
     left_out += [
-        f"{count} images in {name}: masks, lateral views and other companions"
-        for name, count in sorted(gone.items())
+        f"{count} images in {name}: masks, lateral views or other companions"
+        for name, count in sorted(companions.items())
     ]
     return kept
 
 
 def _outer_names(all_parts: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Folders that are called like a class or a split and hold a data set: inside are other ones."""
+    """Return folders named like a class or split that hold other classes or splits, as pneumonia/NORMAL."""
     outer = set()
     for folders in set(all_parts):
         for at, name in enumerate(folders):
@@ -176,18 +176,17 @@ def _outer_names(all_parts: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
 
 
 def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
-    """Keep the images of one data set; copies nested inside it, as in Kaggle's archive, are left out."""
+    """Keep the images of one data set; leave out copies nested in it, as in Kaggle's archive."""
     sets = defaultdict(list)
     for image, roles in found.items():
         if roles.class_name is not None:
             sets[roles.wrapper].append(image)
     if not sets:
+        got = {"/".join(roles.folders) or "images without folders" for roles in found.values()}
         raise UsageError(
-            "one-data-set",
-            f"{root}: expected class folders such as NORMAL and PNEUMONIA, "
-            f"got {_listed({'/'.join(roles.folders) or 'images alone' for roles in found.values()})}"
-            if found
-            else f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none",
+            "no-class-folders",
+            f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got "
+            f"{_listed(got) or 'none'}. Sort the images into class folders, or add a table of labels",
         )
     outer = min(sets, key=len)
     others = [wrapper for wrapper in sets if wrapper != outer]
@@ -198,9 +197,9 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
         if all(_FOLD.fullmatch(name.rsplit("/", 1)[-1]) for name in names):
             parts = [*(f"train={part}" for part in parts[:-1]), f"test={parts[-1]}"]
         raise UsageError(
-            "one-data-set",
-            f"{root}: expected one data set, got {len(names)}: {_listed(names)}. Give the one that is "
-            f"meant, or several: --dataset {' '.join(parts)}",
+            "several-data-sets",
+            f"{root}: expected one data set, got {len(names)}: {_listed(names)}. Choose one or more of them: "
+            f"--dataset {' '.join(parts)}",
         )
     for wrapper in others:
         left_out.append(f"{len(sets[wrapper])} images in {'/'.join(wrapper)}, a data set inside this one")
@@ -210,17 +209,13 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
 
 
 def _check_classes(found: dict, root: str) -> None:
-    """Refuse folders inside classes and splits, or beside classes, whose meaning is not known."""
+    """Reject unknown folders in classes and splits, or beside classes."""
     parents = {roles.folders[: roles.class_at] for roles in found.values() if roles.class_name}
     unknown: dict[str, int] = Counter()
     for roles in found.values():
         if roles.class_name is None:
-            for at, beside in enumerate(roles.folders):
-                if (
-                    roles.folders[:at] in parents
-                    and not split_of(beside)
-                    and not set(words(beside)) & _NO_DATA
-                ):
+            for at, name in enumerate(roles.folders):
+                if roles.folders[:at] in parents and not split_of(name) and not set(words(name)) & _PROJECT:
                     unknown["/".join(roles.folders[: at + 1])] += 1
         elif roles.unknown:
             unknown["/".join(roles.folders[: roles.unknown[0] + 1])] += 1
@@ -230,21 +225,21 @@ def _check_classes(found: dict, root: str) -> None:
         more = f" (and {len(unknown) - 1} more such folders)" if len(unknown) > 1 else ""
         name = folder.rsplit("/", 1)[-1]
         raise UsageError(
-            "classes",
-            f"{root}/{folder}: unknown class or folder {name!r} with {count} images{more} (classes found: "
-            f"{', '.join(classes)}). Name it as a class (NORMAL, PNEUMONIA, healthy, viral ...), as a folder "
-            "of images (images), or move it away",
+            "unknown-folder",
+            f"{root}/{folder}: expected a class or a known folder name, got {name!r} with {count} images"
+            f"{more}; classes found: {', '.join(classes)}. Rename it (NORMAL, PNEUMONIA, healthy, viral ... "
+            "or images), or move it away",
         )
 
 
 def _check_splits(found: dict, root: str) -> None:
-    """Refuse two splits around one image, two folders for one split, and images beside the splits."""
+    """Reject nested splits, two folders for one split, and images outside the splits."""
     for roles in found.values():
         if len(roles.splits) > 1:
             raise UsageError(
-                "splits",
+                "ambiguous-splits",
                 f"{root}/{'/'.join(roles.folders)}: expected one split, got {' and '.join(roles.splits)}. "
-                "Say which is meant: --dataset train=DIR test=DIR",
+                "Name the split folders: --dataset train=DIR test=DIR",
             )
     names = defaultdict(set)
     for roles in found.values():
@@ -253,21 +248,23 @@ def _check_splits(found: dict, root: str) -> None:
     for (parent, split), same in names.items():
         if len(same) > 1:
             raise UsageError(
-                "splits",
-                f"{'/'.join((root, *parent))} holds both {' and '.join(sorted(same))} for {split}: keep one",
+                "ambiguous-splits",
+                f"{'/'.join((root, *parent))}: expected one folder for the split {split}, got "
+                f"{' and '.join(sorted(same))}. Keep one of them",
             )
     without = [image for image, roles in found.items() if roles.class_name and roles.split is None]
     if without and len(without) < sum(roles.class_name is not None for roles in found.values()):
         inside = sorted({roles.split for roles in found.values() if roles.split})
         raise UsageError(
-            "splits",
-            f"{root}: expected all images in split folders or none, got {len(without)} outside of "
-            f"{', '.join(inside)} (such as {without[0]}). Say what is meant: --dataset train=DIR test=DIR",
+            "ambiguous-splits",
+            f"{root}: expected all images in split folders or none, got {len(without)} outside "
+            f"{', '.join(inside)}, such as {without[0]}. Name the split folders: --dataset train=DIR "
+            "test=DIR",
         )
 
 
 def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
-    """Leave out images beside the data set; refuse a split that has no class folders."""
+    """Leave out images outside class folders; reject a split without class folders."""
     for roles in found.values():
         if roles.class_name is None and roles.split:
             folder = "/".join(roles.folders[: roles.split_at + 1])
@@ -277,25 +274,27 @@ def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
                 for other in found.values()
             )
             raise UsageError(
-                "labelled-only",
+                "split-without-classes",
                 f"{root}/{folder}: expected class folders, got {count} images without a label. Sort them "
                 "into class folders, or move them away",
             )
     stray = Counter("/".join(roles.folders) or "." for roles in found.values() if roles.class_name is None)
-    left_out += [f"{count} images in {folder}, in no class folder" for folder, count in sorted(stray.items())]
+    left_out += [
+        f"{count} images in {folder}, outside the class folders" for folder, count in sorted(stray.items())
+    ]
     return {image: roles for image, roles in found.items() if roles.class_name is not None}
 
 
 def _recognised(places: dict[str, Place]) -> str:
-    """Say which classes and splits were found, and the name of a public data set that has these."""
+    """Describe the classes and splits found, and name the public data set that has them."""
     classes = sorted({place.class_name for place in places.values()})
     splits = [name for name in SPLITS if name in {place.split for place in places.values()}]
-    said = f"class folders {', '.join(classes)}" + (f" in splits {', '.join(splits)}" if splits else "")
+    text = f"class folders {', '.join(classes)}" + (f" in splits {', '.join(splits)}" if splits else "")
     if {name.lower() for name in classes} == _RADIOGRAPHY:
-        said += ", read as COVID-19 Radiography Database"
+        text += ", read as COVID-19 Radiography Database"
     elif any(_KERMANY.match(PurePath(image).name) for image in places):
-        said += ", read as Kermany et al. (patients by the series in the file names)"
-    return said
+        text += ", read as Kermany et al. (patients from the file names)"
+    return text
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:
@@ -304,13 +303,17 @@ def _listed(names: Iterable[str], most: int = 6) -> str:
 
 
 def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
-    """List a folder's images.
+    """List the images of a folder.
 
-    The folders around an image give its class, split and patient (`layout.read_layout`). A folder without
-    class folders, but with tables, is read by these (`rows_of_tables`); `uncertain` is for them.
+    Class, split and patient come from the names of the parent folders (`read_layout`), or, without class
+    folders, from the tables in the folder (`rows_of_tables`).
+
+    Args:
+        root: the folder.
+        uncertain: one of `labels.UNCERTAIN`, for tables.
 
     Raises:
-        UsageError: there is no image in it, or its layout can be understood in more than one way.
+        UsageError: there are no images, or the layout is ambiguous.
     """
     kinds, tables, classes = {}, [], False
     for parent, names in walk(root):
@@ -320,11 +323,6 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
         tables += [parent / name for name in names if is_table(name)]
     if tables and not classes:
         return rows_of_tables(root, tables, uncertain)
-    if not kinds:
-        raise UsageError(
-            "rows-of-folder",
-            f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got none",
-        )
     places, left_out = read_layout(kinds, str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
@@ -333,32 +331,33 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     for name in sorted(places, key=lambda name: _order(places[name].split, name, kinds[name])):
         path, place = root / name, places[name]
         image = path.resolve()
-        said = metadata.get(image, {})
-        listed += bool(said)
+        described = metadata.get(image, {})
+        listed += bool(described)
         rows.append(
             Row(
                 image=str(image),
                 file=str(path),
-                class_name=_class_name(said) or place.class_name,
-                patient_id=said.get("patient_id") or place.patient,
+                class_name=_class_name(described) or place.class_name,
+                patient_id=described.get("patient_id") or place.patient,
                 place=name,
                 split=place.split,
             )
         )
     if metadata and not listed:
         raise UsageError(
-            "rows-of-folder",
-            f"the metadata file in {root} lists none of its images: file_name is relative to it",
+            "metadata-without-images",
+            f"{root}: expected a metadata file that lists its images, got other paths. Write file_name "
+            "relative to the metadata file",
         )
     return rows
 
 
 def _order(split: str | None, name: str, kind: str) -> tuple:
-    """Splits in their order, images by ending and path as datasets' `imagefolder`, then DICOM files."""
+    """Return the sort key of an image: split, extension, path as in datasets' `imagefolder`; DICOM last."""
     return SPLITS.index(split) if split else 0, kind != IMAGE, os.path.splitext(name)[1], name
 
 
-def _class_name(said: dict[str, str]) -> str | None:
-    """Class that a metadata file names. A number is not a name: the folder decides."""
-    name = next((said[column] for column in LABEL_COLUMNS if column in said), "")
+def _class_name(described: dict[str, str]) -> str | None:
+    """Return the class in a row of a metadata file. Numbers do not count: there the folder decides."""
+    name = next((described[column] for column in LABEL_COLUMNS if column in described), "")
     return None if name.isdigit() else name or None

@@ -1,6 +1,6 @@
-"""An image in any form -> one grayscale image: path, bytes, open file, Pillow image, array, DICOM.
+"""Image reading: path, bytes, open file, Pillow image, array or DICOM -> one grayscale image.
 
-Training and prediction read through the same functions: a difference would reach the network.
+Training and prediction use the same functions, so that the network sees the same pixels in both.
 """
 
 import io
@@ -23,22 +23,21 @@ from hf_pneumonia.errors import UnreadableImage
 # timm's evaluation transform is with this name.
 INTERPOLATION = "bicubic"
 
-# A full-size digital chest X-ray has 4 to 20 megapixels. Checked before anything is decoded; Pillow by itself
-# only warns at 89 megapixels.
+# A full-size digital chest X-ray has 4 to 20 megapixels. Checked before decoding; Pillow itself only warns,
+# at 89 megapixels.
 MAX_PIXELS = 100_000_000
 
-# Room for MAX_PIXELS of 16 bits, uncompressed, and the file around them.
+# MAX_PIXELS of 16 bits, uncompressed, with room for the file's header.
 MAX_BYTES = 256 * 2**20
 
-# With so many times the pixels that are wanted an image is resized by torch, in a fifth of Pillow's time and
-# by the same filter: first down and then across, where Pillow goes across first. They differ by 0.12 gray
-# levels in the mean, and each is 0.25 from the unrounded result (docs/LOG.md).
+# From this many times the output's pixels on, torch resizes in a fifth of Pillow's time with the same filter.
+# The results differ by 0.12 gray levels in the mean (docs/LOG.md).
 _LARGE = 16
 
-# What Pillow may open. Some of its other formats start a program (EPS: Ghostscript).
+# Pillow's other formats are disabled: some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 
-_SAID = ("hues", "modality", "body_part", "view")  # keys that `info` of an image may have
+_INFO = ("hues", "modality", "body_part", "view")  # keys that `info` of an image may have
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
@@ -60,20 +59,20 @@ def read_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
     Args:
         source: path of a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file, or its bytes. The
-            content decides which, not the name.
+            format is detected from the content, not from the name.
         max_pixels: a larger image is not decoded.
 
     Returns:
-        Pillow image of mode 'L', black is 0, turned upright by its EXIF tag. DICOM is shown through its
-        window; other images of more than 8 bits are stretched from their darkest to their brightest value.
-        Its `info` has what is lost in gray: `hues` of `hue_spread`; of DICOM what `read_kind` finds.
+        Pillow image of mode 'L', black is 0, rotated as its EXIF tag says. DICOM is shown through its window;
+        other images of more than 8 bits are stretched from their darkest to their brightest value. Its `info`
+        holds `hues` (see `hue_spread`) of a colour image, and the result of `read_kind` of a DICOM file.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, not one image, colours that can't be told, blank where it
-            would be stretched, or above MAX_BYTES or max_pixels.
+        UnreadableImage: missing, empty, truncated, several images, an unsupported colour space, more than 8
+            bits and blank, or above MAX_BYTES or max_pixels.
         OSError: the file can't be read for another reason than its content (permission, a failing disk).
     """
-    # Read before decoding: an OSError here is the disk's; damaged bytes make Pillow raise OSError too.
+    # Read before decoding: Pillow also raises OSError for damaged bytes, and these must be told apart.
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise UnreadableImage("empty file")
@@ -87,18 +86,21 @@ def read_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def read_any_image(image: Any) -> Image.Image:
-    """Decode one image at its full size. The result is the same for every form of one image.
+    """Decode one image at its full size. Every form of one image gives the same result.
 
     Args:
-        image: path of a file, its bytes, or an open binary file, read from its beginning; a pydicom Dataset; a
-            Pillow image of any mode, which is read from its file if it is not loaded yet (a loaded one of
-            16-bit colour has only the upper 8 bits left); or an array (h, w), (h, w, 1), (h, w, 3) or
-            (h, w, 4), its last channel alpha: uint8 as it is, uint16 and float stretched from the darkest to
-            the brightest value. It is not changed.
+        image: one of these, which is not changed:
+            a path, bytes, or an open binary file, read from its beginning;
+            a pydicom Dataset;
+            a Pillow image of any mode, read from its file if not loaded yet (once loaded, 16-bit colour has
+            only its upper 8 bits left);
+            an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) with alpha last: uint8 as it is, uint16 and
+            float stretched from the darkest to the brightest value.
 
     Raises:
-        UnreadableImage, OSError: as `read_image`; an array of another shape or type.
-        TypeError: none of these.
+        UnreadableImage: as `read_image`, or an array of another shape or dtype.
+        OSError: as `read_image`.
+        TypeError: another type.
     """
     if isinstance(image, str | os.PathLike | bytes):
         return read_image(image)
@@ -117,10 +119,10 @@ def read_any_image(image: Any) -> Image.Image:
 
 
 def is_one_image(image: Any) -> bool:
-    """Whether this is one image and not several: most forms of one are iterable too."""
-    one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
+    """Return whether this is one image, not several: most forms of one image are iterable too."""
+    forms = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
     return (
-        isinstance(image, one)
+        isinstance(image, forms)
         or _is_dataset(image)
         or hasattr(image, "read")
         or not hasattr(image, "__iter__")
@@ -128,22 +130,26 @@ def is_one_image(image: Any) -> bool:
 
 
 def _is_dataset(image: Any) -> bool:
-    # If pydicom was never imported, this is not a Dataset: no need to import it.
+    # Without an import of pydicom there are no Datasets, so don't import it here.
     pydicom = sys.modules.get("pydicom")
     return pydicom is not None and isinstance(image, pydicom.Dataset)
 
 
 def gray_image(image: Image.Image) -> Image.Image:
-    """Turn a Pillow image gray as `read_image` would have (UnreadableImage as there), without changing it."""
+    """Return a grayscale copy of a Pillow image, converted as by `read_image`.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+    """
     with _reasons():
         return _to_gray(image, keep=True)
 
 
 def read_file(path: str | Path) -> bytes:
-    """Read a file whole.
+    """Read a whole file.
 
     Raises:
-        UnreadableImage: it is missing, or above MAX_BYTES.
+        UnreadableImage: it is missing, or larger than MAX_BYTES.
         OSError: it can't be read for another reason.
     """
     try:
@@ -170,15 +176,15 @@ def _check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None
 
 
 def image_array(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one image and squash it to the network's input: `squash(read_image(source), size)`."""
+    """Decode one image and squash it to the network's input: (size, size) uint8."""
     return squash(read_image(source), size)
 
 
 def squash(image: Image.Image, size: int) -> np.ndarray:
     """Resize an image of mode 'L' to the network's input, (size, size) uint8.
 
-    The whole image is kept and its aspect ratio given up (timm's `crop_mode: squash`, `crop_pct: 1.0`): a
-    centre crop would cut 30% of the width of 1300 x 950 pixels, and lung with it.
+    Keeps the whole image but not its aspect ratio (timm's `crop_mode: squash`, `crop_pct: 1.0`): a centre
+    crop of 1300 x 950 pixels would cut off 30% of the width, and lung with it.
     """
     if image.size == (size, size):
         return np.asarray(image)
@@ -188,10 +194,10 @@ def squash(image: Image.Image, size: int) -> np.ndarray:
 
 
 def few_grays(image: Image.Image) -> bool:
-    """Whether an image of mode 'L' has two or three grays only, as masks do, and no blank or dim image does.
+    """Return whether an image of mode 'L' has only two or three grays, as a mask has.
 
-    96% of its pixels are within 3 of two or three levels that are at least 48 apart: JPEG compression blurs
-    the edges of a mask.
+    96% of its pixels must be within 3 gray levels of two or three levels that span at least 48, because JPEG
+    compression blurs the edges of a mask. Blank and dim images don't pass.
     """
     counts = np.bincount(np.asarray(image)[::4, ::4].ravel(), minlength=256)
     total, levels, covered = counts.sum(), [], 0
@@ -205,14 +211,14 @@ def few_grays(image: Image.Image) -> bool:
 
 
 def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(h, w) -> (size, w) uint8, each column by itself."""
+    """Resize each column: (h, w) -> (size, w) uint8."""
     import torch  # takes a second, which decoding alone does not need
 
     height, width = pixels.shape
-    # Four columns as the four colours of one pixel, which torch's routine takes at a time.
-    whole = np.zeros((height, width + -width % 4), np.uint8)
-    whole[:, :width] = pixels
-    colours = torch.from_numpy(whole).view(1, height, -1, 4).permute(0, 3, 1, 2)
+    # Four columns pass as the channels of one RGBA pixel, for which torch has a fast routine.
+    padded = np.zeros((height, width + -width % 4), np.uint8)
+    padded[:, :width] = pixels
+    colours = torch.from_numpy(padded).view(1, height, -1, 4).permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(
         colours, (size, colours.shape[3]), mode=INTERPOLATION, antialias=True
     )
@@ -222,16 +228,16 @@ def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
 def _why_no_image(data: bytes) -> str:
     beginning = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image"  # what a download leaves that failed or wanted a login
+        return "an HTML page, not an image"  # of a failed download, or one that needs a login
     for start, kind in _BEGINNINGS.items():
         if data.startswith(start):
-            return f"{kind} with a damaged header, or of a kind that Pillow does not read"
+            return f"{kind} with a damaged header, or of a variant that Pillow does not read"
     return "not an image"
 
 
 @contextmanager
 def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Turn every error of an image into UnreadableImage."""
+    """Turn every decoding error into UnreadableImage."""
     try:
         yield
     except UnreadableImage:
@@ -240,7 +246,7 @@ def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise UnreadableImage(f"more than {max_pixels:,} pixels") from None
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(_why_no_image(data)) from error
-    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...)
+    # Pillow's decoders raise nearly anything on damaged bytes (OSError, SyntaxError, struct.error ...).
     except Exception as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -248,7 +254,7 @@ def _reasons(data: bytes = b"", max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     _check_pixels(image.width, image.height, max_pixels)
     _refuse_what_pillow_misreads(image)
-    # Read before decoding, which forgets both.
+    # Read before decoding, which discards both.
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
     cut_to_8_bits = ";16" in _layout(image)
     if keep:
@@ -256,7 +262,7 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
     else:
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow turns WhiteIsZero over for up to 8 bits only.
+        # Pillow inverts WhiteIsZero only up to 8 bits.
         return _stretch(np.asarray(image, dtype=np.float32) * (-1 if inverted else 1))
     # Alpha is dropped, not blended: so do `pipeline` and every loader that calls `.convert("RGB")`.
     transparent = image.info.pop("transparency", None) is not None
@@ -264,8 +270,8 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
     gray = image.convert("L")
     if cut_to_8_bits:
         gray = _stretch_upper_bits(gray)
-    # Nothing else of the file's tags: comments, a camera's name, a place.
-    gray.info = {name: image.info[name] for name in _SAID if keep and name in image.info}
+    # Privacy: drop all other tags, such as comments, the camera's name and the place.
+    gray.info = {name: image.info[name] for name in _INFO if keep and name in image.info}
     if image.mode != "L":
         gray.info["hues"] = hue_spread(image.convert("RGB"))
     if transparent and np.ptp(gray.getextrema()) == 0:
@@ -274,36 +280,36 @@ def _to_gray(image: Image.Image, keep: bool = False, max_pixels: int = MAX_PIXEL
 
 
 def _refuse_what_pillow_misreads(image: Image.Image) -> None:
-    # The second picture of a phone's JPEG (MPO) is a preview or another view; the first is the picture.
+    # The first image of a phone's JPEG (MPO) is the photograph; the others are previews or other views.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnreadableImage("several frames (an animation or several pages), expected one image")
     if image.mode == "CMYK":
-        # Adobe writes them inverted, other writers do not: an inverted radiograph looks like one too.
+        # Adobe inverts CMYK and other writers do not, and an inverted radiograph still looks like one.
         raise UnreadableImage("CMYK colours (made for print): save it as gray or RGB")
     if image.mode == "LAB":
         raise UnreadableImage("LAB colours: save it as gray or RGB")
     if image.format != "TIFF":
         return
     if image.mode == "L" and image.tag_v2.get(339) == (2,):
-        raise UnreadableImage("TIFF of 8 bits with a sign: save it as 8 bits without")
-    # libtiff hands over numbers in the machine's byte order, and Pillow turns these round once more.
+        raise UnreadableImage("TIFF of signed 8-bit values: save it as unsigned 8 bits")
+    # libtiff returns native byte order, which Pillow then swaps again.
     packed = image.tile[0][0] == "libtiff" if image.tile else image.tag_v2.get(259, 1) != 1
     if packed and image.mode in ("I", "F") and image.tag_v2.prefix == b"MM":
-        raise UnreadableImage("compressed big-endian TIFF of float or signed numbers: save it uncompressed")
+        raise UnreadableImage("compressed big-endian TIFF of float or signed values: save it uncompressed")
 
 
 def _layout(image: Image.Image) -> str:
-    """Pillow's name of the pixels' layout in the file ("RGB;16B"); "" where it keeps none."""
+    """Return Pillow's name of the pixel layout in the file, such as "RGB;16B"; "" if it has none."""
     options = image.tile[0][3] if getattr(image, "tile", None) else ""
     return str(options[0] if isinstance(options, tuple) and options else options)
 
 
 def _stretch(values: np.ndarray) -> Image.Image:
-    """(h, w) numbers of more than 8 bits -> an image, the lowest black and the highest white."""
+    """Map (h, w) values of more than 8 bits to 0 to 255: the lowest becomes black, the highest white."""
     # Pillow's own conversion clips 16-bit images at 255, which turns them white.
     values = np.asarray(values, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise UnreadableImage("pixels that are no numbers")
+        raise UnreadableImage("pixels are NaN or infinity")
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise UnreadableImage(f"blank: every pixel is {abs(low):g}")
@@ -311,7 +317,7 @@ def _stretch(values: np.ndarray) -> Image.Image:
 
 
 def _stretch_upper_bits(gray: Image.Image) -> Image.Image:
-    """Stretch the upper 8 bits, which Pillow keeps of 16-bit colour. Of 12 bits only four are left there."""
+    """Stretch the upper 8 bits, all that Pillow keeps of 16-bit colour: four bits of a 12-bit image."""
     low, high = gray.getextrema()
     if low < high < low + 63:
         raise UnreadableImage(
@@ -321,20 +327,21 @@ def _stretch_upper_bits(gray: Image.Image) -> Image.Image:
 
 
 def _unread_file(image: Image.Image) -> Any:
-    """The open file of an image that Pillow has not decoded yet, else None."""
+    """Return the open file of an image that Pillow has not decoded yet, else None."""
     return getattr(image, "fp", None) if getattr(image, "tile", None) else None
 
 
 def _read_open(file: Any) -> bytes:
-    """An open file's bytes; one more than allowed where there are more, which `read_image` then refuses."""
-    place = file.tell() if (back := hasattr(file, "seekable") and file.seekable()) else 0
-    if back:
+    """Read at most MAX_BYTES + 1 bytes of an open file from its start; its position does not change."""
+    seekable = hasattr(file, "seekable") and file.seekable()
+    position = file.tell() if seekable else 0
+    if seekable:
         file.seek(0)
-    data = file.read(MAX_BYTES + 1)
-    if back:
-        file.seek(place)
+    data = file.read(MAX_BYTES + 1)  # one byte too many makes `read_image` refuse it
+    if seekable:
+        file.seek(position)
     if not isinstance(data, bytes):
-        raise TypeError("an image's file is opened for reading bytes: open(name, 'rb')")
+        raise TypeError("expected a file opened in binary mode: open(name, 'rb')")
     return data
 
 
@@ -343,7 +350,7 @@ def _gray_array(values: np.ndarray) -> Image.Image:
     if values.ndim not in (2, 3) or colours not in (1, 3, 4):
         raise UnreadableImage(
             f"an array of shape {values.shape}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); "
-            "several images are given as a list"
+            "pass several images as a list"
         )
     kind = values.dtype.kind + str(values.dtype.itemsize)
     if values.dtype.kind != "f" and kind not in ("u1", "u2"):
@@ -354,21 +361,21 @@ def _gray_array(values: np.ndarray) -> Image.Image:
         return Image.fromarray(np.array(values)) if kind == "u1" else _stretch(values)
     if kind == "u1":
         return gray_image(Image.fromarray(np.ascontiguousarray(values)))
-    if kind == "u2":  # as Pillow reads a file of them
+    if kind == "u2":  # as Pillow reads a file of 16-bit colour
         return _stretch_upper_bits(Image.fromarray((values[..., :3] >> 8).astype(np.uint8)).convert("L"))
     # Pillow's weights (ITU-R BT.601).
     return _stretch(values[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))
 
 
 def _dataset_bytes(dataset: Any) -> bytes:
-    """The file that a Dataset would be written to."""
+    """Encode a Dataset as a DICOM file."""
     buffer = io.BytesIO()
     declared = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     encoding = {} if declared else {"implicit_vr": True, "little_endian": True}
     try:
         dataset.save_as(buffer, **encoding)
-    # pydicom may raise anything here, and its message may quote a value.
+    # pydicom may raise anything here, and its message may quote a value of the file.
     except Exception as error:
-        raise UnreadableImage(f"a DICOM Dataset that pydicom can't write ({type(error).__name__})") from error
+        raise UnreadableImage(f"pydicom can't write the Dataset ({type(error).__name__})") from error
     check_size(buffer.tell())
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Tables that describe images -> rows: CSV files of labels, and metadata files beside images.
+"""Label tables: CSV files that list images with their labels, and metadata files in image folders.
 
-Tables answer one question: pneumonia, or no finding at all. Public data sets with several findings for an
-image are read for it, and what is left out is counted (`KNOWN`; docs/data.md lists them).
+An image is positive with pneumonia and negative without any finding. Images with other findings only are left
+out and counted. `KNOWN` lists the public data sets that are recognised (docs/data.md).
 """
 
 import csv
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "class")
 
-# Compared in lower case and without anything but letters. The first that a file has is taken.
-_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "image")
+# Column names as letters in lower case, in order of preference.
+_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
 _IMAGE += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
 _LABEL = (*LABEL_COLUMNS, "classname", "diagnosis", "finding", "findinglabels", "target", "pneumonia")
 _PATIENT = ("patientid", "patient", "subjectid", "subject")
@@ -36,7 +36,6 @@ _MAYBE = frozenset(("-1", "-1.0", "uncertain"))
 
 PNEUMONIA, NO_FINDING, OTHER, UNSURE = "PNEUMONIA", "No Finding", "other findings", "uncertain"
 
-
 # COVIDx: lines "patient image class source" without a header, in train.txt, test_COVIDx9.txt ...
 _COVIDX = re.compile(r"(train|val|test)(_\w+)?\.txt$")
 
@@ -46,9 +45,9 @@ class Known:
     """A public data set, recognised by the columns of its table.
 
     Attributes:
-        name: for the log.
-        columns: those that its table has, as letters in lower case.
-        several: whether one cell holds several findings.
+        name: name for the log.
+        columns: columns of its table, as letters in lower case.
+        several: whether one cell may have several findings.
     """
 
     name: str
@@ -75,68 +74,74 @@ KNOWN = (
 
 
 def is_table(name: str) -> bool:
-    """Whether a file of this name may list images: CSV files, imagefolder's metadata, COVIDx' train.txt."""
+    """Return whether a file may be a label table by its name: CSV, metadata.jsonl, or COVIDx' train.txt."""
     return name == "metadata.jsonl" or name.lower().endswith((".csv", ".csv.gz")) or bool(_COVIDX.match(name))
 
 
 class _Table:
-    """One file: its rows, and which of its columns say what."""
+    """A table: its rows, and which columns have the image, label, patient, split and view."""
 
     def __init__(self, file: Path, split: str | None = None):
         self.file, self.rows = file, _read_table(file)
         self.columns: dict[str, str] = {}
         for name in self.rows[0] if self.rows else ():
             self.columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
-        self.known = next((one for one in KNOWN if one.columns <= set(self.columns)), None)
+        self.known = next((known for known in KNOWN if known.columns <= set(self.columns)), None)
         self.image, self.label, self.patient, self.split, self.view = (
             next((self.columns[name] for name in names if name in self.columns), None)
             for names in (_IMAGE, _LABEL, _PATIENT, _SPLIT, _VIEW)
         )
         if self.image is None and "studyid" not in self.columns:
-            self.image, self.patient = (
-                self.patient,
-                None,
-            )  # RSNA: images are named by their patient
-        # A column for each finding, among them both answers of the question.
+            self.image, self.patient = self.patient, None  # RSNA: images are named after the patient
+        # One column per finding, if both pneumonia and no finding have one.
         findings = [name for name in self.columns.values() if is_class(name)]
         self.findings = findings if {0, 1} <= {label_of(name) for name in findings} else []
         self.given_split = split
 
     @property
     def usable(self) -> int:
-        """0 without labels, 2 with a column for each finding, which says more than one for all."""
+        """Rank of the table as a source of labels: 2 one column per finding, 1 one label column, 0 none."""
         return 0 if self.image is None else 2 if self.findings else 1 if self.label else 0
 
 
 def rows_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
-    """List the images that a CSV file names.
+    """List the images of a CSV file.
 
-    Columns are known by their usual names: the image (`path`, `file_name`, `image` ...), relative to the CSV
-    file, absolute, or a bare name or its stem anywhere below the CSV file's folder; the label (`label`,
-    `class`, `Target` ...) by name, or 0 and 1, or a column for each finding; and optionally `patient_id` and
-    `split`. RSNA's table, which names images by `patientId` and has a row for each finding, is read as it is.
+    Columns are recognised by common names:
+
+    - the image (`path`, `file_name`, `image` ...): a path, absolute or relative to the CSV file, or a file
+      name or stem that is anywhere below the CSV file's folder;
+    - the label (`label`, `class`, `Target` ...): class names, or 0 and 1; or one column per finding;
+    - optionally `patient_id` and `split`.
+
+    RSNA's table works unchanged: `patientId` names the image, and an image has one row per finding.
 
     Args:
         file: the table.
         uncertain: one of `labels.UNCERTAIN`.
 
     Raises:
-        UsageError: a column is missing, a row has no known label or split, an image has two labels, or no
-            image is where the file says.
+        UsageError: a column is missing, a row has no label or an unknown split, an image has two labels, or
+            no image exists.
     """
     return _rows_of_table(_Table(file), file.parent, uncertain)
 
 
 def rows_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -> list[Row]:
-    """List the images of a folder that tables describe: one, one for each split, or several to be joined.
+    """List the images of a folder by its tables: one table, one per split, or several that are joined.
+
+    Args:
+        root: the folder.
+        files: the tables in it.
+        uncertain: one of `labels.UNCERTAIN`.
 
     Raises:
-        UsageError: as for `rows_of_listing`, or it is not clear which table has the labels.
+        UsageError: as for `rows_of_listing`, or several tables have labels.
     """
     depths = defaultdict(list)
     for file in files:
         depths[len(file.relative_to(root).parts)].append(file)
-    for depth in sorted(depths):  # those nearest to the root that have labels
+    for depth in sorted(depths):  # prefer the tables nearest to the root
         named = [_Table(file, _split_of_file(file.relative_to(root))) for file in sorted(depths[depth])]
         tables = _joined(named)
         if any(table.usable for table in tables):
@@ -146,8 +151,8 @@ def rows_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -
     if len(chosen) > 1 and len({table.given_split for table in chosen} - {None}) < len(chosen):
         names = ", ".join(str(table.file.relative_to(root)) for table in chosen)
         raise UsageError(
-            "rows-of-tables",
-            f"{root}: expected one table with labels, got {names}. Give the right one as --dataset",
+            "several-tables",
+            f"{root}: expected one table with labels, got {names}. Give one of them as --dataset",
         )
     if len(chosen) == 1:
         chosen[0].given_split = None
@@ -164,7 +169,7 @@ def _split_of_file(path: PurePath) -> str | None:
 
 
 def _joined(tables: list[_Table]) -> list[_Table]:
-    """MIMIC-CXR: labels by study, and views and splits by image, in tables of their own."""
+    """Join the tables of MIMIC-CXR: labels by study, views by image, splits by image."""
     labels = [table for table in tables if table.findings and table.image is None]
     images = [table for table in tables if table.image and {"studyid", "subjectid"} <= set(table.columns)]
     if not labels or not images:
@@ -186,7 +191,7 @@ def _joined(tables: list[_Table]) -> list[_Table]:
 
 
 def _listed_splits(folder: Path) -> dict[str, str]:
-    """Split of each image by lists such as NIH's test_list.txt."""
+    """Return the split of each image in lists such as NIH's test_list.txt."""
     splits = {}
     for file, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
         if (folder / file).is_file():
@@ -198,22 +203,24 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     file = table.file
     if not table.usable:
         raise UsageError(
-            "rows-of-table",
-            f"{file}: expected columns `path` and `label` (and, where known, `patient_id` and `split`), "
-            f"got {', '.join(table.columns.values()) or 'an empty file'}",
+            "no-image-or-label-column",
+            f"{file}: expected the columns `path` and `label` (optionally `patient_id` and `split`), got "
+            f"{', '.join(table.columns.values()) or 'an empty file'}. Rename the columns",
         )
     lists = _listed_splits(file.parent)
     if table.known:
         logger.info("%s: read as %s", file, table.known.name)
     left_out: Counter[str] = Counter()
-    said: dict[str, tuple] = {}  # name -> patient, split
+    described: dict[str, tuple] = {}  # name -> patient, split
     votes: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(table.rows, start=2):
         name = line[table.image]
         if not name or not (table.findings or line[table.label]):
             missing = table.label if name else table.image
             raise UsageError(
-                "rows-of-table", f"{file}, line {number}: no {missing}; complete it, or take it out"
+                "incomplete-line",
+                f"{file}, line {number}: expected a value in column {missing}, got none. Fill it in, or "
+                "remove the line",
             )
         if table.view and _is_lateral(line[table.view]):
             left_out["lateral views"] += 1
@@ -224,14 +231,16 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
         split = line[table.split] if table.split else None
         if split and split_of(split) is None:
             raise UsageError(
-                "rows-of-table", f"{file}, line {number}: split {split!r}, expected {', '.join(SPLITS)}"
+                "unknown-split",
+                f"{file}, line {number}: expected a split of {', '.join(SPLITS)}, got {split!r}. Correct it",
             )
-        told = (line.get(table.patient) or None, split)
+        patient_and_split = (line.get(table.patient) or None, split)
         answer = _answer(table, line, uncertain)
-        twice = said.setdefault(name, told) != told
-        if twice or (not table.findings and votes[name] and votes[name][0] != answer):
+        differs = described.setdefault(name, patient_and_split) != patient_and_split
+        if differs or (not table.findings and votes[name] and votes[name][0] != answer):
             raise UsageError(
-                "rows-of-table", f"{file}, line {number}: {name} is listed twice, and differently; keep one"
+                "image-twice",
+                f"{file}, line {number}: {name} is listed twice with different values. Keep one of the lines",
             )
         votes[name].append(answer)
     answers = {name: _majority(cast) for name, cast in votes.items()}
@@ -239,17 +248,18 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
         answers = _named(file, answers, uncertain)
     for name, answer in list(answers.items()):
         if answer in (OTHER, UNSURE):
-            left_out[answer if answer == OTHER else "uncertain findings (--uncertain keeps them)"] += 1
+            left_out[answer if answer == OTHER else "uncertain findings (see --uncertain)"] += 1
             del answers[name]
     for reason, count in left_out.items():
         logger.warning("%s: left out %d images: %s", file, count, reason)
     if not answers:
         raise UsageError(
-            "rows-of-table", f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none"
+            "no-labelled-images",
+            f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none. Check its label column",
         )
     rows = []
     for path, (name, answer) in zip(_locate(file, root, list(answers)), answers.items(), strict=True):
-        patient, split = said[name]
+        patient, split = described[name]
         inside = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
         split = split_of(split) if split else lists.get(path.name) or table.given_split
         patient = patient or patient_of(path.name, inside)
@@ -258,7 +268,7 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
 
 
 def _answer(table: _Table, line: dict[str, str], uncertain: str) -> str:
-    """Class name, OTHER or UNSURE; the cell itself where one column holds one label."""
+    """Return the answer of one line: a class name, OTHER or UNSURE; or the cell of a single-label column."""
     if table.findings:
         cells = {name: line.get(name, "").lower() for name in table.findings}
         positive = {name for name, cell in cells.items() if cell in _YES}
@@ -275,28 +285,28 @@ def _answer(table: _Table, line: dict[str, str], uncertain: str) -> str:
 
 
 def _one_of(findings: Iterable[str]) -> str:
-    """PNEUMONIA or COVID-19 among the findings, NO_FINDING alone, or OTHER."""
-    found = {name.strip() for name in findings if name.strip()}
-    if covid := next((name for name in sorted(found) if is_covid(name)), None):
+    """Reduce findings to one answer: COVID-19 or PNEUMONIA if present, NO_FINDING if alone, or else OTHER."""
+    names = {name.strip() for name in findings if name.strip()}
+    if covid := next((name for name in sorted(names) if is_covid(name)), None):
         return covid
-    labels = {label_of(name) for name in found}
+    labels = {label_of(name) for name in names}
     return NO_FINDING if labels == {0} else PNEUMONIA if 1 in labels and 0 not in labels else OTHER
 
 
 def _majority(votes: list[str]) -> str:
-    """The answer of most readers; UNSURE where no answer has more than half of them."""
+    """Return the answer of more than half of the readers, or UNSURE."""
     answer, count = Counter(votes).most_common(1)[0]
     return answer if 2 * count > len(votes) else UNSURE
 
 
 def _named(file: Path, answers: dict[str, str], uncertain: str) -> dict[str, str]:
-    """Names for the labels of a column that holds numbers, yes and no."""
+    """Replace 0 and 1, yes and no, by class names; leave other labels as they are."""
     cells = {cell.lower() for cell in answers.values()}
     if not cells <= _YES | _NO | _MAYBE:
         return answers
     unsure = {"drop": UNSURE, "positive": PNEUMONIA, "negative": "NORMAL"}[uncertain]
     names = {cell: PNEUMONIA if cell in _YES else "NORMAL" if cell in _NO else unsure for cell in cells}
-    logger.info("%s: label %s", file, ", ".join(f"{cell} is read as {names[cell]}" for cell in sorted(cells)))
+    logger.info("%s: label %s", file, ", ".join(f"{cell} read as {names[cell]}" for cell in sorted(cells)))
     return {name: names[cell.lower()] for name, cell in answers.items()}
 
 
@@ -305,51 +315,53 @@ def _is_lateral(view: str) -> bool:
 
 
 def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
-    """Path of each image; where there is no such file the path that it should have, to be reported."""
+    """Return the path of each image; of a missing image, the path relative to the table."""
     root = root.absolute()
-    below: dict[str, list[Path]] = {}  # by name and by stem; filled when it is needed
+    below: dict[str, list[Path]] = {}  # by file name and by stem; filled on demand
 
     def locate(name: str) -> Path:
         path = file.parent.absolute() / os.path.expanduser(name)
-        parts = PurePath(name.replace("\\", "/")).parts  # written on Windows
-        # Tables of CheXpert begin their paths with the data set's own folder.
+        parts = PurePath(name.replace("\\", "/")).parts  # a Windows path
+        # Paths in CheXpert begin with the data set's own folder.
         for candidate in (path, *(root.joinpath(*parts[at:]) for at in range(len(parts) - 1))):
             if os.path.isfile(candidate):
                 return candidate
         if not below:
-            for parent, _, found in os.walk(root, followlinks=True):
-                for one in found:
-                    for key in {one, os.path.splitext(one)[0]}:
-                        below.setdefault(key, []).append(Path(parent, one))
+            for parent, _, files in os.walk(root, followlinks=True):
+                for file_name in files:
+                    for key in {file_name, os.path.splitext(file_name)[0]}:
+                        below.setdefault(key, []).append(Path(parent, file_name))
         candidates = below.get(name, [path])
         if len(candidates) > 1:
             raise UsageError(
-                "locate",
-                f"{file}: {name} may be {candidates[0]} or {candidates[1]}; "
-                "give the path from the CSV file's folder",
+                "ambiguous-image",
+                f"{file}: expected one image {name}, got {candidates[0]} and {candidates[1]}. Write its path "
+                "relative to the CSV file",
             )
         return candidates[0]
 
     paths = [locate(name) for name in names]
     if not any(os.path.isfile(path) for path in paths):
         raise UsageError(
-            "locate", f"{file}: none of its {len(names)} images is there (the first: {paths[0]})"
+            "images-missing",
+            f"{file}: expected {len(names)} images, got none (the first: {paths[0]}). Write their paths "
+            "relative to the CSV file",
         )
     return paths
 
 
 def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[str, str]]:
-    """Read every metadata.csv and metadata.jsonl in a folder tree, and patients from other tables in it.
+    """Read every metadata.csv and metadata.jsonl in a folder tree, and patient ids from its other tables.
 
-    Values stay text: as a number the patient id 0012 would be 12, or 12.0 where another row has none, and
-    one patient could be in two splits.
+    Values stay text: as a number, the patient id 0012 would be 12, or 12.0 in a column with blanks, and one
+    patient could be in two splits.
 
     Args:
         root: the folder.
-        tables: other CSV files in it; of them only a patient's id is used.
+        tables: other CSV files in it, of which only the patient ids are used.
 
     Returns:
-        Resolved path of an image -> its row, without the values that are blank.
+        Resolved path of each image -> its row, without blank values.
 
     Raises:
         UsageError: a file can't be read, or has no column `file_name`.
@@ -362,25 +374,27 @@ def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[st
             for row in _read_table(file):
                 if not row.get("file_name"):
                     raise UsageError(
-                        "metadata", f"{file}: expected a column file_name with the path of each image"
+                        "metadata-without-file-name",
+                        f"{file}: expected the path of an image in column file_name of each row, got none. "
+                        "Add it",
                     )
                 image = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
                 described[image] = {key: value for key, value in row.items() if value != ""}
     for file in tables:
         table = _Table(file)
         if not (table.image and table.patient):
-            logger.warning("%s: not used, since class folders give the labels", file)
+            logger.warning("%s: not used, because the class folders give the labels", file)
             continue
         rows = [row for row in table.rows if row[table.image]]
         for path, row in zip(_locate(file, root, [row[table.image] for row in rows]), rows, strict=True):
             if row[table.patient]:
                 described.setdefault(path.resolve(), {}).setdefault("patient_id", row[table.patient])
-        logger.info("%s: patients are read from its column %s, labels from the folders", file, table.patient)
+        logger.info("%s: patient ids are read from column %s, labels from the folders", file, table.patient)
     return described
 
 
 def _read_table(file: Path) -> list[dict[str, str]]:
-    """Lines of a CSV or JSON lines file as text: column -> value, "" where a cell is missing."""
+    """Read the lines of a CSV or JSON Lines file as column -> text, "" for a missing cell."""
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
@@ -388,18 +402,20 @@ def _read_table(file: Path) -> list[dict[str, str]]:
         if file.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is not an object")
+                raise ValueError("a line that is not an object")
         elif file.suffix.lower() == ".txt":
             cells = [line.split() for line in text.splitlines()]
             cells = [line for line in cells if len(line) >= 3 and is_class(line[2])]
             rows = [dict(zip(("patient_id", "path", "label"), line, strict=False)) for line in cells]
         else:
-            # Spreadsheets of half the world separate cells by a semicolon.
+            # Spreadsheets in many locales separate cells by a semicolon.
             head = text.partition("\n")[0]
             rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise UsageError("table", f"{file} can't be read as a table: {error}") from error
-    # The csv module puts None for a missing cell, and surplus cells under the name None.
+        raise UsageError(
+            "unreadable-table", f"{file}: expected a CSV or JSON Lines file, got {error}. Save it again"
+        ) from error
+    # The csv module gives None for a missing cell, and puts surplus cells under the key None.
     rows = [
         {key: "" if value is None else str(value).strip() for key, value in row.items() if key}
         for row in rows
@@ -408,7 +424,7 @@ def _read_table(file: Path) -> list[dict[str, str]]:
 
 
 def _decoded(content: bytes) -> str:
-    """Text in UTF-8, UTF-16 as spreadsheets save it, or else Latin-1."""
+    """Decode text as UTF-8, as UTF-16 (as some spreadsheets save it), or else as Latin-1."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
     try:

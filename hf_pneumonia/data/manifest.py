@@ -1,4 +1,4 @@
-"""The manifest: one line per image, its split and why; and which images weights were trained on."""
+"""The manifest of a run: split, label and content hash of every image, and the images seen in training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "audit/manifest.csv"  # in a run folder
-SEEN = "seen_before.csv"  # beside it: what the weights that a run started from had seen
-TEACHING = ("train", "validation")  # validation chose the epoch and the temperature
+SEEN = "seen_before.csv"  # beside it: images that the starting weights were trained on
+TEACHING = ("train", "validation")  # splits that shape a model: validation chooses epoch and temperature
 
-# Why an image is not used.
+# Reasons for leaving out an image.
 UNREADABLE = "unreadable"
 COPIES = "copy"
 CONFLICT = "copies with different labels"
@@ -32,11 +32,11 @@ COLUMNS += ("reason",)
 
 
 def write_manifest(cohort: Cohort, path: Path) -> None:
-    """Write one line per image.
+    """Write the manifest, one line per image.
 
-    `split` is the one that it is used in, or the source's where it is left out; `patient_id` is the patient
-    after joining those who share an image; `duplicate_group` is empty for images without copies;
-    `content_hash` is the SHA-256 of the file's bytes.
+    `split` is the split used, or the source's split if the image is left out; `patient_id` is the id after
+    merging patients who share an image; `duplicate_group` is empty for images without copies; `content_hash`
+    is the SHA-256 of the file's bytes.
     """
     group = np.full(len(cohort.file), "", dtype=object)
     kept_copy = {}
@@ -54,15 +54,17 @@ def write_manifest(cohort: Cohort, path: Path) -> None:
                 reason = f"{COPIES} of {cohort.file[kept_copy[row]]}"
             split, kept = cohort.split[row] or cohort.given[row], "true" if cohort.split[row] else "false"
             digest = cohort.cache.facts["sha256"][row].decode()
-            said = (LABELS[cohort.label[row]], cohort.patient[row], digest, group[row], kept, reason)
-            writer.writerow([name, cohort.source[row], split, *said])
+            label, patient = LABELS[cohort.label[row]], cohort.patient[row]
+            writer.writerow(
+                [name, cohort.source[row], split, label, patient, digest, group[row], kept, reason]
+            )
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Read the lines of a manifest, or of a run's `seen_before.csv`.
+    """Read the lines of a manifest or of `seen_before.csv`.
 
     Raises:
-        UsageError: the file is not a manifest, or missing.
+        UsageError: the file is missing or not a manifest.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -70,28 +72,32 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
             if not set(COLUMNS) <= set(reader.fieldnames or ()) or any(None in row.values() for row in rows):
                 raise UsageError(
-                    "manifest",
-                    f"{path} is no manifest: expected columns {', '.join(COLUMNS)}; train again with this "
-                    "version",
+                    "not-a-manifest",
+                    f"{path}: expected a manifest with {', '.join(COLUMNS)} in each line, got another table. "
+                    "Train again with this version",
                 )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
-            "manifest", f"{path} can't be read as a manifest ({error}); train again with this version"
+            "not-a-manifest", f"{path}: expected a manifest, got {error}. Train again with this version"
         ) from error
     return rows
 
 
 def read_seen(weights: Path) -> list[dict[str, str]]:
-    """Read the lines of the images that weights were trained on or chosen by, from the run folder's manifest
-    and from what that run kept of the runs before it (`SEEN`). A folder without a manifest gets a warning.
+    """Read the manifest lines of the images that weights were trained on or selected by.
+
+    They come from the run folder's manifest and from `SEEN`, its list for earlier runs. Log a warning and
+    return an empty list if there is no manifest.
+
+    Args:
+        weights: run folder, or a checkpoint in it.
 
     Raises:
         UsageError: the file is not a manifest.
     """
-    # A checkpoint lies inside its run folder.
     audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
     if audit is None:
-        logger.warning("%s has no %s: what its weights were trained on is not known", weights, MANIFEST)
+        logger.warning("%s: no %s, so the images it was trained on are unknown", weights, MANIFEST)
         return []
     seen = []
     for path in (audit / "manifest.csv", audit / SEEN):
@@ -102,7 +108,7 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
 
 
 def write_seen(seen: list[dict[str, str]], path: Path) -> None:
-    """Keep `read_seen` of the starting weights for the runs that start from this one."""
+    """Write the result of `read_seen` for the starting weights, for runs that start from this one."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

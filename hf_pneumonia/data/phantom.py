@@ -1,10 +1,10 @@
-"""Simulated chest X-rays with known lesions: the embedded data set, for tests, demonstrations and benchmarks.
+"""Simulated chest X-rays with known lesions: the built-in data set for tests, demos and benchmarks.
 
-A patient is a set of path lengths (cm of soft tissue, lung, bone and gas along a parallel beam from front to
-back). Their attenuations add up to one picture, which is positioned, exposed and developed once per image.
-Disease replaces some of the lung's air by fluid and changes nothing else: outside its lesion, an image is
-byte for byte that of the same patient in health, so only the lesion can be learned. The images say nothing
-about real patients.
+A patient is a set of path lengths: cm of soft tissue, lung, bone and gas along a parallel beam from front to
+back. Their attenuations add up to one projection, which is positioned and exposed once per image. Disease
+replaces part of the lung's air by fluid and changes nothing else: outside the lesion, an image is identical
+to that of the same patient without disease, so a model can learn only the lesion. Results on these images do
+not transfer to real patients.
 """
 
 import functools
@@ -17,42 +17,50 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-VERSION = 1  # goes up whenever the same seed gives other pictures: caches of older sets must not be reused
+VERSION = 1  # raise it whenever a seed gives other images, so that old caches are not reused
 
-# Linear attenuation in 1/cm at 60 keV, about the mean energy of a filtered 100 kVp beam: mass coefficients of
-# the NIST tables (Hubbell and Seltzer, NISTIR 5632) times densities of ICRU Report 44. Inflated lung has
-# 0.26 g/cm3. Compact bone would be 0.315 cm2/g x 1.92 g/cm3 = 0.60; children's is less mineralised.
+# Linear attenuation in 1/cm at 60 keV, about the mean energy of a filtered 100 kVp beam: NIST mass
+# coefficients (Hubbell and Seltzer, NISTIR 5632) times densities of ICRU Report 44. Inflated lung has
+# 0.26 g/cm3. Compact bone has 0.315 cm2/g x 1.92 g/cm3 = 0.60; children's bone is less mineralised.
 SOFT, LUNG, BONE = 0.21, 0.053, 0.48
 
-FIELD_CM = 22.5  # side of an image at the patient, about a four-year-old's chest
-CANVAS = 1.2  # side of the simulated body over the side of an image: room to shift and rotate the patient
-SIDES = (-1, 1)  # signs of x: the patient's right is on the left of an image, as if they faced the reader
+FIELD_CM = 22.5  # side of the field at the patient: the chest of a child of about four
+CANVAS = 1.2  # side of the simulated body / side of the image: room to shift and rotate the patient
+SIDES = (-1, 1)  # signs of x; the patient's right is on the left of the image, by convention
 
 Tubes = list[tuple[np.ndarray, np.ndarray]]  # points (2, k) in cm and their volumes (k,) in cm3
 
 
 @dataclass(frozen=True)
 class PhantomImage:
-    """One simulated image; the comments give what each field holds."""
+    """One simulated image.
 
-    image: np.ndarray  # (size, size) uint8, dense tissue light
-    lesion: np.ndarray  # (size, size) bool, true where the opacity is; all false in a normal image
-    patient_id: str  # "phantom0001"
-    label: str  # "NORMAL" or "PNEUMONIA"
-    pattern: str  # "none", "lobar", "patchy" or "diffuse"
+    Attributes:
+        image: (size, size) uint8, dense tissue bright.
+        lesion: (size, size) bool, the mask of the opacity; all false in a normal image.
+        patient_id: such as "phantom0001".
+        label: "NORMAL" or "PNEUMONIA".
+        pattern: "none", "lobar", "patchy" or "diffuse".
+    """
+
+    image: np.ndarray
+    lesion: np.ndarray
+    patient_id: str
+    label: str
+    pattern: str
 
 
 class _Chest(NamedTuple):
-    """The canvas and what organs have to agree on. Lengths in cm, curves over the rows as (n, 1) float32."""
+    """The canvas and the shared geometry of the organs: lengths in cm, curves over rows as (n, 1) float32."""
 
     x: np.ndarray  # (1, n), from the patient's right to left, 0 in the middle
     y: np.ndarray  # (n, 1), downwards
     pixel: float
-    growth: float  # size over the average child's
+    growth: float  # size / average child's size
     apex: float  # y of the top of the lungs
     base: float  # y of the deepest costophrenic angle
-    width: np.ndarray  # from the midline to the inside of the ribs
-    depth: np.ndarray  # of the cavity, front to back
+    width: np.ndarray  # midline to the inside of the ribs
+    depth: np.ndarray  # of the chest cavity, front to back
     spine: np.ndarray  # x of the middle of the spine
     wall: float  # skin, fat and muscle on one side
 
@@ -71,39 +79,39 @@ def _chest(rng: Generator, size: int) -> _Chest:
 
 @functools.cache
 def _spreading(n: int, knots: int) -> np.ndarray:
-    """(n, knots): Gaussian bumps that spread `knots` random numbers over `n` pixels, at unit variance."""
+    """Return (n, knots) Gaussian weights that spread random numbers over `n` pixels at unit variance."""
     bumps = np.exp(-((np.linspace(0, knots - 1, n)[:, None] - np.arange(knots)) ** 2))
     return (bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _clouds(rng: Generator, chest: _Chest, scale: float) -> np.ndarray:
-    """(n, n) smooth noise of unit variance in clouds about `scale` cm across."""
+    """Return (n, n) smooth noise of unit variance with structures of about `scale` cm."""
     knots = max(3, round(chest.y.size * chest.pixel / scale))
     spread = _spreading(chest.y.size, knots)
     return spread @ rng.standard_normal((knots, knots), dtype=np.float32) @ spread.T
 
 
 def _profile(chest: _Chest, heights: list[float], values: list[float], blur: float) -> np.ndarray:
-    """(n, 1): a curve over the rows through `values` at `heights` (cm before growth), smooth over `blur`."""
+    """Return (n, 1), a curve over the rows through `values` at `heights`, smoothed by `blur` (both in cm)."""
     curve = np.interp(chest.y[:, 0] / chest.growth, heights, values)
     return ndimage.gaussian_filter1d(curve, blur / chest.pixel, mode="nearest")[:, None].astype(np.float32)
 
 
 def _round(squared: np.ndarray) -> np.ndarray:
-    """Path through a round body of unit depth, by the squared distance from its middle in half-widths."""
+    """Return the path through a round body of unit depth at a squared distance from its middle."""
     return np.sqrt(np.maximum(1 - squared, 0))
 
 
 def _at(chest: _Chest, curve: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A curve over the rows, read at the heights `y` (cm) of any shape."""
+    """Interpolate a curve over the rows at the heights `y` (cm, any shape)."""
     return np.interp(y, chest.y[:, 0], curve[:, 0])
 
 
 def _tube(x, y, radius, across: int, wall: float | None = None, z=0.0) -> tuple[np.ndarray, np.ndarray]:
-    """A tube of `radius` cm along the path x, y, z (..., m), as points in the plane and their volumes.
+    """Return a tube of `radius` cm along the path x, y, z (..., m), as points in the plane and their volumes.
 
-    Equal steps of the angle round the axis crowd the points at both edges, which is where the beam grazes a
-    bone's cortex. `wall` (cm) makes a bone: a shell over marrow of a quarter of its density.
+    Equal angles around the axis put more points at both edges, where the beam grazes the cortex of a bone.
+    `wall` (cm) makes the tube a bone: a shell around marrow of a quarter of its density.
     """
     path = np.stack(np.broadcast_arrays(x, y, z)).astype(np.float32)
     dx, dy, dz = np.gradient(path, axis=-1)
@@ -121,7 +129,7 @@ def _tube(x, y, radius, across: int, wall: float | None = None, z=0.0) -> tuple[
 
 
 def _project(chest: _Chest, tubes: Tubes) -> np.ndarray:
-    """(n, n): cm of the tubes along the beam; each point is shared among the four pixels around it."""
+    """Return (n, n), cm of the tubes along the beam; spread each point over its four nearest pixels."""
     n = chest.y.size
     x, y = np.concatenate([p for p, _ in tubes], axis=1) / chest.pixel + (n - 1) / 2
     volume = np.concatenate([v for _, v in tubes]) * ((x > 0) & (x < n - 1) & (y > 0) & (y < n - 1))
@@ -133,14 +141,14 @@ def _project(chest: _Chest, tubes: Tubes) -> np.ndarray:
 
 
 def _body(rng: Generator, chest: _Chest) -> np.ndarray:
-    """cm of body, lungs included: trunk, neck, chin, and arms that are raised or lie at the sides."""
+    """Return (n, n), cm of body including the lungs: trunk, neck, chin, and arms raised or at the sides."""
     x, y, g = chest.x, chest.y, chest.growth
     waist = float(chest.width.max()) / g + chest.wall
     widths = [3.6, 3.7, 4.6, 9.2, 10, waist, waist, waist - rng.uniform(0, 1)]
     half = g * _profile(chest, [-16, -11, -9.2, -7.4, -4.5, -1, 4, 9], widths, blur=0.8)
     thick = (0.93 + 0.05 * chest.wall) * _profile(chest, [-14, -9, -5, 3], [8, 8, 11, 13], blur=0.8)
     body = thick * _round((np.abs(x - 0.5 * chest.spine) / half) ** 3)  # flatter than an ellipse
-    chin = -10.6 * g + rng.normal(0, 1.2)  # a small child's chin is often on the image
+    chin = -10.6 * g + rng.normal(0, 1.2)  # a small child's chin is often in the field
     body = np.maximum(body, 13 * _round(((x - rng.normal(0, 0.8)) ** 2 + (y - chin + 5) ** 2) / 25))
     raised, radius = rng.random() < 0.6, 1.7 + 0.35 * chest.wall
     for side in SIDES:
@@ -154,7 +162,7 @@ def _body(rng: Generator, chest: _Chest) -> np.ndarray:
 
 
 def _heart(rng: Generator, chest: _Chest) -> np.ndarray:
-    """The share (0 to 1) of the cavity's depth that heart, great vessels and, in the young, thymus take."""
+    """Return (n, n), the share (0 to 1) of the cavity's depth taken by heart, great vessels and thymus."""
     y = [-12, -8, -6, -4.6, -3.2, -1.5, 0.5, 2.5, 4.5, 6.5, 9]
     right = np.array([1.7, 1.8, 1.8, 1.8, 1.8, 2.1, 2.9, 3.2, 3.0, 2.3, 2])
     left = np.array([1.7, 1.9, 2.1, 2.6, 2.3, 3.0, 4.2, 5.4, 5.9, 5.2, 4])
@@ -168,7 +176,7 @@ def _heart(rng: Generator, chest: _Chest) -> np.ndarray:
 
 
 def _diaphragm(rng: Generator, chest: _Chest) -> np.ndarray:
-    """(1, n): the height of the domes, of which the right is higher because it has the liver under it."""
+    """Return (1, n), the height of the diaphragm; its right dome is higher, above the liver."""
     x, top = chest.x / chest.growth, chest.base - rng.normal(3.1, 0.25)
     right = top + rng.uniform(0.09, 0.14) * (x + 3.6) ** 2
     left = top + rng.normal(0.7, 0.3) + rng.uniform(0.09, 0.14) * (x - 3.6) ** 2
@@ -176,10 +184,10 @@ def _diaphragm(rng: Generator, chest: _Chest) -> np.ndarray:
 
 
 def _ribs(rng: Generator, chest: _Chest) -> Tubes:
-    """Twelve pairs on the chest wall, from the spine round to where cartilage, which casts none, begins."""
+    """Return twelve pairs of ribs, from the spine to the start of the cartilage, which is radiolucent."""
     pair, turn = np.arange(12)[:, None], np.linspace(0.03, 1, 250)
     phi = turn * np.radians(np.interp(pair, [0, 2, 7, 9, 11], [130, 145, 140, 100, 50]))
-    steep = 0.15 + 0.065 * pair  # the lower a rib, the straighter it falls from the spine
+    steep = 0.15 + 0.065 * pair  # lower ribs fall straighter from the spine
     drop = np.interp(pair, [0, 3, 8, 11], [2.4, 4.2, 6, 7]) * rng.normal(1, 0.12) * chest.growth
     fall = drop * ((1 - steep) * (1 - np.cos(phi)) / 2 + steep * phi / np.pi)
     fall -= 0.5 * (1 - steep) * np.sin(1.6 * phi)
@@ -196,7 +204,7 @@ def _ribs(rng: Generator, chest: _Chest) -> Tubes:
 
 
 def _shoulders(rng: Generator, chest: _Chest) -> Tubes:
-    """Clavicles, lateral borders and spines of the scapulae, heads of the humeri."""
+    """Return clavicles, lateral borders and spines of the scapulae, and heads of the humeri."""
     tubes, t, g, lift = [], np.linspace(0, 1, 110), chest.growth, rng.normal(0.9, 0.5)
     wave = 2 * np.pi * t
     for side in SIDES:
@@ -212,7 +220,7 @@ def _shoulders(rng: Generator, chest: _Chest) -> Tubes:
 
 
 def _vertebrae(rng: Generator, chest: _Chest) -> tuple[np.ndarray, Tubes]:
-    """cm of bone in the vertebral bodies (n, n), and the rings of pedicles and spinous processes."""
+    """Return cm of bone in the vertebral bodies (n, n), and rings for pedicles and spinous processes."""
     pitch, start = rng.normal(1.42, 0.05) * chest.growth, rng.random()
     off = np.abs((chest.y / pitch + start) % 1 - 0.5)  # 0 in the middle of a body, 0.5 in a disc
     half = chest.growth * _profile(chest, [-13, -8, 10], [0.95, 1.0, 1.35], blur=0.8)
@@ -227,7 +235,7 @@ def _vertebrae(rng: Generator, chest: _Chest) -> tuple[np.ndarray, Tubes]:
 
 
 def _airways(rng: Generator, chest: _Chest) -> Tubes:
-    """Trachea and main bronchi: gas that stands out of the mediastinum."""
+    """Return the gas of trachea and main bronchi, which shows in front of the mediastinum."""
     g, t, drift = chest.growth, np.linspace(0, 1, 160), rng.normal(-0.15, 0.15)
     tubes = [_tube(drift * t + 0.08 * np.sin(5 * t), -14 + (14 - 3 * g) * t, 0.42 * g, 12)]
     for reach, fall in ((-2.0, 1.7), (2.4, 1.3)):
@@ -236,7 +244,7 @@ def _airways(rng: Generator, chest: _Chest) -> Tubes:
 
 
 def _vessels(rng: Generator, chest: _Chest) -> Tubes:
-    """Both pulmonary trees: seven stems from each hilum fork five times, thinner and shorter each time."""
+    """Return the pulmonary vessels: seven stems at each hilum fork five times and get thinner."""
     side, tubes, g = np.repeat(SIDES, 7), [], chest.growth
     x, y = g * side * rng.normal(2.5, 0.2, 14), g * (rng.normal(-1.2, 0.5, 14) - 0.3 * side)
     heading = np.tile(np.linspace(-1.25, 1.35, 7), 2) + rng.normal(0, 0.15, 14)
@@ -257,7 +265,7 @@ def _vessels(rng: Generator, chest: _Chest) -> Tubes:
 
 
 def _bowel_gas(rng: Generator, chest: _Chest, dome: np.ndarray) -> np.ndarray:
-    """cm of gas in stomach and bowel, below and mostly on the left; often there is none."""
+    """Return (n, n), cm of gas in up to three loops of stomach and bowel, mostly on the left."""
     gas, ragged = np.zeros((chest.y.size, chest.x.size), np.float32), 0.4 * _clouds(rng, chest, 1.0)
     for _ in range(rng.integers(0, 4)):
         x, low = rng.normal(4, 2), rng.uniform(1.2, 4.5)
@@ -268,11 +276,11 @@ def _bowel_gas(rng: Generator, chest: _Chest, dome: np.ndarray) -> np.ndarray:
 
 
 def _anatomy(rng: Generator, size: int) -> tuple[_Chest, np.ndarray, np.ndarray]:
-    """A healthy patient: the chest, its attenuation (n, n), and cm of lung along the beam (n, n)."""
+    """Return a healthy patient: geometry, attenuation (n, n), and cm of lung along the beam (n, n)."""
     chest = _chest(rng, size)
     body, dome = _body(rng, chest), _diaphragm(rng, chest)
     cavity = chest.depth * _round((chest.x / np.maximum(chest.width, 1e-3)) ** 2)
-    # The beam meets a dome at a tangent: its path grows with the square root of the depth below the top.
+    # The beam is tangent to the dome, so its path grows with the square root of the depth below the top.
     above = np.maximum(1 - np.sqrt(np.maximum(chest.y - dome, 0) / 1.7), 0)
     lung = np.minimum(cavity * (1 - _heart(rng, chest)) * above, 0.9 * body)
     bodies, rings = _vertebrae(rng, chest)
@@ -286,18 +294,18 @@ def _anatomy(rng: Generator, size: int) -> tuple[_Chest, np.ndarray, np.ndarray]
 
 
 def _foci(rng: Generator, chest: _Chest, lung: np.ndarray, radii: np.ndarray, plateau: int) -> np.ndarray:
-    """(n, n) in 0..1: one ragged cloud for each of `radii` (k, 2) in cm, about k points of aerated lung."""
+    """Return (n, n) in 0..1, ragged clouds of `radii` (k, 2) in cm around k random points of aerated lung."""
     aerated, ragged = np.flatnonzero(lung > 0.6 * lung.max()), 0.35 * _clouds(rng, chest, 1.0)
     clear = np.ones_like(lung)
     for at, (across, down) in zip(rng.choice(aerated, len(radii)), radii.tolist(), strict=True):
         x, y = float(chest.x[0, at % len(lung)]), float(chest.y[at // len(lung), 0])
         far = np.maximum(((chest.x - x) / across) ** 2 + ((chest.y - y) / down) ** 2 + ragged, 0)
-        clear *= 1 - np.exp(-(far**plateau)) * (chest.x * x > 0)  # a focus keeps to its own lung
+        clear *= 1 - np.exp(-(far**plateau)) * (chest.x * x > 0)  # a focus stays in its lung
     return (1 - clear) * np.clip(0.85 + 0.15 * _clouds(rng, chest, 0.6), 0, 1)
 
 
 def _lobar(rng: Generator, chest: _Chest, lung: np.ndarray) -> np.ndarray:
-    """One consolidation, in half of the patients cut off by a fissure, in half with air bronchograms."""
+    """Return one consolidation; half of them end at a fissure, half have air bronchograms."""
     filled = _foci(rng, chest, lung, rng.uniform(3.0, 5.2, (1, 2)), plateau=2)
     x, y = (float((filled * v).sum() / filled.sum()) for v in (chest.x, chest.y))
     if rng.random() < 0.5:
@@ -313,19 +321,19 @@ def _lobar(rng: Generator, chest: _Chest, lung: np.ndarray) -> np.ndarray:
 
 
 def _patchy(rng: Generator, chest: _Chest, lung: np.ndarray) -> np.ndarray:
-    """Bronchopneumonia: several small foci in one lung or both."""
+    """Return bronchopneumonia: several small foci in one or both lungs."""
     return _foci(rng, chest, lung, rng.uniform(1.1, 2.2, (rng.integers(5, 13), 2)), plateau=1)
 
 
 def _diffuse(rng: Generator, chest: _Chest, lung: np.ndarray) -> np.ndarray:
-    """Interstitial disease: haze over both lungs under nets of septa, where noise crosses zero."""
+    """Return interstitial disease: haze and nets of septa, where noise crosses zero, over both lungs."""
     coarse, fine = (np.exp(-2 * _clouds(rng, chest, scale) ** 2) for scale in (0.5, 0.3))
     haze = 0.5 + 0.2 * _clouds(rng, chest, 4)
     return np.clip(haze + rng.uniform(0.1, 0.3) * (coarse * fine + 0.5 * fine), 0, 1)
 
 
-# Each pattern's painter, its share of the sick, and the least and the most of the air that fluid replaces:
-# the least hardly shows behind the ribs, the most is white.
+# Pattern -> its function, its share of the patients with pneumonia, and the range of the share of air that
+# fluid replaces: the least is hardly visible behind the ribs, the most is white.
 PATTERNS = {
     "lobar": (_lobar, 0.4, 0.44, 1.0),
     "patchy": (_patchy, 0.35, 0.26, 1.0),
@@ -334,16 +342,16 @@ PATTERNS = {
 
 
 def _disease(rng: Generator, chest: _Chest, lung: np.ndarray) -> tuple[str, np.ndarray]:
-    """The pattern's name and the attenuation that it adds (n, n), none where lung is thinner than 0.6 cm."""
+    """Draw a pattern; return its name and added attenuation (n, n), 0 where lung is thinner than 0.6 cm."""
     pattern = str(rng.choice(list(PATTERNS), p=[share for _, share, _, _ in PATTERNS.values()]))
     paint, _, low, high = PATTERNS[pattern]
     fluid = math.exp(rng.uniform(math.log(low), math.log(high))) * paint(rng, chest, lung)
     added = (SOFT - LUNG) * fluid * np.maximum(lung - 0.6, 0)
-    return pattern, np.maximum(added - 0.12 * added.max(), 0)  # ends where an eye would say it ends
+    return pattern, np.maximum(added - 0.12 * added.max(), 0)  # drop the invisible rim
 
 
 def _position(rng: Generator, canvas: list[np.ndarray], size: int) -> list[np.ndarray]:
-    """The same part of each map, (size, size): the patient is turned, shifted, and nearer or further."""
+    """Rotate, shift and scale the patient; return the same field (size, size) of each map."""
     turn, zoom = math.radians(rng.normal(0, 1.8)), rng.normal(1, 0.04)
     shift = rng.normal(0, 0.5, 2) * size / FIELD_CM
     cos, sin = math.cos(turn) / zoom, math.sin(turn) / zoom
@@ -353,24 +361,23 @@ def _position(rng: Generator, canvas: list[np.ndarray], size: int) -> list[np.nd
 
 
 def _expose(rng: Generator, healthy: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Attenuations -> brightness on the image, 0 to about 1, with blur, scatter, quantum noise and tone curve.
+    """Turn attenuation into brightness, 0 to about 1, with blur, scatter, quantum noise and a tone curve.
 
-    Whatever looks at a neighbourhood or the whole image (blur, scatter, the automatic window) looks at the
-    healthy patient: a lesion must not betray itself from afar.
+    Blur, scatter and the automatic window are computed without the lesion, so that it changes no other pixel.
     """
     size = len(healthy)
     primary = np.exp(-ndimage.gaussian_filter(healthy, rng.uniform(0.35, 0.8) * size / 256))
     scatter = ndimage.uniform_filter(ndimage.uniform_filter(primary, size // 5), size // 5)
     scatter = scatter * rng.uniform(0.05, 0.5)
     signal = primary * np.exp(-opacity) + scatter
-    photons = math.exp(rng.uniform(math.log(1e4), math.log(1.5e5)))  # that would reach a bare pixel
+    photons = math.exp(rng.uniform(math.log(1e4), math.log(1.5e5)))  # at a pixel without body
     grain = ndimage.gaussian_filter(rng.standard_normal(healthy.shape, dtype=np.float32), 0.5)
     density = grain / np.sqrt(photons * signal) - np.log(signal)
     body = -np.log((primary + scatter)[::4, ::4])
     low, high = map(float, np.quantile(body[body > 0.6], (0.02, 0.985)))
     under, over = rng.uniform(-0.03, 0.25) * (high - low), rng.uniform(-0.02, 0.22) * (high - low)
     bright = np.clip((density - low + under) / (high - low + under + over), 0, 1.1)
-    bend = rng.uniform(0.8, 2.4)  # steepness of the S that image and displays make of it
+    bend = rng.uniform(0.8, 2.4)  # steepness of the S-shaped tone curve
     curve = 0.5 + np.tanh(bend * (bright - 0.5)) / (2 * math.tanh(bend / 2))
     return np.maximum(curve, 0) ** rng.uniform(0.8, 1.25)
 
@@ -379,7 +386,7 @@ _font = functools.cache(ImageFont.load_default)
 
 
 def _finish(rng: Generator, bright: np.ndarray) -> np.ndarray:
-    """Brightness -> uint8 with shutters on some sides and, mostly, a side marker, which tells nothing."""
+    """Turn brightness into uint8 with shutters and, mostly, a side marker; both are random."""
     size = len(bright)
     image = Image.fromarray(np.clip(bright * 247 + 4, 0, 255).astype(np.uint8))
     left, top, right, bottom = (rng.uniform(0, 0.07, 4) * size * (rng.random(4) < 0.25)).astype(int).tolist()
@@ -396,34 +403,34 @@ def _finish(rng: Generator, bright: np.ndarray) -> np.ndarray:
 
 
 def simulate_patient(
-    patient: int, seed: int = 0, size: int = 256, sick: bool | None = None
+    patient: int, seed: int = 0, size: int = 256, pneumonia: bool | None = None
 ) -> list[PhantomImage]:
-    """Simulate one patient's one to three images: one anatomy and disease; other positions and exposures.
-    They depend on the arguments alone, not on the order of calls or on the process.
+    """Simulate one to three images of one patient: same anatomy and disease, different position and exposure.
+
+    The images depend on the arguments alone, not on the order of calls or the process.
 
     Args:
         patient: number of the patient, from 1.
-        seed: another seed is another hospital, with other patients under the same numbers.
-        size: pixels on a side, at least 64.
-        sick: whether the patient has pneumonia. None: exactly one of each pair (1, 2), (3, 4) ... has it, and
-            which one is drawn.
+        seed: random seed; another seed gives other patients under the same numbers.
+        size: height and width in pixels, at least 64.
+        pneumonia: whether the patient has pneumonia. None: one of each pair (1, 2), (3, 4) ..., at random.
 
     Raises:
         ValueError: `patient` is below 1, or `size` below 64.
     """
     if patient < 1 or size < 64:
         raise ValueError(f"expected patient >= 1 and size >= 64, got patient={patient} and size={size}")
-    if sick is None:
+    if pneumonia is None:
         first = np.random.default_rng((seed, (patient - 1) // 2, 1)).random() < 0.5
-        sick = bool(first) ^ bool(patient % 2)
-    # Three streams, so that neither the anatomy nor the images depend on how much the disease drew.
+        pneumonia = bool(first) ^ bool(patient % 2)
+    # Separate streams, so that anatomy and exposure do not depend on how many numbers the disease draws.
     anatomy, disease, images = np.random.default_rng((seed, patient)).spawn(3)
     chest, healthy, lung = _anatomy(anatomy, size)
-    pattern, opacity = _disease(disease, chest, lung) if sick else ("none", np.zeros_like(lung))
+    pattern, opacity = _disease(disease, chest, lung) if pneumonia else ("none", np.zeros_like(lung))
     out = []
     for rng in images.spawn(int(images.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
         body, lesion = _position(rng, [healthy, opacity], size)
         image = _finish(rng, _expose(rng, body, lesion))
-        label = "PNEUMONIA" if sick else "NORMAL"
+        label = "PNEUMONIA" if pneumonia else "NORMAL"
         out.append(PhantomImage(image, lesion > 0, f"phantom{patient:04d}", label, pattern))
     return out

@@ -1,6 +1,6 @@
-"""Simulated patients -> class folders on disk, and the masks of their lesions.
+"""Class folders of simulated patients with lesion masks, optionally with a shortcut.
 
-A variant has a shortcut, for tests: appearance predicts the label in train, not in test.
+With the shortcut, for tests, the appearance of an image predicts the label in train but not in test.
 """
 
 import csv
@@ -28,30 +28,45 @@ def write_dataset(
     workers: int | None = None,
     shortcut: bool = False,
 ) -> None:
-    """Write class folders of simulated patients. `folder` appears when it is complete; one that exists stays.
+    """Write class folders of simulated patients unless `folder` exists. It appears once it is complete.
 
-    `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png` are the images, `{train,test}/metadata.csv` has the
-    columns file_name, patient_id and pattern, and `lesions/phantom0001_1.png` is the mask of each image with
-    pneumonia. A patient is in one split only. With `shortcut`, images go through `add_shortcut`, in train by
-    the label, in test by a fair coin. `workers` is the number of processes, by default one per core.
+    Images are `{train,test}/{NORMAL,PNEUMONIA}/phantom0001_1.png`; `{train,test}/metadata.csv` has the
+    columns file_name, patient_id and pattern; `lesions/phantom0001_1.png` is the lesion mask of an image
+    with pneumonia. Each patient is in one split.
+
+    Args:
+        folder: path of the data set.
+        patients: number of patients, at least 4.
+        seed: seed of `simulate_patient`.
+        size: height and width in pixels, at least 64.
+        workers: number of processes, by default one per core.
+        shortcut: whether to apply `add_shortcut`: by the label in train, at random in test.
 
     Raises:
-        ValueError: `patients` is below 4, which leaves a split empty, or `size` below 64.
+        ValueError: `patients` is below 4, or `size` below 64.
     """
     folder = Path(folder)
     if patients < 4:
-        raise ValueError(f"expected at least 4 patients, one of each class in each split, got {patients}")
+        raise ValueError(f"expected patients >= 4 (two classes in two splits), got {patients}")
     build_once(folder, lambda aside: _write_all(aside, patients, seed, size, workers, shortcut))
 
 
 def add_shortcut(
     image: np.ndarray, lesion: np.ndarray, appears: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give an image (s, s) uint8 and its mask the proportions, exposure and sharpness of a class in train.
+    """Give an image the proportions, exposure and sharpness that stand for one class in train.
 
-    Images that appear normal (`appears` is an index into LABELS) are narrower, brighter and sharper.
-    Proportions differ by about as much as in Kermany's images (medians of width / height 1.25 and 1.49).
-    Returns image and mask (h, w), h or w is s: a strip at two sides is cut off.
+    Images that appear normal are narrower, brighter and sharper. Proportions differ about as much as in the
+    data of Kermany et al. (median width / height 1.25 and 1.49).
+
+    Args:
+        image: (s, s) uint8.
+        lesion: (s, s) mask.
+        appears: index into LABELS of the class to imitate.
+        rng: random generator.
+
+    Returns:
+        Image and mask (h, w), cropped at two sides: h or w is s.
     """
     size, amount = len(image), rng.normal(1, 0.5, 3) * (1 if appears else -1)
     wide, dark, blur = amount * np.array([0.09, 0.15, 0.5])
@@ -64,23 +79,23 @@ def add_shortcut(
 
 
 def _split(patient: int) -> str:
-    """Two pairs of patients in nine (22%) are for testing; a pair has one patient of each class."""
+    """Return the split of a patient: test for two pairs in nine (22%), which keeps the classes balanced."""
     return "test" if (patient - 1) // 2 % 9 in (0, 5) else "train"
 
 
 def _write_patient(folder: Path, seed: int, size: int, shortcut: bool, patient: int) -> list[dict[str, str]]:
     rows, split = [], _split(patient)
-    for number, image in enumerate(simulate_patient(patient, seed, size), start=1):
-        name, image, lesion = f"{image.patient_id}_{number}.png", image.image, image.lesion
+    for number, phantom in enumerate(simulate_patient(patient, seed, size), start=1):
+        name, image, lesion = f"{phantom.patient_id}_{number}.png", phantom.image, phantom.lesion
         if shortcut:
             rng = np.random.default_rng((seed, patient, number, 1))
-            appears = LABELS.index(image.label) if split == "train" else int(rng.integers(2))
+            appears = LABELS.index(phantom.label) if split == "train" else int(rng.integers(2))
             image, lesion = add_shortcut(image, lesion, appears, rng)
-        Image.fromarray(image).save(folder / split / image.label / name, compress_level=1)
-        if image.label == "PNEUMONIA":
+        Image.fromarray(image).save(folder / split / phantom.label / name, compress_level=1)
+        if phantom.label == "PNEUMONIA":
             Image.fromarray(lesion).save(folder / "lesions" / name)
-        file_name = f"{image.label}/{name}"
-        rows.append({"file_name": file_name, "patient_id": image.patient_id, "pattern": image.pattern})
+        file_name = f"{phantom.label}/{name}"
+        rows.append({"file_name": file_name, "patient_id": phantom.patient_id, "pattern": phantom.pattern})
     return rows
 
 
@@ -90,7 +105,7 @@ def _write_all(
     for part in ("train/NORMAL", "train/PNEUMONIA", "test/NORMAL", "test/PNEUMONIA", "lesions"):
         (folder / part).mkdir(parents=True)
     numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size, shortcut)
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads, as torch has, can hang
+    context = multiprocessing.get_context("spawn")  # forking a process with threads, as torch has, can hang
     with ProcessPoolExecutor(workers or available_cores(), context) as pool:
         rows = pool.map(job, numbers, chunksize=4)
         done = list(tqdm(rows, "simulating images", patients, unit=" patients", disable=None))

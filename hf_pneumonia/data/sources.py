@@ -1,6 +1,6 @@
-"""Names of sources -> one table of labelled images. Nothing is decoded here.
+"""Sources of images (folders, archives, CSV files, Kaggle, the Hub) as one table of labelled images.
 
-Each source gives rows (`rows.Row`); here classes become labels and every image gets a patient.
+Images are not decoded here.
 """
 
 import logging
@@ -22,19 +22,19 @@ from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# Columns of a Hub data set; the first that it has is taken.
+# Columns of a Hub data set, in order of preference.
 _IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "class")
 
 _COVID_DONE = {
-    "drop": "left out (--covid pneumonia counts them in, --covid keep scores them apart)",
+    "drop": "left out (--covid pneumonia counts them as PNEUMONIA, --covid keep scores them separately)",
     "pneumonia": "counted as PNEUMONIA",
-    "keep": "kept apart: not trained on, scored after training",
+    "keep": "in the split covid: not trained on, scored after training",
 }
 
 
 class _Images(Sequence):
-    """Undecoded images as {"path", "bytes"}. Those of the Hub are read when they are asked for."""
+    """Undecoded images as {"path", "bytes"}; images of the Hub are read on access."""
 
     def __init__(self, rows: list[Row]) -> None:
         self._rows = rows
@@ -58,59 +58,61 @@ def load_sources(
 
     Args:
         sources: each `phantom`, `phantom:shortcut`, a folder, a zip or tar file, a CSV file of paths and
-            labels, `kaggle:owner/name`, or the id of a Hub data set; with `train=`, `validation=` or `test=`
-            in front, all of it is this split. Of several folders, one that is named after a split, and has
-            none inside, is that split.
-        cache_dir: where simulated images and unpacked zip files are kept.
-        covid: "drop" leaves images of COVID-19 out, "pneumonia" counts them as pneumonia, "keep" puts them
+            labels, `kaggle:owner/name`, or the id of a Hub data set. The prefix `train=`, `validation=` or
+            `test=` puts the whole source into that split; so does, with several sources, a folder's name if
+            the folder has no splits inside.
+        cache_dir: folder for simulated images and unpacked archives.
+        covid: "drop" leaves out images of COVID-19, "pneumonia" counts them as pneumonia, "keep" puts them
             into the split "covid", which is only scored.
-        one_class: whether images of one class alone are allowed.
-        uncertain: what is done with images whose finding is uncertain, as for `rows_of_listing`.
+        one_class: whether a single class is allowed.
+        uncertain: one of `labels.UNCERTAIN`, for images with an uncertain finding.
 
     Returns:
         Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`
         (short name of the source), `label` (index into LABELS), `patient_id`, and `split` (train, validation
-        or test as in the source, train without splits; or covid). With several sources, ids that only mean
-        something inside their source are prefixed by its name.
+        or test as in the source, train without splits; or covid). With several sources, ids that are valid
+        only inside their source are prefixed by its name.
 
     Raises:
-        UsageError: there is no such source, no image in it, a class of unknown name, a source with splits
-            of its own that is named as one split, or only one class where both are needed.
+        UsageError: a source is missing, empty or listed twice, has an unknown class, or has splits and is
+            named as one split; or only one class was found.
     """
-    named = [_named_split(one) for one in ([sources] if isinstance(sources, str) else sources)]
+    named = [_named_split(source) for source in ([sources] if isinstance(sources, str) else sources)]
     names = [name for _, name in named]
     places = [Path(name).expanduser().resolve() if _is_local(name) else name for name in names]
     if twice := [place for place, count in Counter(places).items() if count > 1]:
-        raise UsageError("sources", f"--dataset names {twice[0]} twice; name every source once")
+        raise UsageError("source-twice", f"--dataset: expected each source once, got {twice[0]} twice")
     rows: list[Row] = []
     for (split, name), short in zip(named, short_names(names), strict=True):
         found = _in_split(_load(name, cache_dir, uncertain), name, split, several=len(names) > 1)
         rows += _label(found, short, covid, prefix=f"{short}:" if len(names) > 1 else "")
     found = {row.label for row in rows}
     if len(found) < 2 - one_class:
-        present = LABELS[found.pop()] if found else "none"
+        present = f"only {LABELS[found.pop()]}" if found else "none"
         raise UsageError(
-            "sources", f"one class only in {', '.join(names)} (found: {present}): both are needed"
+            "one-class-only",
+            f"--dataset {' '.join(names)}: expected images of {' and '.join(LABELS)}, got {present}. Add a "
+            "source that has the other class",
         )
     columns = ("file", "source", "label", "patient_id", "split")
     return {"image": _Images(rows), **{name: [getattr(row, name) for row in rows] for name in columns}}
 
 
 def _named_split(source: str) -> tuple[str | None, str]:
-    """Take `test=` off the front of a source."""
+    """Split a source into its prefix, such as `test=`, and its name."""
     front, sign, name = source.partition("=")
     split = split_of(front) if sign else None
     return (split, name) if split and name else (None, source)
 
 
 def _in_split(rows: list[Row], name: str, split: str | None, several: bool) -> list[Row]:
-    """Put a source without splits of its own into the split that it is named after."""
+    """Put a source without splits into the split of its prefix or, with several sources, of its name."""
     own = sorted({row.split for row in rows if row.split})
     if split and own not in ([], [split]):
         raise UsageError(
-            "in-split",
-            f"--dataset {split}={name}: expected no splits in it, got {', '.join(own)}. Name "
-            f"the folders in it one by one: {split}=DIR {split}=DIR",
+            "source-has-splits",
+            f"--dataset {split}={name}: expected a source without splits, got {', '.join(own)}. Name the "
+            f"folders in it one by one: {split}=DIR {split}=DIR",
         )
     if not own and several and _is_local(name):
         split = split or split_of(Path(name).expanduser().resolve().name)
@@ -118,8 +120,11 @@ def _in_split(rows: list[Row], name: str, split: str | None, several: bool) -> l
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Name each source for tables and reports: a local one by its last folder, with as many folders above it
-    as tell it from the others, and always with one above where it is called like a split."""
+    """Return a short, distinct name of each source for tables and reports.
+
+    A local source has the name of its last folder, with as many parent folders as make it distinct, and at
+    least one if it is named after a split.
+    """
     names = [_named_split(name)[1] for name in names]
     parts = [_parts(name) if _is_local(name) else (name,) for name in names]
     short = []
@@ -133,7 +138,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Folders of a local source's path. The home folder is left out: its name is a person's."""
+    """Return the parts of a local path, without the home folder, whose name identifies a person."""
     path, home = Path(name).expanduser().resolve(), Path.home().resolve()
     inside = path.is_relative_to(home) and path != home and home != home.parent
     return path.relative_to(home).parts if inside else path.parts
@@ -144,10 +149,10 @@ def _is_local(name: str) -> bool:
 
 
 def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
-    """Rows of one source."""
+    """List the images of one source."""
     if name in PHANTOMS:
         folder = cache_dir / f"{name.replace(':', '-')}-v{PHANTOM_VERSION}"
-        write_dataset(folder, shortcut=name != "phantom")  # leaves a folder that exists as it is
+        write_dataset(folder, shortcut=name != "phantom")  # unless it exists
         return rows_of_folder(folder)
     if name.startswith("kaggle:"):
         return rows_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
@@ -159,22 +164,22 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
         folder = unpack(path, cache_dir)
         try:
             return rows_of_folder(folder, uncertain)
-        except UsageError as error:  # the user knows the archive, and not where it was unpacked
-            raise UsageError("load", str(error).replace(str(folder), str(path))) from error
+        except UsageError as error:  # name the archive, not the folder in the cache
+            raise UsageError(error.code, str(error).replace(str(folder), str(path))) from error
     if path.is_file() and path.suffix.lower() == ".csv":
         return rows_of_listing(path, uncertain)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        problem = "it is none of these" if path.exists() else "no such folder"
+        problem = "" if path.exists() else ": no such folder or file"
         raise UsageError(
-            "load",
-            "--dataset expects `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub id "
-            f"(user/name), each with train=, validation= or test= in front or not, got {name!r}: {problem}",
+            "unknown-source",
+            "--dataset: expected `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub "
+            f"id (user/name), optionally after train=, validation= or test=, got {name!r}{problem}",
         )
     return _fetch_hub(name)
 
 
 def _saved_dataset(folder: Path) -> datasets.DatasetDict | None:
-    """A data set of `datasets` in a folder: saved by `save_to_disk`, or the Parquet files of the Hub."""
+    """Load a folder saved by `datasets.save_to_disk`, or of Parquet files; return None for any other."""
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             saved = datasets.load_from_disk(folder)
@@ -184,49 +189,54 @@ def _saved_dataset(folder: Path) -> datasets.DatasetDict | None:
             return None
     except (OSError, ValueError) as error:
         raise UsageError(
-            "saved-dataset", f"{folder}: expected a saved data set, got {str(error).splitlines()[0]}"
+            "dataset-damaged",
+            f"{folder}: expected a data set saved by `datasets`, got {str(error).splitlines()[0]}. Save it "
+            "again",
         ) from error
     return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
 
 
 def _fetch_hub(name: str) -> list[Row]:
-    logger.info("fetching %s from the Hub", name)
+    logger.info("downloading %s from the Hub", name)
     try:
         loaded = datasets.load_dataset(name)
-    # Not found, gated, offline, no such host, a broken repository.
+    # Not found, gated, offline, unknown host, or a broken repository.
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
-            "fetch-hub",
-            f"--dataset {name}: no such folder, and the Hub data set can't be had ({reason}); "
-            "check the name and the connection, or download it and give the folder",
+            "hub-download",
+            f"--dataset {name}: expected a folder or a Hub data set, got neither ({reason}). Check the name "
+            "and the connection, or download it and give the folder",
         ) from error
     return rows_of_hub(loaded, name)
 
 
 def rows_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
-    """List the images of a Hub data set that is loaded.
+    """List the images of a loaded Hub data set.
 
     Raises:
-        UsageError: it has no image column, no named label, or a split of an unknown name.
+        UsageError: it has no image column, no column of class names, or an unknown split.
     """
     rows = []
     for given, table in loaded.items():
         split = split_of(given)
         if split is None:
-            raise UsageError("rows-of-hub", f"{name} has a split {given!r}: expected {', '.join(SPLITS)}")
-        column = next((one for one in _IMAGE_COLUMNS if one in table.column_names), None)
+            raise UsageError(
+                "unknown-split", f"{name}: expected the splits {', '.join(SPLITS)}, got {given!r}. Rename it"
+            )
+        column = next((column for column in _IMAGE_COLUMNS if column in table.column_names), None)
         classes = _class_names(table)
         if column is None or not all(classes):
             raise UsageError(
-                "rows-of-hub",
-                f"{name} has columns {table.column_names}: expected `image`, and `label` with class names",
+                "no-image-or-label-column",
+                f"{name}: expected the columns `image` and `label` (class names), got "
+                f"{', '.join(table.column_names)}. Rename the columns, or cast the label to ClassLabel",
             )
         images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
         patients = table["patient_id"] if "patient_id" in table.column_names else [None] * len(table)
         for row, (image, class_name, patient) in enumerate(zip(images, classes, patients, strict=True)):
             file = Path(image[column]["path"] or "").name
-            # The row number keeps images apart whose repository calls them all alike.
+            # The row number distinguishes files of the same name.
             place = f"{split}/{row:06d}/{file}".rstrip("/")
             patient = patient_of(file) if patient in (None, "") else str(patient)
             rows.append(Row(partial(_image, images, row, column), place, class_name, patient, place, split))
@@ -238,7 +248,7 @@ def _image(images: datasets.Dataset, row: int, column: str) -> dict:
 
 
 def _class_names(table: datasets.Dataset) -> list[str | None]:
-    """Class names in the first column that has any. Numbers without names are not class names."""
+    """Return the class names in the first label column that has names, or None for each row."""
     for column in _LABEL_COLUMNS:
         feature = table.features.get(column)
         if isinstance(feature, datasets.ClassLabel):
@@ -249,34 +259,33 @@ def _class_names(table: datasets.Dataset) -> list[str | None]:
 
 
 def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
-    """Map classes to labels by name, give every image a patient, and settle COVID-19."""
+    """Map classes to labels by name, give every image a patient id, and apply the choice for COVID-19."""
     labels = {name: 1 if is_covid(name) else label_of(name) for name in {row.class_name for row in rows}}
     if unknown := sorted(name for name, label in labels.items() if label is None):
         raise UsageError(
-            "label",
-            f"unknown class {', '.join(map(repr, unknown))} in {source} "
-            f"(found: {', '.join(sorted(labels))}); name the class folders NORMAL and PNEUMONIA "
-            "(healthy, bacterial, viral are known too), or take it out",
+            "unknown-class",
+            f"{source}: expected classes such as NORMAL and PNEUMONIA (or healthy, bacterial, viral), got "
+            f"{', '.join(map(repr, unknown))} among {', '.join(sorted(labels))}. Rename or remove the class",
         )
     if count := sum(is_covid(row.class_name) for row in rows):
         logger.info("%s: %d images of COVID-19 are %s", source, count, _COVID_DONE[covid])
     if ids := {row.patient_id for row in rows if row.patient_id}:
-        logger.info("%s: %d patients, by ids such as %s", source, len(ids), min(ids))
+        logger.info("%s: %d patients, with ids such as %s", source, len(ids), min(ids))
     if without := sum(row.patient_id is None for row in rows):
         logger.warning(
-            "%s: no patient id in %d of %d file names: each such image is its own patient",
+            "%s: no patient id in %d of %d file names, so each of these images counts as one patient",
             source, without, len(rows),
         )  # fmt: skip
     labelled = []
     for row in rows:
-        corona = is_covid(row.class_name)
-        if corona and covid == "drop":
+        has_covid = is_covid(row.class_name)
+        if has_covid and covid == "drop":
             continue
         patient = row.patient_id or row.place
-        # An id in a file name of a public data set means the same child everywhere. Others may be anybody's
-        # "12" in another source, and so may the place of an image without an id.
+        # An id in a file name of a public data set means the same person in every source. Any other id, and
+        # the place of an image without one, may belong to another person in another source.
         if row.patient_id is None or patient != patient_of(Path(row.place).name):
             patient = prefix + patient
-        split, label = "covid" if corona and covid == "keep" else row.split, labels[row.class_name]
+        split, label = "covid" if has_covid and covid == "keep" else row.split, labels[row.class_name]
         labelled.append(replace(row, source=source, label=label, patient_id=patient, split=split))
     return labelled

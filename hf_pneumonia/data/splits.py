@@ -1,4 +1,4 @@
-"""Train, validation and test splits: grouped by patient, stratified by label and source."""
+"""Train, validation and test splits, grouped by patient and stratified by label and source."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,11 @@ TEST_SHARE = 0.20  # of all images, where a source has no test split
 
 
 def parse_split(split: str) -> tuple[float, float, float] | None:
-    """Shares of train, validation and test in "70/20/10" (three numbers of any sum). None for "official", the
-    splits of the sources, and for "shifted" (`shifted_test`).
+    """Parse the value of --split.
+
+    Returns:
+        Shares of train, validation and test, adding up to 1, of a text such as "70/20/10" (any sum); None for
+        "official", the splits of the sources, and for "shifted" (see `shifted_test`).
 
     Raises:
         UsageError: anything else.
@@ -26,9 +29,9 @@ def parse_split(split: str) -> tuple[float, float, float] | None:
         numbers = []
     if len(numbers) != 3 or not all(number > 0 for number in numbers) or not np.isfinite(sum(numbers)):
         raise UsageError(
-            "split",
-            "--split expects `official`, `shifted`, or the shares of train, validation and test, all above "
-            f"0, as in 70/20/10; got {split!r}",
+            "invalid-split",
+            "--split: expected official, shifted, or shares of train, validation and test above 0 such as "
+            f"70/20/10, got {split!r}",
         )
     train, validation, test = (number / sum(numbers) for number in numbers)
     return train, validation, test
@@ -44,23 +47,24 @@ def assign_splits(
     shares: tuple[float, float, float] | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
-    """Decide the split of every image so that no patient is in two.
+    """Assign every image to a split so that no patient is in two.
 
-    Without `shares`, existing splits are kept. A missing test split is cut from train, and so is a validation
-    split that is missing or too small. Where splits share a patient, test wins over validation, and
-    validation over train; the patient's other images are left out. With `shares` everything is cut anew. The
-    result depends on the set of images, not on their order.
+    Without `shares`, existing splits are kept; a missing test split and a missing or too small validation
+    split are cut from train. If splits share a patient, test takes precedence over validation, and validation
+    over train; the patient's other images are left out. With `shares`, all splits are cut anew. The result
+    does not depend on the order of the images.
 
     Args:
-        given: (n,) one of SPLITS, or another name, from which nothing is cut.
-        labels, patients: (n,) 0 or 1, and (n,) ids.
-        clusters: (n,) ids of patients that may be one; a cut keeps them together. By default the patients.
-        strata: (n,) what a cut balances beside the label, such as the source.
-        shares: of train, validation and test, adding up to 1.
-        seed: of the cuts, not a run's own seed: runs must be scored on the same images.
+        given: (n,) one of SPLITS, or another name; images with another name are not cut.
+        labels: (n,) 0 or 1.
+        patients: (n,) ids.
+        clusters: (n,) ids of patients that may be the same; a cut keeps them together. Default: the patients.
+        strata: (n,) values that a cut balances besides the label, such as the source.
+        shares: shares of train, validation and test, adding up to 1.
+        seed: seed of the cuts. Not the seed of the run, because runs must be scored on the same images.
 
     Returns:
-        (n,) splits, "" for an image left out; and a line for each decision to tell the user.
+        (n,) splits, "" for an image that is left out; and notes for the user, one per decision.
 
     Raises:
         UsageError: a split lacks one of the classes, or there are too few patients to cut one.
@@ -81,16 +85,16 @@ def assign_splits(
         notes.append("split anew: " + ", ".join(f"{_size(split, patients, name)} {name}" for name in SPLITS))
     if "train" not in split:
         raise UsageError(
-            "assign-splits",
-            f"no training images: expected a `train` split, found {', '.join(sorted(set(split)))}",
+            "no-training-images",
+            f"expected a train split, got {', '.join(sorted(set(split)))}. Add training images",
         )
     if "test" not in split:
         cut({"train": 1 - TEST_SHARE, "test": TEST_SHARE})
         notes.append(f"no test split found: cut {_size(split, patients, 'test')} as a test split")
     if "validation" in split and not shares and _too_small(split, labels):
         notes.append(
-            f"validation split of {np.sum(split == 'validation')} images is too small to choose anything: "
-            "joined to train"
+            f"validation split of {np.sum(split == 'validation')} images is too small to choose a checkpoint "
+            "reliably: joined to train"
         )
         split[split == "validation"] = "train"
     notes += _leave_out(split, patients, ("test",), ("validation", "train"))
@@ -99,8 +103,8 @@ def assign_splits(
         cut({"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE})
         notes.append(f"validation cut from the training patients: {_size(split, patients, 'validation')}")
         if _too_small(split, labels):
-            notes.append("validation is small: which epoch and which threshold are best is left to luck")
-    # Images that are only scored must be as new to the network as the test split.
+            notes.append("the validation set is too small to choose a checkpoint and a threshold reliably")
+    # Images that are only scored must be of patients whom the network has not seen, as in the test split.
     notes += _leave_out(split, patients, SPLITS, tuple(set(split) - {*SPLITS, ""}))
     _check_classes(split, labels)
     return split, notes
@@ -109,17 +113,19 @@ def assign_splits(
 def shifted_test(
     labels: Sequence[int], clusters: Sequence[str], scores: np.ndarray, share: float = TEST_SHARE
 ) -> np.ndarray:
-    """Choose a test split in which appearance contradicts the label, a worst case: of each class the clusters
-    that look most like the other class, whole and by the mean contradiction of their images, until the class
-    has its share. A cluster with images of both classes counts to the class of most of them.
+    """Choose a worst-case test split, in which appearance contradicts the label.
+
+    Takes from each class the clusters that look most like the other class, by the mean over their images,
+    until the class has its share. A cluster with images of both classes belongs to the more frequent one.
 
     Args:
-        labels, clusters: (n,) 0 or 1, and (n,) ids of patients that may be one.
+        labels: (n,) 0 or 1.
+        clusters: (n,) ids of patients that may be the same.
         scores: (n,) logits of class 1 by appearance alone (`appearance_scores`).
-        share: of the images of each class, at least.
+        share: smallest share of the images of each class.
 
     Returns:
-        (n,) bool, the images of the test split.
+        (n,) bool, true for the images of the test split.
     """
     ids, place, size = np.unique(clusters, return_inverse=True, return_counts=True)
     labels = np.asarray(labels)
@@ -147,7 +153,7 @@ def _leave_out(
         for rows in (shared, winning & np.isin(patients, np.unique(patients[shared])))
     )
     split[shared] = ""
-    return [f"left out {shared.sum()} images of {lost} whose patient stands in {won} too"]
+    return [f"left out {shared.sum()} images of {lost} whose patient is also in {won}"]
 
 
 def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
@@ -155,16 +161,17 @@ def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
         for index, label in enumerate(LABELS):
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
-                    "classes",
-                    f"the {name} split has no {label} image: both classes are needed in every split",
+                    "class-missing-in-split",
+                    f"{name} split: expected images of both classes, got no {label}. Add some, or cut the "
+                    "splits anew with --split 70/20/10",
                 )
 
 
 def _too_small(split: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether validation has too few images of a class to choose an epoch or a threshold reliably.
+    """Return whether validation has too few images of a class to choose an epoch or a threshold reliably.
 
-    AUROC moves in steps of 1 / (images of a class), so at least 10 are needed; of a large data set 5% of the
-    training images, up to 50.
+    AUROC moves in steps of 1 / (images of a class), so each class needs at least 10; in a large data set 5%
+    of its training images, up to 50.
     """
     for label in range(len(LABELS)):
         needed = np.clip(0.05 * np.sum((split == "train") & (labels == label)), 10, 50)
@@ -178,42 +185,43 @@ def _cut(
 ) -> np.ndarray:
     """(n,) split of each image, so that every split has its share of the images of each label and stratum.
 
-    Whole clusters are dealt out, the largest first and equal ones in random order, each to the split that
-    lacks most, relative to its size, of what the cluster brings. Small ones come last and even things out.
+    Deals out whole clusters, the largest first and equal ones in random order, each to the split that lacks
+    most of the cluster's images, relative to the size of the split. The small clusters, dealt last, even out
+    the shares.
     """
     names = list(shares)
     for index, label in enumerate(LABELS):
-        if len(np.unique(clusters[labels == index])) < len(names):
+        if (count := len(np.unique(clusters[labels == index]))) < len(names):
             raise UsageError(
-                "cut",
-                f"too few {label} patients to cut a {' and a '.join(names[1:])} split: "
-                "each split needs at least one of each class",
+                "too-few-patients",
+                f"cutting a {' and a '.join(names[1:])} split: expected {len(names)} or more {label} "
+                f"patients, got {count}. Add images, or provide the splits",
             )
     kinds, kind = np.unique(np.stack([labels.astype(str), strata.astype(str)]), axis=1, return_inverse=True)
     ids, cluster = np.unique(clusters, return_inverse=True)
     images = np.zeros((len(ids), kinds.shape[1]))
     np.add.at(images, (cluster, kind.reshape(-1)), 1)
 
-    # As shares of each kind: ten images of a rare kind weigh as much as a thousand of a common one.
+    # Shares of each kind, so that ten images of a rare kind weigh as much as a thousand of a common one.
     weight = images / images.sum(0)
     size = np.array(list(shares.values()))
     missing = np.repeat(size[:, None], kinds.shape[1], axis=1)
     order = np.lexsort((np.random.default_rng(seed).permutation(len(ids)), -images.sum(1)))
-    # Every split needs an image of each class: the smallest split gets one cluster of each first.
-    home = np.full(len(ids), -1)
+    # Every split needs an image of each class: first give each split, the smallest first, a small cluster.
+    assigned = np.full(len(ids), -1)
     for index in range(len(LABELS)):
         has = images[:, kinds[0] == str(index)].sum(1) > 0
-        for name in size.argsort():
-            if not np.any(has & (home == name)):
-                chosen = next(one for one in order[::-1] if has[one] and home[one] < 0)
-                home[chosen] = name
-                missing[name] -= weight[chosen]
-    for one in order:
-        if home[one] < 0:
-            # Rounded: the order of summation must not break ties.
-            home[one] = np.argmax(np.round(missing @ weight[one] / size, 9))
-            missing[home[one]] -= weight[one]
-    return np.array(names, dtype="<U10")[home[cluster]]
+        for split in size.argsort():
+            if not np.any(has & (assigned == split)):
+                chosen = next(row for row in order[::-1] if has[row] and assigned[row] < 0)
+                assigned[chosen] = split
+                missing[split] -= weight[chosen]
+    for row in order:
+        if assigned[row] < 0:
+            # Rounded, so that the order of summation does not break ties.
+            assigned[row] = np.argmax(np.round(missing @ weight[row] / size, 9))
+            missing[assigned[row]] -= weight[row]
+    return np.array(names, dtype="<U10")[assigned[cluster]]
 
 
 def _size(split: np.ndarray, patients: np.ndarray, name: str) -> str:

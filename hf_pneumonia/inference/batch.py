@@ -364,9 +364,9 @@ def _score_part(
     return [scores[number] for number in range(len(part))]
 
 
-def _draw(reader: ImageReader, image: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
-    image = read_image(reader.read(image[1]))  # again: full-size images of a batch would fill memory
-    with written_whole(_picture(heatmaps, image)) as aside:
+def _draw(reader: ImageReader, numbered: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
+    image = read_image(reader.read(numbered[1]))  # again: full-size images of a batch would fill memory
+    with written_whole(_picture(heatmaps, numbered)) as aside:
         overlay(image, heat_map).save(aside, "PNG")
 
 

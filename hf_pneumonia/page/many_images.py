@@ -148,13 +148,13 @@ def score_images(
     end = monotonic() + MANY_IMAGES_SECONDS
     with ImageReader() as reader:
 
-        def images(images: list[Source], problems: dict[int, str], pictures: dict[int, str]):
-            for number, image in enumerate(images):
+        def decoded(batch: list[Source], problems: dict[int, str], pictures: dict[int, str]):
+            for number, source in enumerate(batch):
                 if monotonic() > end:
                     problems[number] = TOO_LONG
                     continue
                 try:
-                    image = read(reader.read(image))
+                    image = read(reader.read(source))
                 except UnreadableImage as error:
                     problems[number] = str(error)
                 except OSError as error:
@@ -166,7 +166,7 @@ def score_images(
         for start in range(0, len(images), BATCH):
             batch, problems, pictures = images[start : start + BATCH], {}, {}
             # A generator: the classifier keeps of each image no more than the network takes.
-            predictions = iter(classifier(images(batch, problems, pictures), batch_size=BATCH, force=force))
+            predictions = iter(classifier(decoded(batch, problems, pictures), batch_size=BATCH, force=force))
             yield [
                 ImageRow(image.name, UNREADABLE, None, None, classifier.threshold, problems[number])
                 if number in problems
