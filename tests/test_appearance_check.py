@@ -1,4 +1,4 @@
-"""What appearance alone predicts, and what a network is without its help."""
+"""Appearance checks of a data set and of a network, on images with a known shortcut."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -34,18 +34,19 @@ from hf_pneumonia.evaluation.scoring import (
 
 
 def proportions(images):
-    """Sharper across than down, as a wide image is when it is squashed."""
+    """Read how wide the original was: a wide image that is squashed is sharper horizontally."""
     return 20 * (images.diff(dim=2).abs().mean((1, 2)) / images.diff(dim=1).abs().mean((1, 2))).log()
 
 
 def lesion(images):
-    """Brighter in the middle than on the whole."""
+    """Read the lesion: the centre is brighter than the whole."""
     return 10 * (images[:, 13:19, 13:19].mean((1, 2)) - images.mean((1, 2))) - 6
 
 
 class Images:
-    """Chests of 32 pixels of 40 to 48 (normal) or 52 to 60 (pneumonia) by 45, squashed; pneumonias have a
-    bright spot in the middle. `train` comes first. Its own store, too."""
+    """A cohort and its cache: 32 x 32 images, squashed from 40-48 x 45 (normal) or 52-60 x 45 (pneumonia).
+
+    Pneumonias have a bright spot in the centre. `train` comes first."""
 
     def __init__(self, train: int, test: int):
         rng, count = np.random.default_rng(0), train + test
@@ -81,7 +82,9 @@ def images():
     return Images(train=80, test=80)
 
 
-def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion_is_not(images):
+def test_swapping_appearance_exposes_a_network_that_reads_it_and_not_one_that_reads_lesions(
+    images,
+):
     exposed, sound = check(images, proportions, 0.4), check(images, lesion)
     areas = [one["auroc"]["value"] for one in exposed["proportions"].values()]
     assert exposed["vertical"] == "NORMAL" and list(exposed["proportions"])[0] == "1.0"
@@ -93,7 +96,7 @@ def test_a_network_that_reads_proportions_is_exposed_and_one_that_reads_a_lesion
     assert sound["matched_auroc"]["value"] == 1
     assert min(sound["contradicting"][name]["value"] for name in ("sensitivity", "specificity")) == 1
     assert sound["contradicting"]["images"] == {"NORMAL": 10, "PNEUMONIA": 10}
-    # Each metric is that of the swapped images.
+    # The metrics are those of the swapped images.
     rows, model = images.rows("test"), Network(proportions)
     label, patient = images.label[rows], images.patient[rows]
     assert (exposed["images"], exposed["threshold"], exposed["factor"]) == (80, 0.4, 1.2)
@@ -108,11 +111,11 @@ def test_without_training_images_the_appearance_is_cross_fitted():
     alone = Images(train=0, test=80)
     found = check(alone, proportions)
     assert found["vertical"] == "NORMAL" and found["appearance_auroc"]["value"] > 0.85
-    few = check(alone, proportions, chosen=slice(24))  # of six patients of a class
+    few = check(alone, proportions, chosen=slice(24))  # six patients per class
     assert few["proportions"]["1.2"]["auroc"]["value"] is not None
     assert few["appearance_auroc"] == few["matched_auroc"] == NOT_DEFINED
     assert few["contradicting"]["sensitivity"]["value"] is None
-    assert check(alone, proportions, chosen=slice(None, None, 2)) is None  # of one class
+    assert check(alone, proportions, chosen=slice(None, None, 2)) is None  # one class
 
 
 def by_pairs(label, probability, scores, bandwidth):
@@ -134,12 +137,12 @@ def test_the_matched_auroc_is_the_weighted_share_of_pairs_in_every_replicate():
     found = matched_auroc(label, probability, patient, scores)
     assert found["value"] == pytest.approx(by_pairs(label, probability, scores, bandwidth))
     counts, place = bootstrap_counts(patient)
-    laid_out = [np.repeat(np.arange(14), times[place]) for times in counts]
-    drawn = [by_pairs(label[rows], probability[rows], scores[rows], bandwidth) for rows in laid_out]
+    repeated = [np.repeat(np.arange(14), times[place]) for times in counts]
+    drawn = [by_pairs(label[rows], probability[rows], scores[rows], bandwidth) for rows in repeated]
     assert found["ci95"] == pytest.approx(percentile_interval(np.array(drawn)))
 
 
-def test_images_that_contradict_their_label_are_those_that_look_most_like_the_other_class():
+def test_contradicting_images_are_those_that_look_most_like_the_other_class():
     rng = np.random.default_rng(1)
     label = rng.permutation(np.repeat([0, 1], [130, 240]))
     scores, probability = rng.normal(label, 1), rng.random(370)
@@ -156,9 +159,9 @@ def test_images_that_contradict_their_label_are_those_that_look_most_like_the_ot
 
 @pytest.fixture(scope="module")
 def shifted():
-    """200 training and 80 test images, of a patient each, of which nothing but the appearance is known.
+    """200 training and 80 test images, one per patient, with appearance statistics only.
 
-    NORMAL is brighter in both, and noisier in test than in train."""
+    NORMAL is brighter in both splits, and noisier in test than in train."""
     rng = np.random.default_rng(0)
     label, test = np.arange(280) % 2, np.arange(280) >= 200
     statistics = rng.normal(size=(280, len(STATISTICS)))
@@ -187,7 +190,7 @@ def test_the_statistics_that_predict_the_label_are_ranked(shifted):
     assert found["statistics"][0]["median"] == pytest.approx(medians, abs=1e-4)
 
 
-def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(shifted):
+def test_a_test_split_of_the_sources_is_kept_apart_and_compared_by_class(shifted):
     found = audit_appearance(shifted, score_appearance(shifted))
     train = shifted.cache.facts["appearance"][:200], shifted.label[:200], shifted.patient[:200]
     assert found["images"] == 200
@@ -196,8 +199,8 @@ def test_a_test_split_of_the_sources_is_kept_apart_and_compared_class_by_class(s
     assert normal["value"] > 0.95 and normal["ci95"][0] > 0.9
     assert pneumonia["ci95"][0] < 0.5 < pneumonia["ci95"][1]
     predicts, differs = audit_lines(found)
-    assert "NORMAL images are brighter" in predicts and "test's NORMAL images" in differs
-    # A split that was cut here is judged whole.
+    assert "NORMAL images are brighter" in predicts and "NORMAL images of test look different" in differs
+    # A split that was cut here is audited as a whole.
     cut = dataclasses.replace(shifted, split=np.where(np.arange(280) % 5 == 0, "test", "train"))
     whole = audit_appearance(cut, score_appearance(cut))
     assert (whole["images"], whole["test_against_train"]) == (280, None)

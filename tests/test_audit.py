@@ -1,4 +1,4 @@
-"""The audit of a small folder whose faults are known, against counts made by hand."""
+"""The audit of a small folder with known faults, against counts made by hand."""
 
 import base64
 import csv
@@ -26,7 +26,7 @@ from hf_pneumonia.evaluation.audit import (
     count_images,
     crossing_ids,
     summary,
-    taught,
+    was_seen,
     write_audit,
 )
 from hf_pneumonia.evaluation.audit_plots import measure_images
@@ -34,25 +34,25 @@ from hf_pneumonia.evaluation.audit_plots import measure_images
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """Split folders of 12 + 12 training, 10 + 10 validation and 10 + 10 test images, and then:
+    """Split folders of 12 + 12 training, 10 + 10 validation and 10 + 10 test images, with these faults:
 
-    a copy of a test image in train under another name; a larger copy in train; copies with two labels;
-    a test patient with another image in train; a coarse pair (IM-0300, NORMAL2-IM-0300); a damaged image.
+    a copy of a test image in train under another name; a larger copy in train; copies with two labels; a test
+    patient with another image in train; a pair with one coarse id (IM-0300, NORMAL2-IM-0300); a damaged file.
     """
-    folder = tmp_path_factory.mktemp("faulty") / "films"
+    folder = tmp_path_factory.mktemp("faulty") / "images"
     rng = np.random.default_rng(0)
     for split, first, count in (("train", 0, 12), ("val", 100, 10), ("test", 200, 10)):
         for number in range(first, first + count):
             write_image(folder / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg", 0, rng)
             write_image(folder / split / "PNEUMONIA" / f"person{number}_virus_1.jpeg", 1, rng)
-    normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
-    shutil.copy(folder / "test" / "PNEUMONIA" / "person200_virus_1.jpeg", sick / "x1.jpeg")
+    normal, pneumonia = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
+    shutil.copy(folder / "test" / "PNEUMONIA" / "person200_virus_1.jpeg", pneumonia / "x1.jpeg")
     Image.open(normal / "IM-0000-0001.jpeg").resize((360, 280)).save(normal / "x2.png")
-    shutil.copy(normal / "IM-0001-0001.jpeg", sick / "x3.jpeg")
+    shutil.copy(normal / "IM-0001-0001.jpeg", pneumonia / "x3.jpeg")
     write_image(normal / "IM-0200-0002.jpeg", 0, rng)
     write_image(normal / "IM-0300-0001.jpeg", 0, rng)
     write_image(folder / "test" / "NORMAL" / "NORMAL2-IM-0300-0001.jpeg", 0, rng)
-    (sick / "person11_virus_1.jpeg").write_bytes(b"<html>not found</html>")
+    (pneumonia / "person11_virus_1.jpeg").write_bytes(b"<html>not found</html>")
     return folder
 
 
@@ -66,7 +66,7 @@ def audited(images, tmp_path_factory):
     """The findings, and the folder that the audit wrote."""
     folder, before = tmp_path_factory.mktemp("audit") / "out", torch.get_rng_state()
     findings = write_audit(images, folder, {"rotation": 10, "blur": 0.0, "noise": (0.02, 0.01)})
-    assert torch.equal(before, torch.get_rng_state())  # the pictures leave a training's random numbers alone
+    assert torch.equal(before, torch.get_rng_state())  # plots do not change the global random state
     return findings, folder
 
 
@@ -78,14 +78,14 @@ def test_every_fault_is_counted(audited):
     assert findings["unreadable"][0]["reason"].startswith("an HTML page")
     assert findings["duplicates"]["groups"] == 3 and findings["duplicates"]["groups_of_equal_bytes"] == 2
     assert [len(group) for group in findings["conflicting_labels"]] == [2]
-    # Leaks are counted as given, and none is left but the coarse one.
+    # Leakage in use: the coarse id alone.
     assert findings["leakage"] == {
         "as_given": {"patients_fine": 1, "patients_coarse": 2, "duplicate_groups": 1},
         "as_used": {"patients_fine": 0, "patients_coarse": 1, "duplicate_groups": 0},
     }
 
 
-def test_the_manifest_has_a_line_for_every_image_and_says_what_became_of_it(audited, faulty):
+def test_the_manifest_has_a_row_for_every_image_with_its_split_or_reason(audited, faulty):
     with open(audited[1] / "manifest.csv", newline="") as file:
         reader = csv.DictReader(file)
         rows = {row["path"].removeprefix(f"{faulty}/"): row for row in reader}
@@ -105,19 +105,19 @@ def test_the_manifest_has_a_line_for_every_image_and_says_what_became_of_it(audi
         assert rows[f"train/{name}.jpeg"]["reason"].startswith(reason)
     alone = rows["train/NORMAL/IM-0005-0001.jpeg"]
     assert (alone["duplicate_group"], alone["reason"], alone["label"]) == ("", "", "NORMAL")
-    assert (alone["source"], alone["patient_id"]) == ("films", "IM-0005")
+    assert (alone["source"], alone["patient_id"]) == ("images", "IM-0005")
 
 
-def test_the_page_stands_alone_and_shows_what_there_is(images, audited):
+def test_the_page_is_self_contained_and_shows_the_findings(images, audited):
     findings, folder = audited
     html = (folder / "audit.html").read_text(encoding="utf-8")
     assert {path.name for path in folder.iterdir()} == {"audit.html", "audit.json", "manifest.csv"}
     assert json.loads((folder / "audit.json").read_text()) == findings
-    pictures = re.findall('<img src="data:image/png;base64,([^"]+)"', html)
-    assert len(pictures) == html.count("<img") == 10
-    for data in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert np.ptp(np.asarray(picture.convert("L"))) > 100
+    plots = re.findall('<img src="data:image/png;base64,([^"]+)"', html)
+    assert len(plots) == html.count("<img") == 10
+    for data in plots:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as plot:
+            assert np.ptp(np.asarray(plot.convert("L"))) > 100
     assert not re.search(r"<(script|link|iframe|object|a)\b|(http|https|file)://|url\(|@import", html)
     lines = audit_lines(findings["appearance"])
     assert "private" in html and all(note in html for note in (*images.notes, *lines))
@@ -144,7 +144,7 @@ def test_the_table_counts_images_and_patients_of_each_split_and_source(images):
     assert rows["covid"] == "0 0 3 3 2 –" and rows["all"] == "24 40 3 67 34 1 : 1.67"
 
 
-def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(images):
+def test_brightness_sizes_and_gray_values_are_those_of_the_decoded_files(images):
     facts = measure_images(images)
     assert len(facts.row) == np.sum(images.split != "") and not set(facts.row) & set(images.cache.unreadable)
     decoded = np.stack([image_array(str(path), 32) for path in images.file[facts.row]])
@@ -155,23 +155,23 @@ def test_brightness_sizes_and_gray_levels_are_those_of_the_decoded_files(images)
     assert set(zip(facts.width, facts.height, strict=True)) == {(90, 70), (360, 280)}
 
 
-def test_auroc_alone_counts_pairs_and_does_not_care_for_the_direction():
+def test_auroc_alone_counts_pairs_in_either_direction():
     rng = np.random.default_rng(3)
     values, label = rng.integers(0, 9, 60), rng.integers(0, 2, 60)
-    sick, healthy = values[label == 1][:, None], values[label == 0]
-    area = np.mean((sick > healthy) + 0.5 * (sick == healthy))
+    positives, negatives = values[label == 1][:, None], values[label == 0]
+    area = np.mean((positives > negatives) + 0.5 * (positives == negatives))
     for either in (values, -values):
         assert auroc_alone(either, label) == pytest.approx(max(area, 1 - area))
     assert auroc_alone(values[label > 0], label[label > 0]) is None
 
 
-def test_an_id_crosses_where_it_is_in_two_of_the_three_splits():
+def test_an_id_crosses_if_it_is_in_two_of_the_three_splits():
     ids = np.array(["a", "a", "b", "b", "c", "c", "d"])
     split = np.array(["train", "test", "train", "train", "train", "", "covid"])
     assert crossing_ids(ids, split) == {"a"}
 
 
-def test_text_and_colour_that_only_pneumonias_carry_and_a_source_of_one_class_tell_the_label(tmp_path):
+def test_text_colour_and_source_that_belong_to_one_class_predict_the_label(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(9):
         write_image(tmp_path / "one" / "NORMAL" / f"{number}.png", 0, rng, size=(600, 500))
@@ -184,12 +184,13 @@ def test_text_and_colour_that_only_pneumonias_carry_and_a_source_of_one_class_te
     cohort = prepare_cohort([str(tmp_path / "one"), str(tmp_path / "two")], 32, tmp_path)
     findings = write_audit(cohort, tmp_path / "out")
     assert findings["overlays"]["text"] == findings["overlays"]["colour"] == {"NORMAL": 0, "PNEUMONIA": 9}
-    told = findings["label_told_by"]
-    assert told["burned-in text"] == told["colour"] == told["source"] == 1 and told["width / height"] == 0.5
+    aurocs = findings["label_told_by"]
+    assert aurocs["burned-in text"] == aurocs["colour"] == aurocs["source"] == 1
+    assert aurocs["width / height"] == 0.5
 
 
 def _run_folder(images, folder):
-    """What a training leaves of its audit."""
+    """The audit files of a training run."""
     (folder / "audit").mkdir(parents=True)
     write_manifest(images, folder / "audit" / "manifest.csv")
     return folder
@@ -198,56 +199,61 @@ def _run_folder(images, folder):
 def test_weights_that_have_seen_test_images_are_refused_unless_allowed(faulty, images, tmp_path):
     run = _run_folder(images, tmp_path / "run")
     second = prepare_cohort(str(faulty), 32, tmp_path, max_unreadable=1, split="1/1/1")
-    # By hand: images that judge now, and taught then; what validates now may have validated then.
-    sha, was = images.cache.facts["sha256"], images.split
-    then = {name: {sha[row] for row in np.flatnonzero(was == name)} for name in ("train", "validation")}
-    expected = sum(sha[row] in then["train"] | then["validation"] for row in second.rows("test"))
-    expected += sum(sha[row] in then["train"] for row in second.rows("validation"))
-    with pytest.raises(
-        UsageError, match=f"{expected} validation and test images .* --allow_leakage"
-    ) as error:
+    # By hand: test images that were in train or validation, and validation images that were in train.
+    sha, before = images.cache.facts["sha256"], images.split
+    first = {name: {sha[row] for row in np.flatnonzero(before == name)} for name in ("train", "validation")}
+    expected = sum(sha[row] in first["train"] | first["validation"] for row in second.rows("test"))
+    expected += sum(sha[row] in first["train"] for row in second.rows("validation"))
+    with pytest.raises(UsageError, match=f"{expected} validation and test images") as error:
         check_leakage(second, read_seen(run), allowed=False)
-    assert "\n" not in str(error.value) and expected > 0
+    assert error.value.code == "leakage" and "\n" not in str(error.value) and expected > 0
     for weights in (run, run / "checkpoint-3"):
         assert check_leakage(second, read_seen(weights), allowed=True)["films_seen"] == expected
     assert check_leakage(second, [], allowed=False)["films_seen"] == 0
-    # Going on with the same split is no leak.
+    # Training on with the same split is not leakage.
     assert len(read_seen(run)) == np.sum(np.isin(images.split, ("train", "validation")))
     assert check_leakage(images, read_seen(run), allowed=False)["films_seen"] == 0
 
 
-def test_a_run_remembers_what_the_weights_before_it_had_seen(images, tmp_path):
+def test_a_run_lists_the_images_that_its_starting_weights_had_seen(images, tmp_path):
     first, second = (_run_folder(images, tmp_path / name) for name in ("first", "second"))
     write_seen([{**read_seen(first)[0], "content_hash": "another"}], second / "audit" / SEEN)
     assert len(read_seen(second)) == 1 + len(read_seen(first))
 
 
-def test_a_manifest_of_an_earlier_version_knows_a_person_by_the_number_alone(images):
+def test_a_manifest_of_an_earlier_version_identifies_a_person_by_the_number_alone(images):
     rows = images.rows("test")
     first = images.patient[rows] == "person200_virus"
-    found = {"person200": first, "person200_virus": first, "person200_bacteria": first & False}
-    for patient, expected in found.items():
+    ids = {"person200": first, "person200_virus": first, "person200_bacteria": first & False}
+    for patient, expected in ids.items():
         seen = [{"content_hash": "", "patient_id": patient}]
-        assert np.array_equal(taught(images, rows, seen), expected)
+        assert np.array_equal(was_seen(images, rows, seen), expected)
     assert first.sum() == 1
 
 
-def test_leakage_between_splits_would_be_seen_anew(images):
+def test_leakage_between_splits_is_refused(images):
     patient_id = images.patient_id.copy()
     patient_id[np.flatnonzero(images.split == "test")[0]] = "IM-0005"
     with pytest.raises(UsageError, match="1 patients"):
         check_leakage(dataclasses.replace(images, patient_id=patient_id), [], allowed=False)
 
 
-def test_the_command_audits_what_could_not_be_trained_on(tmp_path, capsys):
+def test_the_command_audits_a_data_set_too_small_to_train_on(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for number in range(2):  # too few to cut a split
-        write_image(tmp_path / "films" / "NORMAL" / f"{number}.png", 0, rng)
-        write_image(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", 1, rng)
-    argv = ["audit", str(tmp_path / "films"), "--output", str(tmp_path / "out"), "--cache_dir", str(tmp_path)]
+        write_image(tmp_path / "images" / "NORMAL" / f"{number}.png", 0, rng)
+        write_image(tmp_path / "images" / "PNEUMONIA" / f"{number}.png", 1, rng)
+    argv = [
+        "audit",
+        str(tmp_path / "images"),
+        "--output",
+        str(tmp_path / "out"),
+        "--cache_dir",
+        str(tmp_path),
+    ]
     assert run_script("hf_pneumonia", main, argv) == 0
-    said = capsys.readouterr().out
-    assert "4 images, sources: images" in said and "fewer than 10 patients of a class" in said
+    output = capsys.readouterr().out
+    assert "4 images, sources: images" in output and "fewer than 10 patients" in output
     assert (tmp_path / "out" / "manifest.csv").read_text().count("\n") == 5
     html = (tmp_path / "out" / "audit.html").read_text()
     assert html.count("<img") > 4 and 'id="appearance"' not in html

@@ -28,7 +28,7 @@ from hf_pneumonia.modeling.build import build_model, scale_logits
 
 
 def _overconfident(factor: float, n: int = 4000, seed: int = 0):
-    """Labels drawn with the probability that the margins say, and the margins then multiplied."""
+    """Calibrated labels and logits, the logits then multiplied by `factor`."""
     rng = np.random.default_rng(seed)
     margin = rng.normal(0, 2, n)
     labels = (rng.random(n) < expit(margin)).astype(int)
@@ -40,7 +40,7 @@ def _probabilities(factor: float, n: int = 4000, seed: int = 0):
     return labels, pneumonia_probability(logits)
 
 
-def test_no_temperature_of_a_fine_grid_has_a_lower_loss():
+def test_the_temperature_has_the_lowest_loss_of_a_fine_grid():
     logits, labels = _overconfident(2.2, n=300)
     grid = np.exp(np.linspace(np.log(0.5), np.log(10), 500))
 
@@ -53,10 +53,10 @@ def test_no_temperature_of_a_fine_grid_has_a_lower_loss():
 def test_temperature_and_intercept_are_those_of_logistic_regression():
     logits, labels = _overconfident(2.0, n=500)
     logits[:, 0] += 0.8
-    theirs = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, 1:] - logits[:, :1], labels)
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, 1:] - logits[:, :1], labels)
     temperature, intercept = fit_platt(logits, labels)
-    assert 1 / temperature == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
-    assert intercept == pytest.approx(theirs.intercept_[0], rel=1e-3)
+    assert 1 / temperature == pytest.approx(reference.coef_[0, 0], rel=1e-4)
+    assert intercept == pytest.approx(reference.intercept_[0], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -75,18 +75,18 @@ def _with_swapped_copies(model, images):
     return np.concatenate([plain, swapped]), np.tile(label, 2)
 
 
-def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(small_images):
+def test_a_head_without_bias_gets_the_temperature_alone(small_images):
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     model.timm_model.fc = torch.nn.Linear(512, 2, bias=False)
-    torch.nn.init.normal_(model.timm_model.fc.weight)  # answers that differ by more than rounding
+    torch.nn.init.normal_(model.timm_model.fc.weight)  # logits that differ by more than rounding
     before, label = _with_swapped_copies(model, small_images)
     chosen = calibrate(model, small_images, batch_size=8)
     after, _ = _with_swapped_copies(model, small_images)
     np.testing.assert_allclose(after, before / chosen["temperature"], atol=1e-5)
     assert chosen["intercept"] == 0 and chosen["temperature"] == fit_temperature(before, label)
     label = label[: len(label) // 2]
-    for copy in np.split(pneumonia_probability(after), 2):  # both keep what is promised
+    for copy in np.split(pneumonia_probability(after), 2):  # the guarantees hold for both copies
         assert np.mean(copy[label == 1] >= chosen["threshold"]) >= chosen["target_sensitivity"] == 0.95
         assert np.mean(copy[label == 1] < chosen["uncertain"]["low"] - 1e-5) <= 0.02
         assert np.mean(copy[label == 0] > chosen["uncertain"]["high"] + 1e-5) <= 0.02
@@ -97,7 +97,7 @@ def test_of_a_head_without_bias_the_temperature_alone_is_folded_in(small_images)
     assert chosen["threshold"] in chosen["trade_off"]["threshold"]
 
 
-def test_calibrating_a_shifted_network_folds_both_into_it(small_images):
+def test_calibrating_a_shifted_network_folds_temperature_and_intercept_into_it(small_images):
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     scale_logits(model, 1, 2.0)
@@ -107,25 +107,27 @@ def test_calibrating_a_shifted_network_folds_both_into_it(small_images):
     margin = (before[:, 1] - before[:, 0]) / chosen["temperature"] + chosen["intercept"]
     np.testing.assert_allclose(after[:, 1] - after[:, 0], margin, atol=1e-5)
     assert (chosen["temperature"], chosen["intercept"]) == fit_platt(before, label)
-    # Likelihood is highest where the mean probability is the share of pneumonias.
+    # The likelihood peaks where the mean probability is the share of pneumonias.
     assert pneumonia_probability(after).mean() == pytest.approx(label.mean(), abs=1e-3)
-    # The network's earlier answers can be computed from the calibrated ones.
+    # The uncalibrated probabilities can be computed from the calibrated ones.
     earlier = uncalibrated(pneumonia_probability(after), chosen["temperature"], chosen["intercept"])
     np.testing.assert_allclose(earlier, pneumonia_probability(before), atol=1e-5)
 
 
-def test_nan_answers_and_one_class_are_clear_errors(small_images):
+def test_nan_logits_and_one_class_are_clear_errors(small_images):
     model = build_model("resnet10t", 32)
-    sick = dataclasses.replace(small_images, label=np.ones_like(small_images.label))
-    with pytest.raises(UsageError, match="0 normal and 20 with pneumonia.*--split"):
-        calibrate(model, sick, 8)
+    positives = dataclasses.replace(small_images, label=np.ones_like(small_images.label))
+    with pytest.raises(UsageError, match="0 normal and 20 with pneumonia") as error:
+        calibrate(model, positives, 8)
+    assert error.value.code == "one-class-validation"
     scale_logits(model, np.nan)
-    with pytest.raises(UsageError, match="--learning_rate"):
+    with pytest.raises(UsageError) as error:
         calibrate(model, small_images, 8)
+    assert error.value.code == "diverged"
 
 
 @pytest.mark.parametrize("factor", [0.5, 3])
-def test_the_errors_and_the_table_are_sklearns(factor):
+def test_the_errors_and_the_table_equal_sklearns(factor):
     labels, probabilities = _probabilities(factor, 700)
     errors, table = reliability_errors(labels, probabilities), reliability_table(labels, probabilities)
     assert errors["brier"] == pytest.approx(brier_score_loss(labels, probabilities))
@@ -146,19 +148,19 @@ def test_a_probability_on_an_edge_belongs_to_the_bin_below():
     assert table[0]["low"] == 0 and table[-1]["high"] == 1
 
 
-def test_the_ece_of_right_probabilities_is_what_labels_drawn_from_them_give():
+def test_the_ece_of_calibrated_probabilities_equals_a_simulation():
     probabilities, rng = _probabilities(1, 300)[1], np.random.default_rng(5)
-    labels = (rng.random((1000, 300)) < probabilities).astype(int)
-    brute = [reliability_errors(one, probabilities)["ece"] for one in labels]
+    draws = (rng.random((1000, 300)) < probabilities).astype(int)
+    simulated = [reliability_errors(labels, probabilities)["ece"] for labels in draws]
     drawn = calibrated_ece(np.arange(300), probabilities)
     for share in (0.05, 0.5, 0.95):
-        assert np.quantile(drawn, share) == pytest.approx(np.quantile(brute, share), rel=0.06)
+        assert np.quantile(drawn, share) == pytest.approx(np.quantile(simulated, share), rel=0.06)
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_the_interval_of_an_ece_holds_its_value_and_mostly_the_truth(factor):
-    truth = reliability_errors(*_probabilities(factor, 400_000))["ece"]  # 0.001 for right probabilities
-    held = []
+def test_the_interval_of_an_ece_covers_its_value_and_mostly_the_truth(factor):
+    truth = reliability_errors(*_probabilities(factor, 400_000))["ece"]  # 0.001 if calibrated
+    covered = []
     for seed in range(40):
         labels, probabilities = _probabilities(factor, 500, seed)
         counts, place = bootstrap_counts(np.arange(500), 300)
@@ -166,11 +168,11 @@ def test_the_interval_of_an_ece_holds_its_value_and_mostly_the_truth(factor):
         drawn = bootstrap_errors(counts, place, labels, probabilities)["ece"]
         low, high = ece_interval(value, drawn, calibrated_ece(place, probabilities, 300))
         assert 0 <= low <= value <= high
-        held.append(low <= truth <= high)
-    assert np.mean(held) > 0.82
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) > 0.82
 
 
-def test_calibrating_overconfident_answers_lowers_every_error():
+def test_calibration_lowers_every_error_of_overconfident_probabilities():
     report = calibration_report(predicted(*_probabilities(1)), temperature=3.0)
     before, after = report["before"], report["after"]
     for name in ("ece", "brier", "nll"):
@@ -184,5 +186,5 @@ def test_calibrating_overconfident_answers_lowers_every_error():
 def test_no_image_one_image_and_one_class_are_reported(labels, probabilities):
     found = calibration_report(predicted(labels, probabilities), 2.0)["after"]
     assert (found["brier"]["value"] is None) == (not labels)
-    if len(labels) == 1:  # all replicates are alike
+    if len(labels) == 1:  # all replicates are equal
         assert found["brier"]["ci95"] is found["ece"]["ci95"] is None

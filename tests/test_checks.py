@@ -1,4 +1,4 @@
-"""Robustness, shortcut, subgroup and error checks, each against what was put into the images."""
+"""Robustness, shortcut, subgroup and error checks, on images with known properties."""
 
 import dataclasses
 import io
@@ -35,13 +35,13 @@ from hf_pneumonia.modeling.build import build_model
 
 @pytest.fixture
 def clouds():
-    """(4, 56, 56) uint8: smooth clouds."""
+    """Smooth noise, (4, 56, 56) uint8."""
     small = np.random.default_rng(0).integers(0, 256, (4, 7, 7), np.uint8)
     return np.stack([Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC) for one in small])
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_corrupted_image_is_alike_in_any_batch_and_each_level_is_further_from_it(name, clouds):
+def test_a_corruption_is_the_same_in_any_batch_and_grows_with_its_level(name, clouds):
     change, _, clean, levels = CORRUPTIONS[name]
     before = clouds.copy()
     for level in levels:
@@ -53,19 +53,21 @@ def test_a_corrupted_image_is_alike_in_any_batch_and_each_level_is_further_from_
         np.testing.assert_array_equal(change(clouds, clean), clouds)
     images = np.kron(clouds, np.ones((4, 4), np.uint8))  # 224 x 224
     distance = {level: np.abs(change(images, level).astype(float) - images).mean() for level in levels}
-    for side in (-1, 1):  # outwards, to either side of the clean level
-        outwards = sorted((level for level in levels if (level - clean) * side > 0), key=lambda x: x * side)
-        found = [distance[level] for level in outwards]
-        assert found == sorted(found) and all(far > 0 for far in found)
+    for side in (-1, 1):  # away from the clean level, in either direction
+        ordered = sorted((level for level in levels if (level - clean) * side > 0), key=lambda x: x * side)
+        distances = [distance[level] for level in ordered]
+        assert distances == sorted(distances) and all(far > 0 for far in distances)
 
 
-def test_blur_is_counted_in_pixels_of_an_image_of_224(clouds):
+def test_blur_is_in_pixels_at_224(clouds):
     (found,) = corruptions.blur(clouds[:1], 8)  # 2 px here
     expected = Image.fromarray(clouds[0]).filter(ImageFilter.GaussianBlur(2))
-    assert np.abs(found - np.asarray(expected, dtype=float))[8:-8, 8:-8].max() <= 4  # Pillow's is by boxes
+    assert (
+        np.abs(found - np.asarray(expected, dtype=float))[8:-8, 8:-8].max() <= 4
+    )  # Pillow approximates with box filters
 
 
-def test_noise_has_the_deviation_that_is_asked_for_and_each_image_its_own():
+def test_noise_has_the_given_deviation_and_differs_between_images():
     gray = np.stack([np.full((200, 200), level, np.uint8) for level in (127, 128)])
     grain = corruptions.noise(gray, 0.05) - gray.astype(float)
     assert grain.std() == pytest.approx(0.05 * 255, rel=0.03)
@@ -73,7 +75,7 @@ def test_noise_has_the_deviation_that_is_asked_for_and_each_image_its_own():
     assert np.corrcoef(grain[0].ravel(), grain[1].ravel())[0, 1] == pytest.approx(0, abs=0.05)
 
 
-def test_jpeg_exposure_rotation_and_resolution_do_what_their_units_say(clouds):
+def test_jpeg_exposure_rotation_and_resolution_are_in_their_units(clouds):
     file = io.BytesIO()
     Image.fromarray(clouds[0]).save(file, "JPEG", quality=20)
     np.testing.assert_array_equal(corruptions.jpeg(clouds, 20)[0], np.asarray(Image.open(file)))
@@ -82,11 +84,13 @@ def test_jpeg_exposure_rotation_and_resolution_do_what_their_units_say(clouds):
     assert corruptions.exposure(gray, 0.5).tolist() == [[[0, 128, 181, 255]]]
     np.testing.assert_array_equal(corruptions.rotation(clouds, 90), np.rot90(clouds, axes=(1, 2)))
     board = np.indices((56, 56)).sum(0).astype(np.uint8)[None] % 2 * 255
-    assert np.ptp(corruptions.resolution(board, 112)) <= 1  # half: each box holds two of each
+    assert (
+        np.ptp(corruptions.resolution(board, 112)) <= 1
+    )  # half the size: each box holds two pixels of each gray
 
 
 @pytest.mark.filterwarnings("error")
-def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_images):
+def test_each_level_has_the_metrics_of_the_corrupted_images(small_images):
     model = Network(lambda images: images.mean((1, 2)))  # the brighter, the more pneumonia
     rows, cache = small_images.rows("test"), small_images.cache
     scored = predict_split(model, small_images, "test", 8)
@@ -102,14 +106,14 @@ def test_each_level_has_the_metrics_of_the_images_that_were_changed(small_images
     logits = score_images(model, cache, rows, 8, lambda images: corruptions.exposure(images, 2))
     probability = pneumonia_probability(logits)
     assert darker == {"level": 2, **metrics_at(scored.label, probability, scored.patient_id, threshold)}
-    assert darker["sensitivity"]["value"] == 0, "no dark image passes for a bright one"
+    assert darker["sensitivity"]["value"] == 0, "a darker image is called normal"
 
 
 # The shortcuts.
 
 
 class Patches:
-    """(40, 50, 50) uint8: gray, but in the second half, of those with pneumonia, a bright patch."""
+    """Gray images, (40, 50, 50) uint8; the second half, the pneumonias, have a bright patch."""
 
     size = 50
 
@@ -128,7 +132,7 @@ def shortcuts(*patch: slice) -> dict:
     return check_shortcuts(model, Patches(*patch), np.arange(40), scored, 16)
 
 
-def test_a_sign_in_the_lungs_is_gone_with_them_and_a_marker_in_the_corner_with_the_corners():
+def test_masking_the_lungs_hides_a_lesion_and_masking_the_corners_hides_a_marker():
     lungs, corner = shortcuts(slice(20, 30), slice(10, 20)), shortcuts(slice(0, 4), slice(3, 4))
     areas = {name: one["auroc"]["value"] for name, one in lungs.items()}
     assert areas.pop("lungs_blacked_out") == 0.5 and set(areas.values()) == {1.0}
@@ -139,7 +143,7 @@ def test_a_sign_in_the_lungs_is_gone_with_them_and_a_marker_in_the_corner_with_t
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_the_box_and_what_is_around_it_make_the_whole_image(size):
+def test_the_masks_have_the_areas_of_their_definitions(size):
     masks = keep_masks(size)
     np.testing.assert_array_equal(masks["lungs_only"], ~masks["lungs_blacked_out"])
     assert masks["lungs_only"].mean() == pytest.approx(0.8 * 0.84, abs=0.02)
@@ -161,7 +165,7 @@ NAMES = ("IM-{}-0001.jpeg", "NORMAL2-IM-{}-0001.jpeg", "/f/person{}_bacteria_1.j
 
 
 def test_each_family_and_each_source_has_its_own_metrics():
-    # Twenty images of each family of the Guangzhou data set, two images per patient, and two sources.
+    # Twenty images per family of the Guangzhou data set, two images per patient, two sources.
     file = [name.format(number) for name in NAMES for number in range(20)]
     label = np.repeat([0, 0, 1, 1], 20)
     probability = np.clip(np.random.default_rng(0).normal(0.35 + 0.3 * label, 0.2), 0, 1)
@@ -184,8 +188,8 @@ def test_each_family_and_each_source_has_its_own_metrics():
     assert sources["west"]["auroc"]["value"] == pytest.approx(area)
 
 
-def test_only_large_families_of_several_patients_are_shown():
-    sizes = [*range(10, 24), 9]  # 14 families of one patient per image, and one of too few images
+def test_only_large_families_of_several_patients_are_reported():
+    sizes = [*range(10, 24), 9]  # 14 families with one patient per image, and one with too few images
     file = [f"{chr(97 + index)}{n}.png" for index, size in enumerate(sizes) for n in range(size)]
     patient = [*file, *["ann"] * 30]
     file += [f"ann{n}.png" for n in range(30)]
@@ -195,17 +199,17 @@ def test_only_large_families_of_several_patients_are_shown():
     assert found["sources"] == {}
 
 
-# All of them together.
+# All checks together.
 
 
 @pytest.fixture(scope="module")
 def checked(small_images):
-    """Model, images and predictions, and what the checks say of them."""
+    """Model, images, predictions and the results of the checks."""
     torch.manual_seed(0)
     model = build_model("resnet10t", 32)
     nn.init.normal_(model.timm_model.fc.weight)
     predictions, images = {}, small_images
-    for split in ("test", "validation"):  # all right but the first of each class
+    for split in ("test", "validation"):  # all correct except the first of each class
         rows = images.rows(split)
         label = images.label[rows]
         probability = np.where(label == 1, 0.8, 0.2)
@@ -215,7 +219,9 @@ def checked(small_images):
     return SimpleNamespace(model=model, images=images, predictions=predictions, checks=checks)
 
 
-def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_patient(checked, tmp_path):
+def test_the_results_are_plain_values_of_the_first_split_without_names_of_files_and_patients(
+    checked, tmp_path
+):
     checks, text = checked.checks, json.dumps(checked.checks, allow_nan=False)
     assert json.loads(text) == checks
     assert list(checks)[2:] == ["appearance", "shortcuts", "robustness", "subgroups", "errors"]
@@ -233,7 +239,7 @@ def test_the_report_gets_plain_values_of_the_first_split_and_names_no_image_or_p
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", [0, 1])
-def test_ten_images_of_one_class_without_an_error_go_through(checked, tmp_path, label):
+def test_ten_images_of_one_class_without_an_error_are_checked(checked, tmp_path, label):
     rows = checked.images.rows("test")[checked.predictions["test"].label == label][:10]
     split = np.full(len(checked.images.split), "", dtype=object)
     split[rows] = "test"

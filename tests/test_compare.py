@@ -13,7 +13,7 @@ from hf_pneumonia.evaluation.report import build_report
 from hf_pneumonia.evaluation.scoring import Predictions
 
 N = 60
-LABEL = np.arange(N) % 3 % 2  # 20 of 60 are pneumonia
+LABEL = np.arange(N) % 3 % 2  # 20 of 60 are positive
 PATIENT = [f"p{index // 2}" for index in range(N)]
 FILES = [f"/images/{index}.png" for index in range(N)]
 AREA = {"value": 0.7312, "ci95": [0.61, 0.84]}
@@ -45,7 +45,7 @@ def runs(tmp_path):
     ]
 
 
-def test_the_metrics_are_those_of_the_reports_and_every_run_is_tested_against_the_first(runs):
+def test_the_metrics_equal_the_reports_and_every_run_is_tested_against_the_first(runs):
     comparison, _ = compare_runs(runs)
     for found, folder in zip(comparison["runs"], runs, strict=True):
         report = json.loads((folder / "report.json").read_text())
@@ -73,19 +73,19 @@ def test_the_metrics_are_those_of_the_reports_and_every_run_is_tested_against_th
             assert test[name] == {**pair[number], "p_holm": p}
 
 
-def test_runs_on_other_images_are_tabled_and_not_tested(runs, tmp_path):
+def test_runs_on_different_images_are_listed_and_not_tested(runs, tmp_path):
     other = _run(tmp_path / "other", files=[*FILES[:50], *(f"/new/{index}.png" for index in range(10))])
     comparison, _ = compare_runs([runs[0], other])
     assert not comparison["same_films"] and comparison["tests"] == []
-    assert any("(60, 60; all share 50)" in line for line in table_lines(comparison))
+    assert any("(60, 60; 50 in all of them)" in line for line in table_lines(comparison))
 
 
-def test_images_are_known_by_their_bytes_where_both_runs_have_a_manifest(runs, tmp_path):
+def test_images_are_matched_by_their_bytes_if_both_runs_have_a_manifest(runs, tmp_path):
     moved = _run(tmp_path / "moved", 2.0, 3, files=[f"/elsewhere/{index}.png" for index in range(N)])
     assert not compare_runs([runs[0], moved])[0]["same_films"]
-    for run, place in ((runs[0], "films"), (moved, "elsewhere")):
+    for run, place in ((runs[0], "images"), (moved, "elsewhere")):
         (run / "audit").mkdir()
-        # The last two are copies of one image, which a test split may hold.
+        # The last two are copies of one image.
         lines = [f"/{place}/{index}.png,hash{min(index, N - 2)}" for index in range(N)]
         (run / "audit" / "manifest.csv").write_text("\n".join(["path,content_hash", *lines, ""]))
     assert compare_runs([runs[0], moved])[0]["same_films"]
@@ -95,36 +95,40 @@ def test_the_tables_are_written(runs, tmp_path, capsys):
     main(["compare", *map(str, runs), "--output", str(tmp_path / "out")])
     printed, page = capsys.readouterr().out, (tmp_path / "out" / "compare.md").read_text()
     for text in (printed, page):
-        assert all(said in text for said in ("first", "second", "third", "1.50 M", "12 s", "Holm"))
+        assert all(word in text for word in ("first", "second", "third", "1.50 M", "12 s", "Holm"))
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == compare_runs(runs)[0]
     assert (tmp_path / "out" / "roc.png").stat().st_size > 10_000
 
 
-def test_runs_tested_on_one_class_are_tabled_without_undefined_metrics(tmp_path):
-    healthy = np.zeros(N, int)
-    runs = [str(_run(tmp_path / name, seed=seed, label=healthy)) for seed, name in enumerate("ab")]
+def test_runs_tested_on_one_class_are_compared_without_undefined_metrics(tmp_path):
+    negative = np.zeros(N, int)
+    runs = [str(_run(tmp_path / name, seed=seed, label=negative)) for seed, name in enumerate("ab")]
     main(["compare", *runs, "--output", str(tmp_path / "out")])
     test = json.loads((tmp_path / "out" / "compare.json").read_text())["tests"][0]
     assert test["delong"] == {"difference": None, "p": None, "ci95": None, "p_holm": None}
     assert test["mcnemar"]["p"] is not None
 
 
-def test_runs_that_label_an_image_differently_and_anything_but_two_finished_runs_are_errors(runs, tmp_path):
+def test_different_labels_and_anything_except_two_finished_runs_are_errors(runs, tmp_path):
     label = LABEL.copy()
     label[7] = 1 - label[7]
     _run(tmp_path / "wrong", label=label)
     (tmp_path / "empty").mkdir()
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "seeds.json").write_text("{}")
-    for other, problem in (
-        ("wrong", "/images/7.png is NORMAL in wrong and PNEUMONIA in first"),
-        ("none", "no such folder"),
-        ("empty", "report.json is missing"),
-        ("seeds", "seeds/seed-"),
-        ("second/../first", "twice"),
+    for other, code, value in (
+        ("wrong", "labels-differ", "/images/7.png: .* NORMAL in wrong and PNEUMONIA in first"),
+        ("none", "no-such-run", "none"),
+        ("empty", "unfinished-run", "report.json"),
+        ("seeds", "run-of-seeds", "seeds/seed-"),
+        ("second/../first", "run-given-twice", "first"),
     ):
-        with pytest.raises(UsageError, match=problem):
+        with pytest.raises(UsageError, match=value) as error:
             compare_runs([runs[0], tmp_path / other])
+        assert error.value.code == code
+    with pytest.raises(UsageError) as error:
+        compare_runs(runs[:1])
+    assert error.value.code == "too-few-runs"
 
 
 def test_a_damaged_run_is_refused(runs):
@@ -138,6 +142,7 @@ def test_a_damaged_run_is_refused(runs):
         (report, report.read_text()[:100]),
     ):
         file.write_text(text)
-        with pytest.raises(UsageError, match="damaged"):
+        with pytest.raises(UsageError) as error:
             compare_runs(runs)
+        assert error.value.code == "damaged-run"
         table.write_text(whole)

@@ -1,4 +1,4 @@
-"""`python -m hf_pneumonia evaluate` from end to end, on the run of conftest.py."""
+"""`python -m hf_pneumonia evaluate` end to end, on the run of conftest.py."""
 
 import csv
 import json
@@ -34,17 +34,17 @@ def _evaluate(model: Path, source: Path, folder: Path, *flags: str) -> dict:
     return _report(folder)
 
 
-def test_images_that_the_model_was_trained_on_are_counted_and_metrics_given_without_them(
+def test_images_that_the_model_was_trained_on_are_counted_and_unseen_ones_measured_apart(
     finished_run, image_folder, tmp_path, capsys
 ):
     report = _evaluate(finished_run, image_folder, tmp_path / "all", "--images", "all")
     own = _report(finished_run)
     splits = own["data"]["splits"]
-    taught = splits["train"]["films"] + splits["validation"]["films"]
+    seen = splits["train"]["films"] + splits["validation"]["films"]
     patients = splits["train"]["patients"] + splits["validation"]["patients"]
-    assert report["seen_in_training"] == {"films": taught, "patients": patients}
-    assert len(_rows(tmp_path / "all")) == taught + splits["test"]["films"]
-    # The others are the test split, with the metrics of the training's report.
+    assert report["seen_in_training"] == {"films": seen, "patients": patients}
+    assert len(_rows(tmp_path / "all")) == seen + splits["test"]["films"]
+    # The others are the test split, with the metrics of the training report.
     for place in ("splits", "operating_point"):
         found, expected = report[place]["unseen"], own[place]["test"]
         assert found["confusion_matrix"] == expected["confusion_matrix"]
@@ -54,12 +54,12 @@ def test_images_that_the_model_was_trained_on_are_counted_and_metrics_given_with
     assert report["operating_point"]["threshold"] == own["operating_point"]["threshold"]
     assert report["calibration"]["unseen"].keys() == own["calibration"]["test"].keys()
     assert report["checks"]["split"] == "unseen" and set(report["checks"]["errors"]) == {"unseen"}
-    assert f"WARNING: {taught} of these images, of {patients} patients" in capsys.readouterr().out
+    assert f"WARNING: {seen} of these images, of {patients} patients" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
 def published(finished_run, image_folder, tmp_path_factory):
-    """The published files, without an operating point, scored on the run's data set."""
+    """Folder of an evaluation of the published files, without an operating point, on the run's data set."""
     folder = tmp_path_factory.mktemp("published")
     (folder / "model").mkdir()
     shutil.copy(finished_run / "model.safetensors", folder / "model")
@@ -70,7 +70,7 @@ def published(finished_run, image_folder, tmp_path_factory):
     return folder / "out"
 
 
-def _assert_same_answers(folder: Path, other: Path) -> None:
+def _assert_same_predictions(folder: Path, other: Path) -> None:
     found, expected = _rows(folder), _rows(other)
     for name in ("file", "patient_id", "label"):
         assert [row[name] for row in found] == [row[name] for row in expected]
@@ -78,32 +78,32 @@ def _assert_same_answers(folder: Path, other: Path) -> None:
     np.testing.assert_allclose(*probabilities, atol=1e-5)
 
 
-def test_a_published_model_gives_what_its_training_left_of_the_test_split(published, finished_run):
+def test_a_published_model_reproduces_the_test_predictions_of_its_training(published, finished_run):
     report = _report(published)
-    _assert_same_answers(published, finished_run)
+    _assert_same_predictions(published, finished_run)
     plots = {path.name for path in (published / "plots").iterdir()}
     assert plots == {path.name for path in (finished_run / "plots").iterdir()} - {"curves.png"}
-    # It has neither manifest nor operating point, which the report says.
+    # The report notes the missing manifest and operating point.
     assert report["seen_in_training"] is None and report["operating_point"]["threshold"] == 0.5
     assert len(report["notes"]) == 1 and report["data"]["films"] == "test"
-    # It names the model and not its path.
+    # It has the name of the model and not its path.
     assert report["model"]["name"] == "model" and report["model"]["image_size"] == 64
     facts = {key: value for key, value in report.items() if key != "audit"}
     assert str(published.parent) not in json.dumps(facts)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_patient_of_the_training_is_known_by_name_on_another_image_and_one_class_is_enough(
+def test_a_training_patient_is_recognised_by_id_on_another_image_and_one_class_is_enough(
     finished_run, tmp_path, monkeypatch
 ):
-    # person0 and person1 were trained on; these are other pictures of them. person500 was not.
-    write_images(tmp_path / "films", 0, 2)
-    write_images(tmp_path / "films", 0, 1, first=500)
-    for path in sorted((tmp_path / "films" / "PNEUMONIA").iterdir()):
-        path.write_bytes(path.read_bytes() + b"\0")  # of other bytes
+    # person0 and person1 were trained on, by other images; person500 was not.
+    write_images(tmp_path / "images", 0, 2)
+    write_images(tmp_path / "images", 0, 1, first=500)
+    for path in sorted((tmp_path / "images" / "PNEUMONIA").iterdir()):
+        path.write_bytes(path.read_bytes() + b"\0")  # with other bytes
         path.rename(path.with_name(path.name.replace("bacteria_", "bacteria_5")))
-    monkeypatch.chdir(tmp_path)  # where the folder is named after model and source
-    main(["evaluate", "--model", str(finished_run), "--dataset", str(tmp_path / "films")])
+    monkeypatch.chdir(tmp_path)  # the default output folder is named after model and source
+    main(["evaluate", "--model", str(finished_run), "--dataset", str(tmp_path / "images")])
     report = _report(tmp_path / "runs" / "evaluate-tiny-images")
     assert report["seen_in_training"] == {"films": 2, "patients": 2}
     assert report["data"]["films"] == "all" and report["splits"]["unseen"]["films"] == 1
@@ -112,7 +112,9 @@ def test_a_patient_of_the_training_is_known_by_name_on_another_image_and_one_cla
     assert test["sensitivity"]["value"] is not None
 
 
-def test_nan_answers_and_the_folder_of_a_training_are_clear_errors(finished_run, image_folder, tmp_path):
+def test_nan_probabilities_and_the_folder_of_a_training_are_clear_errors(
+    finished_run, image_folder, tmp_path
+):
     before = (finished_run / "report.json").read_bytes()
     with pytest.raises(UsageError, match="choose another folder"):
         _evaluate(finished_run, image_folder, finished_run)
@@ -120,13 +122,14 @@ def test_nan_answers_and_the_folder_of_a_training_are_clear_errors(finished_run,
     model = build_model("resnet10t", 32)
     torch.nn.init.constant_(model.timm_model.fc.bias, float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UsageError, match="model: its answers to 30 images"):
+    with pytest.raises(UsageError, match="^model: .* 30 images") as error:
         _evaluate(tmp_path / "model", image_folder, tmp_path / "out")
+    assert error.value.code == "invalid-probabilities"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_several_processes_score_every_image_once_and_one_of_them_writes(
+def test_several_processes_score_every_image_once_and_one_writes(
     finished_run, image_folder, published, tmp_path
 ):
     two = tmp_path / "two"
@@ -135,13 +138,13 @@ def test_several_processes_score_every_image_once_and_one_of_them_writes(
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.count("report: ") == 1, done.stderr
     assert _report(two)["processes"] == 2
-    _assert_same_answers(two, published)
+    _assert_same_predictions(two, published)
     levels, alone = (_report(one)["checks"]["appearance"]["proportions"] for one in (two, published))
     for factor, one in levels.items():
         assert one["auroc"]["value"] == pytest.approx(alone[factor]["auroc"]["value"], abs=1e-6)
 
 
-def test_by_default_the_test_split_is_scored_where_there_is_one(image_folder, tmp_path):
+def test_by_default_the_test_split_is_scored_if_there_is_one(image_folder, tmp_path):
     cohort = prepare_cohort(str(image_folder), 32, tmp_path, must_split=False)
     for asked, expected in ((None, "test"), ("validation", "validation")):
         chosen, which = choose_images(cohort, asked)
@@ -149,13 +152,13 @@ def test_by_default_the_test_split_is_scored_where_there_is_one(image_folder, tm
         assert set(chosen.split) == {"test", ""}
 
 
-def test_all_images_are_those_that_count_once_whatever_their_split(tmp_path):
-    write_images(tmp_path / "films" / "train", 30, 30)
-    write_images(tmp_path / "films" / "test", 5, 5, first=200)
+def test_all_images_are_scored_once_in_any_split(tmp_path):
+    write_images(tmp_path / "images" / "train", 30, 30)
+    write_images(tmp_path / "images" / "test", 5, 5, first=200)
     # A copy, and another image of a patient of the test split.
-    normal, sick = tmp_path / "images/train/NORMAL", tmp_path / "images/train/PNEUMONIA"
+    normal, pneumonia = tmp_path / "images/train/NORMAL", tmp_path / "images/train/PNEUMONIA"
     shutil.copy(normal / "IM-0000-0001.jpeg", normal / "IM-0000-0002.jpeg")
-    write_image(sick / "person200_bacteria_1.jpeg", 1, np.random.default_rng(7))
-    cohort = prepare_cohort(str(tmp_path / "films"), 32, tmp_path, must_split=False)
+    write_image(pneumonia / "person200_bacteria_1.jpeg", 1, np.random.default_rng(7))
+    cohort = prepare_cohort(str(tmp_path / "images"), 32, tmp_path, must_split=False)
     chosen, _ = choose_images(cohort, "all")
     assert len(chosen.rows("test")) == 71 and np.sum(cohort.split != "") == 70

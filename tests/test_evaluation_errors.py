@@ -26,8 +26,8 @@ def confident_learning_by_hand(label: np.ndarray, probability: np.ndarray) -> li
     return found
 
 
-@pytest.mark.parametrize("spread", [0.2, 1.0])  # a good network, and one that all but guesses
-def test_suspects_are_those_of_the_confident_joint(spread):
+@pytest.mark.parametrize("spread", [0.2, 1.0])  # a good network, and one near chance
+def test_suspected_label_errors_equal_the_confident_joint(spread):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 300)
     probability = np.clip(rng.normal(0.3 + 0.4 * label, spread), 0, 1)
@@ -38,7 +38,7 @@ def test_suspects_are_those_of_the_confident_joint(spread):
         assert not suspected_label_errors(np.full(3, one), np.linspace(0, 1, 3)).any()
 
 
-def test_errors_come_by_kind_with_the_most_confident_first_and_the_csv_has_them(tmp_path):
+def test_errors_are_sorted_by_kind_and_confidence_and_written_as_csv(tmp_path):
     findings = find_errors(SPLITS, 0.5)
     # An image at the threshold is called pneumonia. The confident joint's thresholds: mean of 0.9, 0.3, 0.1,
     # 0.2, 0.8 is 0.46; of 0.8, 0.4, 0.5, 0.05 is 0.4375.

@@ -11,10 +11,10 @@ from hf_pneumonia.evaluation.intervals import (
     delong,
     delong_interval,
     delong_test,
-    figure,
     holm,
     mcnemar,
     wilson,
+    with_interval,
 )
 from hf_pneumonia.evaluation.metrics import (
     auroc_difference_interval,
@@ -33,9 +33,9 @@ def test_wilsons_interval_is_scipys(successes, trials):
     assert wilson(0, 0) is None
 
 
-def _models(rng, sick, well, decimals):
-    """Scores of three models that share images and so agree in part, rounded to make ties."""
-    labels = rng.permutation(np.repeat([1, 0], [sick, well]))
+def _models(rng, positives, negatives, decimals):
+    """Correlated scores of three models on the same images, rounded to make ties."""
+    labels = rng.permutation(np.repeat([1, 0], [positives, negatives]))
     shared = labels + rng.normal(size=len(labels))
     return labels, np.round(shared + rng.normal(size=(3, len(labels))), decimals)
 
@@ -56,9 +56,9 @@ def _by_pairs(labels, scores):
     return areas, spread(v10) / v10.shape[1] + spread(v01) / v01.shape[1]
 
 
-@pytest.mark.parametrize("sick, well, decimals", [(20, 30, 0), (20, 30, 12), (2, 5, 1), (60, 3, 1)])
-def test_delong_equals_brute_force_over_all_pairs(sick, well, decimals):
-    labels, scores = _models(np.random.default_rng(0), sick, well, decimals)
+@pytest.mark.parametrize("positives, negatives, decimals", [(20, 30, 0), (20, 30, 12), (2, 5, 1), (60, 3, 1)])
+def test_delong_equals_brute_force_over_all_pairs(positives, negatives, decimals):
+    labels, scores = _models(np.random.default_rng(0), positives, negatives, decimals)
     areas, covariance = delong(labels, scores)
     expected, spread = _by_pairs(labels, scores)
     np.testing.assert_allclose(areas, expected, atol=1e-12)
@@ -68,7 +68,7 @@ def test_delong_equals_brute_force_over_all_pairs(sick, well, decimals):
     assert one_area == pytest.approx(areas[:1]) and variance == pytest.approx(covariance[:1, :1])
 
 
-def test_delongs_interval_is_the_normal_one_on_the_scale_of_the_logit():
+def test_delongs_interval_is_the_normal_one_on_the_logit_scale():
     labels, scores = _models(np.random.default_rng(3), 30, 40, 1)
     (area,), ((variance,),) = _by_pairs(labels, scores[:1])
     low, high = (np.log(end / (1 - end)) for end in delong_interval(labels, scores[0]))
@@ -86,7 +86,7 @@ def test_each_replicate_draws_as_many_patients_as_there_are():
 
 
 @pytest.mark.parametrize("decimals", [1, 12])
-def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(decimals):
+def test_every_replicate_has_the_metrics_of_repeated_images(decimals):
     # Six patients with 1 to 4 images each, in no order.
     rng = np.random.default_rng(0)
     patient = rng.permutation(np.repeat(np.arange(6), rng.integers(1, 5, 6)))
@@ -106,21 +106,21 @@ def test_every_replicate_has_the_metrics_of_images_that_are_really_repeated(deci
             assert values[replicate] == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
 
-def test_the_interval_is_the_middle_of_the_replicates_that_define_the_metric():
+def test_the_interval_is_that_of_the_defined_replicates():
     values = np.r_[np.arange(1001.0), [np.nan] * 50]
-    assert figure(0.5, values) == {"value": 0.5, "ci95": pytest.approx([25, 975])}
+    assert with_interval(0.5, values) == {"value": 0.5, "ci95": pytest.approx([25, 975])}
     many_undefined = np.r_[np.arange(90.0), [np.nan] * 10]
-    assert figure(0.5, many_undefined) == {"value": 0.5, "ci95": None, "undefined_replicates": 10}
+    assert with_interval(0.5, many_undefined) == {"value": 0.5, "ci95": None, "undefined_replicates": 10}
 
 
 @pytest.mark.parametrize("alone, other_alone", [(3, 1), (0, 1), (2, 11), (7, 7)])
-def test_mcnemar_counts_every_outcome_that_is_as_unlikely(alone, other_alone):
+def test_mcnemars_p_sums_every_outcome_that_is_as_unlikely(alone, other_alone):
     labels, count = np.ones(alone + other_alone + 5, int), alone + other_alone
     called = np.r_[np.ones(alone, bool), np.zeros(other_alone, bool), np.ones(5, bool)]
     other = np.r_[np.zeros(alone, bool), np.ones(other_alone + 5, bool)]
     chances = [math.comb(count, k) / 2**count for k in range(count + 1)]
     expected = sum(chance for chance in chances if chance <= chances[alone] * (1 + 1e-9))
-    for truth in (1, 0):  # the same of normal images
+    for truth in (1, 0):  # pneumonias, then normal images
         found = mcnemar(labels * truth, called == truth, other == truth)
         assert found == {"right": alone, "other_right": other_alone, "p": pytest.approx(expected)}
 
@@ -132,7 +132,7 @@ def test_models_that_are_wrong_on_the_same_images_do_not_differ():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_delongs_test_is_that_of_the_paper_counted_pair_by_pair_ties_included(seed):
+def test_delongs_test_equals_brute_force_over_all_pairs_with_ties(seed):
     labels, (first, other, _) = _models(np.random.default_rng(seed), 50, 40, 1)
     areas, covariance = _by_pairs(labels, [first, other])
     difference = areas[0] - areas[1]
@@ -141,7 +141,7 @@ def test_delongs_test_is_that_of_the_paper_counted_pair_by_pair_ties_included(se
     assert delong_test(labels, other, first) == pytest.approx({"difference": -difference, "p": p})
 
 
-def test_where_nothing_can_be_told_no_p_value_and_no_interval_is_given():
+def test_undefined_tests_have_no_p_value_and_no_interval():
     none = delong_test(np.ones(5, int), np.arange(5) / 5, np.arange(5) / 5)
     assert none == {"difference": None, "p": None}
     assert delong_test(np.array([0, 1]), np.array([0.1, 0.9]), np.array([0.9, 0.1]))["p"] is None
@@ -170,7 +170,7 @@ def test_the_interval_of_a_difference_draws_patients_and_not_images():
     assert found == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.02)
 
 
-def test_holms_adjustment_is_that_of_a_table_worked_by_hand():
+def test_holms_adjustment_equals_a_table_computed_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.02]) == [0.02] and holm([]) == []
     assert holm([0.6, 0.5]) == [1.0, 1.0]

@@ -1,4 +1,4 @@
-"""A file may be called anything: in a report its name is text."""
+"""File and run names with markup are shown as text in reports."""
 
 import json
 import re
@@ -30,7 +30,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Images in folders of such a name, some unreadable and some copies of another label, under such names."""
+    """Images in a folder with markup in its name; under NAMES, unreadable files and copies in conflict."""
     root = tmp_path_factory.mktemp("x") / "<b onclick=alert(1)>images|`x`"
     write_images(root, 12, 12)
     for number, name in enumerate(NAMES):
@@ -42,7 +42,7 @@ def images(tmp_path_factory):
 
 
 def _assert_names_are_text(html: str, images: str) -> None:
-    """No tag, link or handler comes from a name; each image begins as `images`."""
+    """No tag, link or handler comes from a name; each image source begins with `images`."""
     page = Parsed(html)
     assert page.values("src") and all(src.startswith(images) for src in page.values("src"))
     assert not {"script", "b", "a"} & {tag for tag, _ in page.tags}
@@ -56,11 +56,11 @@ def test_on_the_page_of_an_audit_names_are_text(images, tmp_path):
     findings = write_audit(images, tmp_path, {"rotation": 5.0})
     assert len(findings["unreadable"]) == len(NAMES) and len(findings["conflicting_labels"]) == len(NAMES)
     _assert_names_are_text((tmp_path / "audit.html").read_text(), "data:image/png")
-    said = json.loads((tmp_path / "audit.json").read_text())
-    assert {re.sub(r".*/NORMAL/", "", image["file"]) for image in said["unreadable"]} == set(NAMES)
+    written = json.loads((tmp_path / "audit.json").read_text())
+    assert {re.sub(r".*/NORMAL/", "", image["file"]) for image in written["unreadable"]} == set(NAMES)
 
 
-def test_on_the_sheet_of_errors_names_are_text(tmp_path):
+def test_in_the_plot_of_errors_names_are_text(tmp_path):
     findings = [Finding(kind, "test", 0, name, "p", 0, 0.9) for name in NAMES for kind in KINDS]
     images = np.zeros((len(findings), 8, 8), np.uint8)
     figure = draw_errors(shown_findings(findings), images, None, 0.5)

@@ -48,7 +48,7 @@ def test_the_metrics_equal_a_table_computed_by_hand(tmp_path):
     assert (separated["auroc"], separated["average_precision"]) == (1, 1)
 
 
-def test_a_metric_that_the_images_do_not_define_is_none():
+def test_an_undefined_metric_is_none():
     one_class = score_predictions([1, 1], [0.9, 0.2])
     assert [one_class[name] for name in ("auroc", "average_precision", "specificity", "mcc")] == [None] * 4
     nothing_called = score_predictions([1, 0], [0.2, 0.1])
@@ -56,23 +56,24 @@ def test_a_metric_that_the_images_do_not_define_is_none():
 
 
 def test_predictive_values_equal_a_table_computed_by_hand():
-    # Of 1000 images 50 are sick; 45 of them are called, and 95 of the 950 others: PPV 45/140, NPV 855/860.
+    # Of 1000 images 50 are positive; 45 are called, and 95 of the 950 others: PPV 45/140, NPV 855/860.
     assert predictive_values(0.9, 0.9, 0.05) == pytest.approx((45 / 140, 855 / 860))
-    # Of 1000 images 200 are sick: 180 are called, and 80 of the 800 others: PPV 180/260, NPV 720/740.
+    # Of 1000 images 200 are positive: 180 are called, and 80 of the 800 others: PPV 180/260, NPV 720/740.
     assert predictive_values(0.9, 0.9, 0.2) == pytest.approx((180 / 260, 720 / 740))
     ppv, npv = predictive_values(0.0, 1.0, 0.2)
     assert np.isnan(ppv) and npv == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.1, 1.1])
-def test_a_probability_that_is_none_is_one_clear_error(wrong):
-    with pytest.raises(UsageError, match=f"{wrong} .1 of 3 images"):
+def test_an_invalid_probability_is_a_clear_error(wrong):
+    with pytest.raises(UsageError, match=f"{wrong} .1 of 3 images") as error:
         score_predictions([0, 1, 1], [0.1, wrong, 0.5])
+    assert error.value.code == "invalid-probabilities"
     with pytest.raises(UsageError, match=f"{wrong} .1 of 2 images"):
         split_reports(predicted([0, 1], [0.2, wrong]), [0.5])
 
 
-def test_every_metric_of_a_report_is_that_of_the_metric_and_lies_in_its_interval():
+def test_every_metric_of_a_report_equals_score_predictions_and_lies_in_its_interval():
     predictions = _drawn()
     reports = split_reports(predictions, [0.4, 0.6])
     for report, threshold in zip(reports, (0.4, 0.6), strict=True):
@@ -84,7 +85,7 @@ def test_every_metric_of_a_report_is_that_of_the_metric_and_lies_in_its_interval
         assert report["confusion_matrix"] == scores["confusion_matrix"]
 
 
-def test_wilsons_intervals_are_those_of_the_right_images():
+def test_wilsons_intervals_count_the_right_images():
     # 3 of 4 pneumonias found, 1 of 6 others called.
     images = predicted([1] * 4 + [0] * 6, [0.9, 0.8, 0.7, 0.1, 0.6, *[0.2] * 5])
     (report,) = split_reports(images, [0.5])
@@ -93,7 +94,7 @@ def test_wilsons_intervals_are_those_of_the_right_images():
         assert report[name]["wilson95"] == wilson(*pair)
 
 
-def test_a_sensitivity_and_a_negative_predictive_value_of_one_are_not_certain():
+def test_a_sensitivity_and_a_negative_predictive_value_of_one_have_intervals():
     images = predicted([1] * 20 + [0] * 20, np.r_[np.full(20, 0.9), np.linspace(0, 0.8, 20)])
     (report,) = split_reports(images, [0.5])
     assert report["sensitivity"] == {"value": 1, "ci95": wilson(20, 20), "wilson95": wilson(20, 20)}
@@ -101,7 +102,7 @@ def test_a_sensitivity_and_a_negative_predictive_value_of_one_are_not_certain():
     npv = report["predictive_values"]["0.20"]["npv"]
     worst = predictive_values(report["sensitivity"]["ci95"][0], report["specificity"]["ci95"][0], 0.2)[1]
     assert npv == {"value": 1, "ci95": pytest.approx([float(worst), 1])}
-    # On many images of few patients it is as certain as so few make it.
+    # Many images of few patients count as few trials.
     few = predicted([1] * 20 + [0] * 20, [0.9] * 20 + [0.1] * 20, [*("abcd" * 5), *range(20)])
     assert split_reports(few, [0.5])[0]["sensitivity"]["ci95"] == wilson(4, 4)
 
@@ -116,11 +117,11 @@ def test_predictive_values_follow_from_sensitivity_and_specificity_in_the_same_r
             assert found[name]["value"] == pytest.approx(float(value))
             assert found[name]["ci95"][0] < value < found[name]["ci95"][1]
     assert table["own"]["ppv"]["value"] == pytest.approx(report["precision"]["value"])
-    # The delta method's variance of log(PPV / (1 - PPV)), Mercaldo, Lau, Zhou, Statistics in Medicine 2007.
+    # Delta method for log(PPV / (1 - PPV)): Mercaldo, Lau, Zhou, Statistics in Medicine 2007.
     sensitivity, specificity = report["sensitivity"]["value"], report["specificity"]["value"]
-    sick = label.sum()
+    positives = label.sum()
     deviation = np.sqrt(
-        (1 - sensitivity) / (sensitivity * sick) + specificity / ((1 - specificity) * (400 - sick))
+        (1 - sensitivity) / (sensitivity * positives) + specificity / ((1 - specificity) * (400 - positives))
     )
     found = table["0.20"]["ppv"]
     logit = np.log(found["value"] / (1 - found["value"]))

@@ -11,7 +11,7 @@ EPOCH = {"epoch": 1, "train": {"loss": 1, "accuracy": 0.5}, "validation": {"loss
 
 
 class Images:
-    """A store of black images."""
+    """A cache of black images."""
 
     def __getitem__(self, rows):
         return np.zeros((len(rows), 8, 8), np.uint8)
@@ -19,7 +19,7 @@ class Images:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("labels", [np.arange(40) % 2, np.ones(40, int), np.zeros(40, int)])
-def test_every_picture_is_drawn_for_two_classes_and_for_one(labels, tmp_path):
+def test_every_plot_is_drawn_for_two_classes_and_for_one(labels, tmp_path):
     probability = np.random.default_rng(0).random(40)
     predictions = {"test": predicted(labels, probability)}
     if labels.any():
@@ -32,7 +32,7 @@ def test_every_picture_is_drawn_for_two_classes_and_for_one(labels, tmp_path):
 
 
 @pytest.mark.parametrize("gray", [0, 90, 255])
-def test_heat_is_blended_with_the_image_by_as_much_as_it_is_hot(gray):
+def test_the_opacity_of_a_heat_map_is_proportional_to_its_heat(gray):
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     share = 0.7 * np.arange(256)[None, :, None] / 255
     expected = share * np.array([255, 140, 0]) + (1 - share) * gray

@@ -25,7 +25,7 @@ def report():
     return build_report(SPLITS, {**CHOSEN["sensitivity_95"], **fitted, "operating_points": CHOSEN}, seed=7)
 
 
-def test_the_report_gives_every_split_at_one_half_and_again_at_the_operating_point(report):
+def test_the_report_has_every_split_at_threshold_one_half_and_at_the_operating_point(report):
     assert report["seed"] == 7 and list(report["splits"]) == list(SPLITS)
     for name, split in SPLITS.items():
         expected = score_predictions(split.label, split.probability, 0.5)
@@ -41,7 +41,7 @@ def test_the_report_gives_every_split_at_one_half_and_again_at_the_operating_poi
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_every_threshold_chosen_on_validation_is_measured_on_both_splits(report):
+def test_every_operating_point_is_measured_on_validation_and_test(report):
     assert list(report["operating_points"]) == list(CHOSEN)
     for name, found in report["operating_points"].items():
         assert found["threshold"] == CHOSEN[name]["threshold"]
@@ -62,7 +62,7 @@ def _seed(auroc, swapped=None):
     return report
 
 
-def test_mean_and_sample_standard_deviation_over_seeds_are_those_of_the_textbook():
+def test_mean_and_sample_standard_deviation_over_seeds():
     spread = spread_over_seeds({7: _seed(0.9, 0.6), 3: _seed(0.94, 0.7), 5: _seed(0.98, 0.8)})
     auroc, swapped = spread["splits"]["test"]["auroc"], spread["proportions_swapped"]
     assert spread["seeds"] == [7, 3, 5] and auroc["values"] == [0.9, 0.94, 0.98]
@@ -74,7 +74,7 @@ def test_mean_and_sample_standard_deviation_over_seeds_are_those_of_the_textbook
     assert "auroc 0.9400 ± 0.0400" in line and "swapped by 1.2: auroc 0.7000 ± 0.1000" in line
 
 
-def test_one_seed_has_no_spread_and_what_not_every_run_has_is_left_out():
+def test_one_seed_has_no_standard_deviation_and_an_undefined_metric_is_left_out():
     spread = spread_over_seeds({0: _seed(None)})
     assert spread["splits"]["test"]["accuracy"]["sd"] is None and "auroc" not in spread["splits"]["test"]
     assert "proportions_swapped" not in spread_over_seeds({0: _seed(0.99, 0.7), 1: _seed(0.99)})

@@ -18,18 +18,18 @@ from hf_pneumonia.modeling.build import build_model, network_input
 
 
 def test_images_are_scored_in_the_order_asked_for_changed_or_not(small_images):
-    images, model = small_images, build_model("resnet10t", 32).train()
-    rows = images.rows("test")[::-1]
-    logits = score_images(model, images.cache, rows, batch_size=7)
-    inverted = score_images(model, images.cache, rows, 7, change=lambda images: 255 - images)
+    cohort, model = small_images, build_model("resnet10t", 32).train()
+    rows = cohort.rows("test")[::-1]
+    logits = score_images(model, cohort.cache, rows, batch_size=7)
+    inverted = score_images(model, cohort.cache, rows, 7, change=lambda images: 255 - images)
     model.eval()
-    images = torch.from_numpy(images.cache[rows])
+    images = torch.from_numpy(cohort.cache[rows])
     with torch.no_grad():
         expected, changed = (model(network_input(one)).logits for one in (images, 255 - images))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     np.testing.assert_allclose(inverted, changed, atol=1e-5)
-    predictions = predict_split(model, images, "test", batch_size=16)
-    assert predictions.file == images.file[images.rows("test")].tolist()
+    predictions = predict_split(model, cohort, "test", batch_size=16)
+    assert predictions.file == cohort.file[cohort.rows("test")].tolist()
     np.testing.assert_allclose(predictions.probability[::-1], expected.softmax(1)[:, 1], atol=1e-5)
 
 
@@ -37,7 +37,7 @@ def test_images_are_scored_in_the_order_asked_for_changed_or_not(small_images):
     ("normal", "pneumonia", "drawn"),
     [(50, 90, (20, 20)), (5, 90, (5, 35)), (90, 5, (35, 5)), (9, 8, (9, 8)), (0, 50, (0, 40))],
 )
-def test_images_are_drawn_evenly_as_far_as_there_are_such(normal, pneumonia, drawn):
+def test_images_are_drawn_evenly_where_possible(normal, pneumonia, drawn):
     label = np.random.default_rng(0).permutation(np.repeat([0, 1], [normal, pneumonia]))
     chosen = draw_evenly(label, 40)
     assert tuple(np.bincount(label[chosen], minlength=2)) == drawn
@@ -45,7 +45,7 @@ def test_images_are_drawn_evenly_as_far_as_there_are_such(normal, pneumonia, dra
 
 
 def gradients(images: torch.Tensor) -> torch.Tensor:
-    """How much an image changes from left to right, against from top to bottom."""
+    """Log ratio of the horizontal to the vertical gradient of an image."""
     down, across = (images.diff(dim=axis).abs().mean((1, 2)) for axis in (1, 2))
     return (across / down).log()
 
@@ -67,7 +67,7 @@ def analytic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("across, down", [(1.2, 1.0), (1.0, 1.4), (1.3, 1.1)])
-def test_a_stretched_image_shows_the_same_function_about_its_middle(across, down):
+def test_a_stretched_image_shows_the_same_function_about_its_centre(across, down):
     side, middle = np.arange(48.0), 23.5
     image = np.rint(analytic(side[None], side[:, None])).astype(np.uint8)
     expected = analytic(middle + (side[None] - middle) / across, middle + (side[:, None] - middle) / down)
@@ -77,7 +77,7 @@ def test_a_stretched_image_shows_the_same_function_about_its_middle(across, down
     np.testing.assert_array_equal(stretch(image[None])[0], image)
 
 
-def test_a_reader_of_proportions_is_reversed_when_they_are_swapped(fields):
+def test_swapped_proportions_reverse_a_network_that_reads_them(fields):
     model, rows = Network(gradients), np.arange(20)
     assert roc_auc_score(LABEL, score_images(model, fields, rows, 7)[:, 1]) == 1
     swapped = score_swapped(model, fields, rows, LABEL, 7, vertical=0, factor=1.4)
@@ -85,13 +85,13 @@ def test_a_reader_of_proportions_is_reversed_when_they_are_swapped(fields):
     # Stretched the other way, the classes move further apart.
     apart = score_swapped(model, fields, rows, LABEL, 7, vertical=1, factor=1.4)
     assert roc_auc_score(LABEL, apart[:, 1]) == 1
-    for index, way in ((0, {"down": 1.4}), (1, {"across": 1.4})):
-        images = torch.from_numpy(stretch(fields[LABEL == index], **way)).float()[:, None]
+    for index, factors in ((0, {"down": 1.4}), (1, {"across": 1.4})):
+        images = torch.from_numpy(stretch(fields[LABEL == index], **factors)).float()[:, None]
         np.testing.assert_allclose(swapped[LABEL == index], model(images).logits.detach(), atol=1e-3)
 
 
 def radial_means(image: np.ndarray) -> list[float]:
-    """Mean amplitude by the rounded distance from frequency zero, one frequency at a time."""
+    """Mean amplitude by rounded distance from frequency zero, one frequency at a time."""
     amplitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
     found: dict[int, list[float]] = {}
     for place in np.ndindex(image.shape):
@@ -101,9 +101,9 @@ def radial_means(image: np.ndarray) -> list[float]:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 31)])
-def test_the_radial_spectrum_is_the_partners_and_the_phases_are_the_images_own(shape):
+def test_a_matched_image_has_the_partners_radial_spectrum_and_its_own_phases(shape):
     image, partner = np.random.default_rng(0).integers(0, 256, (2, *shape))
-    partner = np.cumsum(partner, axis=1) / 40  # of another spectrum
+    partner = np.cumsum(partner, axis=1) / 40  # with another spectrum
     found = match_spectrum(image, partner)
     np.testing.assert_allclose(radial_means(found), radial_means(partner), rtol=1e-9)
     own, now = np.fft.fft2(image), np.fft.fft2(found)
@@ -111,7 +111,7 @@ def test_the_radial_spectrum_is_the_partners_and_the_phases_are_the_images_own(s
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_histogram_is_exactly_the_partners_and_the_order_of_the_pixels_stays():
+def test_a_matched_image_has_the_partners_histogram_and_its_own_order_of_pixels():
     rng = np.random.default_rng(0)
     values, partner = rng.normal(0, 50, (24, 24)), rng.integers(0, 30, (24, 24)).astype(np.uint8) ** 2
     found = match_histogram(values, partner)
@@ -123,7 +123,7 @@ def test_the_histogram_is_exactly_the_partners_and_the_order_of_the_pixels_stays
     assert match_histogram(match_spectrum(blank, partner), partner).sum() == partner.sum()
 
 
-def test_every_image_gets_the_gray_values_of_one_of_the_other_class_whatever_the_batch(fields):
+def test_every_image_gets_the_gray_values_of_an_image_of_the_other_class_in_any_batch(fields):
     seen = []
     spy = Network(lambda images: seen.extend(images.numpy()) or gradients(images))
     rows = np.arange(20)[::-1]

@@ -1,1 +1,1 @@
-"""The evidence: metrics, calibration, report and plots."""
+"""Evaluation: metrics, calibration, checks, audit, report and plots."""

@@ -1,6 +1,6 @@
 """Audit of a data set: duplicates, leakage and shortcuts, as audit.html, audit.json and manifest.csv.
 
-It finds and counts only. The rules of cohort.py decided before what becomes of an image.
+The audit only counts. cohort.py decides which images are used.
 """
 
 import json
@@ -26,43 +26,43 @@ from hf_pneumonia.modeling.augment import Strength
 PAGE = "audit.html"
 
 _TEMPLATE = Path(__file__).with_name("audit.html")
-_SHOWN = 6  # pairs in a picture
+_SHOWN = 6  # pairs per plot
 _PAIRS = {
     "different_labels": "Copies with different labels",
-    "across_splits": "Copies in two splits, as the sources have them",
-    "least_alike": "The least alike that were taken for copies",
-    "most_alike": "The most alike that were not taken for copies",
+    "across_splits": "Copies in two splits of the sources",
+    "least_alike": "Least similar pairs above the limit (copies)",
+    "most_alike": "Most similar pairs below the limit (not copies)",
 }
 _CROSSING = {
-    "patients_fine": "patients, by their id",
-    "patients_coarse": "patients, by the coarse reading of their id",
+    "patients_fine": "patients, by full id",
+    "patients_coarse": "patients, by coarse id",
     "duplicate_groups": "groups of copies",
 }
 
 
 def write_audit(cohort: Cohort, folder: Path, augmentation: Mapping[str, Strength] | None = None) -> dict:
-    """Audit the images, and write what was found.
+    """Audit the images and write audit.html, audit.json and manifest.csv.
 
     Args:
-        cohort: split.
-        folder: made where missing; files of an earlier audit are replaced.
-        augmentation: arguments of `Augment`, to be drawn; None draws the copies and the appearance alone.
+        cohort: images with their splits.
+        folder: created if missing; files of an earlier audit are replaced.
+        augmentation: arguments of `Augment`, for its plot; None plots copies and appearance alone.
 
     Returns:
-        The findings, as plain values: `images`, `sources` and `removed` (counts); `duplicates` (groups of
-        copies, those of equal bytes among them, and pairs found by pixels); `conflicting_labels`; `leakage`,
-        as the sources have their splits and as they are used: numbers of `patients_fine` (the id as it is),
-        `patients_coarse` (`coarse_patient`) and `duplicate_groups` in more than one; `overlays` (images with
-        burned-in text or colour, by class), `searched_for_text` and `blank` (images); `balance` (images by
-        split, class and source); `label_told_by`, the AUROC with which each thing that is not anatomy
-        predicts the label by itself, in the source where it predicts most; `appearance` (`audit_appearance`).
+        The findings, as plain values: `films` (number of images), `sources` and `removed` (counts);
+        `unreadable`; `duplicates` (groups of copies, groups of equal bytes, pairs found by pixels);
+        `conflicting_labels`; `leakage` in the splits `as_given` by the sources and `as_used`: numbers of
+        `patients_fine` (full id), `patients_coarse` (`coarse_patient`) and `duplicate_groups` in more than
+        one split; `overlays` (images with burned-in text or colour, by class), `searched_for_text` and
+        `blank` (images); `balance` (images by split, source and class); `label_told_by`, the AUROC of each
+        shortcut alone; `appearance` (`audit_appearance`).
     """
     scores = score_appearance(cohort)
     findings = _audit_images(cohort, scores)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(findings, indent=2) + "\n")
     write_manifest(cohort, folder / "manifest.csv")
-    figures = plot_images(cohort, _pairs_to_see(cohort), augmentation)
+    figures = plot_images(cohort, _pairs_to_plot(cohort), augmentation)
     if findings["appearance"]["statistics"]:
         figures["appearance"] = plot_appearance(cohort, findings["appearance"], scores)
     plots = {name: as_data_uri(figure) for name, figure in figures.items()}
@@ -74,7 +74,7 @@ def _audit_images(cohort: Cohort, scores: np.ndarray) -> dict:
     correlation = cohort.cache.copies()[1]
     groups = cohort.copy_groups()
     readable, facts = cohort.reason != UNREADABLE, cohort.cache.facts
-    seen = {"text": facts["text_rows"] >= TEXT_ROWS, "colour": facts["colour_share"] >= COLOUR_SHARE}
+    overlays = {"text": facts["text_rows"] >= TEXT_ROWS, "colour": facts["colour_share"] >= COLOUR_SHARE}
     counts = cohort.counts()
     hashes = facts["sha256"]
     return {
@@ -96,7 +96,7 @@ def _audit_images(cohort: Cohort, scores: np.ndarray) -> dict:
             "as_given": _crossing(cohort, cohort.given),
             "as_used": _crossing(cohort, cohort.split),
         },
-        "overlays": {name: _by_class(cohort, found & readable) for name, found in seen.items()},
+        "overlays": {name: _by_class(cohort, overlay & readable) for name, overlay in overlays.items()},
         "searched_for_text": int(np.sum(np.minimum(facts["width"], facts["height"]) >= TEXT_SIDE)),
         "blank": int(np.sum(readable & facts["blank"])),
         "balance": {
@@ -106,7 +106,7 @@ def _audit_images(cohort: Cohort, scores: np.ndarray) -> dict:
             }
             for split in [*SPLITS, *sorted(set(cohort.split) - {*SPLITS, ""})]
         },
-        "label_told_by": _label_told_by(cohort),
+        "label_told_by": _shortcut_aurocs(cohort),
         "appearance": audit_appearance(cohort, scores),
     }
 
@@ -116,7 +116,7 @@ def _by_class(cohort: Cohort, chosen: np.ndarray) -> dict[str, int]:
 
 
 def _crossing(cohort: Cohort, split: np.ndarray) -> dict[str, int]:
-    """Count what is in more than one of the splits, (n,) as given or as used."""
+    """Count patients and groups of copies that are in more than one split, (n,) as given or as used."""
     coarse = [coarse_patient(patient) for patient in cohort.patient_id]
     return {
         "patients_fine": len(crossing_ids(cohort.patient_id, split)),
@@ -132,85 +132,84 @@ def crossing_ids(ids: Sequence, split: np.ndarray) -> set:
 
 
 def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> dict[str, int]:
-    """Refuse images on which no metric could be trusted.
+    """Refuse to train with leakage between splits, or from weights that have seen the test images.
 
-    The rules of cohort.py remove leaks between splits; they are counted here anew, from the splits as they
-    are used. What the rules can't mend is weights that have seen the test images in an earlier run.
+    cohort.py removes leakage between splits; this counts it again as a safeguard.
 
     Args:
-        cohort: split.
-        seen: the images that the starting weights were trained or chosen by (`read_seen`); empty for none.
-        allowed: whether to go on all the same.
+        cohort: images with their splits.
+        seen: rows of `read_seen`, the images on which the starting weights were trained or chosen.
+        allowed: return the counts instead of raising.
 
     Returns:
-        Numbers of `patients` and `duplicate_groups` in two splits, and of `films_seen` before: test images
-        that the weights were trained or chosen by, and validation images that they were trained on.
+        Numbers of `patients` and `duplicate_groups` in two splits, and of images seen before (`films_seen`):
+        test images on which the weights were trained or chosen, and validation images on which they were
+        trained.
 
     Raises:
-        UsageError: one is not 0, and not allowed.
+        UsageError: a count is not 0, and not allowed.
     """
     crossed = _crossing(cohort, cohort.split)
     trained_on = [row for row in seen if row["split"] == "train"]
     chosen_by = [row for row in seen if row["split"] in TEACHING]
-    images_seen = taught(cohort, cohort.rows("test"), chosen_by).sum()
-    images_seen += taught(cohort, cohort.rows("validation"), trained_on).sum()
-    left = {
+    images_seen = was_seen(cohort, cohort.rows("test"), chosen_by).sum()
+    images_seen += was_seen(cohort, cohort.rows("validation"), trained_on).sum()
+    leaks = {
         "patients": crossed["patients_fine"],
         "duplicate_groups": crossed["duplicate_groups"],
         "films_seen": int(images_seen),
     }
-    if any(left.values()) and not allowed:
+    if any(leaks.values()) and not allowed:
         raise UsageError(
             "leakage",
-            f"leakage is left: {left['patients']} patients and {left['duplicate_groups']} groups of copies "
-            f"in two splits, {left['films_seen']} validation and test images that the starting weights were "
-            "trained on; start from other weights or keep their split, or go on with --allow_leakage true, "
-            "which the report and the model's config.json will say",
+            f"--allow_leakage: expected no leakage, got {leaks['patients']} patients and "
+            f"{leaks['duplicate_groups']} groups of copies in two splits, and {leaks['films_seen']} "
+            "validation and test images that the starting weights were trained on. Start from other weights, "
+            "keep their split, or pass --allow_leakage true (recorded in the report and in config.json)",
         )
-    return left
+    return leaks
 
 
-def taught(cohort: Cohort, rows: np.ndarray, seen: list[dict[str, str]]) -> np.ndarray:
-    """Tell which images of (k,) rows, or their patients, are among the lines of `read_seen`: (k,) bool.
+def was_seen(cohort: Cohort, rows: np.ndarray, seen: list[dict[str, str]]) -> np.ndarray:
+    """Return whether the images of (k,) rows, or their patients, are in the rows of `read_seen`: (k,) bool.
 
-    By the bytes of the image, or by its patient where the id means the same in every copy of the data set
-    (`is_global_id`). An image that was saved anew, of a patient without such an id, is not recognised.
+    An image is recognised by its bytes, and a patient by an id that is the same in every copy of the data set
+    (`is_global_id`). A re-encoded image of a patient without such an id is not recognised.
     """
     hashes = {row["content_hash"].encode() for row in seen}
     patients = {row["patient_id"] for row in seen if is_global_id(row["patient_id"])}
     # Manifests of earlier versions have person1000 for both series.
     patients |= {f"{patient}_{series}" for patient in patients for series in SERIES}
-    found = [cohort.cache.facts["sha256"][row] in hashes or cohort.patient[row] in patients for row in rows]
-    return np.array(found, dtype=bool)
+    sha256 = cohort.cache.facts["sha256"]
+    return np.array([sha256[row] in hashes or cohort.patient[row] in patients for row in rows], dtype=bool)
 
 
-def _label_told_by(cohort: Cohort) -> dict[str, float]:
-    """AUROC of each sign by itself over the images that are used: over all, or in the one source where it is
-    higher, since a sign of one source only is lost in the sum."""
+def _shortcut_aurocs(cohort: Cohort) -> dict[str, float]:
+    """AUROC of each shortcut alone: over all images in use, or in a single source if it is higher there."""
     rows = np.flatnonzero(np.isin(cohort.split, SPLITS))
     label, source, facts = cohort.label[rows], cohort.source[rows], cohort.cache.facts[rows]
-    # Each source scored by its share of pneumonia: the best that knowing nothing but the source can do.
-    share = {one: label[source == one].mean() for one in set(source)}
-    told = {"source": auroc_alone(np.array([share[one] for one in source]), label)}
-    signs = {
+    # Scored by the share of pneumonia in its source: the best prediction from the source alone.
+    share = {name: label[source == name].mean() for name in set(source)}
+    aurocs = {"source": auroc_alone(np.array([share[name] for name in source]), label)}
+    shortcuts = {
         "width of the file": facts["width"],
         "height of the file": facts["height"],
         "width / height": facts["width"] / np.maximum(facts["height"], 1),
         "burned-in text": facts["text_rows"] >= TEXT_ROWS,
         "colour": facts["colour_share"] >= COLOUR_SHARE,
     }
-    # With fewer than ten images of a class luck predicts the label.
-    large = [source == one for one in share if np.bincount(label[source == one], minlength=2).min() >= 10]
-    for name, sign in signs.items():
-        areas = [auroc_alone(sign[some], label[some]) for some in (np.full(len(label), True), *large)]
-        told[name] = max((area for area in areas if area is not None), default=None)
-    return {name: round(area, 4) for name, area in told.items() if area is not None}
+    # With fewer than ten images of a class, chance predicts the label.
+    large = [source == name for name in share if np.bincount(label[source == name], minlength=2).min() >= 10]
+    for name, values in shortcuts.items():
+        areas = [auroc_alone(values[some], label[some]) for some in (np.full(len(label), True), *large)]
+        aurocs[name] = max((area for area in areas if area is not None), default=None)
+    return {name: round(area, 4) for name, area in aurocs.items() if area is not None}
 
 
 def auroc_alone(values: np.ndarray, label: np.ndarray) -> float | None:
-    """Compute the AUROC of (k,) numbers for (k,) labels, whichever class has the larger ones; 0.5 is chance.
+    """Compute the AUROC of (k,) values for (k,) labels in either direction, 0.5 (chance) to 1.
 
-    None where a class has no image.
+    None if a class has no images.
     """
     if len(np.unique(label)) < 2:
         return None
@@ -219,34 +218,34 @@ def auroc_alone(values: np.ndarray, label: np.ndarray) -> float | None:
 
 
 def summary(findings: dict) -> list[str]:
-    """Write the findings in a few lines, for a terminal."""
+    """Format the findings as a few lines of text."""
     removed, copies, leaks = findings["removed"], findings["duplicates"], findings["leakage"]
     lines = [
-        f"{findings['films']} images, sources: {', '.join(findings['sources'])}; left out: "
+        f"{findings['films']} images, sources: {', '.join(findings['sources'])}; excluded: "
         + ", ".join(f"{count} ({reason})" for reason, count in removed.items()),
         f"{copies['groups']} groups of copies ({copies['films']} images), "
-        f"{copies['groups_of_equal_bytes']} of them of equal bytes; "
+        f"{copies['groups_of_equal_bytes']} of them with equal bytes; "
         f"{len(findings['conflicting_labels'])} groups with different labels",
     ]
     for name, leak in leaks.items():
         lines.append(
             f"in two splits, {name.replace('_', ' ')}: {leak['patients_fine']} patients "
-            f"({leak['patients_coarse']} by the coarse reading of the id), "
+            f"({leak['patients_coarse']} by coarse id), "
             f"{leak['duplicate_groups']} groups of copies"
         )
     for name, classes in findings["overlays"].items():
         if any(classes.values()):
-            found = ", ".join(f"{count} {label}" for label, count in classes.items())
+            counts = ", ".join(f"{count} {label}" for label, count in classes.items())
             among = f" of {findings['searched_for_text']} that are large enough" if name == "text" else ""
-            lines.append(f"images with burned-in {name}: {found}{among}")
+            lines.append(f"images with burned-in {name}: {counts}{among}")
     if findings["blank"]:
-        lines.append(f"blank images, of one gray: {findings['blank']}")
+        lines.append(f"blank images (one gray value): {findings['blank']}")
     return [*lines, *audit_lines(findings["appearance"])]
 
 
 def count_images(cohort: Cohort) -> tuple[list[str], list[list[str]]]:
-    """Make head and rows of the table of counts: a row per split, per source in it where there are several,
-    and a sum."""
+    """Return header and rows of the table of counts: by split, by split and source if there are several
+    sources, and in total."""
     kind = np.where(cohort.split == "covid", len(KINDS) - 1, cohort.label)
     kinds = np.unique(kind[cohort.split != ""]).tolist()
     sources = np.unique(cohort.source).tolist()
@@ -266,35 +265,38 @@ def count_images(cohort: Cohort) -> tuple[list[str], list[list[str]]]:
             if chosen.any():
                 rows.append(row(f"{split}, {source}", chosen))
     rows.append(row("all", cohort.split != ""))
-    return ["split", *(KINDS[one] for one in kinds), "images", "patients", "ratio"], rows
+    return ["split", *(KINDS[index] for index in kinds), "images", "patients", "ratio"], rows
 
 
-def _pairs_to_see(cohort: Cohort) -> dict[str, list[Pair]]:
-    """Pairs of rows for each of _PAIRS, with a word on each."""
-    found, correlation = cohort.cache.copies()
-    alike = zip(found.tolist(), correlation, strict=True)
-    words = {tuple(pair): f"correlation {value:.3f}" for pair, value in alike}
+def _pairs_to_plot(cohort: Cohort) -> dict[str, list[Pair]]:
+    """Pairs of rows for each of _PAIRS, with their similarity in words."""
+    rows, correlation = cohort.cache.copies()
+    similarity = {
+        tuple(pair): f"correlation {value:.3f}"
+        for pair, value in zip(rows.tolist(), correlation, strict=True)
+    }
     conflicting, across = [], []
     crossed = crossing_ids(cohort.duplicate_group, cohort.given)
     for first, *others in cohort.copy_groups():
         if other := [row for row in others if cohort.label[row] != cohort.label[first]]:
             conflicting.append((int(first), int(other[0])))
         if cohort.duplicate_group[first] in crossed:
-            there = next(row for row in others if cohort.given[row] != cohort.given[first])
-            across.append((int(first), int(there)))
+            elsewhere = next(row for row in others if cohort.given[row] != cohort.given[first])
+            across.append((int(first), int(elsewhere)))
     order = np.argsort(correlation, kind="stable")
-    taken = [tuple(found[row].tolist()) for row in order if correlation[row] >= COPY]
-    not_taken = [tuple(found[row].tolist()) for row in order[::-1] if correlation[row] < COPY]
+    copies = [tuple(rows[index].tolist()) for index in order if correlation[index] >= COPY]
+    not_copies = [tuple(rows[index].tolist()) for index in order[::-1] if correlation[index] < COPY]
 
-    kinds = zip(_PAIRS, (conflicting, across, taken, not_taken), strict=True)
+    kinds = zip(_PAIRS, (conflicting, across, copies, not_copies), strict=True)
     return {
-        name: [(*pair, words.get(pair, "equal bytes")) for pair in pairs[:_SHOWN]] for name, pairs in kinds
+        name: [(*pair, similarity.get(pair, "equal bytes")) for pair in pairs[:_SHOWN]]
+        for name, pairs in kinds
     }
 
 
 def _page(cohort: Cohort, findings: dict, plots: Mapping[str, str]) -> str:
     leaks, appearance = findings["leakage"], findings["appearance"]
-    # Every name is escaped.
+    # Names of files may hold markup: autoescape.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -311,14 +313,14 @@ def _page(cohort: Cohort, findings: dict, plots: Mapping[str, str]) -> str:
         statistics=len(STATISTICS),
         appearance_lines=audit_lines(appearance),
         best=[
-            (one["statistic"], f"{one['auroc']:.3f}", *one["median"].values(), one["words"])
-            for one in appearance["statistics"]
+            (row["statistic"], f"{row['auroc']:.3f}", *row["median"].values(), row["words"])
+            for row in appearance["statistics"]
         ],
         against_train=[
-            f"{label}: {figures_line({'auroc': figure}, ('auroc',))}"
-            for label, figure in (appearance["test_against_train"] or {}).items()
+            f"{label}: {figures_line({'auroc': area}, ('auroc',))}"
+            for label, area in (appearance["test_against_train"] or {}).items()
         ],
-        told=[(name, f"{value:.3f}") for name, value in findings["label_told_by"].items()],
+        shortcuts=[(name, f"{value:.3f}") for name, value in findings["label_told_by"].items()],
         overlays=[(name, *classes.values()) for name, classes in findings["overlays"].items()],
         plots=plots,
     )

@@ -1,6 +1,6 @@
-"""Pictures of a data set: samples, sizes, brightness, appearance, pairs of copies, augmentations.
+"""Plots of a data set: samples, sizes, brightness, appearance, pairs of copies, augmentations.
 
-Every figure but that of the appearance is as wide as a phone.
+All plots except that of the appearance fit the width of a phone.
 """
 
 import base64
@@ -25,20 +25,29 @@ from hf_pneumonia.evaluation.appearance import PIXELS, judged_rows
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE, plot_class_distribution
 from hf_pneumonia.modeling.augment import Augment, Strength
 
-# The classes, and the images of COVID-19 where they are kept apart.
+# The classes, and COVID-19 if it is kept apart.
 KINDS = (*LABELS, "COVID-19")
 
 _COLORS = (GREEN, ORANGE, "#7a4fa3")
 _WIDTH = 5.2  # inches
-_CHUNK = 1 << 22  # pixels that are in memory at a time
-_PER_PATIENT = {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6–9": 6, "10–19": 10, "20+": 20}  # least of each bin
+_CHUNK = 1 << 22  # pixels in memory
+_PER_PATIENT = {
+    "1": 1,
+    "2": 2,
+    "3": 3,
+    "4": 4,
+    "5": 5,
+    "6–9": 6,
+    "10–19": 10,
+    "20+": 20,
+}  # lower ends of bins
 
-Pair = tuple[int, int, str]  # two rows of the cache, and how alike they are
+Pair = tuple[int, int, str]  # two rows of the cache, and their similarity in words
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Measurements of the k images that are used, in the order of the cache."""
+    """Measurements of the k images in use, in the order of the cache."""
 
     row: np.ndarray  # (k,) int64, row of the cache
     kind: np.ndarray  # (k,) int64, index into KINDS
@@ -47,17 +56,17 @@ class ImageFacts:
     patient: np.ndarray  # (k,) str
     width: np.ndarray  # (k,) int, pixels of the original file
     height: np.ndarray
-    brightness: np.ndarray  # (k,) float64, mean gray of the image, 0 (black) to 255 (white)
-    levels: np.ndarray  # (len(KINDS), 256) int64, pixels of each gray level in all images of a kind
+    brightness: np.ndarray  # (k,) float64, mean gray value, 0 (black) to 255 (white)
+    levels: np.ndarray  # (len(KINDS), 256) int64, number of pixels by kind and gray value
 
     @property
     def kinds(self) -> list[int]:
-        """Indices into KINDS of which there are images."""
+        """Indices into KINDS that have images."""
         return np.unique(self.kind).tolist()
 
 
 def measure_images(cohort: Cohort) -> ImageFacts:
-    """Measure the images that are used. The cache is read in chunks."""
+    """Measure the images in use. The cache is read in chunks."""
     facts = cohort.cache.facts
     row = np.flatnonzero((cohort.split != "") & (facts["width"] > 0))
     kind = np.where(cohort.split[row] == "covid", len(LABELS), cohort.label[row])
@@ -77,12 +86,15 @@ def measure_images(cohort: Cohort) -> ImageFacts:
 def plot_images(
     cohort: Cohort, pairs: Mapping[str, Sequence[Pair]], augmentation: Mapping[str, Strength] | None
 ) -> dict[str, Figure]:
-    """Draw all pictures, by name; those that the images do not allow are missing.
+    """Draw all plots of a data set.
 
     Args:
-        cohort: split.
-        pairs: by the name of their picture.
+        cohort: images with their splits.
+        pairs: pairs of copies, by name of the plot.
         augmentation: arguments of `Augment`; None draws the pairs alone.
+
+    Returns:
+        Figures by name; those without images are missing.
     """
     figures = {name: _pairs(cohort, some) for name, some in pairs.items() if some}
     if augmentation is None or not np.any(cohort.split != ""):
@@ -90,7 +102,9 @@ def plot_images(
     facts = measure_images(cohort)
     splits = cohort.counts()["splits"].items()
     figures |= {
-        "class_distribution": plot_class_distribution({name: one for name, one in splits if one["films"]}),
+        "class_distribution": plot_class_distribution(
+            {name: split for name, split in splits if split["films"]}
+        ),
         "samples": _samples(cohort, facts),
         "sizes": _sizes(facts),
         "brightness": _brightness(facts),
@@ -99,29 +113,30 @@ def plot_images(
     shown = [choose_images(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
     if all(shown):
         figures["augmentations"] = _augmentations(
-            cohort.cache[[facts.row[one] for (one,) in shown]], augmentation
+            cohort.cache[[facts.row[index] for (index,) in shown]], augmentation
         )
     return figures
 
 
 @matplotlib.rc_context(STYLE)
-def plot_appearance(cohort: Cohort, found: dict, scores: np.ndarray) -> Figure:
-    """Draw histograms by class of the best statistics and of the scores; a dashed line is a test split that
-    the sources have.
+def plot_appearance(cohort: Cohort, findings: dict, scores: np.ndarray) -> Figure:
+    """Draw histograms by class of the most predictive statistics and of the scores.
+
+    Dashed lines are a test split of the sources.
 
     Args:
         cohort, scores: as for `audit_appearance`.
-        found: its findings, with statistics.
+        findings: its result, with statistics.
     """
     rows, test = judged_rows(cohort)
     panels = {}
-    for name in (one["statistic"] for one in found["statistics"]):
+    for name in (row["statistic"] for row in findings["statistics"]):
         unit = " (pixels)" if name in PIXELS else ""
         panels[name + unit] = cohort.cache.facts["appearance"][:, STATISTICS.index(name)]
     panels["appearance score, cross-fitted (logit)"] = scores
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
-        # Without the outermost 0.5% on either side, which would squeeze the rest.
+        # Without the outermost 0.5% at either end, which would squeeze the rest.
         low, high = np.quantile(values[rows], [0.005, 0.995])
         bins = np.linspace(low, high, 21)
         for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
@@ -142,7 +157,7 @@ def plot_appearance(cohort: Cohort, found: dict, scores: np.ndarray) -> Figure:
 
 
 def as_data_uri(figure: Figure) -> str:
-    """Encode a figure as a PNG of 256 colours: images are gray, and a third the size."""
+    """Encode a figure as a PNG data URI of 256 colours, a third of the size of full colour."""
     file, small = io.BytesIO(), io.BytesIO()
     figure.savefig(file, format="png")
     Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
@@ -150,9 +165,9 @@ def as_data_uri(figure: Figure) -> str:
 
 
 def choose_images(facts: ImageFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
-    """Choose up to `count` images of one kind, of every split and source in turn; the same ones each time.
+    """Choose up to `count` images of one kind, from every split and source in turn, with a fixed seed.
 
-    `among`, (k,) bool, narrows the choice. Returns indices into `facts`.
+    `among`, (k,) bool, restricts the choice. Returns indices into `facts`.
     """
     order = ["train", "validation", "test", "covid"]
     inside = np.random.default_rng(0).permutation(np.flatnonzero((facts.kind == kind) & among))
@@ -170,9 +185,10 @@ def patients_by_images(facts: ImageFacts, kind: int) -> np.ndarray:
 
 
 def vary(image: torch.Tensor, augmentation: Mapping[str, Strength], label: int) -> torch.Tensor:
-    """Show an augmentation of an (h, w) uint8 image near its limit: (2, h, w) float32 in [0, 1].
+    """Augment an (h, w) uint8 image near the limit of the strength: (2, h, w) float32 in [0, 1].
 
-    Of 32 draws the one that changes it most, and a strong one unlike that. A strength may differ by label.
+    Returns the strongest of 32 draws, and of the next 7 the one that differs most from it. A strength may
+    depend on the label.
     """
     drawn = Augment(**augmentation)(image.expand(32, -1, -1), torch.full((32,), label))
     change = (drawn - image.float() / 255).abs().mean(dim=(1, 2))
@@ -181,16 +197,16 @@ def vary(image: torch.Tensor, augmentation: Mapping[str, Strength], label: int) 
 
 
 def _pairs(cohort: Cohort, pairs: Sequence[Pair]) -> Figure:
-    """Two images side by side with what is known of each, pair below pair."""
+    """Two images side by side with their facts, one pair per row."""
     figure = Figure(figsize=(_WIDTH, 3.1 * len(pairs)), layout="constrained")
     grid = figure.subplots(len(pairs), 2, squeeze=False)
-    for panels, (*rows, word) in zip(grid, pairs, strict=True):
+    for panels, (*rows, similarity) in zip(grid, pairs, strict=True):
         for panel, row in zip(panels, rows, strict=True):
             fact, name = cohort.cache.facts[row], f"{cohort.source[row]}: {Path(cohort.file[row]).name}"
             panel.imshow(cohort.cache[[row]][0], cmap="gray", vmin=0, vmax=255)
             panel.axis("off")
-            known = f"{LABELS[cohort.label[row]]}, {cohort.given[row]}, {fact['width']} x {fact['height']}"
-            panel.set_title(f"{word}\n{known}\n{_short(name)}", fontsize=8, parse_math=False)
+            facts = f"{LABELS[cohort.label[row]]}, {cohort.given[row]}, {fact['width']} x {fact['height']}"
+            panel.set_title(f"{similarity}\n{facts}\n{_short(name)}", fontsize=8, parse_math=False)
     return figure
 
 
@@ -218,7 +234,7 @@ def _short(name: str, length: int = 26) -> str:
 def _sizes(facts: ImageFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-    # In random order, so that no class hides the other.
+    # In random order, so that neither class hides the other.
     order = np.random.default_rng(0).permutation(len(facts.row))
     colors = np.array(_COLORS)[facts.kind[order]]
     above.scatter(facts.width[order], facts.height[order], s=9, c=colors, alpha=0.6, linewidths=0)
@@ -233,14 +249,14 @@ def _brightness(facts: ImageFacts) -> Figure:
     figure = Figure(figsize=(_WIDTH, 5.4), layout="constrained")
     above, below = figure.subplots(2, 1)
     _histogram(above, facts, facts.brightness)
-    above.set(xlabel="mean gray of an image, 0 (black) to 255", ylabel="share of the class")
+    above.set(xlabel="mean gray value of an image, 0 (black) to 255", ylabel="share of the class")
     shares = {kind: facts.levels[kind] / facts.levels[kind].sum() for kind in facts.kinds}
     for kind, share in shares.items():
         name = f"{KINDS[kind]}: {share[0]:.1%} pure black, {share[-1]:.1%} pure white"
         below.stairs(share, np.arange(257), color=_COLORS[kind], linewidth=1.2, label=name)
-    # Black borders and white letters make peaks at both ends, many times as high as all the rest.
+    # Black borders and white letters make peaks at both ends that would flatten the rest.
     inner = max(share[1:-1].max() for share in shares.values())
-    below.set(xlabel="gray of a pixel, all images together", ylabel="share of the pixels", xlim=(-2, 258))
+    below.set(xlabel="gray value of a pixel, all images", ylabel="share of the pixels", xlim=(-2, 258))
     below.set_ylim(0, 1.4 * inner if inner else None)
     below.legend(loc="upper left", fontsize=8, frameon=False)
     _legend(figure, facts)
@@ -248,7 +264,7 @@ def _brightness(facts: ImageFacts) -> Figure:
 
 
 def _histogram(axes: Axes, facts: ImageFacts, values: np.ndarray) -> None:
-    """Shares of each class, so that a rare class is as high as a common one."""
+    """Histogram by class, normalised by the size of the class."""
     edges = np.histogram_bin_edges(values, bins=int(np.clip(len(values) ** 0.5, 10, 40)))
     for kind in facts.kinds:
         count, _ = np.histogram(values[facts.kind == kind], edges)
@@ -274,13 +290,13 @@ def _images_per_patient(facts: ImageFacts) -> Figure:
 
 
 def _augmentations(images: np.ndarray, augmentation: Mapping[str, Strength]) -> Figure:
-    """An image of each class as it is; each step alone, near its limit; and all steps together.
+    """An image of each class: unchanged, with each augmentation near its limit, and with all of them.
 
     Args:
         images: (2, h, w) uint8, a NORMAL image and one with PNEUMONIA.
     """
     steps = {name: strength for name, strength in augmentation.items() if np.any(strength)}
-    lines = {"as it is": {}}
+    lines = {"unchanged": {}}
     lines |= {f"{name}\n{strength}": {name: strength} for name, strength in steps.items()}
     lines["all"] = steps
     figure = Figure(figsize=(_WIDTH, 1.1 * len(lines) + 0.25), layout="constrained")
@@ -289,7 +305,9 @@ def _augmentations(images: np.ndarray, augmentation: Mapping[str, Strength]) -> 
         torch.manual_seed(0)
         for panels, (name, some) in zip(grid, lines.items(), strict=True):
             shown = [
-                one for label, image in enumerate(images) for one in vary(torch.tensor(image), some, label)
+                varied
+                for label, image in enumerate(images)
+                for varied in vary(torch.tensor(image), some, label)
             ]
             for axes, image in zip(panels, shown, strict=True):
                 axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)

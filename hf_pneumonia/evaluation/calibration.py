@@ -1,4 +1,4 @@
-"""Calibration on validation: temperature and intercept, operating points, the uncertain band; ECE, Brier score, NLL."""
+"""Calibration on the validation split, operating points, the uncertain band, and calibration errors."""
 
 import numpy as np
 import torch
@@ -13,29 +13,27 @@ from hf_pneumonia.evaluation.intervals import (
     bootstrap_counts,
     bootstrap_sums,
     chunks,
-    figure,
     percentile_interval,
     ratio,
     wilson,
+    with_interval,
 )
 from hf_pneumonia.evaluation.metrics import check_probabilities
 from hf_pneumonia.evaluation.scoring import Predictions, score_images, score_swapped
 from hf_pneumonia.modeling.build import has_bias, scale_logits
 
-# Sensitivity that the operating point must reach on validation: a missed pneumonia costs more than a second
-# look.
+# Of the main operating point on validation: a missed pneumonia costs more than a second look.
 TARGET_SENSITIVITY = 0.95
-# Of either class, the share of validation's images that may be called the other one outright.
-RISK = 0.02
+RISK = 0.02  # share of each class that may lie beyond the band, on the side of the other class
 
-_SENSITIVITIES = (0.9, 0.95, 0.98)  # of the operating points beside the main one
-_POINTS = 101  # of the ROC curve, for a slider: steps of 1 in 100 of both classes
+_SENSITIVITIES = (0.9, 0.95, 0.98)  # of the other operating points
+_POINTS = 101  # of the ROC curve, for the page's slider: steps of 1 in 100 of both classes
 
 
 def operating_point(
     labels: np.ndarray, probabilities: np.ndarray, sensitivity: float = TARGET_SENSITIVITY
 ) -> float:
-    """Find the highest threshold at which at least `sensitivity` of the pneumonias are found.
+    """Return the highest threshold that reaches `sensitivity`.
 
     It lies midway (in the logit) between the last probability to include and the next lower one, so that
     rounding in another loader changes no decision.
@@ -44,28 +42,31 @@ def operating_point(
         labels: (n,) 0 or 1, both present.
         probabilities: (n,) of class 1.
     """
-    _, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    return _just_below(probabilities, thresholds[np.argmax(found >= sensitivity)])
+    _, tpr, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
+    return _just_below(probabilities, thresholds[np.argmax(tpr >= sensitivity)])
 
 
 def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Find the threshold of the largest sensitivity + specificity - 1 (Youden: Index for Rating Diagnostic
-    Tests, Cancer 1950); of several, the lowest, which misses fewest. Arguments as for `operating_point`.
+    """Return the threshold of the largest Youden index sensitivity + specificity - 1; of several the lowest.
+
+    Youden: Index for Rating Diagnostic Tests, Cancer 1950. Arguments as for `operating_point`.
     """
-    false_alarms, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    pneumonias = np.sum(np.asarray(labels) == 1)
-    normal = len(labels) - pneumonias
-    # In whole images: two equal sums of fractions may differ in the last bit.
-    index = np.rint(found * pneumonias) * normal - np.rint(false_alarms * normal) * pneumonias
+    fpr, tpr, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
+    positives = np.sum(np.asarray(labels) == 1)
+    negatives = len(labels) - positives
+    # In whole images: equal sums of fractions may differ in the last bit.
+    index = np.rint(tpr * positives) * negatives - np.rint(fpr * negatives) * positives
     return _just_below(probabilities, thresholds[np.flatnonzero(index == index.max())[-1]])
 
 
 def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, dict]:
-    """Choose thresholds by name: for a sensitivity of 90%, 95% and 98%, Youden's, and 0.5. Arguments as for
-    `operating_point`.
+    """Choose thresholds: for a sensitivity of 90%, 95% and 98%, Youden's, and 0.5.
+
+    Arguments as for `operating_point`.
 
     Returns:
-        `threshold`, `sensitivity` and `specificity` on these images; `target_sensitivity` of the first three.
+        By name `threshold`, `sensitivity` and `specificity` on these images; the first three also have
+        `target_sensitivity`.
     """
     chosen: dict[str, dict] = {
         f"sensitivity_{100 * target:.0f}": {
@@ -96,63 +97,64 @@ def trade_off(labels: np.ndarray, probabilities: np.ndarray, chosen: float) -> d
 
     Args:
         labels, probabilities: as for `operating_point`.
-        chosen: the threshold of the operating point, which is one of the points.
+        chosen: threshold of the operating point, which is added to the points.
 
     Returns:
-        `threshold` (rising, each between the answers to two images), and `sensitivity` and `specificity`.
+        `threshold` (rising, each between the probabilities of two images), `sensitivity` and `specificity`.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
-    sick, well = _by_class(labels, probabilities)
-    false_alarms, found, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    length = false_alarms + found  # along the curve, 0 to 2
+    positives, negatives = _by_class(labels, probabilities)
+    fpr, tpr, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
+    length = fpr + tpr  # along the curve, 0 to 2
     steps = np.searchsorted(length, np.linspace(0, 2, _POINTS)).clip(0, len(length) - 1)
     last = thresholds[np.unique(steps)]
-    points = {_just_below(probabilities, one) for one in last[np.isfinite(last)]}
+    points = {_just_below(probabilities, threshold) for threshold in last[np.isfinite(last)]}
     thresholds = np.array(sorted(points | {float(chosen)}))
     return {
         "threshold": thresholds.tolist(),
-        "sensitivity": (1 - np.searchsorted(sick, thresholds) / len(sick)).tolist(),
-        "specificity": (np.searchsorted(well, thresholds) / len(well)).tolist(),
+        "sensitivity": (1 - np.searchsorted(positives, thresholds) / len(positives)).tolist(),
+        "specificity": (np.searchsorted(negatives, thresholds) / len(negatives)).tolist(),
     }
 
 
 def uncertain_band(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float, risk: float = RISK
 ) -> tuple[float, float]:
-    """Find the probabilities around the threshold at which the answer is "uncertain".
+    """Return the band of probabilities around the threshold in which the answer is "uncertain".
 
-    Split conformal prediction, by class (Vovk: Conditional Validity of Inductive Conformal Predictors, ACML
-    2012): of images drawn as these were, at most a share `risk` of the pneumonias lies below the band and at
-    most `risk` of the normal ones above it, in the mean over draws of these images. The promise is of
-    independent images that chose nothing else: validation also chose the epoch, and a patient may have
-    several. With fewer than 1 / risk images of a class no band can promise that, and it reaches to the most
-    misleading image of the class.
+    Split conformal prediction by class (Vovk: Conditional Validity of Inductive Conformal Predictors, ACML
+    2012). Of new images from the same distribution, at most a share `risk` of the pneumonias lies below the
+    band and at most `risk` of the normal images above it, on average over calibration sets. This assumes
+    independent images that were used for nothing else; in practice validation also chooses the epoch, and a
+    patient may have several images. With fewer than 1 / risk images of a class the guarantee does not hold,
+    and the band reaches to the most misleading image of the class.
 
     Args:
         labels, probabilities: as for `operating_point`.
-        threshold: of the operating point, which the band always holds.
+        threshold: of the operating point; always inside the band.
+        risk: 0 to 1.
 
     Returns:
         Lowest and highest probability of the band.
     """
-    sick, well = _by_class(labels, probabilities)
-    low = sick[max(int(risk * (len(sick) + 1)), 1) - 1]
-    high = well[-max(int(risk * (len(well) + 1)), 1)]
+    positives, negatives = _by_class(labels, probabilities)
+    low = positives[max(int(risk * (len(positives) + 1)), 1) - 1]
+    high = negatives[-max(int(risk * (len(negatives) + 1)), 1)]
     return float(min(low, threshold)), float(max(high, threshold))
 
 
 def moved_band(band: tuple[float, float], threshold: float, to: float) -> tuple[float, float]:
-    """Move the band to another threshold, as wide in the logit; its promise is that of the first one only."""
+    """Move the band to another threshold and keep its width in the logit. Its guarantee is lost."""
     low, high = (float(expit(_logit(to) + _logit(end) - _logit(threshold))) for end in band)
     return min(low, to), max(high, to)
 
 
-def left_open(labels: np.ndarray, probabilities: np.ndarray, band: tuple[float, float]) -> dict:
-    """Count what a band comes to on other images.
+def measure_band(labels: np.ndarray, probabilities: np.ndarray, band: tuple[float, float]) -> dict:
+    """Measure a band on other images.
 
     Returns:
-        `share` of uncertain images, of pneumonias that are `missed` outright and of normal images that are
-        `false_alarms` outright, each with Wilson's interval; None where there are no such images.
+        `share` of uncertain images, share of pneumonias below the band (`missed`), and share of normal images
+        above it (`false_alarms`), each with Wilson's interval; None without images.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     below, above = probabilities < band[0], probabilities > band[1]
@@ -170,13 +172,13 @@ def left_open(labels: np.ndarray, probabilities: np.ndarray, band: tuple[float, 
 
 
 def _by_class(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted probabilities of the pneumonias and of the normal images."""
+    """Sorted probabilities of the positives and of the negatives."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     return np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
 
 
 def _just_below(probabilities: np.ndarray, last: float) -> float:
-    """Midway, in the logit, between the last probability to include and the next lower one, if any."""
+    """Midpoint, in the logit, of the last probability to include and the next lower one, if any."""
     below = probabilities[probabilities < last]
     return float(expit(np.mean(_logit(np.array([below.max(), last]))))) if len(below) else float(last)
 
@@ -189,14 +191,13 @@ BINS = 15
 ERRORS = ("ece", "brier", "nll")
 
 _EDGES = np.linspace(0, 1, BINS + 1)
-# A validation split that is separated without error has no best temperature: the likelihood grows as it
-# falls to zero, and every answer becomes 100%.
+# Bounded: with an AUROC of 1 the likelihood grows as the temperature falls to 0.
 _TEMPERATURES = (0.5, 10.0)
-_INTERCEPTS = (-10.0, 10.0)  # as one class alone would drive it to infinity
+_INTERCEPTS = (-10.0, 10.0)  # bounded: one class alone drives it to infinity
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature, 0.5 to 10, that minimises the negative log-likelihood of softmax(logits / T).
+    """Fit the temperature T, 0.5 to 10, that minimises the negative log-likelihood of softmax(logits / T).
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
 
@@ -204,7 +205,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: (n, 2) float.
         labels: (n,) 0 or 1.
     """
-    # For two classes softmax is the logistic function of the margin; -log p is then log(1 + exp(-margin)).
+    # For two classes softmax is the logistic function of the margin, and -log p = log(1 + exp(-margin)).
     margin = np.where(np.asarray(labels) == 1, 1, -1) * _margins(logits)
 
     def loss(log_temperature: float) -> float:
@@ -215,10 +216,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Fit temperature T (0.5 to 10) and intercept b (-10 to 10) that minimise the negative log-likelihood of
-    1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 less logit 0.
+    1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 minus logit 0.
 
-    Augmented images and balanced classes shift the margins of clean images by a constant. Platt:
-    Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
+    The intercept is needed because augmentation and balanced classes shift the margins of clean images by a
+    constant. Platt: Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
     """
     margin, labels = _margins(logits), np.asarray(labels)
     sign = np.where(labels == 1, 1, -1)
@@ -226,8 +227,9 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     # In 1/T and b the loss is convex.
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         scaled = margin * parameters[0] + parameters[1]
-        miss = expit(scaled) - labels
-        return float(np.logaddexp(0, -sign * scaled).mean()), np.array([(miss * margin).mean(), miss.mean()])
+        error = expit(scaled) - labels
+        gradient = np.array([(error * margin).mean(), error.mean()])
+        return float(np.logaddexp(0, -sign * scaled).mean()), gradient
 
     bounds = [(1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]), _INTERCEPTS]
     options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000}
@@ -238,43 +240,44 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
     """Choose temperature, intercept and operating points, and fold the first two into the network's head.
 
-    Each validation image counts twice, as it is and with proportions swapped between the classes: a threshold
-    that is chosen where appearance helps promises too much for images that are taken in another way. What is
-    promised holds for both: a threshold is the lower one of the two, a band reaches to the further end.
+    Each validation image is used twice: unchanged, and with proportions swapped between the classes. A
+    threshold chosen where appearance helps is too optimistic for images of another source. So each threshold
+    is the lower one of the two, and the band spans both.
 
     Args:
         model: the network, as trained.
-        cohort: their validation split is used, and the appearance of the training images.
+        cohort: its validation split is used, and the appearance of its training images.
         batch_size: images per forward pass and process.
 
     Returns:
-        `temperature` and `intercept` (0 where the head has no bias to hold one); `threshold` of the operating
-        point for the calibrated probability; its `target_sensitivity`; its `sensitivity` and `specificity` on
-        validation as it is; `operating_points`, the same of other thresholds by name; `uncertain`, the band
-        of `uncertain_band` (`low`, `high`, `risk`); and the curve of `trade_off` on validation as it is.
+        `temperature` and `intercept` (0 if the head has no bias); `threshold` of the operating point for the
+        calibrated probability; its `target_sensitivity`; its `sensitivity` and `specificity` on the unchanged
+        images; `operating_points`, the same of the other thresholds by name; `uncertain`, the result of
+        `uncertain_band` (`low`, `high`, `risk`); and `trade_off`, the ROC points of the unchanged images.
 
     Raises:
-        UsageError: an answer of the network is NaN or infinite, or validation has images of one class only.
+        UsageError: a logit is NaN or infinite, or validation has images of one class only.
     """
     rows = cohort.rows("validation")
     label = cohort.label[rows]
     logits = score_images(model, cohort.cache, rows, batch_size)
     if not np.isfinite(logits).all():
         raise UsageError(
-            "calibrate",
-            "the network's answers are no numbers: it diverged; train with a lower --learning_rate",
+            "diverged",
+            "--learning_rate: expected finite logits on validation, got NaN or infinity. Training diverged: "
+            "lower the learning rate",
         )
     if not 0 < label.sum() < len(label):
         raise UsageError(
-            "calibrate",
-            f"the validation split needs images of both classes, got {len(label) - label.sum()} normal and "
-            f"{label.sum()} with pneumonia; choose another --split",
+            "one-class-validation",
+            f"--split: expected validation images of both classes, got {len(label) - label.sum()} normal and "
+            f"{label.sum()} with pneumonia. Choose another --split",
         )
     swapped = score_swapped(model, cohort.cache, rows, label, batch_size, cohort.vertical_class())
     both = np.concatenate([logits, swapped]), np.tile(label, 2)
     temperature, intercept = fit_platt(*both) if has_bias(model) else (fit_temperature(*both), 0.0)
     scale_logits(model, 1 / temperature, intercept)
-    copies = [expit(_margins(one) / temperature + intercept) for one in (logits, swapped)]
+    copies = [expit(_margins(values) / temperature + intercept) for values in (logits, swapped)]
     plain = copies[0]
     points, of_swapped = (operating_points(label, probability) for probability in copies)
     for name, point in points.items():
@@ -297,15 +300,18 @@ def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
 def calibration_report(
     predictions: Predictions, temperature: float | None = None, intercept: float = 0.0
 ) -> dict:
-    """Measure how far the probabilities of one split are from the truth, `before` and `after` calibration.
+    """Measure the calibration errors of one split, `before` and `after` calibration.
 
     Args:
         predictions: calibrated.
         temperature, intercept: from `calibrate`; without a temperature there is no `before`.
 
     Returns:
-        For each: `ece`, `brier` and `nll` as {"value", "ci95"}, and the `reliability` table. `ece` has
-        `if_calibrated` too, the ECE that right probabilities would show on so many images.
+        For each: `ece`, `brier` and `nll` as {"value", "ci95"}, and the `reliability` table. `ece` also has
+        `if_calibrated`, the expected ECE of perfectly calibrated probabilities on as many images.
+
+    Raises:
+        UsageError: a probability is NaN or outside 0 to 1.
     """
     check_probabilities(predictions.probability)
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
@@ -315,7 +321,7 @@ def calibration_report(
     for stage, values in {**stages, "after": probability}.items():
         drawn = bootstrap_errors(counts, place, label, values)
         errors = reliability_errors(label, values)
-        report[stage] = {name: figure(value, drawn[name]) for name, value in errors.items()}
+        report[stage] = {name: with_interval(value, drawn[name]) for name, value in errors.items()}
         if len(label):
             calibrated = calibrated_ece(place, values)
             report[stage]["ece"]["ci95"] = ece_interval(errors["ece"], drawn["ece"], calibrated)
@@ -325,7 +331,7 @@ def calibration_report(
 
 
 def uncalibrated(probability: np.ndarray, temperature: float, intercept: float) -> np.ndarray:
-    """Undo `calibrate`: (n,) calibrated probabilities -> (n,) those of the network before it."""
+    """Undo `calibrate`: return the (n,) probabilities of the network before calibration."""
     return expit((logit(probability) - intercept) * temperature)
 
 
@@ -333,14 +339,14 @@ def reliability_errors(labels: np.ndarray, probabilities: np.ndarray) -> dict[st
     """Compute ECE, Brier score and NLL (in nats) of (n,) labels and probabilities; None without images.
 
     `ece`, the expected calibration error: |mean probability - share of pneumonias| in each of 15 bins of
-    equal width, averaged by their images. The bins are of the probability of pneumonia (Naeini, Cooper,
-    Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015), not of the
-    confidence in whichever class is likelier (Guo et al. 2017): an alarm at 5% matters here. Noise in a bin
-    counts as error, so that few images make it larger. `brier`: mean of (probability - label)^2. `nll`: mean
-    of -log of the probability of the right class.
+    equal width, weighted by images. The bins are of the probability of pneumonia (Naeini, Cooper,
+    Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015), and not of the
+    confidence in the predicted class (Guo et al. 2017): a probability of 5% matters here. Noise in a bin
+    counts as error, so few images give a larger ECE. `brier`: mean of (probability - label)^2. `nll`: mean
+    of -log of the probability of the true class.
     """
-    found = _errors(_terms(labels, probabilities).sum(0)[None])
-    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
+    errors = _errors(_terms(labels, probabilities).sum(0)[None])
+    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in errors.items()}
 
 
 def bootstrap_errors(
@@ -351,26 +357,25 @@ def bootstrap_errors(
 
 
 def calibrated_ece(place: np.ndarray, probabilities: np.ndarray, replicates: int = REPLICATES) -> np.ndarray:
-    """Draw (replicates,) ECEs of these probabilities if they were right: with labels drawn from them.
+    """Draw the ECE of perfectly calibrated probabilities, (replicates,): labels are drawn from them.
 
-    This is the share of an ECE that is noise. The images of a patient are drawn as one.
+    It is the noise in an ECE. All images of a patient get the same draw.
     """
     probabilities, rng = np.asarray(probabilities), np.random.default_rng(0)
     bins = (_find_bins(probabilities)[:, None] == np.arange(BINS)).astype(np.float64)
-    found = []
+    drawn = []
     for rows in chunks(replicates, len(place)):
         labels = rng.random((len(rows), place.max() + 1))[:, place] < probabilities
-        found.append(np.abs((probabilities - labels) @ bins).sum(1) / len(place))
-    return np.concatenate(found)
+        drawn.append(np.abs((probabilities - labels) @ bins).sum(1) / len(place))
+    return np.concatenate(drawn)
 
 
 def ece_interval(value: float, drawn: np.ndarray, calibrated: np.ndarray) -> list[float] | None:
-    """Compute the 95% interval of an ECE, from its (replicates,) by `bootstrap_errors` and `calibrated_ece`.
+    """Compute the 95% interval of an ECE from the (replicates,) of `bootstrap_errors` and `calibrated_ece`.
 
-    An ECE counts noise as error, and a replicate has its own noise besides: percentiles lie too high, most of
-    all for good probabilities. So they are mirrored at the value (the basic bootstrap: Davison, Hinkley:
-    Bootstrap Methods and their Application, 1997, section 5.2), and the lower end is 0 if right probabilities
-    had given as much in 5% of cases.
+    An ECE counts noise as error, and each replicate adds noise, so the percentiles are biased upwards. They
+    are mirrored at the value (basic bootstrap: Davison, Hinkley: Bootstrap Methods and their Application,
+    1997, section 5.2). The lower end is 0 up to the 95% quantile of `calibrated`.
     """
     percentiles = percentile_interval(drawn)
     if percentiles is None:
@@ -380,11 +385,15 @@ def ece_interval(value: float, drawn: np.ndarray, calibrated: np.ndarray) -> lis
 
 
 def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> list[dict]:
-    """List the bins: edges `low` and `high`, `images`, their `mean_probability`, the `share` of pneumonias and
-    its `wilson95`; the last three are None in a bin without images. A bin has its upper edge, the first one 0
-    too."""
+    """List the bins: edges `low` and `high`, number of images (`films`), `mean_probability`, `share` of
+    pneumonias and its `wilson95`.
+
+    The last three are None in an empty bin. Bins include their upper edge, and the first one 0 as well.
+    """
     bins, edges = _find_bins(probabilities), _EDGES.tolist()
-    images, sick = (np.bincount(bins, weights, BINS) for weights in (None, np.asarray(labels, dtype=float)))
+    images, positives = (
+        np.bincount(bins, weights, BINS) for weights in (None, np.asarray(labels, dtype=float))
+    )
     mean = ratio(np.bincount(bins, probabilities, BINS), images)
     return [
         {
@@ -392,8 +401,8 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> list[dic
             "high": edges[index + 1],
             "films": int(images[index]),
             "mean_probability": float(mean[index]) if images[index] else None,
-            "share": float(sick[index] / images[index]) if images[index] else None,
-            "wilson95": wilson(int(sick[index]), int(images[index])),
+            "share": float(positives[index] / images[index]) if images[index] else None,
+            "wilson95": wilson(int(positives[index]), int(images[index])),
         }
         for index in range(BINS)
     ]
@@ -408,14 +417,14 @@ def _find_bins(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _terms(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """(n, 18) float64 whose sums over images hold all errors: 1, squared error, -log p, and the image's
-    probability less its label in the column of its bin."""
+    """(n, 18) float64, whose column sums give all errors: 1, squared error, -log p, and the probability minus
+    the label in the column of its bin."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    # Certain and wrong costs 36 nats and not infinitely many; scikit-learn clips there too.
+    # At most 36 nats per image; scikit-learn clips there too.
     rounding = np.finfo(np.float64).eps
-    right = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), rounding, 1 - rounding)
+    of_label = np.clip(np.where(labels == 1, probabilities, 1 - probabilities), rounding, 1 - rounding)
     gaps = (probabilities - labels)[:, None] * (_find_bins(probabilities)[:, None] == np.arange(BINS))
-    return np.column_stack([np.ones(len(labels)), (probabilities - labels) ** 2, -np.log(right), gaps])
+    return np.column_stack([np.ones(len(labels)), (probabilities - labels) ** 2, -np.log(of_label), gaps])
 
 
 def _errors(sums: np.ndarray) -> dict[str, np.ndarray]:

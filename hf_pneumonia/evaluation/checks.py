@@ -1,4 +1,4 @@
-"""Robustness, shortcut, subgroup and error checks of a network: what report.json has under `checks`."""
+"""Robustness, shortcut, subgroup and error checks of a network: `checks` in report.json."""
 
 import io
 import re
@@ -34,18 +34,17 @@ from hf_pneumonia.evaluation.scoring import (
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import heat_maps
 
-# Top, bottom, left and right of the lungs' box, as shares of the side. Drawn by eye on the mean of 1,600 of
-# Kermany's training images and on 24 of them; on simulated images it holds 98% of the lungs and 99% of the
-# lesions.
+# Top, bottom, left and right of the box around the lungs, as shares of the side. Drawn by eye on the mean of
+# 1,600 of Kermany's training images; on simulated images it holds 98% of the lungs and 99% of the lesions.
 LUNGS = (0.10, 0.90, 0.08, 0.92)
-BORDER = 0.05  # width of the frame, as a share of the side
-CORNER = 0.20  # side of the corners, where most markers and burned-in words are
+BORDER = 0.05  # width of the border, as a share of the side
+CORNER = 0.20  # side of the corners, where most markers and burned-in text are
 
-# Images of a family of file names, at least (fewer say nothing); patients (the letters of fewer patients'
-# files may be their names); and families, at most, the largest.
-_FAMILY_IMAGES, _FAMILY_PATIENTS, _FAMILIES = 10, 5, 12
+_FAMILY_IMAGES = 10  # smallest family of file names to report
+_FAMILY_PATIENTS = 5  # privacy: with fewer patients the letters of the file names may be their names
+_FAMILIES = 12  # the largest are reported
 
-_SIDE = 224  # lengths are in pixels of an image of this side, so that a level looks alike at any input size
+_SIDE = 224  # px; lengths are given for this side, so that a level looks the same at any input size
 
 
 def run_checks(
@@ -57,18 +56,17 @@ def run_checks(
 ) -> dict:
     """Check appearance, shortcuts, robustness, subgroups and errors. All processes call it together.
 
-    Four forward passes over the images of the first split, and 26 over 300 of them.
+    Takes four forward passes over the images of the first split, and 26 over 300 of them.
 
     Args:
         model, batch_size: as for `score_images`.
-        cohort: the cache, and the source of each row. Appearance is learned from its training images, where
-            it has any.
-        predictions: by split, all held out. The first split is checked, all are searched for errors.
-        threshold: the operating point.
+        cohort: the cache, and the source and split of each row.
+        predictions: by split, all held out. The first split is checked; all are searched for errors.
+        threshold: of the operating point.
 
     Returns:
-        Plain values: `split` and `threshold`; `appearance`, `shortcuts`, `robustness` and `subgroups` as the
-        check of that name gives them; `errors`, the counts. No file or patient is named.
+        Plain values: `split` and `threshold`; `appearance`, `shortcuts`, `robustness` and `subgroups`, the
+        results of the check functions; `errors`, the counts. No file or patient is named.
     """
     split, scored = next(iter(predictions.items()))
     rows = cohort.rows(split)
@@ -90,29 +88,30 @@ def write_checks(
     cohort: Cohort,
     predictions: Mapping[str, Predictions],
 ) -> None:
-    """Write `plots/appearance.png`, where it was checked, `plots/shortcuts.png`, `plots/robustness.png`,
+    """Write `plots/appearance.png` (if checked), `plots/shortcuts.png`, `plots/robustness.png`,
     `errors/errors.csv` and `errors/errors.png`. Only the main process calls it.
 
     The files under `errors` name files and patients.
 
     Args:
         folder: of the run.
-        checks: from `run_checks`; the other arguments are as they were there.
+        checks: from `run_checks`; the other arguments are as there.
     """
     plots, errors = folder / "plots", folder / "errors"
     plots.mkdir(parents=True, exist_ok=True)
     errors.mkdir(exist_ok=True)
     rows = {name: cohort.rows(name) for name in predictions}
     label, of_split = predictions[checks["split"]].label, rows[checks["split"]]
-    normal, sick = (cohort.cache[of_split[label == index][:1]] for index in (0, 1))  # none of a missing class
-    examples = np.concatenate([normal, sick])
+    # One image of each class, none of a missing class.
+    normal, pneumonia = (cohort.cache[of_split[label == index][:1]] for index in (0, 1))
+    examples = np.concatenate([normal, pneumonia])
     masked = {name: black_out(examples, keep) for name, keep in keep_masks(examples.shape[-1]).items()}
     plot_shortcuts(checks["shortcuts"], {"as_they_are": examples, **masked}).savefig(plots / "shortcuts.png")
     plot_robustness(checks["robustness"]).savefig(plots / "robustness.png")
 
     if appearance := checks["appearance"]:
-        way = "down" if appearance["vertical"] == LABELS[0] else "across"
-        shown = np.concatenate([stretch(normal, **{way: factor}) for factor in EXAMPLE_FACTORS])
+        direction = "down" if appearance["vertical"] == LABELS[0] else "across"
+        shown = np.concatenate([stretch(normal, **{direction: factor}) for factor in EXAMPLE_FACTORS])
         with torch.inference_mode():
             logits = model(_inputs(model, shown)).logits.float().cpu()
         plot_swaps(appearance, shown, pneumonia_probability(logits)).savefig(plots / "appearance.png")
@@ -120,24 +119,24 @@ def write_checks(
     findings = find_errors(predictions, checks["threshold"])
     write_errors(errors / "errors.csv", findings)
     shown = shown_findings(findings)
-    pictures = cohort.cache[[rows[one.split][one.index] for one in shown]] if shown else None
+    images = cohort.cache[[rows[finding.split][finding.index] for finding in shown]] if shown else None
     maps, note = None, ""
     try:
-        maps = heat_maps(model, _inputs(model, pictures)).cpu().numpy() if shown else None
-    except ValueError as error:  # no heat maps of this architecture
+        maps = heat_maps(model, _inputs(model, images)).cpu().numpy() if shown else None
+    except ValueError as error:  # the architecture has no heat maps
         note = str(error)
-    draw_errors(shown, pictures, maps, checks["threshold"], note).savefig(errors / "errors.png")
+    draw_errors(shown, images, maps, checks["threshold"], note).savefig(errors / "errors.png")
 
 
 def _inputs(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
     return network_input(torch.from_numpy(images).to(next(model.parameters()).device))
 
 
-# Shortcuts: parts of the images are blacked out.
+# Shortcuts: parts of the images are masked.
 
 
 def keep_masks(size: int) -> dict[str, np.ndarray]:
-    """Make (size, size) bool masks of what is kept of an image, by name: `lungs_blacked_out`,
+    """Return (size, size) bool masks of the pixels to keep, by name: `lungs_blacked_out`,
     `borders_blacked_out`, `corners_blacked_out` and `lungs_only`."""
     centre = (np.arange(size) + 0.5) / size
     top, bottom, left, right = LUNGS
@@ -153,22 +152,22 @@ def keep_masks(size: int) -> dict[str, np.ndarray]:
 
 
 def black_out(images: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Blacken (b, h, w) uint8 images where `keep`, (h, w) bool, is false, as outside the collimator."""
+    """Set (b, h, w) uint8 images to 0 where `keep`, (h, w) bool, is false, as outside the collimator."""
     return np.where(keep, images, np.uint8(0))
 
 
 def check_shortcuts(
     model: torch.nn.Module, cache: ImageCache, rows: np.ndarray, scored: Predictions, batch_size: int
 ) -> dict:
-    """Measure the AUROC that is left when parts of the images are blacked out, in four forward passes.
+    """Measure the AUROC with parts of the images masked, in four forward passes.
 
-    A network that reads nothing but lungs falls to 0.5 without the lungs, and keeps its AUROC without
-    everything else. That it does not is no proof of a shortcut: an image's edge also shows the child's size
-    and pose, and the network was not trained on black boxes. Arguments as for `check_appearance`.
+    A network that reads the lungs alone has AUROC 0.5 with the lungs masked, and keeps its AUROC with the
+    rest masked. A deviation does not prove a shortcut: the edge of an image also shows the child's size and
+    pose, and the network was not trained on black boxes. Arguments as for `check_appearance`.
 
     Returns:
-        `as_they_are` and each name of `keep_masks`: `images`, `auroc` with its interval, and
-        `mean_probability` by class name, None for a class without images.
+        `as_they_are` (unmasked) and each name of `keep_masks`: number of images (`films`), `auroc` with its
+        interval, and `mean_probability` by class name, None for a class without images.
     """
     probabilities = {"as_they_are": scored.probability}
     for name, keep in keep_masks(cache.size).items():
@@ -189,7 +188,7 @@ def check_shortcuts(
     }
 
 
-# Robustness: images are corrupted. The functions take (b, h, w) uint8 to the same, each image by itself.
+# Robustness: images are corrupted. Each function maps (b, h, w) uint8 to the same, image by image.
 
 
 def blur(images: np.ndarray, sigma: float) -> np.ndarray:
@@ -199,9 +198,9 @@ def blur(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def noise(images: np.ndarray, share: float) -> np.ndarray:
-    """Add Gaussian noise to each pixel; its standard deviation is a share of the gray range.
+    """Add Gaussian noise with a standard deviation that is a share of the gray range.
 
-    The draw is seeded by the image's own pixels: each image has its own noise, and always the same.
+    The seed is a checksum of the image, so that each image always gets the same noise.
     """
     grain = [
         np.random.default_rng(zlib.crc32(image.tobytes())).standard_normal(image.shape) for image in images
@@ -210,28 +209,28 @@ def noise(images: np.ndarray, share: float) -> np.ndarray:
 
 
 def jpeg(images: np.ndarray, quality: float) -> np.ndarray:
-    """Save as JPEG of this quality (1 to 95) at the input's size, and read again."""
+    """Compress as JPEG of this quality, 1 to 95, at the input size."""
 
-    def saved(image: Image.Image) -> Image.Image:
+    def compress(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=round(quality))
         return Image.open(file)
 
-    return _each(images, saved)
+    return _each(images, compress)
 
 
 def exposure(images: np.ndarray, gamma: float) -> np.ndarray:
-    """Raise gray values in 0 to 1 to the power of gamma: below 1 is lighter, above 1 darker."""
+    """Raise gray values (0 to 1) to the power of gamma: below 1 brightens, above 1 darkens."""
     return _uint8(255 * (np.arange(256) / 255) ** gamma)[images]
 
 
 def rotation(images: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn about the middle, anticlockwise above 0; black comes in at the corners, as augmentation does."""
+    """Rotate about the centre, anticlockwise if positive, and fill with black, as the augmentation does."""
     return _each(images, lambda image: image.rotate(degrees, Image.Resampling.BILINEAR))
 
 
 def resolution(images: np.ndarray, side: float) -> np.ndarray:
-    """Reduce to as many pixels as `side` px at 224 x 224, and enlarge again; no change from 224 on."""
+    """Downsample to `side` px per 224 px, and enlarge again; no change from 224 on."""
     if side >= _SIDE:
         return images
     small = (max(1, round(side * images.shape[-1] / _SIDE)),) * 2
@@ -249,8 +248,8 @@ def _uint8(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-# By name: the change, the unit of its levels, the level at which nothing changes, and the others, from hardly
-# visible to unreadable. 20 passes.
+# By name: the function, the unit of its levels, the level without change, and the others, from barely visible
+# to unreadable. 20 forward passes.
 CORRUPTIONS: dict[str, tuple[Callable, str, float, tuple[float, ...]]] = {
     "blur": (blur, "sigma, px at 224", 0, (1, 2, 4)),
     "noise": (noise, "standard deviation, share of gray range", 0, (0.02, 0.05, 0.1)),
@@ -270,11 +269,12 @@ def check_robustness(
     batch_size: int,
 ) -> dict:
     """Measure AUROC, and sensitivity and specificity at a threshold, at each level of each corruption.
+
     Arguments as for `check_appearance`.
 
     Returns:
-        `images`, the number drawn; `threshold`; and by each name of CORRUPTIONS its `unit`, the `clean` level
-        and its `levels` in rising order, the clean one among them: `level`, `auroc`, `sensitivity`,
+        The number of images drawn (`films`); `threshold`; and by name of CORRUPTIONS the `unit`, the `clean`
+        level and all `levels` in rising order, including the clean one: `level`, `auroc`, `sensitivity` and
         `specificity`, with intervals.
     """
     chosen = draw_evenly(scored.label, IMAGES)
@@ -285,14 +285,17 @@ def check_robustness(
 
     result: dict = {"films": len(chosen), "threshold": threshold}
     for name, (change, unit, clean, levels) in CORRUPTIONS.items():
-        found = [metrics(clean, scored.probability)]
+        by_level = {clean: metrics(clean, scored.probability)}
         for level in levels:
             logits = score_images(
                 model, cache, rows, batch_size, change=lambda images, by=change, at=level: by(images, at)
             )
-            found.append(metrics(level, pneumonia_probability(logits)))
-        found.sort(key=lambda one: one["level"])
-        result[name] = {"unit": unit, "clean": clean, "levels": found}
+            by_level[level] = metrics(level, pneumonia_probability(logits))
+        result[name] = {
+            "unit": unit,
+            "clean": clean,
+            "levels": [by_level[level] for level in sorted(by_level)],
+        }
     return result
 
 
@@ -300,23 +303,23 @@ def check_robustness(
 
 
 def check_subgroups(scored: Predictions, source: Sequence[str], threshold: float) -> dict:
-    """Measure each source, (n,) of each image, and each family of file names, at a threshold.
+    """Measure each source, (n,) by image, and each family of file names, at a threshold.
 
     Returns:
-        `sources` and `families`: by name `images`, `patients`, `classes` (images by class), `sensitivity`,
-        `specificity` and `auroc` with intervals, the value None where there are no images for it, and
-        `auroc_against`: "own images", or "all NORMAL images" where the group itself has none of that class.
-        Empty where all images are of one source, or of one family.
+        `sources` and `families`: by name the numbers of images (`films`) and `patients`, `classes` (images by
+        class), `sensitivity`, `specificity` and `auroc` with intervals (None if undefined), and
+        `auroc_against`: "own images", or "all NORMAL images" if the group has none of that class. Empty if
+        there is one source, or one family.
     """
     patient, sources = np.asarray(scored.patient_id).astype(str), np.asarray(source).astype(str)
     families = np.array([family_of(name) for name in scored.file], dtype=str)
-    found, images = np.unique(families, return_counts=True)
+    names, images = np.unique(families, return_counts=True)
     largest = np.argsort(-images, kind="stable")[:_FAMILIES]
     shown = sorted(
-        str(found[index])
+        str(names[index])
         for index in largest
         if images[index] >= _FAMILY_IMAGES
-        and len(np.unique(patient[families == found[index]])) >= _FAMILY_PATIENTS
+        and len(np.unique(patient[families == names[index]])) >= _FAMILY_PATIENTS
     )
 
     def group(member: np.ndarray) -> dict:
@@ -338,11 +341,11 @@ def check_subgroups(scored: Predictions, source: Sequence[str], threshold: float
     several = len(np.unique(sources)) > 1
     return {
         "sources": {name: group(sources == name) for name in np.unique(sources).tolist() if several},
-        "families": {name: group(families == name) for name in shown if len(found) > 1},
+        "families": {name: group(families == name) for name in shown if len(names) > 1},
     }
 
 
 def family_of(file: str) -> str:
-    """Return the letters of a file's name: `person7_virus_9.jpeg` is of "person-virus",
-    `NORMAL2-IM-0383-0001.jpeg` of "NORMAL-IM"; "numbers" for a name without letters."""
+    """Return the letters of a file name: "person-virus" for `person7_virus_9.jpeg`, "NORMAL-IM" for
+    `NORMAL2-IM-0383-0001.jpeg`, and "numbers" for a name without letters."""
     return re.sub(r"[\W\d_]+", "-", PurePath(file).stem).strip("-") or "numbers"

@@ -1,6 +1,6 @@
-"""Comparison of runs: metrics side by side, and paired tests where the test images are the same.
+"""Comparison of runs: metrics side by side, and paired tests if the test images are the same.
 
-Every metric of a run is its report's own; only the tests are computed, from the predictions.
+The metrics are read from the reports; only the tests are computed, from the predictions.
 """
 
 import csv
@@ -29,18 +29,17 @@ from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
 _COLUMNS = ("file", "patient_id", "label", "probability")
-# Buffers of BatchNorm: saved among the weights, but not parameters.
+# Buffers of BatchNorm are saved with the weights, but are not parameters.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
-# Told apart by colour-blind people too (Okabe, Ito: Color Universal Design, 2008).
+# Safe for colour-blind readers (Okabe, Ito: Color Universal Design, 2008).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES = ("-", "--", ":")
-# Area from which on a whole ROC curve is a corner, in which nothing can be told apart.
-_GOOD = 0.97
+_GOOD = 0.97  # from this AUROC of all runs on, only the upper left corner of the ROC plot is drawn
 
 _HEADER = (
-    "run", "films", "AUROC", "AUROC, swapped", "threshold", "sensitivity", "specificity", "accuracy", "Brier",
-    "ECE", "parameters", "training",
+    "run", "images", "AUROC", "AUROC, swapped", "threshold", "sensitivity", "specificity", "accuracy",
+    "Brier", "ECE", "parameters", "training",
 )  # fmt: skip
 _TEST_HEADER = (
     "run", "against", "AUROC difference", "DeLong p", "only this right", "only the other", "McNemar p",
@@ -49,35 +48,39 @@ _TEST_HEADER = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run's report and the predictions of its test images."""
+    """Report of a run, and the predictions of its test images."""
 
-    name: str  # its folder, with as much of its path as tells it from the others
+    name: str  # its folder, with as much of the path as makes it unique
     folder: Path
     report: dict
     predictions: Predictions
-    key: list[str]  # (n,) unique: hashes of the images' bytes where all runs have a manifest, else names
+    key: list[str]  # (n,) unique: hashes of the images' bytes if all runs have a manifest, else file names
 
 
 def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]:
-    """Compare runs of train.py, or folders that `evaluate` wrote, in any mixture.
+    """Compare runs of train.py, or folders that `evaluate` wrote.
 
     Args:
         folders: two or more.
 
     Returns:
-        `runs`, the metrics of each (`run_figures`); `same_films`, a bool, and `films_shared` by all; `tests`
-        of each run against the first (`paired_tests`), empty where the images are not the same. And the
-        predictions of each run by name.
+        `runs`, the metrics of each (`run_metrics`); `same_films`, whether all have the same test images, and
+        `films_shared`, the number that all have; `tests` of each run against the first (`paired_tests`),
+        empty if the images differ. And the predictions of each run by name.
 
     Raises:
-        UsageError: fewer than two, one of them twice, one that is no finished run, or runs that give the same
-            image different labels.
+        UsageError: fewer than two runs, a run that is given twice or is not finished, or an image with
+            different labels.
     """
     if len(folders) < 2:
-        raise UsageError("compare-runs", f"compare expects two runs or more, got {len(folders)}")
+        raise UsageError(
+            "too-few-runs", f"compare: expected two or more runs, got {len(folders)}. Name more runs"
+        )
     places = [folder.expanduser().resolve() for folder in folders]
     if twice := [folder for folder, count in Counter(places).items() if count > 1]:
-        raise UsageError("compare-runs", f"compare names {twice[0]} twice; name every run once")
+        raise UsageError(
+            "run-given-twice", f"compare: expected different runs, got {twice[0]} twice. Name it once"
+        )
     names = short_names([str(folder) for folder in folders])
     hashed = all((place / MANIFEST).is_file() for place in places)
     runs = [read_run(place, name, hashed) for place, name in zip(places, names, strict=True)]
@@ -86,15 +89,14 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
         for file, key in zip(run.predictions.file, run.key, strict=True):
             if labels[0].get(key, label[key]) != label[key]:
                 raise UsageError(
-                    "compare-runs",
-                    f"{file} is {LABELS[label[key]]} in {run.name} and {LABELS[labels[0][key]]} in "
-                    f"{runs[0].name}: figures on different labels say nothing of each other; evaluate both "
-                    "models on one data set",
+                    "labels-differ",
+                    f"{file}: expected one label, got {LABELS[label[key]]} in {run.name} and "
+                    f"{LABELS[labels[0][key]]} in {runs[0].name}. Evaluate both models on one data set",
                 )
     shared = set.intersection(*map(set, labels))
     same = all(len(label) == len(shared) for label in labels)
     comparison = {
-        "runs": [run_figures(run) for run in runs],
+        "runs": [run_metrics(run) for run in runs],
         "same_films": same,
         "films_shared": len(shared),
         "tests": paired_tests(runs) if same else [],
@@ -103,18 +105,25 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
 
 
 def read_run(folder: Path, name: str, hashed: bool) -> Run:
-    """Read a finished run; its images are keyed by the hashes of its manifest, or by their names.
+    """Read a finished run. Its images are keyed by the hashes of its manifest if `hashed`, else by file name.
 
     Raises:
-        UsageError: there is no finished run in the folder, or its files are damaged.
+        UsageError: the folder has no finished run, or its files are damaged.
     """
     if not folder.is_dir():
-        raise UsageError("run", f"compare expects folders of runs, got {str(folder)!r}: no such folder")
+        raise UsageError(
+            "no-such-run", f"{folder}: expected the folder of a run, got no such folder. Check the path"
+        )
     if (folder / "seeds.json").is_file():
-        raise UsageError("run", f"{folder} holds a run for each seed: name these, as in {folder}/seed-*")
+        raise UsageError(
+            "run-of-seeds", f"{folder}: expected one run, got one per seed. Name them: {folder}/seed-*"
+        )
     for file in ("report.json", "predictions_test.csv"):
         if not (folder / file).is_file():
-            raise UsageError("run", f"{folder} is no finished run: {file} is missing")
+            raise UsageError(
+                "unfinished-run",
+                f"{folder}: expected a finished run, got no {file}. Train or evaluate it again",
+            )
     try:
         report = json.loads((folder / "report.json").read_text())
         counts = report["operating_point"]["test"]["confusion_matrix"]
@@ -124,22 +133,24 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            "run",
-            f"{folder}: report.json, predictions_test.csv or the manifest is damaged ({reason}); evaluate "
-            "its model anew",
+            "damaged-run",
+            f"{folder}: report.json, predictions_test.csv or the manifest is damaged ({reason}). Evaluate "
+            "its model again",
         ) from error
     if sum(counts.values()) != len(key):
         raise UsageError(
-            "run",
-            f"{folder}: the report counts {sum(counts.values())} test images and predictions_test.csv has "
-            f"{len(key)}; evaluate its model anew",
+            "damaged-run",
+            f"{folder}/predictions_test.csv: expected {sum(counts.values())} test images as in report.json, "
+            f"got {len(key)}. Evaluate its model again",
         )
     return Run(name, folder, report, predictions, key)
 
 
-def run_figures(run: Run) -> dict:
-    """Collect the row of a run: metrics {"value", "ci95"} of its test images, those that need a threshold at
-    its own operating point; None for what its report does not have."""
+def run_metrics(run: Run) -> dict:
+    """Collect the metrics {"value", "ci95"} of a run on its test images, and facts of its model.
+
+    Sensitivity, specificity and accuracy are at its own operating point. What its report lacks is None.
+    """
     report = run.report
     at_point = report["operating_point"]["test"]
     calibration = report.get("calibration", {}).get("test", {}).get("after", {})
@@ -147,8 +158,8 @@ def run_figures(run: Run) -> dict:
     swapped = appearance["proportions"][str(appearance["factor"])]["auroc"] if appearance else None
     weights = run.folder / "model.safetensors"
 
-    def plain(figure: dict | None) -> dict | None:
-        return figure and {"value": figure["value"], "ci95": figure["ci95"]}
+    def plain(metric: dict | None) -> dict | None:
+        return metric and {"value": metric["value"], "ci95": metric["ci95"]}
 
     return {
         "name": run.name,
@@ -169,9 +180,9 @@ def paired_tests(runs: Sequence[Run]) -> list[dict]:
     """Test every run against the first, on the images that all of them have.
 
     Returns:
-        For each run but the first: `run`, `against`, `images`; `mcnemar` on what each calls right at its own
-        operating point; `delong` on the AUROCs, with `ci95` of their difference by patient. Both have `p` and
-        `p_holm`, adjusted for the number of runs.
+        For each run except the first: `run`, `against` and the number of images (`films`); `mcnemar` of the
+        correct answers, each run at its own operating point; `delong` of the AUROCs, with the interval `ci95`
+        of their difference by patient. Both have `p` and `p_holm`, adjusted for the number of runs.
     """
     first, *others = runs
     place = {key: index for index, key in enumerate(first.key)}
@@ -205,21 +216,21 @@ def _read_predictions(path: Path) -> Predictions:
         rows = list(reader)
     probability = np.array([float(row["probability"]) for row in rows])
     if not np.isfinite(probability).all() or not len(rows):
-        raise ValueError("expected a probability of each image")
+        raise ValueError("expected a probability for each image")
     label = np.array([LABELS.index(row["label"]) for row in rows])
     return Predictions([row["file"] for row in rows], [row["patient_id"] for row in rows], label, probability)
 
 
 def _keys(folder: Path, files: list[str], hashed: bool) -> list[str]:
-    """Key each image; one that is there twice, by its number too: a data set may count one image twice."""
-    known = files
+    """Unique keys of the images: hash or file name, numbered, since a data set may have an image twice."""
+    names = files
     if hashed:
         with open(folder / MANIFEST, newline="", encoding="utf-8") as file:
             content = {row["path"]: row["content_hash"] for row in csv.DictReader(file)}
-        known = [content[file] for file in files]
+        names = [content[file] for file in files]
     seen: Counter = Counter()
     keys = []
-    for name in known:
+    for name in names:
         seen[name] += 1
         keys.append(f"{name}#{seen[name]}")
     return keys
@@ -233,23 +244,23 @@ def _parameters(weights: Path) -> int | None:
             names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     except SafetensorError as error:
-        raise UsageError("parameters", f"{weights} is damaged: {error}") from error
+        raise UsageError("damaged-run", f"{weights}: damaged ({error}). Train the model again") from error
 
 
 @matplotlib.rc_context(STYLE)
 def write_comparison(comparison: dict, predictions: dict[str, Predictions], folder: Path) -> None:
-    """Write compare.json, compare.md and roc.png of what `compare_runs` returned."""
+    """Write the result of `compare_runs` as compare.json, compare.md and roc.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     _roc_overlay(comparison, predictions).savefig(folder / "roc.png")
-    titles, lines = ("# Runs compared", "## Paired tests"), []
+    titles, lines = ("# Comparison of runs", "## Paired tests"), []
     for title, (header, rows, notes) in zip(titles, _tables(comparison), strict=False):
         lines += [title, "", *_markdown(header, rows), "", *notes, ""]
     (folder / "compare.md").write_text("\n".join([*lines, "![ROC curves](roc.png)", ""]))
 
 
 def table_lines(comparison: dict) -> list[str]:
-    """Write the tables and their notes, in columns."""
+    """Format the tables and their notes as aligned lines of text."""
     lines = []
     for header, rows, notes in _tables(comparison):
         lines += ["", *_aligned(header, rows), *notes]
@@ -257,14 +268,14 @@ def table_lines(comparison: dict) -> list[str]:
 
 
 def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figure:
-    """The ROC curve of each run, with a dot at its operating point; only the corner where all are good."""
+    """ROC curve and operating point of each run; the upper left corner alone if all AUROCs are high."""
     figure = Figure(figsize=(5.6, 5.2 + 0.22 * len(predictions)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     for index, run in enumerate(comparison["runs"]):
         own = predictions[run["name"]]
         style = {"color": _COLORS[index % 7], "linestyle": _STYLES[index // 7 % 3]}
-        curve = ([], [])  # of one class
+        curve = ([], [])  # undefined for one class
         if run["auroc"]["value"] is not None:
             curve = roc_curve(own.label, own.probability)[:2]
             point = 1 - run["specificity"]["value"], run["sensitivity"]["value"]
@@ -277,13 +288,13 @@ def _roc_overlay(comparison: dict, predictions: dict[str, Predictions]) -> Figur
     legend = figure.legend(frameon=False, loc="outside lower center", fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollar signs
-    title = "test images; the dots are the operating points"
+    title = "Test images; dots: operating points"
     axes.set_title(title + (" (upper left corner)" if corner else ""), fontsize=10)
     return figure
 
 
 def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]]:
-    """Header, rows and notes of the table of runs, and of that of the tests where there are any."""
+    """Header, rows and notes of the table of runs, and of the table of tests, if any."""
     runs, tests = comparison["runs"], comparison["tests"]
     rows = [
         (
@@ -299,14 +310,14 @@ def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...
         for run in runs
     ]
     notes = [
-        "In brackets: 95% intervals, as the reports have them. Sensitivity, specificity and accuracy are at "
-        "each run's own threshold. AUROC, swapped: with the proportions of the classes swapped, by what each "
-        "report says."
+        "In brackets: 95% intervals from the reports. Sensitivity, specificity and accuracy are at each "
+        "run's own threshold. AUROC, swapped: with proportions swapped between the classes, by the factor of "
+        "the report."
     ]
     if not comparison["same_films"]:
         images, shared = ", ".join(str(run["films"]) for run in runs), comparison["films_shared"]
         notes.append(
-            f"No paired tests: the runs were not tested on the same images ({images}; all share {shared}). "
+            f"No paired tests: the runs have different test images ({images}; {shared} in all of them). "
             "Evaluate their models on one data set, and compare those folders."
         )
     if not tests:
@@ -325,24 +336,25 @@ def _tables(comparison: dict) -> list[tuple[tuple[str, ...], list[tuple[str, ...
         for test in tests
     ]
     note = (
-        "Two-sided p. DeLong: are the AUROC equal; McNemar, exact: are both right equally often, each at its "
-        "own threshold. Both take every image for independent; the interval of the difference draws patients."
-        + (f" Behind p: adjusted for {len(tests)} comparisons (Holm)." if several else "")
+        "p is two-sided. DeLong tests whether the AUROCs are equal. McNemar (exact) tests whether both runs "
+        "are right equally often, each at its own threshold. Both assume independent images. The interval of "
+        "the difference is by patient."
+        + (f" In brackets after p: adjusted for {len(tests)} comparisons (Holm)." if several else "")
     )
     return [(_HEADER, rows, notes), (_TEST_HEADER, test_rows, [note])]
 
 
-def _shown(figure: dict | None, digits: int = 3, sign: str = "") -> str:
-    if figure is None or figure["value"] is None:
+def _shown(metric: dict | None, digits: int = 3, sign: str = "") -> str:
+    if metric is None or metric["value"] is None:
         return "-"
-    ends = " [{:{s}.{d}f} {:{s}.{d}f}]".format(*figure["ci95"], s=sign, d=digits) if figure["ci95"] else ""
-    return f"{figure['value']:{sign}.{digits}f}{ends}"
+    ends = " [{:{s}.{d}f} {:{s}.{d}f}]".format(*metric["ci95"], s=sign, d=digits) if metric["ci95"] else ""
+    return f"{metric['value']:{sign}.{digits}f}{ends}"
 
 
 def _p(test: dict, several: bool) -> str:
     if test["p"] is None:
         return "-"
-    p, adjusted = ("<0.0001" if one < 0.0001 else f"{one:.4f}" for one in (test["p"], test["p_holm"]))
+    p, adjusted = ("<0.0001" if p < 0.0001 else f"{p:.4f}" for p in (test["p"], test["p_holm"]))
     return f"{p} [{adjusted}]" if several else p
 
 
@@ -356,7 +368,7 @@ def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     cells = [header, tuple("---" for _ in header), *rows]
-    # Escaped: a name is not markup.
+    # Names of runs may hold markup: escape.
     escape = partial(re.sub, r"([\\&|<>\[\]*_`])", r"\\\1")
     plain = [[escape(cell).replace("\n", " ") for cell in row] for row in cells]
     return [f"| {' | '.join(row)} |" for row in plain]

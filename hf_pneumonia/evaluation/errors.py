@@ -1,7 +1,7 @@
-"""Errors of a network for a person to look at: misses, false alarms, suspected label errors.
+"""Errors of a network for review: misses, false alarms and suspected label errors, as a CSV file and a plot.
 
-Only of images that the network was not trained on. Names of files and patients stay in the run folder; the
-report gets counts.
+Only images that the network was not trained on are searched. Names of files and patients stay in the run
+folder; the report has counts.
 """
 
 import csv
@@ -21,13 +21,13 @@ MISS, FALSE_ALARM, SUSPECT = "miss", "false alarm", "suspected label error"
 KINDS = (MISS, FALSE_ALARM, SUSPECT)
 
 _TITLES = {MISS: "misses", FALSE_ALARM: "false alarms", SUSPECT: "suspected label errors"}
-_SHOWN = 8  # images of each kind
-_PAIRS = 4  # in a line
+_SHOWN = 8  # images per kind
+_PAIRS = 4  # per row
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One image of one kind; an image may be found twice. `index` is its place in its split's predictions."""
+    """One error of one kind; an image may have two. `index` is its place in the predictions of its split."""
 
     kind: str
     split: str
@@ -39,12 +39,14 @@ class Finding:
 
 
 def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> list[Finding]:
-    """Find all misses and false alarms at a threshold and all suspected label errors, by kind, the network's
-    most confident first.
+    """Find misses and false alarms at a threshold, and suspected label errors.
 
     Args:
-        predictions: of each split by name; none that was trained on.
-        threshold: from which an image is called pneumonia.
+        predictions: by split; only splits that the network was not trained on.
+        threshold: an image is called pneumonia from this probability on.
+
+    Returns:
+        All errors, sorted by kind and then by the network's confidence, highest first.
     """
     if not predictions:
         return []
@@ -57,7 +59,7 @@ def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> lis
         FALSE_ALARM: (label == 0) & called,
         SUSPECT: suspected_label_errors(label, probability),
     }
-    # How sure the network is of the other class.
+    # By the probability of the other class.
     order = np.argsort(-np.where(label == 1, 1 - probability, probability), kind="stable")
     findings = []
     for kind, images in chosen.items():
@@ -69,26 +71,25 @@ def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> lis
 
 
 def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Find images that the network puts into the other class with confidence (confident learning).
+    """Find images that the network confidently assigns to the other class (confident learning).
 
-    A class's threshold is the mean probability that images labelled so have of it. An image is counted into
-    the class whose threshold its probability reaches, into the more probable one if it reaches both.
+    The threshold of a class is the mean probability of that class over the images with its label. An image is
+    assigned to the class whose threshold it reaches, and to the more probable one if it reaches both.
     Northcutt, Jiang, Chuang: Confident Learning, Estimating Uncertainty in Dataset Labels, JAIR 2021.
 
     Args:
         label: (n,) 0 or 1, as given.
-        probability: (n,) of class 1, by a network that did not train on the image.
+        probability: (n,) of class 1, by a network that was not trained on the image.
 
     Returns:
-        (n,) bool, whether an image is counted into the class that it is not labelled; all false where a class
-        is missing.
+        (n,) bool, whether an image is assigned to the other class; all false if a class is missing.
     """
     label = np.asarray(label)
     of_class = np.stack([1 - np.asarray(probability), probability], axis=1).astype(np.float64)
     if not 0 < label.sum() < len(label):
         return np.zeros(len(label), dtype=bool)
     thresholds = np.array([of_class[label == index, index].mean() for index in (0, 1)])
-    # Means of equal numbers may differ from them in the last bit.
+    # The mean of equal numbers may differ from them in the last bit.
     reached = of_class >= thresholds - 1e-12
     images = np.arange(len(label))
     own, other = of_class[images, label], of_class[images, 1 - label]
@@ -96,52 +97,61 @@ def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.nda
 
 
 def count_errors(findings: list[Finding], predictions: Mapping[str, Predictions]) -> dict:
-    """Count, by split, `images` and the findings of each kind. Names no image."""
+    """Count the images (`films`) and the errors of each kind by split. No image is named."""
     counts = {name: {"films": len(split.label)} for name, split in predictions.items()}
     for name, count in counts.items():
         for kind in KINDS:
-            found = sum(one.kind == kind and one.split == name for one in findings)
-            count[kind.replace(" ", "_")] = found
+            count[kind.replace(" ", "_")] = sum(
+                finding.kind == kind and finding.split == name for finding in findings
+            )
     return counts
 
 
 def write_errors(path: Path, findings: list[Finding]) -> None:
-    """Write a CSV file, a line per finding: split, file, patient_id, label (its name), probability, kind."""
+    """Write one row per error: split, file, patient_id, label (name of the class), probability and kind."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "file", "patient_id", "label", "probability", "kind"])
         writer.writerows(
-            [one.split, one.file, one.patient_id, LABELS[one.label], f"{one.probability:.9g}", one.kind]
-            for one in findings
+            [
+                error.split,
+                error.file,
+                error.patient_id,
+                LABELS[error.label],
+                f"{error.probability:.9g}",
+                error.kind,
+            ]
+            for error in findings
         )
 
 
 def shown_findings(findings: list[Finding]) -> list[Finding]:
-    """Take the first 8 of each kind, in the order in which they are drawn."""
-    return [one for kind in KINDS for one in [other for other in findings if other.kind == kind][:_SHOWN]]
+    """Return the first 8 errors of each kind, in the order of the plot."""
+    by_kind = ([finding for finding in findings if finding.kind == kind] for kind in KINDS)
+    return [finding for some in by_kind for finding in some[:_SHOWN]]
 
 
 def draw_errors(
     shown: list[Finding], images: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
 ) -> Figure:
-    """Draw each image, and beside it the same image under its heat map.
+    """Draw each image beside the same image with its heat map.
 
     Args:
         shown: from `shown_findings`.
-        images: (n, h, w) uint8 of these.
-        maps: (n, h, w) float, 0 to 1, of these; None draws the images alone.
-        threshold: for the heading.
-        note: why there are no maps.
+        images: (n, h, w) uint8.
+        maps: (n, h, w) float, 0 to 1; None draws the images alone.
+        threshold: of the operating point, for the heading.
+        note: reason for missing maps.
     """
     lines = []
     for kind in KINDS:
-        numbers = [number for number, one in enumerate(shown) if one.kind == kind]
+        numbers = [number for number, finding in enumerate(shown) if finding.kind == kind]
         lines.append([numbers[start : start + _PAIRS] for start in range(0, len(numbers), _PAIRS)])
     heights = [0.4, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
     top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
-    heading = f"The most confident errors at the operating point, p = {threshold:.3f}"
-    shade = "" if maps is None else "; in orange: what spoke for pneumonia, as a share of the image's most"
+    heading = f"Most confident errors at the operating point, p = {threshold:.3f}"
+    shade = "" if maps is None else "; orange: evidence for pneumonia, relative to the image's maximum"
     top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         part.suptitle(_TITLES[kind] + ("" if places else ": none"), x=0.01, ha="left", weight="bold")
@@ -170,4 +180,4 @@ def _pair(panels: np.ndarray, finding: Finding, image: np.ndarray, heat: np.ndar
     levels = Image.fromarray((heat * 255).round().astype(np.uint8))
     panels[1].imshow(lay_over(Image.fromarray(image), levels))
     if not heat.any():
-        panels[1].text(0.5, 0.04, "nothing", color="white", ha="center", transform=panels[1].transAxes)
+        panels[1].text(0.5, 0.04, "no evidence", color="white", ha="center", transform=panels[1].transAxes)

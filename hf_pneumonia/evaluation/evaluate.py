@@ -1,7 +1,6 @@
-"""Evaluate a saved model on labelled images: report, plots, predictions and audit, as a training leaves them.
+"""Evaluation of a saved model on labelled images: the report, plots, predictions and audit of a training run.
 
-Images that the model was trained on are scored like the others, counted, and left out of a second set of
-metrics.
+Images that the model was trained on are scored and counted; a second set of metrics (`unseen`) excludes them.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from hf_pneumonia.data.cohort import PATIENT, Cohort
 from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import appearance_lines
-from hf_pneumonia.evaluation.audit import taught, write_audit
+from hf_pneumonia.evaluation.audit import was_seen, write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.metrics import figures_line
 from hf_pneumonia.evaluation.plots import plot_run
@@ -35,22 +34,23 @@ _POINT = ("threshold", "target_sensitivity", "temperature", "intercept", "operat
 def evaluate_model(
     saved: SavedModel, cohort: Cohort, folder: Path, *, seen: list[dict[str, str]] | None, data: dict
 ) -> dict:
-    """Score images and write what a training would of its test split. Runs on every process; one writes.
+    """Score images and write the same files as a training run. All processes call it; the main one writes.
 
     Args:
         saved: the model.
-        cohort: from `choose_images`; its split `test` is scored, and `covid` where there is one.
-        folder: made where missing.
+        cohort: from `choose_images`; its split `test` is scored, and `covid` if there is one.
+        folder: created if missing.
         seen: from `images_taught`.
         data: facts of the source, as plain values.
 
     Returns:
-        The report, as `build_report` makes it. Beside a training's facts it has `model`, `notes` and
-        `seen_in_training` ({"images", "patients"}, None where it is not known); where images were seen, the
-        split `unseen` has the metrics and the calibration of the others, and they alone are checked.
+        The report, as `build_report` makes it; {} on all processes except the main one. It also has `model`,
+        `notes` and `seen_in_training` ({"films", "patients"}, None if unknown). If the model was trained on
+        some of the images, the split `unseen` has metrics and calibration of the others, and only they are
+        checked.
 
     Raises:
-        UsageError: an answer of the model is NaN.
+        UsageError: a probability of the model is NaN.
     """
     state = PartialState()
     model = saved.model.to(state.device, memory_format=torch.channels_last)
@@ -59,17 +59,18 @@ def evaluate_model(
     broken = sum(int(np.sum(~np.isfinite(split.probability))) for split in predictions.values())
     if broken:
         raise UsageError(
-            "evaluate-model", f"{saved.name}: its answers to {broken} images are no numbers; train it anew"
+            "invalid-probabilities",
+            f"{saved.name}: expected probabilities from 0 to 1, got NaN for {broken} images. Train it again",
         )
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
     rows = cohort.rows("test")
-    known = taught(cohort, rows, seen or [])
+    known = was_seen(cohort, rows, seen or [])
     checked, on = {"test": predictions["test"]}, cohort
     if known.any() and not known.all():
-        # What a model gets wrong of images it was trained on is no finding about either.
+        # Errors on images that the model was trained on are not informative.
         predictions["unseen"] = predictions["test"].part(np.flatnonzero(~known))
-        split = cohort.split.astype(object)  # not of a width that cuts longer names
+        split = cohort.split.astype(object)  # a fixed-width dtype would cut longer names
         split[rows[~known]] = "unseen"
         checked, on = {"unseen": predictions["unseen"]}, dataclasses.replace(cohort, split=split)
     checks = run_checks(model, on, checked, point["threshold"], _BATCH)
@@ -77,7 +78,7 @@ def evaluate_model(
         return {}
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").unlink(missing_ok=True)  # without one the folder counts as unfinished
+    (folder / "report.json").unlink(missing_ok=True)  # a folder without report.json is unfinished
     patients = np.unique(cohort.patient[rows][known].astype(str))
     counts = cohort.counts()
     unscored = int(np.sum(cohort.reason == NOT_SCORED))
@@ -106,62 +107,62 @@ def evaluate_model(
 
 
 def choose_images(cohort: Cohort, which: str | None) -> tuple[Cohort, str]:
-    """Put the images that are to be scored into the split `test`, and no others into a split.
+    """Move the images to score into the split `test`, and all others out of the splits.
 
     Args:
         cohort: from `prepare_cohort`.
-        which: "test", "validation" or "all"; None for the test split where the source has one, else all. All
-            are those that can be read, each once, and none whose copies contradict each other.
+        which: "test", "validation" or "all"; None for the test split if the source has one, else all. "all"
+            excludes unreadable images, copies, and images whose copies have different labels.
 
     Returns:
-        The images, and one of these names.
+        The images, and the resolved name.
 
     Raises:
-        UsageError: there is no such image.
+        UsageError: no image to score.
     """
     which = which or ("test" if "test" in cohort.given else "all")
-    apart = cohort.given == "covid"  # kept apart: scored, but by itself
+    apart = cohort.given == "covid"  # scored as a split of its own
     chosen = cohort.split == which
     if which == "all":
         chosen = np.isin(cohort.reason, ["", PATIENT]) & ~apart
     if not chosen.any():
         raise UsageError(
-            "choose-images",
-            f"there is no image to score: {which} is empty"
-            + (f" ({'; '.join(cohort.notes)}); --images all scores every image" if which != "all" else ""),
+            "nothing-to-score",
+            f"--images {which}: expected images to score, got none"
+            + (f" ({'; '.join(cohort.notes)}). Use --images all" if which != "all" else ". Check --dataset"),
         )
     split = np.where(chosen, "test", np.where(apart & (cohort.split == "covid"), "covid", ""))
     reason = np.where(split != "", "", np.where(cohort.reason == "", NOT_SCORED, cohort.reason))
-    notes = [] if which == "all" else cohort.notes  # of splits that are not used here
+    notes = [] if which == "all" else cohort.notes  # about splits, which do not matter for "all"
     return dataclasses.replace(cohort, split=split, reason=reason.astype(object), notes=notes), which
 
 
 def images_taught(name: str) -> list[dict[str, str]] | None:
-    """Read the lines of the images that a model was trained or chosen by; None where its files don't tell.
+    """Read the list of images on which a model was trained or chosen (`read_seen`); None if it has none.
 
     Args:
-        name: run folder or Hub repository; only a folder tells.
+        name: run folder or Hub repository; only a run folder has the list.
     """
     folder = Path(name).expanduser()
     if any((path / MANIFEST).is_file() for path in (folder, folder.parent)):
         return read_seen(folder)
-    logger.warning("%s has no %s: whether it was trained on these images is not known", name, MANIFEST)
+    logger.warning("%s has no %s: cannot check whether it was trained on these images", name, MANIFEST)
     return None
 
 
 def summary(report: dict) -> list[str]:
-    """Write the report in a few lines, for a terminal."""
+    """Format the report as a few lines of text."""
     point, seen = report["operating_point"], report["seen_in_training"]
     lines = [f"note: {note}" for note in report["notes"]]
     if seen and seen["films"]:
-        others = " (the figures without them: `unseen`)" if "unseen" in report["splits"] else ""
+        others = " (see `unseen` for metrics without them)" if "unseen" in report["splits"] else ""
         lines.append(
-            f"WARNING: {seen['films']} of these images, of {seen['patients']} patients, taught the model, or "
-            f"others of the same patients did: figures that count them say little{others}"
+            f"WARNING: {seen['films']} of these images, of {seen['patients']} patients, were in the training "
+            f"data by file or by patient: metrics that include them are too optimistic{others}"
         )
-    for split, figures in report["splits"].items():
-        label = {"test": "films", "unseen": "of them unseen", "covid": "images of COVID-19"}[split]
-        lines.append(f"{figures['films']} {label}: {figures_line(figures)} (threshold 0.5)")
+    for split, metrics in report["splits"].items():
+        label = {"test": "images", "unseen": "of them unseen", "covid": "images of COVID-19"}[split]
+        lines.append(f"{metrics['films']} {label}: {figures_line(metrics)} (threshold 0.5)")
         if split in point and point["threshold"] != 0.5:
             pair = figures_line(point[split], ("sensitivity", "specificity"))
             lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")

@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier, pneumonia being the positive class, with intervals by patient."""
+"""Metrics of a binary classifier (positive: pneumonia), with intervals by patient."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,25 +15,25 @@ from hf_pneumonia.evaluation.intervals import (
     bootstrap_sums,
     chunks,
     delong_interval,
-    figure,
     percentile_interval,
     ratio,
     wilson,
+    with_interval,
 )
 from hf_pneumonia.evaluation.scoring import Predictions
 
 
 class CountMetric(NamedTuple):
-    """A metric of confusion matrices: its title in the card, and arrays tn, fp, fn, tp -> its values."""
+    """A metric of the confusion matrix: title in the model card, and function of arrays tn, fp, fn, tp."""
 
     title: str
     of_counts: Callable[..., np.ndarray]
 
 
 class RankMetric(NamedTuple):
-    """A metric of the order of probabilities: its title in the card, and labels, probabilities -> its value.
+    """A metric of the ranking: its title in the model card, and a function of labels and probabilities.
 
-    Its bootstrap replicates are computed in `bootstrap_rank_figures`.
+    `bootstrap_rank_figures` computes its bootstrap replicates.
     """
 
     title: str
@@ -41,14 +41,14 @@ class RankMetric(NamedTuple):
 
 
 def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
-    """Matthews correlation; 0 where all images of two classes are called alike."""
-    # The root of each factor: the product of four counts has no room in 53 bits.
-    calls, sick = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
-    return np.where((calls == 0) & (sick > 0), 0.0, ratio(tp * tn - fp * fn, calls * sick))
+    """Matthews correlation; 0 where both classes are present and all images get one answer."""
+    # The root of each factor: the product of four counts may exceed 53 bits.
+    predicted, actual = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
+    return np.where((predicted == 0) & (actual > 0), 0.0, ratio(tp * tn - fp * fn, predicted * actual))
 
 
-# The metrics of each split, by their names in report.json: report, card, seed summary and the choice of the
-# best epoch follow from these tables.
+# The metrics of each split by their names in report.json. Report, model card, seed summary and the choice of
+# the best epoch read these tables.
 AT_THRESHOLD = {
     "sensitivity": CountMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
     "specificity": CountMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
@@ -62,15 +62,15 @@ OF_RANKS = {
     "average_precision": RankMetric("average precision", average_precision_score),
 }
 METRICS = (*AT_THRESHOLD, *OF_RANKS)
-PREVALENCES = (0.05, 0.2)  # of the predictive values, beside that of the split
+PREVALENCES = (0.05, 0.2)  # of the predictive values, besides that of the split
 
 
 class PneumoniaMetric(evaluate.Metric):
-    """All METRICS and the confusion matrix as one `evaluate.Metric` that fetches no code from the Hub.
+    """All METRICS and the confusion matrix as one `evaluate.Metric` that downloads no code from the Hub.
 
-    `compute(predictions=..., references=..., threshold=0.5)` takes probabilities of pneumonia, 0 to 1,
-    and labels, 0 or 1; an image is called pneumonia where its probability is at least the threshold. A metric
-    that the images do not define (precision where nothing was called, AUROC of one class) is None.
+    `compute(predictions=..., references=..., threshold=0.5)` takes probabilities of pneumonia, 0 to 1, and
+    labels, 0 or 1. An image is called pneumonia if its probability is at least the threshold. An undefined
+    metric (precision without positive calls, AUROC of one class) is None.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -85,22 +85,22 @@ class PneumoniaMetric(evaluate.Metric):
     def _compute(self, predictions, references, threshold: float = 0.5) -> dict:
         probability, label = np.asarray(predictions), np.asarray(references)
         counts = _cells(label, probability, threshold).sum(0)
-        figures = matrix_figures(*counts)
+        metrics = matrix_figures(*counts)
         both = 0 < label.sum() < len(label)
         for name, metric in OF_RANKS.items():
-            # Sums of many small steps: rounding may carry them beyond 1.
-            figures[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
+            # Rounding may carry the sum above 1.
+            metrics[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
         return {
-            **{name: None if np.isnan(figures[name]) else float(figures[name]) for name in METRICS},
+            **{name: None if np.isnan(metrics[name]) else float(metrics[name]) for name in METRICS},
             "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
         }
 
 
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict:
-    """Compute `PneumoniaMetric` of (n,) labels and (n,) probabilities, without touching the disk.
+    """Compute `PneumoniaMetric` of (n,) labels and (n,) probabilities, in memory.
 
     Raises:
-        UsageError: a probability is NaN or not within 0 to 1.
+        UsageError: a probability is NaN or outside 0 to 1.
     """
     check_probabilities(probabilities)
     metric = PneumoniaMetric(keep_in_memory=True)
@@ -108,22 +108,22 @@ def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: 
 
 
 def check_probabilities(probability: np.ndarray) -> None:
-    """Raise UsageError where one is NaN or not within 0 to 1."""
+    """Raise UsageError if a probability is NaN or outside 0 to 1."""
     probability = np.asarray(probability)
     wrong = ~((probability >= 0) & (probability <= 1))
     if wrong.any():
         raise UsageError(
-            "probabilities",
-            f"probabilities: expected numbers from 0 to 1, got {probability[wrong][0]} "
-            f"({wrong.sum()} of {len(wrong)} images); the network's weights are damaged, or it diverged",
+            "invalid-probabilities",
+            f"probabilities: expected 0 to 1, got {probability[wrong][0]} ({wrong.sum()} of {len(wrong)} "
+            "images). The weights are damaged, or training diverged: train with a lower --learning_rate",
         )
 
 
 def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the metrics of many confusion matrices at once, from numbers of images in arrays of one shape.
+    """Compute the metrics of many confusion matrices, given as counts in arrays of one shape.
 
     Returns:
-        The metrics of AT_THRESHOLD in that shape, float64; NaN where undefined.
+        The metrics of AT_THRESHOLD, float64 of that shape; NaN where undefined.
     """
     counts = [np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp)]
     return {name: metric.of_counts(*counts) for name, metric in AT_THRESHOLD.items()}
@@ -132,15 +132,15 @@ def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarra
 def predictive_values(
     sensitivity: np.ndarray, specificity: np.ndarray, prevalence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute positive and negative predictive value at a prevalence, by Bayes.
+    """Compute positive and negative predictive value at a prevalence, by Bayes' theorem.
 
-    Sensitivity, specificity and both results are of one shape; NaN where nothing would be called, or
-    everything.
+    Sensitivity, specificity and both results have one shape. PPV is NaN without positive calls, NPV without
+    negative ones.
     """
     sensitivity, specificity = np.asarray(sensitivity), np.asarray(specificity)
-    hit, miss = sensitivity * prevalence, (1 - sensitivity) * prevalence
-    alarm, cleared = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
-    return ratio(hit, hit + alarm), ratio(cleared, cleared + miss)
+    tp, fn = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    fp, tn = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
+    return ratio(tp, tp + fp), ratio(tn, tn + fn)
 
 
 def bootstrap_matrix_figures(
@@ -161,61 +161,61 @@ def bootstrap_rank_figures(
     if not len(probabilities):
         return {name: np.full(len(counts), np.nan) for name in ("auroc", "average_precision")}
     order = np.argsort(-probabilities, kind="stable")
-    ranked, sick = probabilities[order], np.asarray(labels)[order] == 1
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of images of equal probability
-    found = {"auroc": [], "average_precision": []}
+    ranked, positive = probabilities[order], np.asarray(labels)[order] == 1
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of each run of equal probabilities
+    replicates = {"auroc": [], "average_precision": []}
     for rows in chunks(len(counts), len(order)):
         weights = counts[rows][:, place[order]].astype(np.float64)
-        here = weights * sick  # pneumonias at each probability, from the highest down
+        positives = weights * positive  # at each probability, from the highest down
         if len(starts) < len(order):
-            here, weights = (np.add.reduceat(part, starts, axis=1) for part in (here, weights))
-        normal = weights - here
-        above, called = np.cumsum(here, axis=1), np.cumsum(weights, axis=1)
-        pneumonias = above[:, -1]
-        pairs = pneumonias * (called[:, -1] - pneumonias)
-        won = np.einsum("rg,rg->r", normal, above - here / 2)
-        found["auroc"].append(ratio(won, pairs))
-        precision = np.divide(above, called, out=np.zeros_like(above), where=called > 0)
-        area = ratio(np.einsum("rg,rg->r", here, precision), pneumonias)
-        found["average_precision"].append(np.where(pairs > 0, area, np.nan))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            positives, weights = (np.add.reduceat(part, starts, axis=1) for part in (positives, weights))
+        negatives = weights - positives
+        tp, called = np.cumsum(positives, axis=1), np.cumsum(weights, axis=1)
+        total = tp[:, -1]
+        pairs = total * (called[:, -1] - total)
+        won = np.einsum("rg,rg->r", negatives, tp - positives / 2)
+        replicates["auroc"].append(ratio(won, pairs))
+        precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
+        area = ratio(np.einsum("rg,rg->r", positives, precision), total)
+        replicates["average_precision"].append(np.where(pairs > 0, area, np.nan))
+    return {name: np.concatenate(parts) for name, parts in replicates.items()}
 
 
 def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list[dict]:
     """Compute every metric of one split at each threshold: {"value", "ci95"}, both None where undefined.
 
-    `ci95` is the percentile interval of 2,000 bootstrap replicates, drawn by patient. Where there is none (no
-    replicate differs, or too many are undefined, which `undefined_replicates` counts), a proportion has
-    Wilson's interval with patients for trials, another metric None. Proportions also have `wilson95`, and
-    `auroc` has `delong95`, which take every image for independent.
+    `ci95` is the percentile interval of 2,000 bootstrap replicates, drawn by patient. Where all are equal, or
+    too many undefined (`undefined_replicates`), a proportion gets Wilson's interval with patients as trials,
+    and other metrics get None. Proportions also have `wilson95`, and `auroc` has `delong95`; both assume
+    independent images.
 
     Returns:
         For each threshold the METRICS; `predictive_values` at several prevalences; `confusion_matrix`,
-        `threshold`, and the numbers of `images` and `patients`.
+        `threshold`, and the numbers of images (`films`) and `patients`.
 
     Raises:
-        UsageError: a probability is NaN or not within 0 to 1.
+        UsageError: a probability is NaN or outside 0 to 1.
     """
     check_probabilities(predictions.probability)
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
     patient = np.asarray(predictions.patient_id)
     counts, place = bootstrap_counts(patient)
     ranks = bootstrap_rank_figures(counts, place, label, probability)
-    sick, reports = label == 1, []
+    positive, reports = label == 1, []
     for threshold in thresholds:
         scores = score_predictions(label, probability, threshold)
         drawn = ranks | bootstrap_matrix_figures(counts, place, label, probability, threshold)
-        figures = {name: figure(scores[name], drawn[name]) for name in METRICS}
+        metrics = {name: with_interval(scores[name], drawn[name]) for name in METRICS}
         called = probability >= threshold
-        _add_wilson(figures["accuracy"], patient, called == sick, np.ones_like(sick))
-        _add_wilson(figures["precision"], patient, called & sick, called)
-        _add_wilson(figures["sensitivity"], patient, called & sick, sick)
-        _add_wilson(figures["specificity"], patient, ~called & ~sick, ~sick)
-        figures["auroc"]["delong95"] = delong_interval(label, probability)
+        _add_wilson(metrics["accuracy"], patient, called == positive, np.ones_like(positive))
+        _add_wilson(metrics["precision"], patient, called & positive, called)
+        _add_wilson(metrics["sensitivity"], patient, called & positive, positive)
+        _add_wilson(metrics["specificity"], patient, ~called & ~positive, ~positive)
+        metrics["auroc"]["delong95"] = delong_interval(label, probability)
         reports.append(
             {
-                **figures,
-                "predictive_values": _predictive_values(figures, drawn, label),
+                **metrics,
+                "predictive_values": _predictive_values(metrics, drawn, label),
                 "confusion_matrix": scores["confusion_matrix"],
                 "threshold": threshold,
                 "films": len(label),
@@ -227,10 +227,7 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
 
 def metrics_at(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
     """Compute `auroc`, and the `rates` at a threshold. Arguments as for `auroc`."""
-    return {
-        "auroc": auroc(label, probability, patient),
-        **rates(label, probability, patient, threshold),
-    }
+    return {"auroc": auroc(label, probability, patient), **rates(label, probability, patient, threshold)}
 
 
 def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) -> dict:
@@ -244,73 +241,76 @@ def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) ->
     if not 0 < np.sum(label) < len(label):
         return dict(NOT_DEFINED)
     drawn = bootstrap_rank_figures(*bootstrap_counts(patient), label, probability)["auroc"]
-    return figure(min(float(roc_auc_score(label, probability)), 1.0), drawn)  # rounding may carry it beyond
+    return with_interval(min(float(roc_auc_score(label, probability)), 1.0), drawn)  # rounding may exceed 1
 
 
 def rates(label: np.ndarray, probability: np.ndarray, patient: Sequence[str], threshold: float) -> dict:
-    """Compute `sensitivity`, the share of pneumonias at or above the threshold, and `specificity`, the share
-    of normal images below it; None of a class without images. Arguments as for `auroc`."""
-    called, sick = np.asarray(probability) >= threshold, np.asarray(label) == 1
+    """Compute `sensitivity` and `specificity` at a threshold, None for a class without images.
+
+    Arguments as for `auroc`.
+    """
+    called, positive = np.asarray(probability) >= threshold, np.asarray(label) == 1
     counts, place = bootstrap_counts(patient)
-    found = {}
+    metrics = {}
     for name, right, whole in (
-        ("sensitivity", called & sick, sick),
-        ("specificity", ~called & ~sick, ~sick),
+        ("sensitivity", called & positive, positive),
+        ("specificity", ~called & ~positive, ~positive),
     ):
         drawn = ratio(*bootstrap_sums(counts, place, np.stack([right, whole], axis=1)).T)
-        found[name] = figure(float(right.sum() / whole.sum()) if whole.any() else None, drawn)
-        _add_wilson(found[name], np.asarray(patient), right, whole)
-    return found
+        metrics[name] = with_interval(float(right.sum() / whole.sum()) if whole.any() else None, drawn)
+        _add_wilson(metrics[name], np.asarray(patient), right, whole)
+    return metrics
 
 
 def auroc_difference_interval(
     labels: np.ndarray, patient: Sequence, probabilities: np.ndarray, other: np.ndarray
 ) -> list[float] | None:
-    """Compute the 95% interval of the difference of two models' AUROCs, on the same draws of patients.
+    """Compute the 95% interval of the difference of two models' AUROCs, on the same replicates.
 
-    All arguments are (n,); the result is None as in `percentile_interval`.
+    All arguments are (n,). The result is None where `percentile_interval` gives None.
     """
     drawn = bootstrap_counts(patient)
-    first, second = (bootstrap_rank_figures(*drawn, labels, one)["auroc"] for one in (probabilities, other))
+    first, second = (bootstrap_rank_figures(*drawn, labels, p)["auroc"] for p in (probabilities, other))
     return percentile_interval(first - second)
 
 
 def figures_line(
-    figures: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+    metrics: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 ) -> str:
-    """Write metrics of a report with their intervals in one line, for a terminal."""
+    """Format metrics of a report with their intervals as one line of text."""
     shown = []
     for name in names:
-        title, value, interval = name.replace("auroc", "AUROC"), figures[name]["value"], figures[name]["ci95"]
+        title, value, interval = name.replace("auroc", "AUROC"), metrics[name]["value"], metrics[name]["ci95"]
         ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " [no interval]"
         shown.append(f"{title} not defined" if value is None else f"{title} {value:.3f}{ends}")
     return ", ".join(shown)
 
 
 def _cells(label: np.ndarray, probability: np.ndarray, threshold: float) -> np.ndarray:
-    """(n, 4) bool: the cell of the confusion matrix of each image, in the order tn, fp, fn, tp."""
-    called, sick = np.asarray(probability) >= threshold, np.asarray(label) == 1
-    return np.stack([~called & ~sick, called & ~sick, ~called & sick, called & sick], axis=1)
+    """(n, 4) bool: each image's cell of the confusion matrix, in the order tn, fp, fn, tp."""
+    called, positive = np.asarray(probability) >= threshold, np.asarray(label) == 1
+    return np.stack([~called & ~positive, called & ~positive, ~called & positive, called & positive], axis=1)
 
 
-def _add_wilson(found: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
-    """Give a proportion {"value", "ci95"} its `wilson95`; and, where no replicate differs, an interval by
-    patient. All others are (n,); `right` are the images that count as right, `whole` all that could.
+def _add_wilson(metric: dict, patient: np.ndarray, right: np.ndarray, whole: np.ndarray) -> None:
+    """Add `wilson95` to a proportion {"value", "ci95"}; where `ci95` is None, fill it in by patient.
+
+    `right` and `whole`, (n,) bool, are the images of the numerator and the denominator.
     """
-    found["wilson95"] = wilson(int(right.sum()), int(whole.sum()))
-    if found["ci95"] is None and whole.any():
+    metric["wilson95"] = wilson(int(right.sum()), int(whole.sum()))
+    if metric["ci95"] is None and whole.any():
         patients = len(np.unique(patient[whole]))
-        found["ci95"] = wilson(found["value"] * patients, patients)
+        metric["ci95"] = wilson(metric["value"] * patients, patients)
 
 
-def _predictive_values(figures: dict, drawn: dict[str, np.ndarray], label: np.ndarray) -> dict:
+def _predictive_values(metrics: dict, drawn: dict[str, np.ndarray], label: np.ndarray) -> dict:
     """Compute PPV and NPV of one split and threshold at each prevalence; `own` is the split's.
 
-    Where the replicates give no interval, the ends are those of the worst and the best pair of sensitivity
-    and specificity inside their intervals, which is wider than 95%.
+    Where the replicates give no interval, its ends are computed from the lower and the upper ends of the
+    intervals of sensitivity and specificity, which is wider than 95%.
     """
     own = {"own": float(np.mean(label == 1))} if len(label) else {}
-    sensitivity, specificity = figures["sensitivity"], figures["specificity"]
+    sensitivity, specificity = metrics["sensitivity"], metrics["specificity"]
     table = {}
     for name, prevalence in {**{f"{share:.2f}": share for share in PREVALENCES}, **own}.items():
         table[name] = {"prevalence": prevalence}
@@ -321,7 +321,7 @@ def _predictive_values(figures: dict, drawn: dict[str, np.ndarray], label: np.nd
         replicates = predictive_values(drawn["sensitivity"], drawn["specificity"], prevalence)
         ends = predictive_values(sensitivity["ci95"], specificity["ci95"], prevalence)
         for key, value, several, corners in zip(("ppv", "npv"), values, replicates, ends, strict=True):
-            table[name][key] = figure(None if np.isnan(value) else float(value), several)
+            table[name][key] = with_interval(None if np.isnan(value) else float(value), several)
             if not np.isnan(value) and table[name][key]["ci95"] is None and not np.isnan(corners).any():
                 table[name][key]["ci95"] = corners.tolist()
     return table

@@ -1,4 +1,4 @@
-"""Plots of a run and of its checks, and the colour of heat maps."""
+"""Plots of a run and of its checks, and heat map overlays."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ from hf_pneumonia.data.cache import ImageCache
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.scoring import Predictions
 
-# Drawn on Figure objects and never through pyplot, which keeps every figure alive and may want a screen.
+# Figures are drawn without pyplot, which keeps every figure in memory and may need a display.
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -26,18 +26,18 @@ STYLE = {
 }
 BLUE, ORANGE, GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
 
-# One colour, and more of it where it is hotter: colour-blind readers can't tell some levels of a rainbow or
-# of "plasma" apart when they lie over gray.
+# One colour with varying opacity: over gray, colour-blind readers cannot distinguish all levels of a rainbow
+# or of "plasma".
 HEAT = (255, 140, 0)
-OPAQUE = 0.7  # at the hottest place: the image under it is still seen
+OPAQUE = 0.7  # opacity at the maximum, which leaves the image visible
 
-# The panels set grids of their own: pictures stand among them.
+# Without a default grid, because some panels are images.
 _PANELS = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
 _CLASS_COLORS = (GREEN, ORANGE)
 _CURVES = {"auroc": BLUE, "sensitivity": ORANGE, "specificity": GREEN}
-EXAMPLE_FACTORS = (1.0, 1.2, 1.4)  # by which the example of the appearance check is stretched
+EXAMPLE_FACTORS = (1.0, 1.2, 1.4)  # of the stretched example of the appearance check
 _RATES = ("sensitivity", "specificity")
-_REVERSED = ("jpeg", "resolution")  # lower is worse: drawn so that worse is to the right
+_REVERSED = ("jpeg", "resolution")  # lower is worse: axis inverted
 
 
 def plot_run(
@@ -46,10 +46,10 @@ def plot_run(
     """Write the plots of a run.
 
     Args:
-        folder: made where missing.
+        folder: created if missing.
         report: as written to report.json.
-        predictions: of the splits by name; `test` is drawn, and `validation` where there is one.
-        store, rows: the images of the test split, in the order of its predictions.
+        predictions: by split; `test` is drawn, and `validation` if there is one.
+        cache, rows: the images of the test split, in the order of its predictions.
     """
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context(STYLE):
@@ -60,14 +60,14 @@ def plot_run(
             "class_distribution": plot_class_distribution(report["data"]["splits"]),
             "samples": _samples(predictions["test"], cache, rows),
         }
-        if "history" in report:  # of a training
+        if "history" in report:  # of a training run
             figures["curves"] = _curves(report["history"], report["kept_epoch"], report.get("recipe", {}))
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
 
 
 def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
-    """Draw loss and accuracy by epoch; lines where weights were kept and where the training changed."""
+    """Draw loss and accuracy by epoch, and mark the kept epoch and the changes of the recipe."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
     switches = {"backbone released": "frozen_epochs", "full-size images": "small_epochs"}
@@ -75,7 +75,7 @@ def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
         for split, color in (("train", BLUE), ("validation", ORANGE)):
             values = np.array([epoch[split][name] for epoch in history], dtype=float)  # None is NaN
             axes.plot(epochs, values, color=color, marker="o", markersize=3, label=split)
-        axes.axvline(kept, color="gray", linestyle=":", label="weights kept")
+        axes.axvline(kept, color="gray", linestyle=":", label="kept weights")
         for (switch, key), style in zip(switches.items(), ("--", "-."), strict=True):
             if 0 < recipe.get(key, 0) < max(epochs, default=0):
                 axes.axvline(recipe[key] + 0.5, color=GREEN, linestyle=style, linewidth=1, label=switch)
@@ -111,17 +111,17 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
             continue
         area, sensitivity, specificity = splits[name]["auroc"], *(point[name][key] for key in _RATES)
         interval = " ({:.3f} to {:.3f})".format(*area["ci95"]) if area["ci95"] else ""
-        false_alarms, found, _ = roc_curve(predictions[name].label, predictions[name].probability)
-        axes.plot(false_alarms, found, color=color, label=f"{name}, AUROC {area['value']:.3f}{interval}")
-        # A dot at the operating point, with the intervals of both rates.
+        fpr, tpr, _ = roc_curve(predictions[name].label, predictions[name].probability)
+        axes.plot(fpr, tpr, color=color, label=f"{name}, AUROC {area['value']:.3f}{interval}")
+        # The operating point, with the intervals of both rates.
         x, y = 1 - specificity["value"], sensitivity["value"]
-        least, most = specificity["ci95"]
-        axes.plot([1 - most, 1 - least], [y, y], color=color, linewidth=1)
+        low, high = specificity["ci95"]
+        axes.plot([1 - high, 1 - low], [y, y], color=color, linewidth=1)
         axes.plot([x, x], sensitivity["ci95"], color=color, linewidth=1)
         axes.plot(x, y, color=color, marker="o", markersize=5)
     target = point.get("target_sensitivity")
-    aim = f", chosen for sensitivity {target:.0%}" if target else ""
-    label = f"threshold {point['threshold']:.2f}{aim}"
+    chosen = f", chosen for sensitivity {target:.0%}" if target else ""
+    label = f"threshold {point['threshold']:.2f}{chosen}"
     axes.plot([], [], color="gray", linestyle="", marker="o", markersize=5, label=label)
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1)
     axes.set(
@@ -132,7 +132,7 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
 
 
 def _reliability(calibration: dict) -> Figure:
-    """Draw the share of pneumonia at each probability of each split; below, the number of images."""
+    """Draw the share of pneumonia by probability for each split, and below it the number of images."""
     splits = [split for split in ("validation", "test") if split in calibration]
     figure = Figure(figsize=(4.5 * len(splits), 5.2), layout="constrained")
     panels = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
@@ -143,25 +143,25 @@ def _reliability(calibration: dict) -> Figure:
                 _draw_reliability(above, below, calibration[split][stage], stage, color, marker)
         above.set(ylabel="share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         above.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=split)
-        below.set(xlabel="probability of pneumonia", ylabel="films", yscale="log", ylim=(0.7, None))
+        below.set(xlabel="probability of pneumonia", ylabel="images", yscale="log", ylim=(0.7, None))
     return figure
 
 
-def _draw_reliability(above: Axes, below: Axes, found: dict, stage: str, color: str, marker: str) -> None:
-    filled = [line for line in found["reliability"] if line["films"]]
+def _draw_reliability(above: Axes, below: Axes, errors: dict, stage: str, color: str, marker: str) -> None:
+    bins = errors["reliability"]
+    filled = [line for line in bins if line["films"]]
     x, y = ([line[name] for line in filled] for name in ("mean_probability", "share"))
     low, high = zip(*(line["wilson95"] for line in filled), strict=True)
     above.vlines(x, low, high, color=color, linewidth=1, alpha=0.5)
-    label = f"{stage}, ECE {found['ece']['value']:.3f}"
-    # No line from bin to bin: between two bins of one image each it would leap from 0 to 1.
+    label = f"{stage}, ECE {errors['ece']['value']:.3f}"
+    # Without a line: between two bins of one image each it would jump from 0 to 1.
     above.plot(x, y, color=color, marker=marker, markersize=5, linestyle="", label=label)
-    lines = found["reliability"]
-    edges = [lines[0]["low"], *(line["high"] for line in lines)]
-    below.stairs([line["films"] for line in lines], edges, color=color, baseline=0.7)
+    edges = [bins[0]["low"], *(line["high"] for line in bins)]
+    below.stairs([line["films"] for line in bins], edges, color=color, baseline=0.7)
 
 
 def plot_class_distribution(counts: dict) -> Figure:
-    """Draw the images of each class in each split: `Cohort.counts()["splits"]`."""
+    """Draw the number of images by split and class, from `Cohort.counts()["splits"]`."""
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, (label, color) in enumerate(zip(LABELS, (GREEN, ORANGE), strict=True)):
@@ -171,14 +171,14 @@ def plot_class_distribution(counts: dict) -> Figure:
     axes.set_xticks(
         range(len(counts)), [f"{name}\n{split['patients']} patients" for name, split in counts.items()]
     )
-    axes.set(ylabel="films")
+    axes.set(ylabel="images")
     axes.grid(False)
     axes.legend(frameon=False)
     return figure
 
 
 def _samples(test: Predictions, cache: ImageCache, rows: np.ndarray) -> Figure:
-    """Draw images with actual and predicted class; every kind of mistake where there is one."""
+    """Draw images with actual and predicted class, including both kinds of error if there are any."""
     chosen = _sample_indices(test, 12)
     figure = Figure(figsize=(10, 8.2), layout="constrained")
     for panel in figure.subplots(3, 4).flat:
@@ -197,7 +197,7 @@ def _samples(test: Predictions, cache: ImageCache, rows: np.ndarray) -> Figure:
 
 
 def _sample_indices(test: Predictions, count: int) -> np.ndarray:
-    """Draw up to `count` images: true and false, negative and positive in turn, as far as there are such."""
+    """Draw up to `count` images, from the four cells of the confusion matrix in turn."""
     rng = np.random.default_rng(0)
     predicted = test.probability >= 0.5
     groups = [
@@ -205,29 +205,29 @@ def _sample_indices(test: Predictions, count: int) -> np.ndarray:
         for label in (0, 1)
         for called in (False, True)
     ]
-    dealt = [index for turn in itertools.zip_longest(*groups) for index in turn if index is not None]
-    return np.array(sorted(dealt[:count], key=lambda index: (test.label[index], test.probability[index])))
+    indices = [index for turn in itertools.zip_longest(*groups) for index in turn if index is not None]
+    return np.array(sorted(indices[:count], key=lambda index: (test.label[index], test.probability[index])))
 
 
 @matplotlib.rc_context(_PANELS)
 def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
-    """Draw a column per mask: AUROC with its interval, mean probabilities, and the images.
+    """Draw one column per mask: AUROC with its interval, mean probabilities, and example images.
 
     Args:
         shortcuts: from `check_shortcuts`.
-        examples: (k, h, w) uint8 by mask, one or two images.
+        examples: by mask (k, h, w) uint8, one or two images.
     """
     names, lines = list(shortcuts), len(examples["as_they_are"])
     figure = Figure(figsize=(10, 3 + 2 * lines), layout="constrained")
     grid = figure.add_gridspec(1 + lines, len(names), height_ratios=[3] + [2] * lines)
     axes = figure.add_subplot(grid[0, :])
     areas = [shortcuts[name]["auroc"] for name in names]
-    heights = np.array([one["value"] for one in areas], dtype=float)
+    heights = np.array([area["value"] for area in areas], dtype=float)
     axes.bar(range(len(names)), heights, 0.42, color=BLUE, label="AUROC")
-    for place, one in enumerate(areas):
-        if (value := one["value"]) is not None:
-            low, high = one["ci95"] or (value, value)
-            # A percentile interval may lie to one side of its metric.
+    for place, area in enumerate(areas):
+        if (value := area["value"]) is not None:
+            low, high = area["ci95"] or (value, value)
+            # A percentile interval may exclude its value.
             ends = [[max(value - low, 0)], [max(high - value, 0)]]
             axes.errorbar(place, value, ends, color="black", capsize=3)
             axes.text(place, max(value, high) + 0.02, f"{value:.3f}", ha="center")
@@ -235,7 +235,7 @@ def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
         means = np.array([shortcuts[name]["mean_probability"][label] for name in names], dtype=float)
         places = np.arange(len(names)) + side
         axes.plot(places, means, "o", color=color, label=f"mean probability, {label} images")
-    axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="AUROC of chance")
+    axes.axhline(0.5, color="gray", linestyle=":", linewidth=1, label="chance (AUROC)")
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.12))
     axes.grid(axis="y")
@@ -249,20 +249,19 @@ def plot_shortcuts(shortcuts: dict, examples: dict[str, np.ndarray]) -> Figure:
 
 @matplotlib.rc_context(_PANELS)
 def plot_robustness(robustness: dict) -> Figure:
-    """Draw a panel per corruption: metrics over its levels, with bands of their intervals. The dotted line
-    marks the images as they are."""
-    found = {name: one for name, one in robustness.items() if isinstance(one, dict)}
+    """Draw one panel per corruption: metrics and intervals by level, with a dotted line at the clean one."""
+    corruptions = {name: check for name, check in robustness.items() if isinstance(check, dict)}
     figure = Figure(figsize=(10.5, 6), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True)
-    floor = _floor([level for one in found.values() for level in one["levels"]])
-    for axes, (name, one) in zip(panels.flat, found.items(), strict=True):
-        levels = [level["level"] for level in one["levels"]]
+    floor = _floor([level for check in corruptions.values() for level in check["levels"]])
+    for axes, (name, check) in zip(panels.flat, corruptions.items(), strict=True):
+        levels = [level["level"] for level in check["levels"]]
         places = np.arange(len(levels))
-        _draw_curves(axes, places, one["levels"])
-        axes.axvline(levels.index(one["clean"]), color="gray", linestyle=":", linewidth=1)
-        ticks = ["clean" if level == one["clean"] else f"{level:g}" for level in levels]
+        _draw_curves(axes, places, check["levels"])
+        axes.axvline(levels.index(check["clean"]), color="gray", linestyle=":", linewidth=1)
+        ticks = ["clean" if level == check["clean"] else f"{level:g}" for level in levels]
         axes.set_xticks(places, ticks)
-        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=one["unit"], ylim=(floor, 1.01))
+        axes.set(title="JPEG" if name == "jpeg" else name, xlabel=check["unit"], ylim=(floor, 1.01))
         axes.grid(True)
         if name in _REVERSED:
             axes.invert_xaxis()
@@ -274,35 +273,35 @@ def plot_robustness(robustness: dict) -> Figure:
 
 @matplotlib.rc_context(_PANELS)
 def plot_swaps(appearance: dict, examples: np.ndarray, probability: np.ndarray) -> Figure:
-    """Draw the metrics over the factor by which proportions are swapped, and a normal image that is
-    stretched, with the network's probability under it.
+    """Draw the metrics by factor of the swapped proportions, and a stretched normal image with its
+    probabilities.
 
     Args:
         appearance: from `check_appearance`.
         examples: (k, h, w) uint8, one image stretched by each of EXAMPLE_FACTORS.
-        probability: (k,) of pneumonia of each.
+        probability: (k,) of pneumonia.
     """
     factors, levels = list(appearance["proportions"]), list(appearance["proportions"].values())
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
     grid = figure.add_gridspec(1, 1 + len(examples), width_ratios=[2.2] + [1] * len(examples))
     axes = figure.add_subplot(grid[0])
     _draw_curves(axes, np.array(factors, dtype=float), levels)
-    axes.set(xlabel="proportions swapped by", ylim=(_floor(levels), 1.01))
+    axes.set(xlabel="factor of swapped proportions", ylim=(_floor(levels), 1.01))
     axes.set_xticks(np.array(factors, dtype=float))
     axes.grid(True)
     heading = f"{appearance['images']} images, operating point p = {appearance['threshold']:.3f}"
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, title=heading)
-    way = "vertically" if appearance["vertical"] == LABELS[0] else "horizontally"
+    direction = "vertically" if appearance["vertical"] == LABELS[0] else "horizontally"
     for column, (image, factor) in enumerate(zip(examples, EXAMPLE_FACTORS, strict=True), start=1):
         panel = figure.add_subplot(grid[column])
         panel.imshow(image, cmap="gray", vmin=0, vmax=255)
         panel.set(xticks=[], yticks=[], xlabel=f"P(pneumonia) = {probability[column - 1]:.3f}")
-        panel.set_title("a normal image" if factor == 1 else f"stretched {way} by {factor}", fontsize=9)
+        panel.set_title("normal image" if factor == 1 else f"stretched {direction} by {factor}", fontsize=9)
     return figure
 
 
 def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
-    """Draw AUROC, sensitivity and specificity at each place, with bands of their intervals."""
+    """Draw AUROC, sensitivity and specificity at each place, with their intervals as bands."""
     for key, color in _CURVES.items():
         values = np.array([level[key]["value"] for level in levels], dtype=float)
         ends = np.array([level[key]["ci95"] or [np.nan, np.nan] for level in levels], dtype=float)
@@ -311,21 +310,21 @@ def _draw_curves(axes: Axes, places: np.ndarray, levels: list[dict]) -> None:
 
 
 def _floor(levels: list[dict]) -> float:
-    """Return the tenth below everything that is drawn."""
+    """Return the lower end of the y axis, a multiple of 0.1."""
     ends = [level[key]["ci95"] for level in levels for key in _CURVES]
     ends += [[level[key]["value"]] for level in levels for key in _CURVES]
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
 def lay_over(image: Image.Image, heat: Image.Image) -> Image.Image:
-    """Colour an image by its heat map; where the map is 0, the image stays as it is.
+    """Lay a heat map over an image; the image is unchanged where the map is 0.
 
     Args:
-        image: of mode 'L'.
-        heat: of mode 'L' and the image's size, 0 (nothing) to 255 (the most).
+        image: mode 'L'.
+        heat: mode 'L', same size, 0 to 255 (hottest).
 
     Returns:
-        Image of mode 'RGB' and that size.
+        Image of mode 'RGB' and the same size.
     """
     opacity = heat.point([round(OPAQUE * level) for level in range(256)])
     return Image.composite(Image.new("RGB", image.size, HEAT), image.convert("RGB"), opacity)

@@ -1,4 +1,4 @@
-"""Report of a run, the only source of every published metric, and the summary of one recipe over seeds."""
+"""Report of a run, the only source of published metrics, and the summary of several seeds."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from hf_pneumonia.data.files import written_whole
-from hf_pneumonia.evaluation.calibration import BINS, calibration_report, left_open
+from hf_pneumonia.evaluation.calibration import BINS, calibration_report, measure_band
 from hf_pneumonia.evaluation.metrics import METRICS, split_reports
 from hf_pneumonia.evaluation.scoring import Predictions
 
@@ -24,21 +24,21 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
 
     Args:
         predictions: of each split by name.
-        operating_point: from `calibrate`, or a `threshold` alone where nothing else is known.
-        facts: whatever else is known of the run (recipe, seed, data, history), as plain values.
+        operating_point: from `calibrate`, or a `threshold` alone.
+        facts: other facts of the run (recipe, seed, data, history), as plain values.
 
     Returns:
-        `splits` with the metrics at threshold 0.5, `operating_point` with those of validation and test at its
-        own threshold, `operating_points` with sensitivity and specificity of both at every threshold that
-        was chosen, `uncertain` with what the band of that name comes to on both, `calibration` of both, the
-        facts, and the environment (package versions, device; no host or path).
+        `splits`, the metrics at threshold 0.5; `operating_point`, the metrics of validation and test at its
+        threshold; `operating_points`, sensitivity and specificity of both at the other thresholds;
+        `uncertain`, the results of `measure_band` on both; `calibration` of both; the facts; and the
+        environment (package versions, device; no host or path).
 
     Raises:
-        UsageError: a probability is NaN or not within 0 to 1.
+        UsageError: a probability is NaN or outside 0 to 1.
     """
     main, points = dict(operating_point), operating_point.get("operating_points", {})
     main.pop("operating_points", None)
-    main.pop("trade_off", None)  # the metrics of points that nobody chose
+    main.pop("trade_off", None)  # for the page only
     fitted = {name: main[name] for name in ("temperature", "intercept") if name in main}
     band = main.get("uncertain")
     thresholds = [0.5, main["threshold"], *(point["threshold"] for point in points.values())]
@@ -58,7 +58,7 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
         "operating_point": {**main, **{split: scored[split][1] for split in tested}},
         "operating_points": at_points,
         "uncertain": {
-            split: left_open(
+            split: measure_band(
                 predictions[split].label, predictions[split].probability, (band["low"], band["high"])
             )
             for split in (tested if band else ())
@@ -75,25 +75,25 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
 
 
 def write_report(folder: Path, report: dict) -> None:
-    """Write report.json, whole or not at all: a folder that holds one counts as finished."""
+    """Write report.json atomically: a folder with one counts as a finished run."""
     with written_whole(folder / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def spread_over_seeds(reports: dict[int, dict]) -> dict:
-    """Summarise every metric over runs that differ in nothing but their seed.
+    """Summarise every metric over runs that differ in the seed alone.
 
-    The spread is that of training (initial weights, order, augmentation); how far a metric depends on the
-    patients in the split is what its interval in each report says.
+    The standard deviation is that of training (initial weights, order, augmentation). The variation by
+    patients is in the interval of each report.
 
     Args:
         reports: report.json of each run, by seed.
 
     Returns:
-        `seeds`, and under `splits` and `operating_point` for each split and metric `mean`, `sd` (of the
-        sample, None for one seed) and `values` in the order of `seeds`. The same for the AUROC, sensitivity
-        and specificity of `proportions_swapped`, where every run has them, with their `factor`. A metric that
-        a run does not have is left out.
+        `seeds`; under `splits` and `operating_point` for each split and metric `mean`, `sd` (of the sample,
+        None for one seed) and `values` in the order of `seeds`; and `proportions_swapped`, if every run has
+        it: its `factor`, and the same for AUROC, sensitivity and specificity. A metric that is undefined in
+        one run is left out.
     """
     first = next(iter(reports.values()))
     spread = {
@@ -117,25 +117,25 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
 
 
 def spread_line(spread: dict) -> str:
-    """Write mean and spread of the test split in one line: at threshold 0.5, and with proportions swapped, at
-    the operating point, where there are any."""
+    """Format mean and standard deviation on the test split as one line: at threshold 0.5, and, if measured,
+    with proportions swapped, at the operating point."""
     line = f"test images, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
     if swapped := dict(spread.get("proportions_swapped", {})):
         line += f"; proportions swapped by {swapped.pop('factor')}: {_shown(swapped)}"
     return line
 
 
-def _shown(figures: dict) -> str:
+def _shown(metrics: dict) -> str:
     return ", ".join(
-        f"{name} {figure['mean']:.4f}" + (f" ± {figure['sd']:.4f}" if figure["sd"] is not None else "")
-        for name, figure in figures.items()
+        f"{name} {metric['mean']:.4f}" + (f" ± {metric['sd']:.4f}" if metric["sd"] is not None else "")
+        for name, metric in metrics.items()
     )
 
 
 def _spread(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
-    figures = {name: [split[name]["value"] for split in splits] for name in names}
+    metrics = {name: [split[name]["value"] for split in splits] for name in names}
     return {
         name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
-        for name, values in figures.items()
+        for name, values in metrics.items()
         if None not in values
     }

@@ -1,4 +1,4 @@
-"""Score images with a network: as they are, changed, or with the appearance of the other class."""
+"""Scoring of images with a network: unchanged, changed, or with the appearance of the other class."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from hf_pneumonia.data.cache import ImageCache
     from hf_pneumonia.data.cohort import Cohort
 
-# By how much proportions are swapped where one metric has to do: about the difference between the classes of
-# Kermany's images (medians of width / height 1.25 and 1.49).
+# Default factor of swapped proportions: about the difference between the classes of Kermany's images (median
+# width / height 1.25 and 1.49).
 FACTOR = 1.2
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scored images of one split, in the order of the source."""
+    """Scored images of one split, in the order of the source."""
 
     file: list[str]  # (n,)
     patient_id: list[str]  # (n,)
@@ -40,7 +40,7 @@ class Predictions:
         return Predictions(*names, self.label[chosen], self.probability[chosen])
 
     def write_csv(self, path: Path) -> None:
-        """Write one line per image: file, patient_id, label (its name) and probability."""
+        """Write one row per image: file, patient_id, label (name of the class) and probability."""
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "patient_id", "label", "probability"])
@@ -57,20 +57,20 @@ def score_images(
     batch_size: int,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Score images, each exactly once however many processes share the work.
+    """Score images, each exactly once, on any number of processes.
 
     Args:
         model: the network, on this process's device; left in evaluation mode.
-        store: the images; an array of them will do.
+        cache: the images, or a (k, h, w) uint8 array of them.
         rows: (n,) rows of the cache.
         batch_size: images per forward pass and process.
-        change: applied to the images first, (b, h, w) uint8 to the same; its result for an image must not
-            depend on the others in the batch.
+        change: maps (b, h, w) uint8 images to images of that shape before scoring; must treat each image
+            independently of its batch.
 
     Returns:
         (n, 2) float32 logits in the order of `rows`, the same on every process.
     """
-    # A second, and who only wants `pneumonia_probability` needs none of it.
+    # Imported here: it takes a second, and `pneumonia_probability` does not need it.
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
@@ -82,21 +82,21 @@ def score_images(
             images = cache[own[start : start + batch_size]]
             images = torch.from_numpy(images if change is None else change(images)).to(device)
             logits.append(model(network_input(images)).logits.float())
-    # Fetched at the end: a batch would wait on the device for the one before it.
+    # Copied to the CPU at the end: doing so per batch would wait for the device each time.
     scores = torch.cat(logits).cpu().tolist() if logits else []
     gathered = np.asarray(gather_object(scores), dtype=np.float32).reshape(-1, len(LABELS))
     if len(gathered) != len(rows):
-        raise RuntimeError(f"{len(rows)} images were to be scored and {len(gathered)} scores came back")
+        raise RuntimeError(f"expected {len(rows)} scores, got {len(gathered)}")
     return gathered
 
 
 def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
-    """Turn (n, 2) logits into (n,) float64 probabilities of class 1."""
+    """Convert (n, 2) logits to (n,) float64 probabilities of class 1."""
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, 1]
 
 
 def predict_split(model: torch.nn.Module, cohort: Cohort, split: str, batch_size: int) -> Predictions:
-    """Score the images of one split; arguments as for `score_images`."""
+    """Score the images of one split. Arguments as for `score_images`."""
     rows = cohort.rows(split)
     probability = pneumonia_probability(score_images(model, cohort.cache, rows, batch_size))
     return Predictions(
@@ -105,19 +105,18 @@ def predict_split(model: torch.nn.Module, cohort: Cohort, split: str, batch_size
 
 
 def draw_evenly(label: np.ndarray, count: int) -> np.ndarray:
-    """Draw up to `count` indices into (n,) labels, half of each class as far as there are, in order; always
-    the same ones."""
+    """Draw up to `count` sorted indices into (n,) labels, half per class if possible, with a fixed seed."""
     rng = np.random.default_rng(0)
     groups = [rng.permutation(np.flatnonzero(label == index)) for index in (0, 1)]
-    # Where a class has too few for its half, the other fills up.
+    # A class with too few images is topped up from the other.
     normal = min(len(groups[0]), max(count // 2, count - len(groups[1])))
     return np.sort(np.concatenate([groups[0][:normal], groups[1][: count - normal]]))
 
 
 def stretch(images: np.ndarray, across: float = 1.0, down: float = 1.0) -> np.ndarray:
-    """Stretch (b, h, w) uint8 images about their middle by factors of 1 or more, with bicubic interpolation.
+    """Stretch (b, h, w) uint8 images about their centre by factors of 1 or more, and crop to their size.
 
-    What leaves the square is cut off; no border comes in.
+    The interpolation is bicubic.
     """
     height, width = images.shape[1:]
     left, top = (width - width / across) / 2, (height - height / down) / 2
@@ -139,20 +138,20 @@ def score_swapped(
 ) -> np.ndarray:
     """Score images whose proportions are swapped between the classes: (n, 2) float32 logits.
 
-    A network that reads the lungs answers alike; one that reads how an image was taken does not.
+    This changes the scores of a network that reads proportions, and not of one that reads the lungs.
 
     Args:
-        model, store, rows, batch_size: as for `score_images`.
+        model, cache, rows, batch_size: as for `score_images`.
         label: (n,) 0 or 1.
-        vertical: the class that is stretched vertically (`vertical_class`), the other horizontally.
-        factor: by how much, 1 or more.
+        vertical: the class to stretch vertically (`vertical_class`); the other is stretched horizontally.
+        factor: of the stretch, 1 or more.
     """
     logits = np.empty((len(rows), 2), dtype=np.float32)
     for index in (0, 1):
-        way = {"down": factor} if index == vertical else {"across": factor}
+        factors = {"down": factor} if index == vertical else {"across": factor}
         chosen = np.asarray(label) == index
         logits[chosen] = score_images(
-            model, cache, rows[chosen], batch_size, change=lambda images, way=way: stretch(images, **way)
+            model, cache, rows[chosen], batch_size, lambda images, factors=factors: stretch(images, **factors)
         )
     return logits
 
@@ -160,8 +159,8 @@ def score_swapped(
 def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:
     """Give an (h, w) image the radial amplitude spectrum of another of that shape, and keep its phases.
 
-    The result is float64. Over frequencies, in cycles per side, that round to the same whole number, its mean
-    amplitude is the partner's.
+    The result is float64. Its mean amplitude over each ring of frequencies (cycles per side, rounded) is the
+    partner's.
     """
     height, width = image.shape
     radius = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.fftfreq(width, 1 / width))
@@ -172,9 +171,8 @@ def match_spectrum(image: np.ndarray, partner: np.ndarray) -> np.ndarray:
 
 
 def match_histogram(values: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Give an (h, w) image exactly the gray values of another, uint8: the k-th darkest pixel gets its k-th
-    darkest value. Equal values are ranked from the top left.
-    """
+    """Give an (h, w) image exactly the uint8 gray values of another: the k-th darkest pixel gets the k-th
+    darkest value. Equal pixels are ranked from the top left."""
     matched = np.empty(values.size, dtype=np.uint8)
     matched[np.argsort(values, axis=None, kind="stable")] = np.sort(partner, axis=None)
     return matched.reshape(values.shape)
@@ -187,8 +185,8 @@ def score_matched(
     with a fixed seed: (n, 2) float32 logits.
 
     Args:
-        model, store, batch_size: as for `score_images`.
-        rows: (n,) rows of the cache; all are in memory at once.
+        model, cache, batch_size: as for `score_images`.
+        rows: (n,) rows of the cache; all are held in memory.
         label: (n,) 0 or 1, both present.
     """
     rng, rows = np.random.default_rng(0), np.asarray(rows)
