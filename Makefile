@@ -1,15 +1,15 @@
-# make train   train on simulated images; make train ARGS="recipes/resnet18.yaml --dataset FOLDER" on real ones
-# make test    lint, and the tests that take minutes
-# make test-all  lint, and all tests
-# make soak    kill, spoil and interrupt it for an hour; each soak's last line is JSON (docs/reliability.md)
-# make bench   the benchmarks of speed, an hour or more; RUN is the model that is asked (docs/benchmarks.md)
-# All set up .venv first, once.
+# make train      train on simulated images; on real ones: make train ARGS="recipes/resnet18.yaml --dataset FOLDER"
+# make test       lint and fast tests, in minutes
+# make test-all   lint and all tests
+# make soak       fault injection for an hour: kills, interruptions, hostile files (docs/reliability.md)
+# make bench      speed benchmarks, an hour or more; RUN is the model (docs/benchmarks.md)
+# The first call sets up .venv.
 
 PYTHON ?= python3
 ARGS ?= --overwrite_output_dir
-# The model that benchmarks ask.
+# The model that is benchmarked.
 RUN ?= runs/quickstart
-# One process, and no words about the defaults of the launcher. Several GPUs: docs/distributed.md.
+# One process, without the launcher's warnings about defaults. For several GPUs see docs/distributed.md.
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: train test test-all soak bench clean
@@ -17,7 +17,7 @@ LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dyna
 train: .venv/installed
 	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
 
-# Two workers with a thread each; a file's tests stay together, since they share what they train.
+# Two workers with one thread each. The tests of a file run in one worker, since they share trained models.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test: .venv/installed-test
@@ -34,7 +34,7 @@ soak: .venv/installed-test
 	.venv/bin/python -m soak.hostile_files --files 10000
 
 bench: .venv/installed-test
-	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) is no run folder: make train first, or RUN=FOLDER" >&2; exit 2; }
+	@test -f $(RUN)/config.json || { echo "RUN: expected a run folder, got $(RUN). Run make train first, or set RUN=FOLDER" >&2; exit 2; }
 	.venv/bin/python benchmarks/train_step.py
 	.venv/bin/python benchmarks/epoch.py
 	.venv/bin/python benchmarks/predict.py $(RUN)
@@ -44,7 +44,7 @@ bench: .venv/installed-test
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "Python >= 3.10 is needed, found $$($(PYTHON) --version); try: make PYTHON=python3.12" >&2; exit 1; }
+		{ echo "PYTHON: expected Python >= 3.10, got $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@

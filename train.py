@@ -1,6 +1,6 @@
 """Fine-tune a network on chest X-rays: `accelerate launch train.py [RECIPE.yaml] [--flags]`.
 
-Without arguments it trains on simulated images (recipes/quickstart.yaml). Every key of a recipe is a flag too.
+Without arguments, train on simulated images (recipes/quickstart.yaml). Every key of a recipe is also a flag.
 """
 
 import json
@@ -29,7 +29,7 @@ from hf_pneumonia.evaluation.report import build_report, spread_line, spread_ove
 from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.inference.ood import make_ood_check, measure_ood_check
 from hf_pneumonia.modeling.augment import Augment
-from hf_pneumonia.modeling.build import build_model, try_images
+from hf_pneumonia.modeling.build import build_model, check_input_size
 from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.publishing.publish import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
@@ -42,10 +42,10 @@ from hf_pneumonia.training.run_folder import (
     clear_run_folder,
     finish_run_folder,
     is_finished,
-    only_training,
+    lock_run_folder,
     read_report,
 )
-from hf_pneumonia.training.stopping import explained
+from hf_pneumonia.training.stopping import explain_failures
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -63,35 +63,81 @@ def main(argv: list[str]) -> None:
 
 
 def train_seeds(argv: list[str], args: Recipe, recipe: dict) -> None:
-    """Train once per seed, in a folder each. A run that is to go on skips the seeds that are finished."""
+    """Train once per seed, each in its own folder, and summarise the metrics. Skip the finished seeds."""
     folder = Path(args.output_dir)
     runs = {seed: folder / f"seed-{seed}" for seed in args.seeds}
     resume = "auto" if args.resume_from_checkpoint else False
-    done = {seed for seed, run in runs.items() if resume and is_finished(run)}
-    for seed in runs.keys() - done:
+    finished = {seed for seed, run in runs.items() if resume and is_finished(run)}
+    unfinished = [seed for seed in runs if seed not in finished]
+    # Check all folders before the first training starts.
+    for seed in unfinished:
         check_run_folder(runs[seed], args.overwrite_output_dir, resume)
-    for seed in done:
+    for seed in finished:
         check_same_recipe(runs[seed], recipe)
-    for seed in [seed for seed in runs if seed not in done]:
+    for seed in unfinished:
         flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume]
         train(*parse_recipe([*argv, *map(str, flags)], default=QUICKSTART))
     if args.process_index == 0:
-        spread = spread_over_seeds({seed: read_report(run) for seed, run in runs.items()})
-        (folder / "seeds.json").write_text(json.dumps(spread, indent=2) + "\n")
-        print(f"\n{spread_line(spread)}\nseeds: {folder / 'seeds.json'}")
+        summary = spread_over_seeds({seed: read_report(run) for seed, run in runs.items()})
+        (folder / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(f"\n{spread_line(summary)}\nseeds: {folder / 'seeds.json'}")
 
 
 def train(args: Recipe, recipe: dict) -> None:
+    """Prepare the images, train a network on them, evaluate it and fill the run folder."""
     folder = Path(args.output_dir)
     set_up(args)
+    state = PartialState()
+    cohort = prepare_images(args, state)
+    model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
+    seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
+    leakage = check_leakage(cohort, seen, args.allow_leakage)
+    check_free_space(folder, sum(p.nbytes for p in model.parameters()))
+    if args.small_epochs:
+        check_input_size(model, args.model, args.small_size, "--small_size")
+    trainer = build_trainer(args, model, cohort)
+    # From here on each process draws its own augmentation and dropout.
+    set_seed(args.seed, device_specific=True)
 
-    simulated = set(args.dataset) <= set(PHANTOMS)
-    if simulated:
+    audit = None
+    with lock_run_folder(folder) if state.is_main_process else nullcontext(), explain_failures(args):
+        if state.is_main_process:
+            # Again: another training may have finished here while the images were read.
+            check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
+            if args.overwrite_output_dir:
+                clear_run_folder(folder)
+            audit = write_audit(cohort, folder / "audit")
+            write_seen(seen, folder / "audit" / SEEN)
+            for line in audit_lines(audit["appearance"]):
+                logger.info("%s; see %s", line, folder / "audit" / PAGE)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        evaluate(
+            trainer,
+            args,
+            cohort,
+            leakage,
+            recipe=recipe,
+            seed=args.seed,
+            data={
+                "source": source_names(args),
+                "simulated": is_simulated(args),
+                **cohort.counts(),
+                "leakage": leakage,
+            },
+            audit=audit,
+            history=trainer.history(),
+            kept_epoch=trainer.kept_epoch,
+            training_seconds=round(trainer.seconds, 1),
+        )
+
+
+def prepare_images(args: Recipe, state: PartialState) -> Cohort:
+    """Read, clean and split the images of all sources; log the size of each split."""
+    if is_simulated(args):
         logger.info(
             "Training on SIMULATED images. For real ones: train.py recipes/resnet18.yaml --dataset FOLDER"
         )
-    state = PartialState()
-    with local_main_first(state):  # the others find the images decoded
+    with local_main_first(state):  # the other processes find the images decoded
         cohort = prepare_cohort(
             args.dataset,
             args.image_size,
@@ -107,58 +153,28 @@ def train(args: Recipe, recipe: dict) -> None:
         logger.info(
             "%-10s %6d images of %d patients %s", name, count["films"], count["patients"], count["classes"]
         )
+    return cohort
 
-    model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
-    seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
-    leakage = check_leakage(cohort, seen, args.allow_leakage)
-    check_free_space(folder, sum(p.nbytes for p in model.parameters()))
-    if args.small_epochs:
-        try_images(model, args.model, args.small_size, "--small_size")
+
+def build_trainer(args: Recipe, model: transformers.PreTrainedModel, cohort: Cohort) -> PneumoniaTrainer:
     datasets = [ImageDataset(cohort, split, args.device) for split in ("train", "validation")]
     try:
         trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
         trainer.create_optimizer()
-    # Flags that do not go together, or lack a package.
+    # transformers refuses flags that exclude each other, or that need a package that is not installed.
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError("train", " ".join(str(error).split())) from error
-    # From here on each process draws its own augmentation and dropout.
-    set_seed(args.seed, device_specific=True)
-    findings = None
-    with only_training(folder) if state.is_main_process else nullcontext(), explained(args):
-        if state.is_main_process:
-            # Again: another training may have ended in it while the images were read.
-            check_run_folder(folder, args.overwrite_output_dir, args.resume_from_checkpoint)
-            if args.overwrite_output_dir:
-                clear_run_folder(folder)
-            findings = write_audit(cohort, folder / "audit")
-            write_seen(seen, folder / "audit" / SEEN)
-            for line in audit_lines(findings["appearance"]):
-                logger.info("%s; see %s", line, folder / "audit" / PAGE)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        judge(
-            trainer,
-            args,
-            cohort,
-            leakage,
-            recipe=recipe,
-            seed=args.seed,
-            data={
-                "source": source_names(args),
-                "simulated": simulated,
-                **cohort.counts(),
-                "leakage": leakage,
-            },
-            audit=findings,
-            history=trainer.history(),
-            kept_epoch=trainer.kept_epoch,
-            training_seconds=round(trainer.seconds, 1),
-        )
+        raise UsageError("invalid-recipe", " ".join(str(error).split())) from error
+    return trainer
 
 
-def judge(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: object) -> None:
-    """Calibrate what was trained, score every split once, check it, and write the run folder."""
+def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: object) -> None:
+    """Calibrate the trained network, score every split once, run the checks and write the run folder.
+
+    Args:
+        facts: further entries of report.json.
+    """
     folder, batch_size = Path(args.output_dir), args.per_device_eval_batch_size
-    # The best epoch's weights without the Trainer's mixed precision: scored as every other loader runs them.
+    # Without the Trainer's mixed precision: scored as every other loader runs the weights.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     operating_point = calibrate(model, cohort, batch_size)
     model.config.pneumonia = {
@@ -168,8 +184,8 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict
         "leakage": leakage,
         "leakage_allowed": args.allow_leakage,
     }
-    scored = [*SPLITS, "covid"] if len(cohort.rows("covid")) else SPLITS
-    predictions = {split: predict_split(model, cohort, split, batch_size) for split in scored}
+    splits = [*SPLITS, "covid"] if len(cohort.rows("covid")) else SPLITS
+    predictions = {split: predict_split(model, cohort, split, batch_size) for split in splits}
     held_out = {split: predictions[split] for split in ("test", "validation")}
     if args.checks:
         facts["checks"] = run_checks(model, cohort, held_out, operating_point["threshold"], batch_size)
@@ -180,8 +196,8 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict
         ood_check.save(folder)
         facts["gate"] = measure_ood_check(ood_check, model, cohort, batch_size)
     report = build_report(predictions, operating_point, **facts)
-    for split, of_split in held_out.items():
-        of_split.write_csv(folder / f"predictions_{split}.csv")
+    for split, scores in held_out.items():
+        scores.write_csv(folder / f"predictions_{split}.csv")
     plot_run(folder / "plots", report, predictions, cohort.cache, cohort.rows("test"))
     if args.checks:
         write_checks(folder, facts["checks"], model, cohort, held_out)
@@ -190,20 +206,24 @@ def judge(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict
         try:
             write_card(folder)
         except UsageError as error:
-            logger.warning("README.md, the model card, is not written: %s", error)
+            logger.warning("README.md (model card) was not written: %s", error)
     print_summary(folder, report)
 
 
+def is_simulated(args: Recipe) -> bool:
+    return set(args.dataset) <= set(PHANTOMS)
+
+
 def source_names(args: Recipe) -> str:
-    """What is published names its sources, but not the way to them."""
+    """Return the names of the sources without their paths, which are private."""
     return ", ".join(short_names(args.dataset))
 
 
 def set_up(args: Recipe) -> None:
-    """One voice for all libraries and processes, all cores, one seed."""
+    """Configure logging, progress bars, the device and the seed."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # logs ten retries before the error
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     use_machine(args.device)
@@ -211,19 +231,22 @@ def set_up(args: Recipe) -> None:
 
 
 def print_summary(folder: Path, report: dict) -> None:
+    """Print the test metrics, the run folder and the commands to try next."""
     test, point = report["splits"]["test"], report["operating_point"]
     kind = "simulated test images" if report["data"]["simulated"] else "test images"
     print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
-    aim = f"threshold {point['threshold']:.3f}, {point['target_sensitivity']:.0%} sensitive on validation"
-    print(f"{aim}: {figures_line(point['test'], ('sensitivity', 'specificity'))}")
+    print(
+        f"threshold {point['threshold']:.3f} ({point['target_sensitivity']:.0%} sensitivity on validation): "
+        f"{figures_line(point['test'], ('sensitivity', 'specificity'))}"
+    )
     for line in appearance_lines(report.get("checks", {}).get("appearance")):
         print(line)
-    # As it can be typed here: a .venv that is not activated is named.
+    # As it can be typed here, with a virtual environment that is not activated.
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     print(f"run folder: {folder}")
     print(f"next:  {python} app.py --model {folder}")
-    if "checks" in report:  # the card states their results
+    if "checks" in report:  # push_to_hub.py needs their results
         print(f"       {python} push_to_hub.py {folder} --repo USER/NAME")
 
 

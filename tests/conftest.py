@@ -1,4 +1,4 @@
-"""Small images, made here, in the layout and with the file names that real data sets have."""
+"""Fixtures: small images in the layout and with the file names of real data sets, models, and a local Hub."""
 
 import atexit
 import io
@@ -11,10 +11,10 @@ import time
 import zipfile
 from pathlib import Path
 
-# Before any library reads them: nothing is fetched, and nobody's own caches are touched.
+# Before any library reads them: no downloads, and a cache of the tests' own.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="hf-pneumonia-tests-")
-# Where pages put uploads that are served without an UploadFolder; Gradio leaves them there.
+# Uploads of pages without an UploadFolder; Gradio does not delete them.
 os.environ["GRADIO_TEMP_DIR"] = os.path.join(os.environ["HF_HOME"], "gradio")
 
 import numpy as np
@@ -29,7 +29,7 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 def write_image(path: Path, label: int, rng: np.random.Generator, size: tuple[int, int] = (90, 70)) -> None:
-    """A gray JPEG: two dark fields on light ground, one of them clouded where the label is 1."""
+    """Write a gray JPEG: two dark fields on a light background, one with an opacity if the label is 1."""
     width, height = size
     pixels = rng.normal(170, 12, (height, width))
     pixels[10:60, 10:40] -= 90
@@ -43,7 +43,7 @@ def write_image(path: Path, label: int, rng: np.random.Generator, size: tuple[in
 def write_images(
     folder: Path, normal: int, pneumonia: int, first: int = 0, names=("NORMAL", "PNEUMONIA")
 ) -> None:
-    """Class folders of one image per patient, numbered from `first`."""
+    """Write class folders with one image per patient, numbered from `first`."""
     rng = np.random.default_rng(first)
     for number in range(first, first + normal):
         write_image(folder / names[0] / f"IM-{number:04d}-0001.jpeg", 0, rng)
@@ -52,7 +52,7 @@ def write_images(
 
 
 def until(condition, seconds: float = 20) -> bool:
-    """Wait until a condition holds; return whether it does."""
+    """Wait until a condition is true; return whether it is."""
     end = time.monotonic() + seconds
     while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -68,7 +68,7 @@ def zipped(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_DEFLATED) -
 
 
 def made_once(tmp_path_factory, name: str, make) -> Path:
-    """Folder `name` that `make(folder)` fills, once for all workers of a test run."""
+    """Return the folder `name`, filled by `make(folder)` once for all workers of a test run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(f"{folder}.lock"):
@@ -104,12 +104,12 @@ def shortcut_images(tmp_path_factory):
 
 
 def run_train(*flags: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """train.py in a process of its own, as a user starts it, or by a launcher: a module and its flags."""
+    """Run train.py in a subprocess, directly or with a launcher (a module and its flags)."""
     start = [sys.executable, *(["-m", *launcher] if launcher else []), ROOT / "train.py", *map(str, flags)]
     return subprocess.run(start, capture_output=True, text=True, timeout=300)
 
 
-# A launcher for `run_train`: two processes.
+# Launcher for `run_train` with two processes.
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 TINY = (
@@ -119,7 +119,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def finished_run(image_folder, tmp_path_factory) -> Path:
-    """A run folder as train.py leaves it, and beside it what train.py printed: output.txt. Read-only."""
+    """A finished run folder; its parent has the output of train.py in output.txt. Read-only."""
 
     def make(folder: Path) -> None:
         done = run_train("--dataset", image_folder, "--output_dir", folder / "tiny", *TINY)
@@ -131,7 +131,7 @@ def finished_run(image_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def timm_folder(tmp_path) -> Path:
-    """A small ResNet of ours, of random weights."""
+    """A small ResNet with random weights, saved by this project."""
     import torch
 
     from hf_pneumonia.modeling.build import build_model
@@ -145,7 +145,7 @@ def timm_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def vit_folder(tmp_path) -> Path:
-    """A vision transformer of transformers' own, of random weights, as other people publish one."""
+    """A vision transformer of transformers with random weights, as others publish one."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -173,8 +173,8 @@ def small_images(image_folder, tmp_path_factory):
 
 @pytest.fixture
 def trainer(small_images, tmp_path):
-    """Makes a PneumoniaTrainer of timm's smallest ResNet, by the flags of a recipe."""
-    # Late: the environment above comes before any library.
+    """A function that makes a PneumoniaTrainer of timm's smallest ResNet from recipe flags."""
+    # Imported late: the environment above has to be set first.
     import torch
 
     from hf_pneumonia.modeling.augment import Augment
@@ -205,7 +205,7 @@ def _hub_server():
 
 @pytest.fixture
 def local_hub(_hub_server, monkeypatch):
-    """A Hub on this machine, as new, which this process may ask by `HfApi(local_hub.url, token)`."""
+    """An empty local Hub, for `HfApi(local_hub.url, token)`."""
     _hub_server.reset()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return _hub_server

@@ -1,3 +1,5 @@
+"""Augmentation, compared with scipy, Pillow, and formulas."""
+
 import math
 
 import numpy as np
@@ -15,7 +17,7 @@ STRENGTHS |= dict(blur=1.0, exposure=0.2, noise=0.02)
 
 @pytest.fixture
 def images():
-    """Two smooth images, so that resampling errors stay small."""
+    """Two smooth images, with small resampling errors."""
     noise = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0)).numpy()
     smooth = torch.from_numpy(gaussian_filter(noise, (0, 4, 4)))
     return ((smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255).to(torch.uint8)
@@ -23,7 +25,7 @@ def images():
 
 @pytest.fixture
 def at_the_limit(monkeypatch):
-    """Every uniform draw at its upper limit, so that a result can be computed by hand."""
+    """Every uniform draw at its upper limit, for results computed by hand."""
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.ones(size))
 
 
@@ -32,7 +34,7 @@ def _varied(images, labels=None, seed=0, **strengths):
     return Augment(**strengths)(images, labels)
 
 
-def test_all_at_once_gives_floats_from_zero_to_one_by_the_seed_and_leaves_the_input(images):
+def test_all_steps_give_floats_in_0_to_1_that_depend_on_the_seed(images):
     assert torch.equal(Augment()(images), images.float() / 255)
     before = images.clone()
     result = _varied(images, **STRENGTHS, horizontal_flip=0.5)
@@ -43,7 +45,7 @@ def test_all_at_once_gives_floats_from_zero_to_one_by_the_seed_and_leaves_the_in
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
-def test_a_strength_of_each_class_varies_its_images_as_one_strength_for_all_would(images, name):
+def test_a_strength_by_class_equals_a_common_strength_for_the_images_of_the_class(images, name):
     strength, labels = STRENGTHS[name], torch.tensor([0, 1])
     both = _varied(images, labels, **{name: (strength, strength / 2)})
     torch.testing.assert_close(both[0], _varied(images, **{name: strength})[0], atol=1e-5, rtol=0)
@@ -68,7 +70,7 @@ def test_a_rotation_equals_scipys(images, at_the_limit):
 def test_a_shift_moves_images_by_its_share_of_the_side(images, at_the_limit):
     shifted = Augment(shift=8 / 64)(images)
     torch.testing.assert_close(shifted[:, :56, :56], images[:, 8:, 8:] / 255, atol=1e-4, rtol=0)
-    assert not shifted[:, 57:, 57:].any()  # black, as outside the collimator
+    assert not shifted[:, 57:, 57:].any()  # black, like the area outside the collimator
 
 
 def test_a_zoom_enlarges_about_the_middle(at_the_limit):
@@ -80,13 +82,13 @@ def test_a_zoom_enlarges_about_the_middle(at_the_limit):
 def test_proportions_widen_an_image_about_the_middle_and_keep_its_area(at_the_limit):
     across = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(2, 64, 64)  # a ramp from left to right
     widened = Augment(proportions=2 * math.log(1.25))(across)[0]
-    # Wider by exp(r / 2) = 1.25 and as much flatter: the slope falls, and black rows come in above and below.
+    # Wider by exp(r / 2) = 1.25 and lower by as much: the slope falls, with black rows above and below.
     slope = (widened[32, 40] - widened[32, 24]).item() / 16
     assert slope == pytest.approx(1 / 63 / 1.25, rel=0.02)
     assert widened[:6].max() == 0 and widened[-6:].max() == 0 and widened[8:-8, 32].min() > 0.4
 
 
-def test_resolution_is_reduced_as_resizing_there_and_back_does(images, at_the_limit):
+def test_resolution_equals_downsampling_and_upsampling(images, at_the_limit):
     reduced = Augment(resolution=0.5)(images)
     small = F.interpolate(images[None] / 255, (32, 32), mode="bilinear", antialias=True)
     expected = F.interpolate(small, (64, 64), mode="bicubic")[0].clamp(0, 1)
@@ -119,7 +121,7 @@ def test_shrunk_images_are_those_of_pillow():
 
 def test_images_are_blended_in_the_shares_of_their_labels():
     images = torch.zeros(4, 3, 8, 8)
-    images[1::2] = 1  # pneumonia is white: an image's mean is its share of pneumonia
+    images[1::2] = 1  # PNEUMONIA is white: the mean is its share
     for mix in (mixing(0.5, 0), mixing(0, 1.0), mixing(0.5, 1.0)):
         blended, shares = mix(images, torch.tensor([0, 1, 0, 1]))
         torch.testing.assert_close(blended.mean((1, 2, 3)), shares[:, 1])

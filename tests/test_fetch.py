@@ -1,3 +1,5 @@
+"""Downloading a model's files from the Hub, and local folders as models."""
+
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -10,7 +12,7 @@ MODEL = {"config.json": b"{}", "model.safetensors": b"y"}
 
 @pytest.fixture
 def hub(local_hub, monkeypatch, tmp_path):
-    """The local Hub, which this process takes for the Hub, with a cache of its own."""
+    """The local Hub in place of the Hub, with an empty cache."""
     local_hub.is_the_hub(monkeypatch, tmp_path / "cache")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return local_hub
@@ -25,14 +27,14 @@ def _files_of(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def _problem(name: str, revision: str | None = None) -> str:
+def _mistake(name: str, revision: str | None = None) -> UsageError:
     with pytest.raises(UsageError) as error:
         model_folder(name, revision)
     assert "\n" not in str(error.value) and name in str(error.value)
-    return str(error.value)
+    return error.value
 
 
-def test_of_a_repository_only_what_is_loaded_is_fetched_and_is_there_without_a_connection(hub, monkeypatch):
+def test_only_the_files_of_the_model_are_downloaded_and_are_available_offline(hub, monkeypatch):
     more = {"pytorch_model.bin": b"x", "checkpoint-1/model.safetensors": b"x", "gate.safetensors": b"z"}
     _publish(hub, "ann/x", MODEL | more)
     hub.requests.clear()
@@ -42,46 +44,51 @@ def test_of_a_repository_only_what_is_loaded_is_fetched_and_is_there_without_a_c
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.requests.clear()
     assert model_folder("ann/x") == folder and hub.requests == []
-    assert "HF_HUB_OFFLINE" in _problem("ann/y")
+    assert "HF_HUB_OFFLINE" in str(_mistake("ann/y"))
 
 
-def test_what_stands_between_a_repository_and_its_model_is_one_line(hub, monkeypatch):
+def test_a_repository_without_a_loadable_model_is_an_error(hub, monkeypatch):
     _publish(hub, "ann/pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"})
     _publish(hub, "ann/empty", {"README.md": b"x"})
     _publish(hub, "ann/private", MODEL, private=True)
     hub.requests.clear()
-    assert "are never loaded: convert them to safetensors" in _problem("ann/pickle")
+    mistake = _mistake("ann/pickle")
+    assert mistake.code == "incomplete-model" and "Convert pickled weights" in str(mistake)
     assert not any("bin" in path for path in hub.requests)
-    assert "config.json is missing" in _problem("ann/empty")
-    assert "no such branch" in _problem("ann/empty", "try")
+    assert _mistake("ann/empty").code == "incomplete-model"
+    assert _mistake("ann/empty", "try").code == "revision-not-found"
     for name in ("ann/private", "ann/none"):
-        assert "no such repository, or a private one and no token" in _problem(name)
+        assert _mistake(name).code == "model-not-found"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    message = _problem("ann/private")
-    assert "401" in message and "hf_secret" not in message
+    mistake = _mistake("ann/private")
+    assert "401" in str(mistake) and "hf_secret" not in str(mistake)
 
 
-def test_a_folder_is_itself_and_what_is_no_finished_model_is_said_to_be_none(tmp_path):
-    assert "no such folder" in _problem(str(tmp_path / "none"))
-    assert "config.json is missing" in _problem(str(tmp_path))
+def test_a_local_folder_needs_a_finished_model(tmp_path):
+    assert _mistake(str(tmp_path / "none")).code == "model-not-found"
+    assert "config.json is missing" in str(_mistake(str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
-    assert "there are no weights in it" in _problem(str(tmp_path))
+    assert "model.safetensors is missing" in str(_mistake(str(tmp_path)))
     (tmp_path / "model.safetensors").write_text("")
     (tmp_path / "checkpoint-9").mkdir()
-    assert model_folder(str(tmp_path)) == tmp_path  # as other people's trainings leave a finished model
-    assert "a folder has no revision 'main'" in _problem(str(tmp_path), "main")
+    assert (
+        model_folder(str(tmp_path)) == tmp_path
+    )  # other trainings leave checkpoints beside a finished model
+    assert _mistake(str(tmp_path), "main").code == "revision-not-found"
     (tmp_path / "checkpoint-9" / "manifest.json").write_text("{}")
-    assert "its training is not finished; go on with --resume" in _problem(str(tmp_path))
+    mistake = _mistake(str(tmp_path))
+    assert mistake.code == "unfinished-model" and "--resume_from_checkpoint" in str(mistake)
     (tmp_path / "report.json").write_text("{}")
     assert model_folder(str(tmp_path)) == evidence_folder(str(tmp_path)) == tmp_path
 
 
-def test_of_the_evidence_only_what_is_shown_is_fetched(hub):
+def test_only_the_evidence_that_is_shown_is_downloaded(hub):
     shown = {"README.md", "report.json", "plots/roc.png", "examples/README.md"}
     shown |= {f"examples/image [{number}].dcm" for number in range(8)}
-    left = {"notes.md", "plots/deep/roc.png", "plots/images.zip", "examples/run.py", "examples/image [9].png"}
+    others = {"notes.md", "plots/deep/roc.png", "plots/images.zip", "examples/run.py"}
+    others.add("examples/image [9].png")  # one too many
     large = {"examples/big.jpeg": bytes(20_000_001)}
-    _publish(hub, "ann/x", MODEL | dict.fromkeys(shown | left, b"x") | large)
+    _publish(hub, "ann/x", MODEL | dict.fromkeys(shown | others, b"x") | large)
     folder = model_folder("ann/x")
     assert evidence_folder("ann/x") == folder
     assert _files_of(folder) == shown | MODEL.keys()

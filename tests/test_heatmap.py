@@ -1,4 +1,4 @@
-"""Where the network looked, against networks whose evidence is at a known place."""
+"""Heat maps, compared with captum and with networks of known evidence."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from hf_pneumonia.modeling.heatmap import heat_maps, logits_and_heat_maps
 
 
 class _Attend(nn.Module):
-    """The class token takes the mean of all tokens."""
+    """Attention that replaces every token by the mean of all tokens."""
 
     def forward(self, tokens):
         return tokens.mean(1, keepdim=True).expand_as(tokens)
 
 
 class _Cells(nn.Module):
-    """Brightness of 8 x 8 cells is channel 0 and darkness channel 1; white is pneumonia."""
+    """Feature map of 8 x 8 cells: channel 0 is brightness, channel 1 darkness; white is PNEUMONIA."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class _Cells(nn.Module):
 
 
 def network(architecture: str, size: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network of random weights and (3, 3, size, size) input of noise."""
+    """Return a network with random weights and (3, 3, size, size) input of noise."""
     torch.manual_seed(2)
     model = build_model(architecture, size).eval()
     weight = nn.init.normal_(model.timm_model.get_classifier().weight)
-    weight.data[1] += 1  # mostly in favour of pneumonia, so that no map is empty
+    weight.data[1] += 1  # mostly evidence for pneumonia: no map is empty
     noise = np.random.default_rng(0).integers(0, 256, (3, size, size), np.uint8)
     return model, network_input(torch.from_numpy(noise))
 
@@ -65,14 +65,14 @@ def test_the_map_is_hottest_where_the_evidence_is(kind, row, column):
 
 
 def margin(model: nn.Module):
-    """The one number that is explained, as captum wants it."""
+    """Return the function that captum explains: the difference of the logits."""
     return lambda inputs: model(inputs).logits @ torch.tensor([-1.0, 1.0])
 
 
 @pytest.mark.parametrize(
     "architecture, size, layer",
     [
-        ("resnet10t", 96, "layer3"),  # the last map has 3 x 3 places
+        ("resnet10t", 96, "layer3"),  # the last map has 3 x 3 cells
         ("resnet10t", 192, "layer4"),
         ("cnn_baseline", 96, "stages.3"),
         ("test_efficientnet", 192, "bn2"),
@@ -80,7 +80,7 @@ def margin(model: nn.Module):
         *((name, 96, None) for name in ("test_vit", "test_mambaout", "test_nfnet")),
     ],
 )
-def test_maps_are_captums_where_it_has_one(architecture, size, layer):
+def test_maps_equal_those_of_captum(architecture, size, layer):
     model, inputs = network(architecture, size)
     found = heat_maps(model, inputs)
     assert found.shape == (3, size, size) and torch.isfinite(found).all()
@@ -93,7 +93,7 @@ def test_maps_are_captums_where_it_has_one(architecture, size, layer):
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_map_comes_with_the_models_logits_and_leaves_the_network_as_it_was(inference):
+def test_maps_come_with_the_logits_and_do_not_modify_the_network(inference):
     model, inputs = network("resnet10t", 96)
     before = weights(model)
     with torch.inference_mode(inference):
@@ -101,13 +101,13 @@ def test_a_map_comes_with_the_models_logits_and_leaves_the_network_as_it_was(inf
         assert torch.is_inference_mode_enabled() == inference and not together.requires_grad
     with torch.inference_mode():
         assert torch.equal(logits, model(inputs).logits)
-    singly = torch.cat([heat_maps(model, one[None]) for one in inputs])
+    singly = torch.cat([heat_maps(model, image[None]) for image in inputs])
     torch.testing.assert_close(together, singly, atol=1e-4, rtol=1e-3)
     assert not changed(before, model.state_dict())
     assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
-def test_nothing_in_favour_is_a_map_of_zeros_and_an_answer_that_is_not_finite_has_none():
+def test_no_evidence_gives_a_map_of_zeros_and_nan_is_an_error():
     model, inputs = network("resnet10t", 96)
     model.timm_model.fc.weight.data = torch.stack([torch.ones(512), -torch.ones(512)])
     assert heat_maps(model, inputs).count_nonzero() == 0
@@ -115,8 +115,8 @@ def test_nothing_in_favour_is_a_map_of_zeros_and_an_answer_that_is_not_finite_ha
         heat_maps(model, torch.full((1, 3, 96, 96), torch.nan))
 
 
-def test_what_has_no_map_says_so():
-    others = ResNetForImageClassification(ResNetConfig(depths=[1] * 4))
-    for model, problem in ((build_model("resnet10t", 96), "no places"), (others, "does not part")):
+def test_a_network_without_a_feature_map_is_an_error():
+    not_timm = ResNetForImageClassification(ResNetConfig(depths=[1] * 4))
+    for model, problem in ((build_model("resnet10t", 96), "larger images"), (not_timm, "as in timm")):
         with pytest.raises(ValueError, match=problem):
             heat_maps(model, torch.zeros(1, 3, 16, 16))

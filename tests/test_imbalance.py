@@ -1,4 +1,4 @@
-"""Classes of unequal size: the sampler and the weights of the loss. For two processes: test_processes.py."""
+"""Class imbalance: the balanced sampler and the class weights. For two processes see test_processes.py."""
 
 from collections import Counter
 
@@ -16,22 +16,22 @@ def _draw(labels: list[int], seed: int = 0, epoch: int = 0) -> list[int]:
     return list(sampler)
 
 
-def test_the_smaller_class_is_repeated_and_of_the_larger_a_part_is_drawn():
-    labels = [1, 1, 0, 1, 1, 1, 0, 1, 1]  # nine images: five of the larger class, four of the two normal ones
+def test_the_smaller_class_is_oversampled_and_the_larger_one_undersampled():
+    labels = [1, 1, 0, 1, 1, 1, 0, 1, 1]  # of nine draws five are PNEUMONIA and four NORMAL
     times = Counter(_draw(labels))
     assert times[2] == times[6] == 2
     assert sorted(times[row] for row in times if labels[row] == 1) == [1] * 5
 
 
 @pytest.mark.parametrize("labels", [[0] * 3 + [1] * 30, [1] * 7 + [0] * 30, [0, 1] * 5, [0, 1, 1]])
-def test_any_part_of_the_order_from_its_start_is_balanced(labels):
+def test_every_beginning_of_the_order_is_balanced(labels):
     drawn = np.array(labels)[_draw(labels)]
     assert len(drawn) == len(labels) == len(BalancedSampler(torch.tensor(labels), 0))
     assert np.abs(np.cumsum(2 * drawn - 1)).max() == 1
-    assert sorted(_draw([0, 1] * 5)) == list(range(10))  # of equal classes each image once
+    assert sorted(_draw([0, 1] * 5)) == list(range(10))  # balanced classes: each image once
 
 
-def test_the_order_follows_from_seed_and_epoch():
+def test_the_order_depends_on_seed_and_epoch_only():
     labels = [0] * 10 + [1] * 30
     orders = [_draw(labels, seed, epoch) for seed, epoch in [(1, 0), (1, 1), (2, 0), (2, 1)]]
     assert len(set(map(tuple, orders))) == 4
@@ -40,7 +40,7 @@ def test_the_order_follows_from_seed_and_epoch():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_weighted_loss_is_that_of_images_repeated_until_the_classes_are_equal(smoothing):
+def test_the_weighted_loss_equals_the_loss_of_a_balanced_set(smoothing):
     logits = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
     again = torch.tensor([0, 0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7])

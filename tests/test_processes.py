@@ -1,4 +1,4 @@
-"""Several processes train one model: they share the images, end when told to stop or killed, and go on."""
+"""Training in several processes: shared images, signals, kills, failures, and resuming."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from conftest import ROOT, TINY, TORCHRUN
 from hf_pneumonia.training.checkpoints import checkpoints, damage
 from hf_pneumonia.training.trainer import BalancedSampler
 
-# train.py whose second process fails in a way that the environment names. What both are left with is kept:
-# their weights, the rows of the training split that they read, and its labels.
+# train.py, with a fault in the second process that an environment variable names. Each process writes its
+# final weights, the rows of the training split that it read, and the labels of the split.
 SCRIPT = """
 import json, os, signal, sys
 import train
@@ -45,7 +45,7 @@ def keep(trainer, args, *_, **facts):
 def full(path, state):
     raise OSError(28, "No space left on device")
 
-train.PneumoniaTrainer, train.judge = Failing, keep
+train.PneumoniaTrainer, train.evaluate = Failing, keep
 if second and fault == "full":
     resuming.write_state = full
 if second and fault == "images":
@@ -62,7 +62,7 @@ FLAGS = (
 
 @pytest.fixture
 def two(image_folder, tmp_path):
-    """Trains in two processes, in the folder of a name."""
+    """A function that trains in two processes, in a folder of the given name."""
     script = tmp_path / "two.py"
     script.write_text(SCRIPT)
 
@@ -79,11 +79,11 @@ def two(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_that_were_not(two, tmp_path):
+def test_stopped_and_killed_processes_resume_to_the_weights_of_uninterrupted_ones(two, tmp_path):
     whole = two("whole")
     assert whole.returncode == 0, whole.stderr
-    assert "the backbone is released after epoch 1" in whole.stderr
-    # Batches by turns, in the order of the sampler; the last are filled up.
+    assert "backbone unfrozen after epoch 1" in whole.stderr
+    # The processes take batches in turn, in the order of the sampler; the last ones are filled.
     (first, labels), (second, _) = (json.loads((tmp_path / f"whole-{i}.json").read_text()) for i in range(2))
     sampler = BalancedSampler(torch.tensor(labels), 42)
     for epoch in (0, 1):
@@ -92,7 +92,7 @@ def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_tha
         drawn = [row for turn in turns for batch in turn for row in batch]
         assert drawn[: len(labels)] == list(sampler) and len(drawn) == 96
 
-    # The second process hears it before its second step, and both stop after that.
+    # The second process gets the signal before its second step, and both stop after that step.
     stopped = two("run", FAULT="SIGTERM", STEP="1")
     assert stopped.returncode != 0
     assert stopped.stderr.count("train.py: stopped by SIGTERM after step 2 of 12") == 1
@@ -109,7 +109,7 @@ def test_processes_that_are_stopped_and_killed_go_on_to_the_weights_of_those_tha
 
 
 @pytest.mark.slow
-def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, tmp_path):
+def test_if_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, tmp_path):
     failed = two("run", FAULT="full")
     assert failed.returncode != 0
     assert failed.stderr.count("process 1: checkpoint-4 can't be written") == 1
@@ -118,8 +118,8 @@ def test_where_one_process_cannot_write_all_stop_and_no_checkpoint_is_left(two, 
 
 
 @pytest.mark.slow
-def test_processes_with_other_images_do_not_train_and_one_line_says_so_once(two, tmp_path):
-    failed = two("run", FAULT="films")
+def test_processes_with_different_images_do_not_train_and_one_line_reports_it(two, tmp_path):
+    failed = two("run", FAULT="images")
     assert failed.returncode != 0 and "RuntimeError" not in failed.stderr
-    assert failed.stderr.count("train.py: --dataset: the images of process 1 on") == 1
+    assert failed.stderr.count("[images-differ]") == 1
     assert not (tmp_path / "run").exists()

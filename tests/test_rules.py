@@ -1,4 +1,4 @@
-"""Rules of the source: the order of imports, nothing that is loaded is run, links of the docs."""
+"""Rules of the source: import order, no code execution from loaded files, valid links in the docs."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-# A package, module or script imports from itself and from what stands to its left.
+# Packages, modules and scripts import only from themselves and from those to their left.
 ORDER = (
     "errors hub data modeling evaluation training inference publishing page __init__ __main__ "
     "train app push_to_hub"
@@ -17,28 +17,28 @@ ORDER = (
 SOURCES = [*(ROOT / "hf_pneumonia").rglob("*.py"), *(ROOT / f"{name}.py" for name in ORDER[-3:])]
 
 
-def _place(path: Path) -> str:
+def _package(path: Path) -> str:
     parts = path.relative_to(ROOT).parts
     return (parts[1] if parts[0] == "hf_pneumonia" else parts[0]).removesuffix(".py")
 
 
 def _imported(path: Path) -> set[str]:
-    """Places that a module imports, inside of functions too; relative imports are refused by ruff."""
+    """Return the packages that a module imports, also inside functions; ruff forbids relative imports."""
     line = r"^ *(?:from|import) (?:hf_pneumonia(?:\.| import ))?(\w+)"
     return set(re.findall(line, path.read_text(), re.MULTILINE)) & set(ORDER)
 
 
-def test_everything_imports_only_from_what_stands_to_its_left():
+def test_packages_import_only_from_those_to_their_left():
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in SOURCES
         for name in _imported(path)
-        if name not in ORDER[: ORDER.index(_place(path)) + 1]
+        if name not in ORDER[: ORDER.index(_package(path)) + 1]
     ]
     assert wrong == [] and len(SOURCES) > 50
 
 
-RUNS_WHAT_IT_LOADS = """
+RUNS_LOADED_CODE = """
 import pickle
 from joblib import load
 import dill as fine
@@ -62,12 +62,12 @@ from . import relative
 """
 
 
-def test_ruff_refuses_whatever_runs_what_it_loads_by_any_name():
+def test_ruff_refuses_functions_that_run_loaded_code():
     command = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "-"]
     command += ["--stdin-filename", str(ROOT / "hf_pneumonia" / "data" / "another.py")]
-    done = subprocess.run(command, input=RUNS_WHAT_IT_LOADS, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, input=RUNS_LOADED_CODE, capture_output=True, text=True, cwd=ROOT)
     found = {int(line) for line in re.findall(r"another\.py:(\d+):\d+: (?:S\d|TID)", done.stdout)}
-    assert found == set(range(2, RUNS_WHAT_IT_LOADS.count("\n") + 1)), done.stdout
+    assert found == set(range(2, RUNS_LOADED_CODE.count("\n") + 1)), done.stdout
 
 
 def test_no_code_of_a_model_is_trusted():
@@ -75,13 +75,13 @@ def test_no_code_of_a_model_is_trusted():
 
 
 def _anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, in GitHub's format."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_link_of_the_docs_leads_to_a_file_and_a_heading():
+def test_every_link_of_the_docs_is_valid():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
     broken = []
     for page in pages:

@@ -1,3 +1,5 @@
+"""Loading of saved models: preprocessing, labels, damage, and files or code that must not be loaded."""
+
 import hashlib
 import json
 import shutil
@@ -21,10 +23,11 @@ def _logits(model) -> np.ndarray:
 
 
 def _refusal(folder) -> str:
-    """The one line with which a model is refused."""
+    """Return the message with which a model is refused."""
     with pytest.raises(UsageError) as error:
         load_model(str(folder))
-    assert "\n" not in str(error.value) and "expected a run folder" in str(error.value)
+    assert error.value.code == "invalid-model"
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
     return str(error.value)
 
 
@@ -34,11 +37,11 @@ def _change(folder, **values) -> None:
 
 
 def _change_preprocessing(folder, **values) -> None:
-    own = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-    _change(folder, pretrained_cfg={**own, **values})
+    before = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    _change(folder, pretrained_cfg={**before, **values})
 
 
-def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(timm_folder, tmp_path):
     shutil.copytree(timm_folder, tmp_path / "secret" / "run")
     saved = load_model(f"{tmp_path / 'secret' / 'run'}/")
     assert (saved.name, saved.image_size, saved.notes) == ("run", 64, [])
@@ -48,7 +51,7 @@ def test_a_model_of_ours_comes_back_as_it_was_saved(timm_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["timm_folder", "vit_folder"])
-def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
+def test_inputs_are_converted_to_the_preprocessing_of_the_model(kind, request):
     folder = request.getfixturevalue(kind)
     if kind == "timm_folder":
         _change_preprocessing(folder, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -64,16 +67,16 @@ def test_a_network_is_fed_as_its_own_processor_would_feed_it(kind, request):
         assert "operating point" in saved.notes[0] and "squashed to 64 x 64" in saved.notes[1]
 
 
-def test_a_report_of_other_weights_is_noted_and_one_of_these_or_none_is_not(timm_folder):
+def test_a_report_of_other_weights_is_noted(timm_folder):
     weights = hashlib.sha256((timm_folder / "model.safetensors").read_bytes()).hexdigest()
-    for said, noted in ((weights, False), ("0" * 64, True), (None, False)):
-        (timm_folder / "report.json").write_text(json.dumps({"weights_sha256": said}))
+    for stated, noted in ((weights, False), ("0" * 64, True), (None, False)):
+        (timm_folder / "report.json").write_text(json.dumps({"weights_sha256": stated}))
         assert any("of other weights" in note for note in load_model(str(timm_folder)).notes) == noted
     (timm_folder / "report.json").write_text("{")
     assert load_model(str(timm_folder)).notes == []
 
 
-def test_labels_in_another_order_and_spelling_are_put_right(vit_folder):
+def test_labels_in_another_order_and_spelling_are_recognised(vit_folder):
     expected = _logits(load_model(str(vit_folder)).model)
     _change(vit_folder, id2label={0: "pneumonia", 1: "Normal"}, label2id={"pneumonia": 0, "Normal": 1})
     np.testing.assert_array_equal(_logits(load_model(str(vit_folder)).model), expected[:, ::-1])
@@ -82,20 +85,20 @@ def test_labels_in_another_order_and_spelling_are_put_right(vit_folder):
 @pytest.mark.parametrize(
     "labels", [("CAT", "DOG"), ("NORMAL", "healthy"), ("NORMAL", "PNEUMONIA", "COVID19")]
 )
-def test_other_labels_are_an_error_that_names_them(vit_folder, labels):
+def test_other_labels_are_refused(vit_folder, labels):
     config = ViTConfig.from_pretrained(vit_folder, num_labels=len(labels), id2label=dict(enumerate(labels)))
     ViTForImageClassification(config).save_pretrained(vit_folder)
-    assert f"its labels are {', '.join(labels)}, not NORMAL and PNEUMONIA" in _refusal(vit_folder)
+    assert f"got {', '.join(labels)}" in _refusal(vit_folder)
 
 
-def test_a_network_without_its_head_is_an_error_and_not_a_random_head(vit_folder):
+def test_a_network_without_its_head_is_refused(vit_folder):
     model = ViTForImageClassification.from_pretrained(vit_folder)
     kept = {name: tensor for name, tensor in model.state_dict().items() if "classifier" not in name}
     model.save_pretrained(vit_folder, state_dict=kept)
-    assert "2 tensors are missing, classifier.bias among them" in _refusal(vit_folder)
+    assert "2 tensors are missing, such as classifier.bias" in _refusal(vit_folder)
 
 
-def test_damaged_weights_and_configs_are_one_line(timm_folder):
+def test_damaged_weights_and_configs_are_refused(timm_folder):
     weights, config = timm_folder / "model.safetensors", timm_folder / "config.json"
     data = weights.read_bytes()
     for damaged in (data[:5000], data.replace(b"[2,512]", b"[512,2]")):
@@ -119,10 +122,10 @@ def test_an_input_of_absurd_size_or_scale_is_refused(timm_folder):
 CURVE = {"threshold": [0.1, 0.2], "sensitivity": [0.9, 0.8], "specificity": [0.5, 0.6]}
 
 
-def test_an_operating_point_that_is_none_is_refused(timm_folder):
-    sound = {"threshold": 0.3, "temperature": 1.2, "uncertain": {"low": 0.2, "high": 0.4}, "trade_off": CURVE}
-    _change(timm_folder, pneumonia=sound)
-    assert load_model(str(timm_folder)).operating_point == sound
+def test_an_invalid_operating_point_is_refused(timm_folder):
+    valid = {"threshold": 0.3, "temperature": 1.2, "uncertain": {"low": 0.2, "high": 0.4}, "trade_off": CURVE}
+    _change(timm_folder, pneumonia=valid)
+    assert load_model(str(timm_folder)).operating_point == valid
     for change in (
         {"threshold": "high"},
         {"threshold": float("nan")},
@@ -132,25 +135,25 @@ def test_an_operating_point_that_is_none_is_refused(timm_folder):
         {"trade_off": CURVE | {"sensitivity": [0.9]}},
         {"trade_off": CURVE | {"specificity": [0.5, 7]}},
     ):
-        _change(timm_folder, pneumonia=sound | change)
+        _change(timm_folder, pneumonia=valid | change)
         assert "config.json is damaged" in _refusal(timm_folder), change
 
 
-def test_a_model_in_parts_loads_as_in_one_piece(timm_folder):
+def test_sharded_weights_are_loaded(timm_folder):
     expected = load_model(str(timm_folder)).model
-    expected.save_pretrained(timm_folder / "parts", max_shard_size="4MB")
-    assert len(list((timm_folder / "parts").glob("model-*.safetensors"))) > 1
-    np.testing.assert_array_equal(_logits(load_model(str(timm_folder / "parts")).model), _logits(expected))
+    expected.save_pretrained(timm_folder / "shards", max_shard_size="4MB")
+    assert len(list((timm_folder / "shards").glob("model-*.safetensors"))) > 1
+    np.testing.assert_array_equal(_logits(load_model(str(timm_folder / "shards")).model), _logits(expected))
 
 
-def test_a_list_of_parts_that_names_another_file_is_refused(timm_folder):
-    for part in ("evil.bin", "../model.safetensors", 5):
-        index = {"metadata": {}, "weight_map": {"fc.weight": part}}
+def test_an_index_of_shards_with_another_file_is_refused(timm_folder):
+    for file in ("evil.bin", "../model.safetensors", 5):
+        index = {"metadata": {}, "weight_map": {"fc.weight": file}}
         (timm_folder / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "model.safetensors.index.json" in _refusal(timm_folder)
 
 
-def test_a_configuration_that_asks_for_other_weights_or_code_is_refused(timm_folder):
+def test_a_config_that_refers_to_other_weights_or_code_is_refused(timm_folder):
     before = (timm_folder / "config.json").read_text()
     for change in (
         {"model_args": {"checkpoint_path": "other.pth"}},
@@ -161,13 +164,13 @@ def test_a_configuration_that_asks_for_other_weights_or_code_is_refused(timm_fol
         {"transformers_weights": "adapter_model.bin"},
     ):
         _change(timm_folder, **change)
-        assert "asks for more than its own weights" in _refusal(timm_folder), change
+        assert "refers to other files or code" in _refusal(timm_folder), change
         (timm_folder / "config.json").write_text(before)
     (timm_folder / "adapter_config.json").write_text("{}")
     assert "adapter_config.json" in _refusal(timm_folder)
 
 
-def test_code_that_comes_with_a_model_is_not_run(timm_folder, tmp_path):
+def test_code_of_a_model_is_not_run(timm_folder, tmp_path):
     (timm_folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     _change(timm_folder, model_type="evil", auto_map={"AutoConfig": "evil.Config"})
     _refusal(timm_folder)

@@ -1,4 +1,4 @@
-"""A token that the environment or the command line holds stays there."""
+"""Tokens of the environment and the command line must not reach files, logs or the Hub."""
 
 import pytest
 from conftest import TINY
@@ -15,7 +15,7 @@ TOKENS = {
 }
 GIVEN = "hf_" + "CommandLine" * 3
 
-# Of each token the letters that no other text has, in the encodings that a pickle and a URL use.
+# The unique part of each token, in the encodings of pickles and URLs.
 LETTERS = [
     secret[4:].encode(encoding) for secret in (*TOKENS.values(), GIVEN) for encoding in ("utf-8", "utf-16-le")
 ]
@@ -27,7 +27,7 @@ def tokens(monkeypatch):
         monkeypatch.setenv(name, token)
 
 
-def test_no_byte_of_a_run_of_its_log_of_its_cache_and_of_what_it_publishes_has_a_token(
+def test_no_token_is_in_a_run_its_log_its_cache_or_its_published_files(
     tokens, image_folder, tmp_path, capfd, monkeypatch
 ):
     finish, searched = train.finish_run_folder, []
@@ -42,18 +42,18 @@ def test_no_byte_of_a_run_of_its_log_of_its_cache_and_of_what_it_publishes_has_a
     flags = ["--dataset", image_folder, "--output_dir", run, *TINY, "--num_train_epochs", 1]
     flags += ["--cache_dir", tmp_path / "cache", "--hub_token", GIVEN]
     assert run_script("train.py", train.main, [*map(str, flags)]) in (0, None)
-    said = "".join(capfd.readouterr())
-    assert "epoch" in said and not [letters for letters in LETTERS if letters in said.encode()]
+    output = "".join(capfd.readouterr())
+    assert "epoch" in output and not [letters for letters in LETTERS if letters in output.encode()]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 20 and any(path.parent.name.startswith("checkpoint-") for path in searched)
     assert [path for path in files if any(letters in path.read_bytes() for letters in LETTERS)] == []
-    for place, content in public_files(run, "user/name").items():
+    for name, content in public_files(run, "user/name").items():
         data = content if isinstance(content, bytes) else content.read_bytes()
-        assert not [letters for letters in LETTERS if letters in data], place
+        assert not [letters for letters in LETTERS if letters in data], name
 
 
-def test_a_mistake_beside_a_token_is_told_without_it(tokens, capfd):
+def test_an_error_message_does_not_contain_the_token(tokens, capfd):
     for flags in (["--hub_token", GIVEN, "--image_size", "5"], [f"--push_to_hub_token={GIVEN}"]):
         assert run_script("train.py", train.main, flags) == 2
-        said = "".join(capfd.readouterr())
-        assert said and not [letters for letters in LETTERS if letters in said.encode()]
+        output = "".join(capfd.readouterr())
+        assert output and not [letters for letters in LETTERS if letters in output.encode()]

@@ -1,4 +1,4 @@
-"""A training that is told to stop: what it leaves, what it says, and how it goes on."""
+"""Stopping a training by signals, and resuming it."""
 
 import signal
 from pathlib import Path
@@ -12,8 +12,8 @@ from hf_pneumonia.training.checkpoints import damage
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_is_heard():
-    """A shell starts what it runs in the background with SIGINT ignored."""
+def _handle_ctrl_c():
+    """Undo the SIG_IGN for SIGINT of a shell's background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -23,7 +23,7 @@ FLAGS = ("--num_train_epochs", "2", "--learning_rate", "0.001")  # of 3 steps ea
 
 
 class SignalAt(TrainerCallback):
-    """Signals this process once its step is over, as it would be signalled while the next is computed."""
+    """Signal this process at the beginning of a step."""
 
     def __init__(self, step: int, *numbers: int) -> None:
         self.step, self.numbers = step, numbers
@@ -35,26 +35,26 @@ class SignalAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_after_the_step_with_a_checkpoint_and_the_code_says_so(trainer, number, code):
+def test_a_signal_stops_after_the_step_with_a_checkpoint_and_an_exit_code(trainer, number, code):
     before = signal.getsignal(number)
-    one = trainer(*FLAGS)
-    one.add_callback(SignalAt(1, number, number))  # the second is the first one's echo
+    run = trainer(*FLAGS)
+    run.add_callback(SignalAt(1, number, number))  # the second one is ignored as a repetition
     with pytest.raises(Stopped, match=f"{number.name} after step 2 of 6.*--resume_from") as stopped:
-        one.train()
+        run.train()
     assert stopped.value.code == code and signal.getsignal(number) is before
-    assert [path.name for path in Path(one.args.output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [path.name for path in Path(run.args.output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize(
     "step, more",
     [
         (1, ()),  # within an epoch
-        # At a step that ends the epoch, and the training in its middle, a checkpoint is due anyhow.
+        # A checkpoint is due anyway: at the end of an epoch, and at the end of the training within an epoch.
         (2, ("--save_strategy", "steps", "--save_steps", "3", "--load_best_model_at_end", "false")),
         (3, ("--max_steps", "4")),
     ],
 )
-def test_a_stopped_training_goes_on_to_the_weights_and_curves_of_one_that_was_not(
+def test_a_stopped_training_resumes_to_the_weights_and_curves_of_an_uninterrupted_one(
     trainer, tmp_path, step, more
 ):
     flags = (*FLAGS, "--ema_decay", "0.9", "--mixup", "0.2", *more)
@@ -75,8 +75,8 @@ def test_a_stopped_training_goes_on_to_the_weights_and_curves_of_one_that_was_no
 
 def test_a_second_signal_ends_at_once(trainer, monkeypatch):
     monkeypatch.setattr("hf_pneumonia.training.stopping.ONE_SIGNAL", -1.0)
-    one = trainer(*FLAGS)
-    one.add_callback(SignalAt(1, signal.SIGINT, signal.SIGINT))
+    run = trainer(*FLAGS)
+    run.add_callback(SignalAt(1, signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        one.train()
-    assert not list(Path(one.args.output_dir).glob("checkpoint-*"))
+        run.train()
+    assert not list(Path(run.args.output_dir).glob("checkpoint-*"))

@@ -1,4 +1,4 @@
-"""train.py from end to end: what it leaves, who can load it, and what it says to a mistake."""
+"""train.py from end to end: the files of a run folder, resuming, several processes, and errors."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_images
 from hf_pneumonia.training import run_folder
 from hf_pneumonia.training.arguments import Recipe
 
-# A training of seconds, where it matters not what it learns.
+# A training of seconds, for tests that do not depend on its accuracy.
 QUICK = (
     "--image_size", 32, "--model", "test_resnet", "--num_train_epochs", 1, "--learning_rate", 1e-3,
     "--per_device_train_batch_size", 16, "--bf16", "false", "--checks", "false", "--ood", "false",
@@ -60,14 +60,14 @@ def test_the_run_folder_holds_the_model_the_evidence_and_the_recipe(finished_run
     }  # fmt: skip
 
 
-def test_every_published_figure_follows_from_the_predictions(finished_run):
+def test_every_published_metric_follows_from_the_predictions(finished_run):
     report = _report(finished_run)
     labels = {}
     for split in ("validation", "test"):
         rows = _predictions(finished_run, split)
-        labels[split] = of_split = np.array([row["label"] == "PNEUMONIA" for row in rows])
+        labels[split] = np.array([row["label"] == "PNEUMONIA" for row in rows])
         found = report["splits"][split]
-        scores = score_predictions(of_split, _probabilities(finished_run, split))
+        scores = score_predictions(labels[split], _probabilities(finished_run, split))
         values = {name: found[name]["value"] for name in METRICS}
         assert values == pytest.approx({name: scores[name] for name in METRICS})
         assert found["confusion_matrix"] == scores["confusion_matrix"]
@@ -75,7 +75,7 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
             low, high = found[name]["ci95"] or (0, 1)
             assert low <= found[name]["value"] <= high
     assert set(report["splits"]["train"]) == set(report["splits"]["test"])
-    assert report["splits"]["test"]["auroc"]["value"] > 0.9  # it learned what the images show
+    assert report["splits"]["test"]["auroc"]["value"] > 0.9  # it learned the task
     point = report["operating_point"]
     caught = _probabilities(finished_run, "validation")[labels["validation"]] >= point["threshold"]
     assert np.mean(caught) == pytest.approx(point["sensitivity"]) and np.mean(caught) >= 0.95
@@ -85,14 +85,14 @@ def test_every_published_figure_follows_from_the_predictions(finished_run):
         assert config["operating_points"][name]["threshold"] == stated["threshold"]
 
 
-def test_the_report_says_how_the_figures_were_made(finished_run, image_folder):
+def test_the_report_has_all_that_reproduces_the_run(finished_run, image_folder):
     report = _report(finished_run)
     assert report["seed"] == 42 and {"torch", "timm", "transformers", "python"} <= report["versions"].keys()
     assert report["data"]["splits"]["train"]["films"] == 85 and not report["data"]["simulated"]
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text()) == report["recipe"]
     files = [row["file"] for row in _predictions(finished_run, "test")]
     assert sorted(files) == sorted(str(path) for path in (image_folder / "test").glob("*/*"))
-    # A line for each epoch, and what to do next.
+    # A line for each epoch, and the next commands.
     output = (finished_run.parent / "output.txt").read_text()
     epochs = [line.split()[1] for line in output.splitlines() if line.startswith("epoch")]
     assert epochs == ["1/3", "2/3", "3/3"] and [epoch["epoch"] for epoch in report["history"]] == [1, 2, 3]
@@ -101,7 +101,9 @@ def test_the_report_says_how_the_figures_were_made(finished_run, image_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
-def test_a_network_of_each_family_trains_and_transformers_gives_its_answers(name, image_folder, tmp_path):
+def test_a_network_of_each_family_trains_and_transformers_gives_the_same_predictions(
+    name, image_folder, tmp_path
+):
     flags = ("--model", name, "--image_size", 64, "--drop_rate", 0.1, "--max_steps", 2, "--ood", "true")
     _train(image_folder, tmp_path, *QUICK, *flags)
     images = [Image.open(row["file"]).convert("RGB") for row in _predictions(tmp_path, "test")]
@@ -142,7 +144,7 @@ def test_weights_of_a_run_that_saw_the_test_images_are_refused_and_the_flag_is_r
 ):
     flags = ("--split", "60/20/20", "--pretrained", finished_run, *QUICK, "--model", "resnet18")
     flags += ("--image_size", 64)
-    with pytest.raises(UsageError, match="leakage is left"):
+    with pytest.raises(UsageError, match="--allow_leakage"):
         _train(image_folder, tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
     _train(image_folder, tmp_path / "run", *flags, "--allow_leakage", "true")
@@ -151,28 +153,30 @@ def test_weights_of_a_run_that_saw_the_test_images_are_refused_and_the_flag_is_r
     assert config["leakage"]["films_seen"] == _report(tmp_path / "run")["data"]["leakage"]["films_seen"] > 0
 
 
-def test_a_recipe_over_seeds_is_a_run_for_each_with_mean_and_spread(image_folder, tmp_path, capsys):
+def test_a_recipe_with_seeds_is_a_run_for_each_and_a_summary(image_folder, tmp_path, capsys):
     _train(image_folder, tmp_path, *QUICK, "--seeds", 4, 9)
-    spread = json.loads((tmp_path / "seeds.json").read_text())
+    summary = json.loads((tmp_path / "seeds.json").read_text())
     reports = [_report(tmp_path / name) for name in ("seed-4", "seed-9")]
     values = [report["splits"]["test"]["accuracy"]["value"] for report in reports]
-    assert spread["splits"]["test"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
-    assert spread["splits"]["test"]["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert summary["splits"]["test"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert summary["splits"]["test"]["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert "2 seeds, mean ± sd" in capsys.readouterr().out
     assert not {"checks", "gate"} & reports[0].keys()  # left out by QUICK
     assert reports[0]["data"] == reports[1]["data"] and reports[0]["history"] != reports[1]["history"]
 
-    with pytest.raises(UsageError, match="already holds a finished run"):
+    with pytest.raises(UsageError) as error:
         _train(image_folder, tmp_path, *QUICK, "--seeds", 4, 9)
+    assert error.value.code == "finished-run"
     (tmp_path / "seed-9" / "report.json").unlink()
     weights = (tmp_path / "seed-9" / "model.safetensors").rename(tmp_path / "before.safetensors")
     kept = (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns
-    go_on = (*QUICK, "--seeds", 4, 9, "--resume_from_checkpoint")
-    with pytest.raises(UsageError, match="seed-4 was trained with learning_rate 0.001 and not 0.1"):
-        _train(image_folder, tmp_path, *go_on, "true", "--learning_rate", 0.1)
-    _train(image_folder, tmp_path, *go_on, "auto")
+    resume = (*QUICK, "--seeds", 4, 9, "--resume_from_checkpoint")
+    with pytest.raises(UsageError, match="^learning_rate: .*seed-4 has 0.001, this run 0.1") as error:
+        _train(image_folder, tmp_path, *resume, "true", "--learning_rate", 0.1)
+    assert error.value.code == "recipe-differs"
+    _train(image_folder, tmp_path, *resume, "auto")
     assert (tmp_path / "seed-4" / "report.json").stat().st_mtime_ns == kept
-    assert json.loads((tmp_path / "seeds.json").read_text()) == spread
+    assert json.loads((tmp_path / "seeds.json").read_text()) == summary
     # The same seed gives the same model.
     assert (tmp_path / "seed-9" / "model.safetensors").read_bytes() == weights.read_bytes()
 
@@ -193,7 +197,7 @@ def test_two_processes_train_and_score_every_image_once_as_one_process_does(imag
     with torch.no_grad():
         alone = pneumonia_probability(score_images(model, cohort.cache, rows, batch_size=64))
     np.testing.assert_allclose(_probabilities(run), alone, atol=1e-5)
-    # The epoch was chosen by a score of both processes; one process finds the same for the weights kept.
+    # Both processes computed the metric that chose the epoch; one process gets the same for its weights.
     report = _report(run)
     scores = {epoch["epoch"]: epoch["validation"] for epoch in report["history"]}
     kept = scores[report["kept_epoch"]]
@@ -202,25 +206,24 @@ def test_two_processes_train_and_score_every_image_once_as_one_process_does(imag
 
 
 @pytest.mark.parametrize(
-    "there, flags, message",
+    "file, flags, code",
     [
-        ("report.json", (), "already holds a finished run"),
-        ("checkpoint-9/x", (), "unfinished run.*--resume_from_checkpoint"),
-        ("model.safetensors", (), "already holds a model"),
-        ("model.safetensors", ("--resume_from_checkpoint", "auto"), "already holds a model"),
-        ("notes.txt", ("--resume_from_checkpoint", "true"), "no checkpoint in"),
-        ("notes.txt", ("--resume_from_checkpoint", "/none"), "expects true, auto or a"),
-        ("notes.txt", ("--pretrained", "true"), "--pretrained true"),  # it can't be fetched
+        ("report.json", (), "finished-run"),
+        ("checkpoint-9/x", (), "unfinished-run"),
+        ("model.safetensors", (), "existing-model"),
+        ("model.safetensors", ("--resume_from_checkpoint", "auto"), "existing-model"),
+        ("notes.txt", ("--resume_from_checkpoint", "true"), "checkpoint-not-found"),
+        ("notes.txt", ("--resume_from_checkpoint", "/none"), "checkpoint-not-found"),
+        ("notes.txt", ("--pretrained", "true"), "weights-unavailable"),
     ],
 )
-def test_a_run_folder_that_does_not_suit_is_refused_and_left_alone(
-    image_folder, tmp_path, there, flags, message
-):
-    (tmp_path / there).parent.mkdir(exist_ok=True)
-    (tmp_path / there).write_text("{}")
+def test_an_unsuitable_run_folder_is_refused_and_not_changed(image_folder, tmp_path, file, flags, code):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError) as error:
         _train(image_folder, tmp_path, *QUICK, *flags)
+    assert error.value.code == code
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -233,48 +236,50 @@ def test_overwriting_leaves_nothing_of_the_old_run(finished_run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_run_that_balanced_the_classes_unscored_by_epoch_has_the_shift_mended(image_folder, tmp_path):
+def test_calibration_corrects_the_shift_of_balanced_classes(image_folder, tmp_path):
     flags = ("--imbalance", "weights", "--eval_strategy", "no", "--load_best_model_at_end", "false")
     _train(image_folder, tmp_path / "run", *QUICK, *flags)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["pneumonia"]
     assert config["intercept"] != 0
-    # By maximum likelihood the mean probability is the share of pneumonias, here one in two: exactly so over
-    # the images and their copies with swapped proportions.
+    # By maximum likelihood the mean probability is the prevalence, here 0.5: exactly so over the images and
+    # their copies with swapped proportions.
     assert _probabilities(tmp_path / "run", "validation").mean() == pytest.approx(0.5, abs=0.02)
     assert _report(tmp_path / "run")["history"] == [] and _report(tmp_path / "run")["kept_epoch"] == 1
 
 
-def test_an_interrupted_run_starts_and_goes_on_by_one_command(image_folder, tmp_path, monkeypatch):
+def test_one_command_starts_and_resumes_a_run(image_folder, tmp_path, monkeypatch):
     flags = (image_folder, tmp_path / "run", *QUICK, "--resume_from_checkpoint", "auto")
     with monkeypatch.context() as patch:
         patch.setattr(train, "calibrate", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
-        with pytest.raises(UsageError, match="out of memory .* 16 images of 32 pixels.* --resume_from_ch"):
+        with pytest.raises(UsageError, match="16 images of 32 pixels.* --resume_from_checkpoint") as error:
             _train(*flags)
+        assert error.value.code == "out-of-memory"
     weights = load_file(tmp_path / "run" / "checkpoint-6" / "model.safetensors")
     assert "conv1.0.weight" in weights
     assert not (tmp_path / "run" / "report.json").exists()
     _train(*flags)
     assert [epoch["epoch"] for epoch in _report(tmp_path / "run")["history"]] == [1]
-    # Not trained anew: but for the head, which is calibrated, these are the weights of the checkpoint.
+    # Not trained again: these are the weights of the checkpoint, except for the head, which is calibrated.
     finished = load_file(tmp_path / "run" / "model.safetensors")
     assert torch.equal(finished["conv1.0.weight"], weights["conv1.0.weight"])
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_of_two_trainings_in_one_folder_the_second_is_an_error(image_folder, tmp_path):
-    with run_folder.only_training(tmp_path / "run"):
+    with run_folder.lock_run_folder(tmp_path / "run"):
         half_written = tmp_path / "run" / ".checkpoint-3-writing"
         half_written.mkdir()
-        with pytest.raises(UsageError, match=f"another training is writing {tmp_path / 'run'};"):
+        with pytest.raises(UsageError, match=str(tmp_path / "run")) as error:
             _train(image_folder, tmp_path / "run", *QUICK)
+        assert error.value.code == "run-folder-locked"
         assert half_written.exists()
-    (tmp_path / "run" / ".training.lock").touch()  # as one that was killed leaves it
-    with run_folder.only_training(tmp_path / "run"):
+    (tmp_path / "run" / ".training.lock").touch()  # left by a killed process
+    with run_folder.lock_run_folder(tmp_path / "run"):
         pass
 
 
 def test_the_training_page_names_every_recipe_and_flag():
     page = (ROOT / "docs" / "training.md").read_text()
     assert all(path.name in page for path in (ROOT / "recipes").glob("*.yaml"))
-    flags = {one.name for one in fields(Recipe)} - {one.name for one in fields(TrainingArguments)}
+    flags = {field.name for field in fields(Recipe)} - {field.name for field in fields(TrainingArguments)}
     assert not [flag for flag in flags if f"--{flag}" not in page]

@@ -1,4 +1,4 @@
-"""The Trainer: its images, steps, losses, augmentation, schedules and phases, and the epoch that is kept."""
+"""The Trainer: batches, losses, augmentation, schedules, phases, and the best epoch."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 
 def _seen(run) -> list[tuple[bool, torch.Tensor]]:
-    """What the network will have been given: whether in training, and the images."""
+    """Return a list that records each input of the network and whether it is training."""
     seen = []
 
     def note(network, args, named) -> None:
@@ -28,14 +28,14 @@ def _seen(run) -> list[tuple[bool, torch.Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("laid", [False, True])
-def test_a_batch_is_the_images_and_labels_of_its_rows_laid_on_a_device_or_not(small_images, laid):
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_batch_has_the_images_and_labels_of_its_rows_from_the_cache_or_a_device(small_images, copied):
     images, dataset = small_images, ImageDataset(small_images, "train")
-    assert not dataset.on_device  # the CPU is not given them
-    if laid:
-        dataset.lay_on("cpu")
+    assert not dataset.on_device  # only GPUs get a copy
+    if copied:
+        dataset.copy_to("cpu")
     rows = images.rows("train")
-    assert dataset.on_device is laid and len(dataset) == len(rows)
+    assert dataset.on_device is copied and len(dataset) == len(rows)
     for chosen in ([3, 0, 3], np.random.default_rng(0).permutation(len(rows)).tolist()):
         batch = dataset.__getitems__(chosen)
         assert batch["pixel_values"].dtype == torch.uint8
@@ -52,7 +52,7 @@ def test_neither_biases_nor_normalisation_layers_decay(trainer):
 
 
 def _rates_of(run, steps: int) -> list[float]:
-    """The learning rate of each step."""
+    """Return the learning rate of each step."""
     run.create_optimizer_and_scheduler(steps)
     rates = []
     for _ in range(steps):
@@ -62,7 +62,7 @@ def _rates_of(run, steps: int) -> list[float]:
     return rates
 
 
-def test_the_classic_recipe_is_torchs_adam_on_every_parameter_with_a_rate_that_falls_by_ten(trainer):
+def test_the_classic_recipe_is_torchs_adam_on_every_parameter_with_a_step_schedule(trainer):
     classic = trainer(recipe="classic")
     rates = _rates_of(classic, 16 * 3)  # steps of an epoch
     assert type(classic.optimizer) is torch.optim.Adam
@@ -71,7 +71,7 @@ def test_the_classic_recipe_is_torchs_adam_on_every_parameter_with_a_rate_that_f
     np.testing.assert_allclose(rates, [1e-3] * 21 + [1e-4] * 21 + [1e-5] * 6)
 
 
-def test_the_network_that_is_left_is_the_epoch_with_the_best_auroc_and_not_the_last(trainer):
+def test_the_final_weights_are_those_of_the_best_epoch(trainer):
     run = trainer("--num_train_epochs", "3", "--learning_rate", "1e-3", "--warmup_steps", "0")
     _, _, best, last = train_noting_weights(scored(run, 0.6, 0.9, 0.7))
     assert not changed(best, run.model.state_dict()) and "timm_model.conv1.0.weight" in changed(best, last)
@@ -89,7 +89,7 @@ def test_the_history_has_loss_and_accuracy_of_both_splits_for_every_epoch(traine
     assert min(epoch["validation"]["loss"] for epoch in history) == run.state.best_metric > 0
 
 
-def test_only_training_images_are_augmented_each_as_its_class_wants(trainer):
+def test_only_training_images_are_augmented_by_the_strength_of_their_class(trainer):
     off = ("--rotation", "0", "--proportions", "0", "--shift", "0", "--zoom", "0", "--exposure", "0")
     run = trainer("--noise", "0.5", "0", *off)
     batch, seen = run.train_dataset.__getitems__([0, len(run.train_dataset) - 1]), _seen(run)
@@ -109,13 +109,13 @@ STEP += ("--rotation", "0", "--zoom", "0", "--proportions", "0", "--shift", "0",
 
 
 def _with_fewer_normal_images(run, train=0, validation=0):
-    """The same trainer where so many of the normal images, which come first, are missing."""
+    """Return the same trainer without the first images of each split, which are normal."""
     for images, missing in ((run.train_dataset, train), (run.eval_dataset, validation)):
         images.rows, images.labels = images.rows[missing:], images.labels[missing:]
     return PneumoniaTrainer(run.model, run.args, run.train_dataset, run.eval_dataset, run.augment)
 
 
-def test_a_step_with_weights_is_that_of_the_weighted_images_of_all_its_batches(trainer):
+def test_a_step_with_class_weights_uses_the_weighted_images_of_all_its_batches(trainer):
     flags = ("--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2")
     flags += ("--label_smoothing_factor", "0.1", "--imbalance", "weights")
     run = _with_fewer_normal_images(trainer(*STEP, *flags), train=30)
@@ -139,9 +139,9 @@ def test_a_step_with_weights_is_that_of_the_weighted_images_of_all_its_batches(t
 
 
 @pytest.mark.parametrize("imbalance", ["none", "weights", "sampler"])
-def test_the_validation_loss_is_the_mean_over_images_or_over_classes(trainer, imbalance):
+def test_the_validation_loss_is_the_mean_over_images_or_classes(trainer, imbalance):
     run = _with_fewer_normal_images(trainer("--imbalance", imbalance), validation=6)
-    run.model.timm_model.get_classifier().bias.data[1] = 1.0  # so that the classes' losses differ
+    run.model.timm_model.get_classifier().bias.data[1] = 1.0  # the losses of the classes differ
     batch = run.eval_dataset.__getitems__(range(14))
     with torch.no_grad():
         logits = run.model.eval()(network_input(batch["pixel_values"])).logits
@@ -153,7 +153,7 @@ def test_the_validation_loss_is_the_mean_over_images_or_over_classes(trainer, im
     assert run.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_layers_further_from_the_head_learn_more_slowly_by_a_constant_factor(trainer):
+def test_layer_decay_lowers_the_learning_rate_by_a_constant_factor_per_layer(trainer):
     run = trainer("--layer_decay", "0.5", "--learning_rate", "0.008", "--weight_decay", "0.1")
     optimizer = run.create_optimizer()
     network = run.model.timm_model
@@ -165,21 +165,21 @@ def test_layers_further_from_the_head_learn_more_slowly_by_a_constant_factor(tra
     assert last == 0.004 and first == last * 0.5**3 and stem < first
     assert {by_parameter[id(p)]["weight_decay"] for p in network.parameters() if p.ndim > 1} == {0.1}
     assert {by_parameter[id(p)]["weight_decay"] for p in network.parameters() if p.ndim == 1} == {0.0}
-    assert optimizer.param_groups[0]["lr"] == 0.008  # the first is logged
+    assert optimizer.param_groups[0]["lr"] == 0.008  # the one that is logged
 
 
-def test_a_plateau_is_one_of_the_figure_that_chooses_the_epoch(trainer):
+def test_the_plateau_scheduler_follows_the_metric_that_chooses_the_epoch(trainer):
     flags = ("--lr_scheduler_type", "reduce_lr_on_plateau", "--num_train_epochs", "4")
     flags += ("--learning_rate", "0.1", "--lr_scheduler_kwargs")
     run = trainer(*flags, '{"factor": 0.5, "patience": 0}')
-    scored(run, 0.6, 0.9, 0.8, 0.95).train()  # falls once
+    scored(run, 0.6, 0.9, 0.8, 0.95).train()  # one plateau
     assert [epoch["train"]["learning_rate"] for epoch in run.history()] == [0.1, 0.1, 0.1, 0.05]
     falling = trainer(*flags, "{}", "--metric_for_best_model", "loss")
     falling.create_optimizer()
     assert falling.create_scheduler(10).mode == "min"
 
 
-def test_a_training_stops_when_so_many_epochs_were_not_the_best_before_or_after_a_resume(trainer, tmp_path):
+def test_early_stopping_counts_epochs_across_a_resume(trainer, tmp_path):
     flags = ("--num_train_epochs", "9", "--early_stopping_epochs", "2", "--save_total_limit", "9")
     whole, resumed = trainer(*flags), trainer(*flags)
     scored(whole, 0.6, 0.9, 0.7, 0.8, 0.99).train()
@@ -188,28 +188,30 @@ def test_a_training_stops_when_so_many_epochs_were_not_the_best_before_or_after_
         assert [epoch["epoch"] for epoch in run.history()] == [1, 2, 3, 4] and run.kept_epoch == 2
 
 
-def test_a_loss_that_is_no_number_stops_a_training_whose_weights_stay_numbers(trainer, monkeypatch):
-    """As with float16, whose scaler passes over every step of which a gradient is no number."""
+def test_a_nan_loss_stops_a_training_with_finite_weights(trainer, monkeypatch):
+    """As with float16: its scaler skips every step with a NaN gradient."""
     run = trainer("--num_train_epochs", "2")
     loss = "hf_pneumonia.training.trainer.weighted_cross_entropy"
     monkeypatch.setattr(loss, lambda logits, *_: logits.sum() * float("nan"))
     run.create_optimizer().step = lambda *a, **k: None
-    with pytest.raises(UsageError, match="diverged: the loss up to step 3 .* --learning_rate"):
+    with pytest.raises(UsageError, match="--learning_rate: .* loss, got nan at step 3") as error:
         run.train()
+    assert error.value.code == "training-diverged"
 
 
-def test_a_last_batch_of_one_image_is_refused_before_the_training_where_it_would_end_it(trainer):
-    """85 images; of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
+def test_a_last_batch_of_one_image_is_refused_if_batchnorm_cannot_train_on_it(trainer):
+    """There are 85 images. Of 32 pixels a ResNet's last layers have one left, of 64 pixels four."""
     flags = ("--per_device_train_batch_size", "14", "--num_train_epochs", "1")
-    with pytest.raises(UsageError, match="85 images in batches of 14 .*--dataloader_drop_last true"):
+    with pytest.raises(UsageError, match="85 images in batches of 14 .*--dataloader_drop_last") as error:
         trainer(*flags)
+    assert error.value.code == "last-batch-of-one"
     dropping = trainer(*flags, "--dataloader_drop_last", "true")
     assert [len(batch["labels"]) for batch in dropping.get_train_dataloader()] == 6 * [14]
     assert sum(len(batch["labels"]) for batch in dropping.get_eval_dataloader()) == 20
     trainer(*flags, "--image_size", "64")
 
 
-def test_images_are_small_for_the_first_epochs_of_training_and_never_in_validation(trainer):
+def test_images_are_small_in_the_first_epochs_of_training_but_never_in_validation(trainer):
     flags = ("--image_size", "64", "--small_epochs", "1", "--small_size", "40", "--num_train_epochs", "2")
     run = trainer(*flags)
     seen = _seen(run)  # the cache holds images of 32 pixels
@@ -226,7 +228,7 @@ def test_blended_images_are_trained_with_blended_labels(trainer):
     ((images, shares),) = blended
     torch.testing.assert_close(shares.sum(1), torch.ones(85))
     assert ((shares > 0) & (shares < 1)).any()
-    # Images of a balanced sampler alternate, and half of the pairs are of one class all the same.
+    # Although a balanced sampler alternates the classes, half of the pairs are of one class.
     assert 20 < ((shares == 0) | (shares == 1)).any(1).sum() < 65
     loss = -(shares * by_hand(images).logits.log_softmax(1)).sum(1).mean()
     assert run.state.log_history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -244,14 +246,14 @@ def test_validation_images_are_not_blended(trainer):
 TWO_PHASES = ("--frozen_epochs", "2", "--frozen_learning_rate", "0.01", "--learning_rate", "0.001")
 
 
-def test_in_the_frozen_phase_the_head_learns_and_the_backbone_with_its_statistics_stays(trainer):
+def test_the_frozen_phase_trains_the_head_and_keeps_the_backbone_and_its_statistics(trainer):
     run = trainer(*TWO_PHASES, "--num_train_epochs", "3")
     start, _, frozen, after = train_noting_weights(run)
     assert changed(start, frozen) == {"timm_model.fc.weight", "timm_model.fc.bias"}
     assert {name for name in start if "running_" in name or name.endswith("weight")} <= changed(frozen, after)
 
 
-def test_the_learning_rate_is_constant_while_frozen_and_then_warms_up_and_falls_as_a_cosine(trainer):
+def test_the_learning_rate_is_constant_in_the_frozen_phase_then_a_warmup_and_cosine(trainer):
     run = trainer(*TWO_PHASES, "--warmup_steps", "0.25", "--lr_scheduler_type", "cosine")
     per_epoch = math.ceil(85 / 32)
     rates = _rates_of(run, 6 * per_epoch)
@@ -264,7 +266,7 @@ def test_the_learning_rate_is_constant_while_frozen_and_then_warms_up_and_falls_
     np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_a_training_is_not_stopped_early_for_what_the_frozen_phase_did(trainer):
+def test_early_stopping_ignores_the_frozen_phase(trainer):
     flags = ("--num_train_epochs", "6", "--early_stopping_epochs", "1")
     run = scored(trainer(*TWO_PHASES, *flags), 0.9, 0.8, 0.5, 0.6, 0.55)
     run.train()
@@ -278,7 +280,7 @@ AVERAGED = ("--ema_decay", "0.8", "--num_train_epochs", "3", "--save_total_limit
 
 
 def _average_by_hand(states, decay):
-    """The warm-up of timm's ModelEmaV3, written out: 1 - (1 + step) ** (-2 / 3), at most `decay`."""
+    """Average with the warm-up of timm's ModelEmaV3: 1 - (1 + step) ** (-2 / 3), at most `decay`."""
     average = copy.deepcopy(states[0])
     for step, state in enumerate(states[1:], start=1):
         keep = 0 if step == 1 else min(1 - step ** (-2 / 3), decay)
@@ -287,7 +289,7 @@ def _average_by_hand(states, decay):
     return average
 
 
-def test_the_average_is_that_of_the_weights_after_every_step(trainer):
+def test_the_average_is_over_the_weights_after_every_step(trainer):
     run = trainer(*AVERAGED, "--load_best_model_at_end", "false", "--save_strategy", "no")
     states, step = [weights(run.model)], run.average.on_step_end
 
@@ -298,12 +300,12 @@ def test_the_average_is_that_of_the_weights_after_every_step(trainer):
     run.average.on_step_end = remember
     run.train()
     assert len(states) == 10
-    expected, left = _average_by_hand(states, 0.8), run.model.state_dict()
+    expected, found = _average_by_hand(states, 0.8), run.model.state_dict()
     for name in expected:
-        torch.testing.assert_close(left[name], expected[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_average_is_scored_and_kept_and_the_network_trains_on_with_its_own_weights(trainer, tmp_path):
+def test_the_average_is_evaluated_and_kept_and_the_network_trains_on_with_its_own_weights(trainer, tmp_path):
     run = scored(trainer(*AVERAGED), 0.6, 0.9, 0.7)
     seen, own, scores = [], [], run.compute_metrics
 
@@ -314,7 +316,7 @@ def test_the_average_is_scored_and_kept_and_the_network_trains_on_with_its_own_w
     run.compute_metrics = note_and_score
     run.callback_handler.callbacks[-1].on_epoch_end = lambda *a, model=None, **k: own.append(weights(model))
     run.train()
-    # While it is scored, each stands in the other's place.
+    # During the evaluation the two are swapped.
     for (inside, outside), trained in zip(seen, own, strict=True):
         assert not changed(outside, trained) and "timm_model.fc.weight" in changed(inside, trained)
     best = load_file(tmp_path / "run" / "checkpoint-6" / "ema.safetensors")

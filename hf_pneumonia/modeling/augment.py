@@ -1,4 +1,4 @@
-"""Batched augmentation on the device, on gray images. Knows nothing about files or normalisation."""
+"""Batched augmentation of gray images on the device, before normalisation."""
 
 import functools
 import math
@@ -12,51 +12,52 @@ from torchvision.transforms import v2
 
 from hf_pneumonia.data.labels import LABELS
 
-# One strength for all images, or two: NORMAL, PNEUMONIA.
+# One strength for all images, or one each for NORMAL and PNEUMONIA.
 Strength = float | Sequence[float]
-# Sides that `resolution` draws from, evenly spaced down to the smallest.
+# Number of sizes that `resolution` draws from, evenly spaced.
 _SIDES = 16
-# One strength for all images of a batch, or (b,) float32.
+# The strength for all images of a batch, or (b,) float32.
 Limit = float | torch.Tensor
 
 
 def _strength(text: str):
-    """Return a field of a strength: one number for every image, or two."""
-    text = f"Largest random {text}; 0: off. Two numbers: for NORMAL, for PNEUMONIA."
+    """Return the field of a strength, off by default."""
+    text = f"Largest random {text}; 0: off. Two numbers: NORMAL, PNEUMONIA."
     return field(default_factory=lambda: [0.0], metadata={"help": text})
 
 
 @dataclass
 class Strengths:
-    """How much images are varied: arguments of `Augment`, and fields of a recipe.
+    """Augmentation strengths: the arguments of `Augment`, and fields of a recipe.
 
-    A strength is one number for every image, or two, for NORMAL and for PNEUMONIA, so that the class of fewer
-    images is varied more. A variation of one class alone is a cue of that class, which the training loss does
-    not show: keep both strengths within what images of both classes show.
+    A strength is one number for all images, or two, for NORMAL and PNEUMONIA, to vary the smaller class more.
+    A variation of only one class is a shortcut to its label, which the training loss does not show: keep both
+    strengths within the natural variation of both classes.
     """
 
     rotation: list[float] = _strength("rotation to either side, in degrees")
-    zoom: list[float] = _strength("change of scale, each axis on its own (0.1: 10%%)")
-    # About the middle and at the same area. Squashing files to squares writes their proportions into the
-    # pixels; where these differ by class, a network reads them.
-    proportions: list[float] = _strength("change of log(width / height) (0.35: 0.7 to 1.4 times as wide)")
-    shift: list[float] = _strength("shift, as a share of the side")
-    resolution: list[float] = _strength(
-        "reduction of the resolution, as a share of the side, each axis on its own, enlarged again"
+    zoom: list[float] = _strength("change of scale, independently per axis (0.1: 10%%)")
+    # Around the centre, with constant area. Squashing files to squares leaves a trace of their proportions;
+    # if these differ by class, a network learns them.
+    proportions: list[float] = _strength(
+        "change of log(width / height) (0.35: 0.7 to 1.4 times the aspect ratio)"
     )
+    shift: list[float] = _strength("shift, as a share of the side")
+    resolution: list[float] = _strength("loss of resolution, as a share of the side, independently per axis")
     blur: list[float] = _strength("Gaussian blur, sigma in pixels")
-    # Also of brightness, by at most half of this as a share of the full range.
-    exposure: list[float] = _strength("change of the logarithm of gamma and of contrast")
+    # Also changes the brightness, by up to half of this, as a share of the full range.
+    exposure: list[float] = _strength("change of log(gamma) and log(contrast)")
     noise: list[float] = _strength("noise, sigma as a share of the gray range")
-    # A mirrored image shows a heart on the wrong side and a mirrored "R", which no image to be judged will: off
-    # unless a recipe asks.
+    # Off by default: it mirrors the heart and the side marker, which no real image has.
     horizontal_flip: float = field(
         default=0.0,
-        metadata={"help": "Probability of a mirrored image, heart and side marker with it; 0: off."},
+        metadata={
+            "help": "Probability of a horizontal flip, which mirrors the heart and the side marker; 0: off."
+        },
     )
 
 
-# The largest strength that is accepted; the smallest is 0.
+# Largest valid strengths; the smallest is 0.
 LARGEST = {
     "rotation": 180, "zoom": 0.9, "proportions": 2, "shift": 1, "resolution": 0.9, "blur": 20, "exposure": 5,
     "noise": 1, "horizontal_flip": 1,
@@ -65,33 +66,33 @@ AUGMENTATIONS = tuple(LARGEST)
 
 
 class Augment(nn.Module):
-    """Vary images as patients and X-ray rooms vary; every image of a batch draws its own numbers.
+    """Random augmentation, drawn for each image of a batch independently.
 
-    Resolution, one warp (rotation, zoom, proportions, shift and flip in a single resampling), then blur,
-    exposure and noise. Applied in training only; the random numbers come from torch's global generator of
-    the images' device, which a checkpoint holds.
+    The order is resolution, one warp (rotation, zoom, proportions, shift and flip in a single resampling),
+    blur, exposure, noise. Random numbers come from torch's global generator of the images' device, which a
+    checkpoint saves.
 
     Args:
-        strengths: fields of `Strengths`; what is not named is off.
+        strengths: fields of `Strengths`; the others are off.
     """
 
     def __init__(self, **strengths: Strength) -> None:
         super().__init__()
-        given = Strengths(**strengths)
-        self.horizontal_flip = given.horizontal_flip
+        values = Strengths(**strengths)
+        self.horizontal_flip = values.horizontal_flip
         for name in set(AUGMENTATIONS) - {"horizontal_flip"}:
-            setattr(self, name, _pair(getattr(given, name)))
+            setattr(self, name, _pair(getattr(values, name)))
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Vary a batch. The input is left as it is.
+        """Augment a batch. The input is not modified.
 
         Args:
             images: (b, h, w) uint8.
-            labels: (b,) int64, 0 or 1, on the images' device; needed only where a strength differs by class.
+            labels: (b,) int64, 0 or 1, on the images' device; needed only if a strength differs by class.
 
         Returns:
-            (b, h, w) float32 in [0, 1]. An image whose class has strength 0 comes out of that step unchanged.
+            (b, h, w) float32 in [0, 1]. A step with strength 0 for a class leaves its images unchanged.
 
         Raises:
             ValueError: a strength differs by class, and there are no labels.
@@ -134,17 +135,17 @@ class Augment(nn.Module):
         wider = torch.exp(_uniform(images, proportions) / 2)
         scale_x, scale_y = (1 + _uniform(images, zoom)) * wider, (1 + _uniform(images, zoom)) / wider
         flip = torch.where(torch.rand(b, device=images.device) < self.horizontal_flip, -1.0, 1.0)
-        # Rows of the inverse map in grid_sample's coordinates, which run from -1 to 1: a shift by a share s
-        # of the side is 2 s.
+        # Rows of the inverse map in grid_sample's coordinates, from -1 to 1: a shift by a share s of the side
+        # is 2 s.
         cos, sin = torch.cos(angle), torch.sin(angle)
         across = torch.stack([flip * cos / scale_x, -sin / scale_x, 2 * _uniform(images, shift)], 1)
         down = torch.stack([flip * sin / scale_y, cos / scale_y, 2 * _uniform(images, shift)], 1)
         grid = F.affine_grid(torch.stack([across, down], 1), [b, 1, h, w], align_corners=False)
-        # Zeros outside, as outside the collimator.
+        # Black outside, like the area outside the collimator.
         return F.grid_sample(images.unsqueeze(1), grid, "bilinear", "zeros", align_corners=False).squeeze(1)
 
     def _blur(self, images: torch.Tensor, blur: Limit) -> torch.Tensor:
-        """Separable Gaussian, a width for each image: a grouped convolution with an image per group."""
+        """Apply a separable Gaussian of a width per image: a grouped convolution, one image per group."""
         b, h, w = images.shape
         reach = min(math.ceil(3 * max(self.blur)), min(h, w) - 1)
         sigma = (torch.rand(b, device=images.device) * blur).clamp_min(1e-3).unsqueeze(1)
@@ -164,8 +165,11 @@ class Augment(nn.Module):
 
 @functools.lru_cache(maxsize=8)
 def _reductions(size: int, largest: float, device: torch.device) -> torch.Tensor:
-    """(_SIDES, size, size) matrices that reduce a column of pixels, antialiased, and enlarge it again; the
-    first changes nothing, the last reduces it by `largest`, a share of `size`."""
+    """Return (_SIDES, size, size) matrices that reduce the resolution of a column of pixels.
+
+    Each one downsamples it, antialiased, and upsamples it again: the first is the identity, the last one
+    removes `largest`, a share of `size`.
+    """
     identity, matrices = torch.eye(size)[None, None], []
     for side in torch.linspace(size, max(1, size * (1 - largest)), _SIDES).round().int().tolist():
         small = F.interpolate(identity, (side, size), mode="bilinear", antialias=True)
@@ -174,23 +178,23 @@ def _reductions(size: int, largest: float, device: torch.device) -> torch.Tensor
 
 
 def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize images, antialiased as the cache's own: (b, h, w) uint8 -> (b, size, size) uint8."""
+    """Resize (b, h, w) uint8 images to (b, size, size) uint8, antialiased like those of the cache."""
     small = F.interpolate(images.unsqueeze(1).float(), (size, size), mode="bilinear", antialias=True)
     return small.squeeze(1).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def mixing(mixup: float, cutmix: float) -> v2.Transform | None:
-    """Return what blends the images of a batch with one another, and their labels alike.
+    """Return the transform that blends the images and labels of a batch, or None if both are off.
 
-    mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018; CutMix: Yun et al., ICCV 2019. Where both are on,
-    each batch goes through one of them, by a fair coin.
+    mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018; CutMix: Yun et al., ICCV 2019. If both are on, each
+    batch goes through one of them, chosen at random.
 
     Args:
-        mixup, cutmix: alpha of the Beta distribution that a batch's share is drawn from; 0: off.
+        mixup, cutmix: alpha of the Beta distribution of a batch's share; 0: off.
 
     Returns:
-        images (b, 3, h, w) float, labels (b,) int64 -> images of that shape, (b, 2) float32 shares of the
-        classes; or None where both are off.
+        A function of (b, 3, h, w) float images and (b,) int64 labels that returns blended images of the same
+        shape and (b, 2) float32 shares of the classes.
     """
     kinds = [
         kind(alpha=alpha, num_classes=len(LABELS))
@@ -206,22 +210,22 @@ def _pair(strength: Strength) -> tuple[float, float]:
 
 
 def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:
-    """The one strength of all images, or (b,) float32 by the class of each."""
+    """Return the common strength of both classes, or (b,) float32 strengths by class."""
     normal, pneumonia = pair
     if normal == pneumonia:
         return normal
     if labels is None:
         raise ValueError(
-            f"strengths that differ by class, {normal:g} and {pneumonia:g}, need the images' labels"
+            f"labels: expected (b,) int64 for strengths by class ({normal:g}, {pneumonia:g}), got None"
         )
     return torch.where(labels == 1, pneumonia, normal)
 
 
 def _where(limit: Limit, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """(b, h, w) `after`, but `before` for images whose limit is 0: a step of strength 0 still rounds."""
+    """Return `after`, but `before` for images with limit 0: a step of strength 0 still rounds."""
     return torch.where(limit.view(-1, 1, 1) > 0, after, before) if torch.is_tensor(limit) else after
 
 
 def _uniform(images: torch.Tensor, limit: Limit) -> torch.Tensor:
-    """(b,) numbers between -limit and limit."""
+    """Draw (b,) numbers between -limit and limit."""
     return (torch.rand(len(images), device=images.device) * 2 - 1) * limit

@@ -1,4 +1,4 @@
-"""A timm architecture by name -> a network that transformers and timm can both load."""
+"""Two-class networks from timm architectures, in a format that transformers and timm both load."""
 
 import copy
 import difflib
@@ -11,14 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-import hf_pneumonia.modeling.cnn  # noqa: F401  registers its two networks with timm
+import hf_pneumonia.modeling.cnn  # noqa: F401  registers two networks with timm
 from hf_pneumonia.data.images import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-# ImageNet's three means and deviations, averaged: three different numbers would only tint a gray image.
+# ImageNet's channel means and deviations, averaged: three different values would only tint a gray image.
 MEAN, STD = 0.449, 0.226
 
 
@@ -28,36 +28,34 @@ def build_model(
     """Build a two-class network.
 
     Args:
-        architecture: a timm model name, with or without a weights tag (`resnet18.a1_in1k`), also as the Hub
-            calls it (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`).
+        architecture: a timm model name, with or without a weights tag (`resnet18.a1_in1k`), or its Hub name
+            (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`).
         image_size: side of the input in pixels.
         drop_rate: dropout before the head, 0 to 1.
-        pretrained: "true" fetches timm's weights of that name from the Hub; "false" starts from timm's
-            initialisation; anything else is a local folder with a `model.safetensors` of that architecture.
-            The head is new in every case.
+        pretrained: "true": download timm's weights from the Hub; "false": random initialisation; otherwise a
+            local folder with a `model.safetensors` of that architecture. The head is always new.
 
     Returns:
-        A network for (b, 3, image_size, image_size) float input as `network_input` makes it, giving (b, 2)
-        logits in the order of LABELS. Its `save_pretrained` writes timm's own keys.
+        A network that maps (b, 3, image_size, image_size) float from `network_input` to (b, 2) logits in the
+        order of LABELS. Its `save_pretrained` writes timm's parameter names.
 
     Raises:
-        UsageError: timm does not know the architecture, it can't be saved, or the weights can't be had.
+        UsageError: timm does not know the architecture, it can't be saved, or it has no such weights.
     """
     name, architecture = architecture, timm_name(architecture)
     if not timm.is_model(architecture):
-        close = _like(architecture)
+        close = _similar_names(architecture)
+        hint = f"Did you mean {', '.join(close)}?" if close else "See `timm.list_models()`"
         raise UsageError(
-            "build-model",
-            f"--model expects a timm architecture, got {name!r}"
-            + (f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` lists them"),
+            "unknown-architecture", f"--model: expected a timm architecture, got {name!r}. {hint}"
         )
     try:
         pretrained_cfg = timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:
         raise UsageError(
-            "build-model", f"--model {architecture}: {error}; leave out what follows the dot"
+            "unknown-architecture", f"--model {architecture}: {error}. Leave out the tag after the dot"
         ) from error
-    # What a loader must repeat to build the same network.
+    # Arguments that a loader needs to build the same network.
     arguments: dict = {"drop_rate": drop_rate} if drop_rate else {}
     # A vision transformer's grid of patches is fixed when it is built.
     if pretrained_cfg.fixed_input_size:
@@ -66,47 +64,46 @@ def build_model(
     tensors = network.state_dict(keep_vars=True).values()
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise UsageError(
-            "build-model", f"--model {architecture}: its layers share weights, which safetensors can't hold"
+            "shared-weights",
+            f"--model {architecture}: its layers share weights, which safetensors can't store. Use another",
         )
     config = TimmWrapperConfig(
         architecture=architecture.split(".")[0],
         num_labels=len(LABELS),
         id2label=dict(enumerate(LABELS)),
         label2id={name: index for index, name in enumerate(LABELS)},
-        model_args=arguments,  # never null: timm's own loader unpacks it
+        model_args=arguments,  # not None: timm's loader unpacks it
     )
     config.pretrained_cfg = _preprocessing(network, image_size)
     config.num_features = network.num_features
-    # Built from a state dict: the class's own constructor would save keys that timm can't read.
+    # The class's constructor would prefix the saved keys, and timm could not read them.
     model = TimmWrapperForImageClassification.from_pretrained(
         None, config=config, state_dict=network.state_dict()
     )
-    try_images(model, architecture, image_size)
+    check_input_size(model, architecture, image_size)
     return model
 
 
 def timm_name(name: str) -> str:
-    """Return the name of an architecture as timm has it, without what the Hub puts in front of it."""
+    """Return the timm name of an architecture, without the prefix of a Hub name."""
     return re.sub(r"^(hf[-_]hub:)?(timm/)?", "", name)
 
 
-def _like(name: str) -> list[str]:
-    """Up to three architectures with the letters of a name: "microsoft/resnet-50" is like resnet50."""
+def _similar_names(name: str) -> list[str]:
+    """Return up to three architectures of similar name: resnet50 for "microsoft/resnet-50"."""
     letters = re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].split(".")[0].lower())
-    named = {re.sub(r"[^a-z0-9]", "", one): one for one in timm.list_models()}
-    if letters in named:
-        return [named[letters]]
-    found = sorted((len(key), one) for key, one in named.items() if letters and key.startswith(letters))
-    return [one for _, one in found[:3]] or [
-        named[key] for key in difflib.get_close_matches(letters, named, 3)
-    ]
+    by_letters = {re.sub(r"[^a-z0-9]", "", model): model for model in timm.list_models()}
+    if letters in by_letters:
+        return [by_letters[letters]]
+    longer = sorted((key for key in by_letters if letters and key.startswith(letters)), key=len)
+    return [by_letters[key] for key in longer[:3] or difflib.get_close_matches(letters, by_letters, 3)]
 
 
 @torch.no_grad()
 def trains_on_one_image(model: TimmWrapperForImageClassification, size: int) -> bool:
-    """Whether a batch of one image of `size` pixels a side can be trained on; the model is left as it is.
+    """Return whether the model can train on a batch of one image of `size` x `size` pixels.
 
-    BatchNorm can't where one pixel is left of it.
+    BatchNorm can't if the feature map is a single pixel. The model is not modified.
     """
     try:
         copy.deepcopy(model).train()(network_input(torch.zeros(1, size, size, device=model.device)))
@@ -116,15 +113,20 @@ def trains_on_one_image(model: TimmWrapperForImageClassification, size: int) -> 
 
 
 @torch.no_grad()
-def try_images(
+def check_input_size(
     model: TimmWrapperForImageClassification, architecture: str, size: int, flag: str = "--image_size"
 ) -> None:
-    """Check before the training that the network takes images of `size` pixels a side and can be calibrated.
+    """Check that a network accepts images of `size` x `size` pixels and can be calibrated.
 
-    Leaves the model in evaluation mode; architecture and flag are for the message.
+    Leaves the model in evaluation mode.
+
+    Args:
+        model: from `build_model`.
+        architecture, flag: for the error message.
+        size: side of the input in pixels.
 
     Raises:
-        UsageError: it does not, or can't.
+        UsageError: it does not accept them, or its head is not linear.
     """
     images = torch.rand(2, size, size, generator=torch.Generator().manual_seed(0))
     model.eval()
@@ -136,23 +138,25 @@ def try_images(
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            "try-images", f"--model {architecture} does not work with {flag} {size}: {reason}"
+            "unsupported-image-size", f"{flag} {size}: --model {architecture} can't use this size: {reason}"
         ) from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
         raise UsageError(
-            "try-images", f"--model {architecture}: its head is not linear and can't be calibrated"
+            "nonlinear-head",
+            f"--model {architecture}: expected a linear head, which can be calibrated. Use another one",
         )
 
 
 def network_input(images: torch.Tensor) -> torch.Tensor:
-    """Scale images as timm's evaluation transform does, to the last bit.
+    """Normalise images and repeat them in three channels, bit for bit as timm's evaluation transform.
+
+    Three channels, since transformers' `pipeline` can't use a one-channel network.
 
     Args:
-        images: (b, h, w) uint8, or float in [0, 1] as augmentation leaves it.
+        images: (b, h, w) uint8, or float in [0, 1] from the augmentation.
 
     Returns:
-        (b, 3, h, w) float32, normalised, channels last in memory. Stored images have one channel; three are
-        made here, since a one-channel network can't be loaded by `pipeline`.
+        (b, 3, h, w) float32, normalised, channels last in memory.
     """
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -162,11 +166,11 @@ def network_input(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset: float = 0.0) -> None:
-    """Multiply the logits by `factor`, then add `offset` to that of class 1, in the last linear layer.
+    """Fold a calibration into the last linear layer: multiply the logits, then add `offset` to class 1.
 
-    So every loader's softmax is calibrated without knowing of a temperature. An offset needs `has_bias`.
+    The softmax of any loader is then calibrated. An offset needs `has_bias`.
     """
-    # Where there are several heads, as in DeiT distilled, their logits are averaged.
+    # A network with several heads, such as DeiT distilled, averages their logits.
     for last in _last_layers(model):
         last.weight.mul_(factor)
         if last.bias is not None:
@@ -175,7 +179,7 @@ def scale_logits(model: TimmWrapperForImageClassification, factor: float, offset
 
 
 def has_bias(model: TimmWrapperForImageClassification) -> bool:
-    """Whether the network's last linear layer can hold an offset of the logits."""
+    """Return whether the last linear layer has a bias."""
     return all(last.bias is not None for last in _last_layers(model))
 
 
@@ -193,47 +197,47 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
         return timm.create_model(architecture, **arguments)
     if pretrained == "true":
         try:
-            # Others have no weights, or a pickle at an address, which is never loaded.
+            # Other weights are pickles from a URL, which are never loaded.
             if not timm.get_pretrained_cfg(architecture).hf_hub_id:
                 raise ValueError("the Hub has none as safetensors")
-            logger.info("fetching the weights of %s from the Hub", architecture)
+            logger.info("downloading the weights of %s from the Hub", architecture)
             return timm.create_model(architecture, pretrained=True, **arguments)
-        # No connection, no such file, no weights of that name: timm and the Hub raise these three.
+        # No connection, no such file, no weights of that name.
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
-                "timm-network",
-                f"--pretrained true: the weights of {architecture} can't be fetched "
-                f"({str(error).splitlines()[0]}); give a folder that holds their model.safetensors, or start "
-                "from scratch with --pretrained false",
+                "weights-unavailable",
+                f"--pretrained true: the weights of {architecture} can't be downloaded "
+                f"({str(error).splitlines()[0]}). Give a folder with their model.safetensors, or train from "
+                "scratch with --pretrained false",
             ) from error
     file = _weights_file(architecture, Path(pretrained).expanduser())
     try:
-        # Through timm's own loader, which drops the head and fits position embeddings to another input size.
+        # timm's loader drops the head and resizes position embeddings.
         return timm.create_model(
             architecture, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments
         )
     except RuntimeError as error:  # tensors of other shapes
         raise UsageError(
-            "timm-network",
+            "weights-mismatch",
             f"--pretrained {pretrained}: the weights have other shapes than {architecture} at this "
-            "--image_size; name their architecture and size",
+            "--image_size. Set --model and --image_size to those of the weights",
         ) from error
 
 
 def _weights_file(architecture: str, folder: Path) -> Path:
-    """The folder's weights, checked to be of this architecture: timm loads what fits and ignores the rest."""
+    """Return the folder's weights after checking their architecture: timm would ignore other tensors."""
     file = folder / "model.safetensors" if folder.is_dir() else folder
     if file.suffix != ".safetensors" or not file.is_file():
         raise UsageError(
-            "weights-file",
-            f"--pretrained expects true, false, or a folder with model.safetensors, got {str(folder)!r}",
+            "weights-not-found",
+            f"--pretrained: expected true, false, or a folder with model.safetensors, got {str(folder)!r}",
         )
     try:
         with safe_open(file, "pt") as weights:
             found = set(weights.keys())
     except SafetensorError as error:
         raise UsageError(
-            "weights-file", f"--pretrained {folder}: not a safetensors file ({error})"
+            "unreadable-weights", f"--pretrained {folder}: expected a safetensors file, got {error}"
         ) from error
     with torch.device("meta"):
         network = timm.create_model(architecture)
@@ -242,15 +246,15 @@ def _weights_file(architecture: str, folder: Path) -> Path:
     wrong = [name for name in found ^ set(network.state_dict()) if not name.startswith(head)]
     if wrong:
         raise UsageError(
-            "weights-file",
-            f"--pretrained {folder}: weights of another architecture than {architecture} "
-            f"({len(wrong)} tensors differ, {min(wrong)} among them); name theirs with --model",
+            "weights-mismatch",
+            f"--pretrained {folder}: expected weights of {architecture}, got another architecture "
+            f"({len(wrong)} tensors differ, such as {min(wrong)}). Give theirs as --model",
         )
     return file
 
 
 def _preprocessing(network: torch.nn.Module, image_size: int) -> dict:
-    """What timm and transformers need to prepare an image exactly as training does."""
+    """Return the preprocessing of the training as a pretrained_cfg for timm and transformers."""
     return {
         "tag": "pneumonia",
         "custom_load": False,

@@ -1,25 +1,25 @@
-"""The two small CNNs of the recipes, registered with timm when this is imported.
+"""Small baseline CNNs, registered with timm on import.
 
-To load a published one by transformers or timm alone, write `import hf_pneumonia.modeling.cnn` first.
+To load a published one with transformers or timm, first `import hf_pneumonia.modeling.cnn`.
 """
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-# The widths of a much-copied Keras notebook on the Kermany images, 3 x 3 kernels, a pooling after each:
+# Widths of a popular Keras notebook on the Kermany images, with 3 x 3 kernels and pooling after each layer:
 # https://www.kaggle.com/madz2000/pneumonia-detection-using-cnn-92-6-accuracy
 WIDTHS = (32, 64, 64, 128, 256)
 DENSE = 128
 
 
 class PlainCNN(nn.Module):
-    """Convolution, ReLU and max-pooling five times, flattened into a dense layer and a linear head.
+    """Five stages of convolution, ReLU and max-pooling, a dense layer and a linear head.
 
     Args:
         num_classes: 0 for no head.
         in_chans: channels of the input.
-        img_size: side of the input in pixels, or (height, width). The dense layer fixes it.
+        img_size: side of the input in pixels, or (height, width); fixed by the dense layer.
         drop_rate: dropout before the head, 0 to 1.
         norm: whether BatchNorm follows each convolution.
     """
@@ -38,7 +38,7 @@ class PlainCNN(nn.Module):
         for before, after in zip((in_chans, *WIDTHS), WIDTHS, strict=False):
             self.stages.append(_stage(before, after, norm))
             height, width = -(-height // 2), -(-width // 2)  # rounded up, as the pooling does
-        # As timm lists the stages of its networks, for heat maps and gates.
+        # timm's list of stages, used by the heat maps and the out-of-distribution check.
         self.feature_info = [
             {"num_chs": after, "reduction": 2 ** (number + 1), "module": f"stages.{number}"}
             for number, after in enumerate(WIDTHS)
@@ -48,18 +48,18 @@ class PlainCNN(nn.Module):
         self.dense = nn.Linear(WIDTHS[-1] * height * width, DENSE)
         self.head_drop = nn.Dropout(drop_rate)
         for module in self.modules():
-            # He et al. 2015, eq. 10: without it, and without BatchNorm, the signal fades from layer to layer.
+            # He et al. 2015, eq. 10: without BatchNorm, torch's default initialisation lets the signal fade.
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, in_chans, height, width) -> (b, num_features, height / 32, width / 32), rounded up."""
+        """Map (b, in_chans, height, width) to (b, num_features, height / 32, width / 32), rounded up."""
         return self.stages(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Features -> (b, num_classes), or (b, head_hidden_size) with `pre_logits`."""
+        """Map features to (b, num_classes) logits, or to (b, head_hidden_size) with `pre_logits`."""
         x = self.head_drop(self.dense(x.flatten(1)).relu())
         return x if pre_logits else self.head(x)
 
@@ -67,17 +67,17 @@ class PlainCNN(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head on. `global_pool` is timm's, and not used: these networks flatten."""
+        """Replace the head. `global_pool`, part of timm's interface, is ignored."""
         self.num_classes = num_classes
         self.head = nn.Linear(DENSE, num_classes).to(self.dense.weight) if num_classes else nn.Identity()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns of the parameters' names by depth, for timm's layer-wise learning rates."""
+        """Return parameter name patterns by depth, for timm's layer-wise learning rates."""
         return {"stem": r"^stages\.0", "blocks": r"^stages\.(\d+)"}
 
 
@@ -99,11 +99,11 @@ default_cfgs = generate_default_cfgs({"cnn_baseline": _NO_WEIGHTS, "cnn_improved
 
 @register_model
 def cnn_baseline(pretrained: bool = False, **kwargs) -> PlainCNN:
-    """Convolutions, max-pooling, dense; 2.0 million parameters at 224 pixels."""
+    """Build a PlainCNN without BatchNorm; 2.0 million parameters at 224 pixels."""
     return build_model_with_cfg(PlainCNN, "cnn_baseline", pretrained, **kwargs)
 
 
 @register_model
 def cnn_improved(pretrained: bool = False, **kwargs) -> PlainCNN:
-    """The same with BatchNorm after each convolution; dropout and L2 come with the recipe."""
+    """Build a PlainCNN with BatchNorm; its recipe adds dropout and L2."""
     return build_model_with_cfg(PlainCNN, "cnn_improved", pretrained, norm=True, **kwargs)

@@ -1,7 +1,7 @@
-"""Grad-CAM on a network's last feature map that is fine enough.
+"""Grad-CAM heat maps on the last feature map with enough resolution.
 
 Selvaraju et al.: Grad-CAM, Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
-Where a mean over the map and one linear layer make the head, it is the class activation map of Zhou et al.:
+For a head of global average pooling and one linear layer it equals the class activation map of Zhou et al.:
 Learning Deep Features for Discriminative Localization, CVPR 2016.
 """
 
@@ -10,52 +10,52 @@ import threading
 import torch
 import torch.nn.functional as F
 
-# Places a side below which the last map is passed over for the stage before it. ResNet18 on simulated images,
-# the peak within a tenth of the side of the lesion (in brackets: of other images' lesions, by chance): at 96
-# pixels the last map, 3 x 3, 64% (56%), the stage before it 96% (74%); at 192 the last, 6 x 6, 88% (74%).
+# Smallest side of a usable feature map, in cells; below it, the stage before is used. ResNet18's peak hits
+# the simulated lesion (in brackets: by chance) in 64% (56%) with 3 x 3 cells, 96% (74%) with the stage before
+# them, 88% (74%) with 6 x 6.
 PLACES = 6
 
 
 def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return where the network saw pneumonia rather than normal.
+    """Return Grad-CAM maps of the evidence for pneumonia.
 
-    The gradient of the difference of the two logits with respect to each channel of the feature map, averaged
-    over places, weights the channels; what is left of their sum above zero speaks for pneumonia. The map is
-    the network's last, or that of `finer_stage`. A vision transformer that answers from its class token is
-    read before its last block: after it, no patch has a say. Threads may share the network.
+    The gradient of the logit difference, averaged over the feature map, weights its channels; the positive
+    part of their sum is the evidence. The map is that of `finer_stage`, or the last one. For a vision
+    transformer with a class token it is the input of the last block, whose patch outputs are unused. Threads
+    may share the network.
 
     Args:
-        model: in evaluation mode, with timm's network as `timm_model`; left as it is.
-        inputs: (b, 3, s, s) float of any precision, as `network_input` makes them, on the model's device.
+        model: in evaluation mode, with timm's network as `timm_model`. It is not modified.
+        inputs: (b, 3, s, s) float from `network_input`, on the model's device.
 
     Returns:
-        (b, s, s) float32 on the same device, 0 to 1, the highest value of each image being 1; all 0 where
-        nothing speaks for pneumonia.
+        (b, s, s) float32 on the same device, 0 to 1, with a maximum of 1 in each image; all 0 in an image
+        without evidence.
 
     Raises:
-        ValueError: it is no network of timm's, has no feature map with places, or its logits are not finite.
+        ValueError: it is not a timm network, it has no spatial feature map, or its logits are not finite.
     """
     return logits_and_heat_maps(model, inputs)[1]
 
 
 def logits_and_heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the model's (b, 2) logits and the `heat_maps` that explain them, from one pass.
+    """Return the model's (b, 2) logits and their `heat_maps`, from one forward pass.
 
     Args, Raises: as `heat_maps`.
     """
     network = getattr(model, "timm_model", model)
-    adapter = getattr(model, "adapter", None)  # of a network of other people, from `load_model`
-    # Tensors of torch.inference_mode can't have gradients, so the caller's is left and the input copied.
+    adapter = getattr(model, "adapter", None)  # set by `load_model` for other preprocessing or label order
+    # Tensors made under torch.inference_mode can't have gradients: leave that mode and copy the input.
     with torch.inference_mode(False), torch.enable_grad():
-        fed = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
-        features, logits = _features_and_logits(network, fed)
+        adapted = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
+        features, logits = _features_and_logits(network, adapted)
         logits = logits if adapter is None else adapter.answer(logits)
         if not torch.isfinite(logits).all():
-            raise ValueError("the network's answers are not finite, so there is nothing to explain")
-        # Asked for the features alone, so that no weight is left with a gradient.
+            raise ValueError("the network's logits are not finite")
+        # The gradient of the features only: no weight gets one.
         (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), features)
     logits = logits.detach()
-    features, gradient = (_grid(network, one.detach().float()) for one in (features, gradient))
+    features, gradient = (_grid(network, tensor.detach().float()) for tensor in (features, gradient))
     evidence = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
     maps = F.interpolate(evidence, inputs.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)
     highest = maps.amax(dim=(1, 2), keepdim=True)
@@ -64,7 +64,7 @@ def logits_and_heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[
 
 def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
-        raise ValueError(f"{type(network).__name__} does not part its features from its head as timm does")
+        raise ValueError(f"{type(network).__name__} has no forward_features and forward_head as in timm")
     if getattr(network, "global_pool", None) == "token" and hasattr(network, "blocks"):
         return _at(network, network.blocks[-1], inputs, before=True)
     if stage := finer_stage(network, inputs.shape[-1]):
@@ -72,18 +72,22 @@ def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tupl
     with torch.no_grad():
         features = network.forward_features(inputs)
     if not torch.is_tensor(features):
-        raise ValueError(f"{type(network).__name__} has {type(features).__name__} features, and no one map")
+        raise ValueError(
+            f"{type(network).__name__}: expected one feature map, got a {type(features).__name__}"
+        )
     features.requires_grad_()
     return features, network.forward_head(features.clone())  # some heads work in place
 
 
 def finer_stage(network: torch.nn.Module, side: int) -> str | None:
-    """Return the name of the last stage of another fineness in timm's `feature_info`, where the last map has
-    fewer than PLACES a side; else None.
+    """Return the name of the stage before the last feature map, if that has fewer than PLACES cells a side.
 
     Args:
-        network: timm's.
-        side: of its input, in pixels.
+        network: from timm, with its `feature_info`.
+        side: side of the input in pixels.
+
+    Returns:
+        The last stage of a higher resolution; None if the last map is large enough, or no stage is known.
     """
     stages = getattr(network, "feature_info", [])
     last = stages[-1]["reduction"] if stages else 1
@@ -95,18 +99,20 @@ def finer_stage(network: torch.nn.Module, side: int) -> str | None:
 def _at(
     network: torch.nn.Module, module: torch.nn.Module, inputs: torch.Tensor, before: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What one module gives, or takes with `before`, and the logits that come of it."""
+    """Return a module's output (its input with `before`) and the logits."""
     kept, thread = [], threading.get_ident()
 
     def keep(_, arguments: tuple, output: torch.Tensor | None = None):
-        if threading.get_ident() != thread:  # somebody else's image
+        if threading.get_ident() != thread:  # another thread's image
             return None
         value = arguments[0] if before else output
         if not torch.is_tensor(value):
-            raise ValueError(f"{type(network).__name__} hands on a {type(value).__name__}, and no one map")
+            raise ValueError(
+                f"{type(network).__name__}: expected one feature map, got a {type(value).__name__}"
+            )
         kept.append(value.detach().requires_grad_())
-        passed = kept[0].clone()  # some layers work in place
-        return (passed, *arguments[1:]) if before else passed
+        copied = kept[0].clone()  # some layers work in place
+        return (copied, *arguments[1:]) if before else copied
 
     with module.register_forward_pre_hook(keep) if before else module.register_forward_hook(keep):
         logits = network.forward_head(network.forward_features(inputs))
@@ -114,16 +120,18 @@ def _at(
 
 
 def _grid(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """(b, c, h, w) of a feature map in any of the forms that timm has: channels last, or tokens."""
+    """Convert a feature map of timm (channels first, channels last, or tokens) to (b, c, h, w)."""
     if features.ndim == 3:
         patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
         side = round(patches.shape[1] ** 0.5)
         if side**2 != patches.shape[1]:
-            raise ValueError(f"{type(network).__name__}'s {patches.shape[1]} patches make no square grid")
+            raise ValueError(
+                f"{type(network).__name__}: expected a square grid, got {patches.shape[1]} patches"
+            )
         features = patches.transpose(1, 2).unflatten(2, (side, side))
     elif features.ndim == 4 and getattr(network, "output_fmt", "NCHW") == "NHWC":
         features = features.permute(0, 3, 1, 2)
     if features.ndim != 4 or features.shape[2] * features.shape[3] == 1:
         shape = tuple(features.shape[1:])
-        raise ValueError(f"{type(network).__name__}'s features {shape} have no places; try larger images")
+        raise ValueError(f"{type(network).__name__}: expected a feature map, got {shape}. Use larger images")
     return features

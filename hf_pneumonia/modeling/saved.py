@@ -1,4 +1,4 @@
-"""A model by name, local or on the Hub -> its files without pickles, and its network; and back."""
+"""Loading and saving of models: local folders and Hub repositories, safetensors only."""
 
 import glob
 import logging
@@ -26,8 +26,8 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 
-# All of one commit. A pickle is not even downloaded, and transformers is not handed the repository's name:
-# where safetensors are missing it would have the Hub convert other people's weights, and open a pull request.
+# Pickles are not downloaded. transformers gets the folder, not the repository's name: if safetensors are
+# missing it would ask the Hub to convert the weights in a pull request.
 _FILES = [
     "config.json",
     "preprocessor_config.json",
@@ -36,8 +36,8 @@ _FILES = [
     "gate.safetensors",
     "model.safetensors.index.json",
 ]
-# What a model publishes of itself beside its weights: which files, how many of them at most, and how large
-# each may be in bytes. What is more, or larger, is not fetched; and of a local folder not shown.
+# Files that a model publishes beside its weights: patterns, largest number, largest size in bytes. Others are
+# neither downloaded nor shown.
 LARGEST_TEXT, LARGEST_PLOT = 5_000_000, 4_000_000
 MOST_EXAMPLES, LARGEST_EXAMPLE = 8, 20_000_000
 EXAMPLES = (".jpeg", ".jpg", ".png", ".dcm")
@@ -47,53 +47,57 @@ _EVIDENCE = (
     (tuple(f"examples/*{ending}" for ending in EXAMPLES), MOST_EXAMPLES, LARGEST_EXAMPLE),
     (("examples/README.md", "examples/LICENSE"), 2, 100_000),
 )
-# A GatedRepoError is a RepositoryNotFoundError, too.
+# Code and message by exception; GatedRepoError, a subclass of RepositoryNotFoundError, comes first.
 _REASONS = {
-    GatedRepoError: "its owner grants access on its page; ask there, then `hf auth login`",
-    RepositoryNotFoundError: "no such repository, or a private one and no token that opens it; "
-    "`hf auth login`, or set HF_TOKEN",
-    RevisionNotFoundError: "it has no such branch, tag or commit",
+    GatedRepoError: ("gated-model", "access is restricted. Ask for it on its page, then `hf auth login`"),
+    RepositoryNotFoundError: (
+        "model-not-found",
+        "no such repository, or a private one and no token for it. `hf auth login`, or set HF_TOKEN",
+    ),
+    RevisionNotFoundError: ("revision-not-found", "it has no such branch, tag or commit"),
 }
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
-    """Return the folder of a model's files, which are fetched where it is a repository of the Hub.
+    """Return the folder of a model's files. Download them if it is a Hub repository.
 
     Args:
-        name: run folder, any local folder, or a repository (user/name).
+        name: run folder, other local folder, or Hub repository (user/name).
         revision: branch, tag or commit of a repository.
 
     Raises:
-        UsageError: there is no such model, it can't be had, or it has no weights in safetensors.
+        UsageError: there is no such model, the download fails, or it has no weights in safetensors.
     """
     folder = Path(name).expanduser()
     if folder.exists():
         if revision is not None:
-            raise _wrong(name, f"a folder has no revision {revision!r}; leave it out")
+            raise _invalid("revision-not-found", name, f"a folder has no revision {revision!r}. Leave it out")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise _wrong(name, "no such folder")
+        raise _invalid("model-not-found", name, "no such folder")
     else:
         with _explained(name):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    # By the manifest: other people's trainings leave checkpoints beside a finished model.
+    # By our manifest: other trainings leave checkpoints beside a finished model.
     if not (folder / "report.json").is_file() and any(folder.glob("checkpoint-*/manifest.json")):
-        raise _wrong(name, "its training is not finished; go on with --resume_from_checkpoint true")
+        raise _invalid(
+            "unfinished-model", name, "its training is not finished. Use --resume_from_checkpoint true"
+        )
     if not (folder / "config.json").is_file():
-        raise _wrong(name, "there is no model in it (config.json is missing)")
+        raise _invalid("incomplete-model", name, "config.json is missing")
     if not any(folder.glob("model*.safetensors")):
-        raise _wrong(
+        raise _invalid(
+            "incomplete-model",
             name,
-            "there are no weights in it (model.safetensors is missing); pickled ones, such as "
-            "pytorch_model.bin, are never loaded: convert them to safetensors",
+            "model.safetensors is missing. Convert pickled weights (pytorch_model.bin) to safetensors",
         )
     return folder
 
 
 def evidence_folder(name: str, revision: str | None = None) -> Path:
-    """Return the folder where a model's card, report, plots and examples lie, as far as it has any.
+    """Return the folder of a model's card, report, plots and examples, as far as it has them.
 
-    Of a repository those of the commit whose weights `model_folder` gives; where the Hub can't be asked now,
-    what was fetched before.
+    For a repository they are of the same commit as the weights of `model_folder`. If the Hub is not
+    reachable, return what was downloaded before.
 
     Args, Raises: as `model_folder`.
     """
@@ -102,7 +106,7 @@ def evidence_folder(name: str, revision: str | None = None) -> Path:
     model = model_folder(name, revision)
     try:
         with _explained(name):
-            # Without a pattern all would be fetched.
+            # An empty list of patterns would download everything.
             if wanted := [glob.escape(path) for path in _evidence(name, model.name)]:
                 snapshot_download(name, revision=model.name, allow_patterns=wanted)
     except UsageError:
@@ -112,7 +116,7 @@ def evidence_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _evidence(name: str, commit: str) -> list[str]:
-    """Paths of a commit that `_EVIDENCE` lets through; of too many the first by name."""
+    """Return the paths of a commit that match `_EVIDENCE`, sorted by name and cut at the largest number."""
     entries = list(HfApi().list_repo_tree(name, revision=commit))
     for folder in [entry.path for entry in entries if isinstance(entry, RepoFolder)]:
         if folder in ("plots", "examples"):
@@ -120,67 +124,68 @@ def _evidence(name: str, commit: str) -> list[str]:
     sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
     found: list[str] = []
     for patterns, number, largest in _EVIDENCE:
-        matching = [path for path in sorted(sizes) if any(fnmatchcase(path, one) for one in patterns)]
+        matching = [path for path in sorted(sizes) if any(fnmatchcase(path, pattern) for pattern in patterns)]
         found += [path for path in matching if sizes[path] <= largest][:number]
     return found
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Tell what may happen on the way to the Hub and back in one line."""
+    """Turn the errors of a download into a UsageError."""
     try:
         yield
-    # RuntimeError: the Xet client's, a full disk among them.
+    # RuntimeError: from the Xet client, also for a full disk.
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:300] or type(error).__name__
         reasons = [reason for kind, reason in _REASONS.items() if isinstance(error, kind)]
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise _wrong(name, [*reasons, said][0]) from error
+        code, problem = [*reasons, ("model-unavailable", message)][0]
+        raise _invalid(code, name, problem) from error
 
 
-def _wrong(name: str, problem: str) -> UsageError:
-    return UsageError("wrong", f"expected a run folder or a Hub repository, got {name!r}: {problem}")
+def _invalid(code: str, name: str, problem: str) -> UsageError:
+    return UsageError(code, f"expected a run folder or a Hub repository, got {name!r}: {problem}")
 
 
-# Sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
+# Valid sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
 SIDES = range(8, 2049)
 
-# Arguments of timm.create_model that a config.json may give; others read files (checkpoint_path ...).
+# Arguments of timm.create_model that are safe in a config.json; others read files (checkpoint_path ...).
 _MODEL_ARGS = set(
     "act_layer class_token drop_path_rate drop_rate dynamic_img_size global_pool img_size in_chans "
     "norm_layer num_classes patch_size reg_tokens window_size".split()
 )
-# Other values name a package, or a repository whose code transformers would run.
+# For other values transformers would import a package, or run code from a repository.
 _ATTENTION = (None, "eager", "sdpa")
-# A vocabulary has 250,000; numbers of classes and layers are counted up to before any tensor is made.
+# Vocabularies have up to 250,000 entries; larger numbers of classes or layers take hours and all memory.
 _LARGEST_NUMBER = 500_000
 _INDEX = "model.safetensors.index.json"
 
-_OTHER_REPORT = "the report.json beside it is of other weights: its figures are not this model's"
+_OTHER_REPORT = "report.json is of other weights: its metrics are not this model's"
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network and what its files say of it."""
+    """A network and the metadata of its files."""
 
-    name: str  # last folder, or the repository's id; never the path of a folder
+    name: str  # name of the folder without its path, or id of the repository
     model: PreTrainedModel  # in evaluation mode; `network_input` in, logits in the order of LABELS out
     image_size: int  # side of the network's input in pixels
-    operating_point: dict  # `threshold` and what else `calibrate` found; empty where it states none
-    notes: list[str]  # what a reader of its figures should know, a line each
-    processor: transformers.BaseImageProcessor | None = None  # None where config.json says it all
-    folder: Path | None = None  # where its files are on this machine
+    operating_point: dict  # `threshold` and the other results of `calibrate`; empty if there are none
+    notes: list[str]  # caveats about its metrics, a line each
+    processor: transformers.BaseImageProcessor | None = None  # None if config.json has the preprocessing
+    folder: Path | None = None  # local folder of its files
 
 
 def load_model(name: str, revision: str | None = None) -> SavedModel:
-    """Load a run folder, or a repository of the Hub: safetensors only, and no code from it is ever run.
+    """Load a model from a local folder or Hub repository: safetensors only, never code.
 
     Args:
-        name: of a local folder, or user/name.
+        name: local folder, or Hub repository (user/name).
         revision: branch, tag or commit of a repository.
 
     Raises:
-        UsageError: there is no such model, its files are damaged, its classes are others than LABELS, or it
-            can't be fed with square gray images.
+        UsageError: there is no such model, its files are damaged, it has other classes than LABELS, or it
+            does not accept square gray images.
     """
     source = model_folder(name, revision)
     try:
@@ -191,42 +196,40 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                dtype=torch.float32,  # else that of the file, and half a network takes no whole numbers
+                dtype=torch.float32,  # also for a file in half precision
             )
-        # transformers fills what is not there with random numbers.
+        # transformers initialises missing tensors at random.
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(
-                f"{len(missing)} tensors are missing, {missing[0]} among them: expected the weights of a "
-                "fine-tuned classifier"
+                f"expected the weights of a fine-tuned classifier, but {len(missing)} tensors are missing, "
+                f"such as {missing[0]}"
             )
         processor = None
         if getattr(model.config, "pretrained_cfg", None) is None:
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         size, mean, std, squashed = _preprocessing(model, processor)
-        found = list(model.config.id2label.values())
-        order = [label_of(str(label)) for label in found]
+        labels = list(model.config.id2label.values())
+        order = [label_of(str(label)) for label in labels]
         if sorted(order, key=str) != [0, 1]:
-            raise ValueError(f"its labels are {', '.join(map(str, found))}, not {' and '.join(LABELS)}")
+            raise ValueError(f"expected the labels {' and '.join(LABELS)}, got {', '.join(map(str, labels))}")
         model.eval()
         _adapt(model, mean, std, swapped=order != [0, 1])
         with torch.no_grad():
             shape = tuple(model(network_input(torch.zeros(1, size, size))).logits.shape)
         if shape != (1, len(LABELS)):
-            raise ValueError(f"expected two logits for an image, got {shape}")
+            raise ValueError(f"expected logits of shape (1, 2) for an image, got {shape}")
         point = _operating_point(getattr(model.config, "pneumonia", None))
-    # Another kind of model, damaged files; each architecture raises its own of settings of another type.
+    # Damaged files or other kinds of models raise any exception, depending on the architecture.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(source), name)
         if "ignore_mismatched_sizes" in reason:
-            reason = "its weights have other shapes than its config.json says"
-        raise UsageError(
-            "model", f"expected a run folder or a Hub repository, got {name!r}: {reason}"
-        ) from error
-    notes = [] if point else ["the model states no operating point: 0.5 is taken"]
+            reason = "its weights have other shapes than its config.json"
+        raise _invalid("invalid-model", name, reason) from error
+    notes = [] if point else ["the model states no operating point: threshold 0.5 is used"]
     if squashed:
         notes.append(
-            f"the model prepares images in another way: images were squashed to {size} x {size} "
-            f"({INTERPOLATION}), and scaled by its own mean and deviation"
+            f"the model has other preprocessing: images were squashed to {size} x {size} ({INTERPOLATION}) "
+            "and normalised by its own mean and deviation"
         )
     if _has_other_report(source):
         notes.append(_OTHER_REPORT)
@@ -236,34 +239,38 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and model.safetensors, one file whatever the network's size.
+    """Write config.json and model.safetensors, as one file for a network of any size.
 
     Raises:
-        UsageError: the weights can't be written, as on a full disk.
+        UsageError: the weights can't be written, for example to a full disk.
     """
     try:
         model.save_pretrained(folder, max_shard_size="1TB")
     except SafetensorError as error:
-        raise UsageError("save-model", f"the weights can't be written ({error}); free some space") from error
-    # The rights of any other new file: safetensors leaves its own to the owner alone.
+        raise UsageError(
+            "weights-not-written", f"{folder}: the weights can't be written ({error}). Free some space"
+        ) from error
+    # The permissions of any new file: safetensors makes its own readable by the owner only.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def _check_config(source: Path) -> None:
-    """Check that config.json of a saved model asks for nothing but the safetensors beside it.
+    """Check that a config.json loads no files but its safetensors, before transformers reads it.
 
     Raises:
-        ValueError: it asks for other weights, an adapter or code, or it is damaged.
+        ValueError: it names other weights, an adapter or code, or it is damaged.
         OSError: it can't be read.
     """
     config = read_json(source / "config.json")
     if not isinstance(config, dict):
-        raise ValueError("its config.json is damaged: expected an object")
+        raise ValueError(f"its config.json is damaged: expected an object, got {type(config).__name__}")
     more = [f"model_args: {name}" for name in config.get("model_args") or {} if name not in _MODEL_ARGS]
     more += [name for name in [str(config.get("architecture"))] if ":" in name]  # another repository
     for key, value in _nested({name: value for name, value in config.items() if name != "pneumonia"}):
         if type(value) is int and abs(value) > _LARGEST_NUMBER:
-            raise ValueError(f"its config.json has a number above {_LARGEST_NUMBER:,} ({key[:100]})")
+            raise ValueError(
+                f"its config.json: expected numbers up to {_LARGEST_NUMBER:,}, got more ({key[:100]})"
+            )
         other = key.endswith("attn_implementation") and value not in _ATTENTION
         if other or (key == "transformers_weights" and value is not None):  # another file, a pickle too
             more.append(f"{key}: {value}")
@@ -271,11 +278,11 @@ def _check_config(source: Path) -> None:
         more.append("adapter_config.json")
     if (source / _INDEX).is_file():
         index, known = read_json(source / _INDEX), {file.name for file in source.glob("model*.safetensors")}
-        # A part of another name would be unpickled.
+        # A shard of another name would be unpickled.
         more += [f"{_INDEX}: {part}" for part in index["weight_map"].values() if part not in known]
     if more:
         raise ValueError(
-            f"its config.json asks for more than its own weights ({more[0][:100]}), which is never loaded"
+            f"its config.json refers to other files or code ({more[0][:100]}), which are never loaded"
         )
 
 
@@ -287,7 +294,7 @@ def _nested(config: dict) -> Iterator[tuple[str, object]]:
 
 
 def _has_other_report(folder: Path) -> bool:
-    """Whether the report beside the weights says that it is of others; a damaged one says nothing."""
+    """Return whether report.json has the hash of other weights; ignore a damaged one."""
     try:
         stated = read_json(folder / "report.json")["weights_sha256"]
         return isinstance(stated, str) and stated != content_sha256(folder / "model.safetensors")
@@ -297,7 +304,7 @@ def _has_other_report(folder: Path) -> bool:
 
 @contextmanager
 def _without_table() -> Iterator[None]:
-    """Keep off the screen transformers' table of weights that do not fit, a line per tensor."""
+    """Silence transformers' table of mismatched weights, which has a line per tensor."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
@@ -309,51 +316,59 @@ def _without_table() -> Iterator[None]:
 def _preprocessing(
     model: PreTrainedModel, processor: transformers.BaseImageProcessor | None
 ) -> tuple[int, list[float], list[float], bool]:
-    """Side of the input; mean and deviation of its three channels, for pixels from 0 to 1; and whether the
-    model's own way to that size is another than `squash`."""
+    """Return the preprocessing of a model.
+
+    Returns:
+        Side of the input in pixels; mean and deviation of three channels, for pixels from 0 to 1; whether the
+        model expects another resizing than ours.
+    """
     if processor is None:
         config = model.config.pretrained_cfg
         size, mean, std = config["input_size"][-2:], config["mean"], config["std"]
         ours = ("squash", 1.0, INTERPOLATION)
         squashed = tuple(config.get(key) for key in ("crop_mode", "crop_pct", "interpolation")) != ours
     else:
-        said = processor.to_dict()
+        settings = processor.to_dict()
         mean, std = [0.0] * 3, [1.0] * 3
-        if said.get("do_normalize"):
-            mean, std = said["image_mean"], said["image_std"]
-        if abs(255 * said.get("rescale_factor", 1 / 255) - 1) > 1e-6 or said.get("rescale_offset"):
-            raise ValueError("its preprocessor does not scale pixels to 0 to 1")
-        cropped = said.get("crop_size") if said.get("do_center_crop") else None
-        sides = cropped or said["size"]
+        if settings.get("do_normalize"):
+            mean, std = settings["image_mean"], settings["image_std"]
+        if abs(255 * settings.get("rescale_factor", 1 / 255) - 1) > 1e-6 or settings.get("rescale_offset"):
+            raise ValueError("expected a preprocessor that scales pixels to 0 to 1")
+        cropped = settings.get("crop_size") if settings.get("do_center_crop") else None
+        sides = cropped or settings["size"]
         size = [sides.get(side, sides.get("shortest_edge")) for side in ("height", "width")]
         squashed = True
     if len(mean) == 1:
         mean, std = list(mean) * 3, list(std) * 3
     if not (len(mean) == len(std) == 3 and _are_within(mean, -1e6, 1e6) and _are_within(std, 1e-9, 1e6)):
-        raise ValueError(f"expected means and deviations of its input, got {str([mean, std])[:100]}")
+        raise ValueError(f"expected mean and deviation of three channels, got {str([mean, std])[:100]}")
     if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in SIDES:
         found = " x ".join(map(str, size))[:100]
-        raise ValueError(f"its input is {found}, expected a square of {SIDES[0]} to {SIDES[-1]} pixels")
+        raise ValueError(f"expected a square input of {SIDES[0]} to {SIDES[-1]} pixels, got {found}")
     return int(size[0]), list(mean), list(std), squashed
 
 
 class Adapter:
-    """Converts inputs and answers in a model's hooks; its `adapter` for code that goes past the hooks."""
+    """Conversion of inputs and logits for a model with other normalisation or label order."""
 
     def __init__(self, mean: list[float], std: list[float], swapped: bool) -> None:
         own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
         self.scale, self.shift, self.swapped = STD / own_std, (MEAN - own_mean) / own_std, swapped
 
     def feed(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`network_input`, normalised by MEAN and STD -> the same normalised as the network wants it."""
+        """Convert inputs from `network_input` to the normalisation of the network."""
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)
 
     def answer(self, logits: torch.Tensor) -> torch.Tensor:
-        """The network's (b, 2) logits -> those in the order of LABELS."""
+        """Reorder the network's (b, 2) logits to the order of LABELS."""
         return logits.flip(-1) if self.swapped else logits
 
 
 def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped: bool) -> None:
+    """Make a model take `network_input` and return logits in the order of LABELS, by hooks.
+
+    `model.adapter` is for code that bypasses the hooks.
+    """
     if (mean, std) == ([MEAN] * 3, [STD] * 3) and not swapped:
         return
     adapter = Adapter(mean, std, swapped)
@@ -368,7 +383,7 @@ def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped:
 
 
 def _operating_point(stated: object) -> dict:
-    """What a config.json states under `pneumonia`, empty without a threshold; ValueError where damaged."""
+    """Return `pneumonia` of a config.json, or {} without a threshold. Raise ValueError if it is damaged."""
     if not isinstance(stated, dict) or "threshold" not in stated:
         return {}
     try:
@@ -387,10 +402,10 @@ def _operating_point(stated: object) -> dict:
     except (KeyError, TypeError):
         sound = False
     if not sound:
-        raise ValueError("its config.json is damaged: pneumonia states no sound threshold, band or trade_off")
+        raise ValueError("its config.json is damaged: invalid threshold, band or trade_off in pneumonia")
     return stated
 
 
 def _are_within(values: Iterable, low: float, high: float) -> bool:
-    """Whether all are numbers from `low` to `high`; NaN is none."""
-    return all(isinstance(one, int | float) and low <= one <= high for one in values)
+    """Return whether all values are numbers from `low` to `high`, and not NaN."""
+    return all(isinstance(value, int | float) and low <= value <= high for value in values)

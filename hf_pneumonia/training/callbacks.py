@@ -1,4 +1,4 @@
-"""Callbacks of a training: early stopping, frozen backbone, moving average, divergence, and lines to read."""
+"""Trainer callbacks: early stopping, progress, divergence, frozen backbone, moving average of the weights."""
 
 import logging
 import math
@@ -22,19 +22,19 @@ logger = logging.getLogger(__name__)
 
 AVERAGE = "ema.safetensors"  # in a checkpoint
 
-# Steps between two checks of the weights. Each waits for the device, and reads the network once.
+# Steps between two checks of the weights. A check synchronises with the device.
 _EVERY = 50
 
 
 class EarlyStop(TrainerCallback):
-    """Ends a training in which none of the last epochs was the best.
+    """Stop the training after several epochs without improvement.
 
-    It reads the log, which a checkpoint holds: transformers' own EarlyStoppingCallback counts from zero again
-    when a training is resumed.
+    Reads the log, which is part of a checkpoint; transformers' EarlyStoppingCallback counts from zero again
+    after a resume.
 
     Args:
-        epochs: how many scores in a row may be worse than the best one.
-        after: epochs, of a frozen backbone or of small images, that are not counted.
+        epochs: number of scores in a row without improvement that ends the training.
+        after: number of first epochs (frozen backbone, small images) to ignore.
     """
 
     def __init__(self, epochs: int, after: int = 0) -> None:
@@ -45,7 +45,7 @@ class EarlyStop(TrainerCallback):
             control.should_training_stop = True
 
     def is_due(self, args, state) -> bool:
-        """Return whether the scores in the log so far say so."""
+        """Return whether the scores in the log end the training."""
         name = f"eval_{args.metric_for_best_model}"
         sign = 1 if args.greater_is_better else -1
         lines = [line for line in state.log_history if name in line and line["epoch"] > self.after]
@@ -54,13 +54,13 @@ class EarlyStop(TrainerCallback):
 
 
 def is_best(args, state, metrics: dict[str, float]) -> bool:
-    """Return whether these scores are better than those of every epoch before."""
+    """Return whether an epoch's metrics are better than those of every earlier epoch."""
     score, sign = metrics[f"eval_{args.metric_for_best_model}"], 1 if args.greater_is_better else -1
     return state.best_metric is None or sign * score > sign * state.best_metric
 
 
 class EpochLines(TrainerCallback):
-    """One bar over all steps and, after each epoch, its metrics on training and validation."""
+    """Show a progress bar over all steps and, after each epoch, its training and validation metrics."""
 
     def __init__(self) -> None:
         self.bar, self.started, self.training = None, 0.0, {}
@@ -98,8 +98,8 @@ class EpochLines(TrainerCallback):
             self.bar = None
 
 
-class StopWhereDiverged(TrainerCallback):
-    """Ends a training whose weights are NaN or infinite, within an epoch too."""
+class StopOnDivergence(TrainerCallback):
+    """Stop the training when weights are NaN or infinite, also within an epoch."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step % _EVERY == 0:
@@ -111,28 +111,27 @@ class StopWhereDiverged(TrainerCallback):
 
 @torch.no_grad()
 def check_finite(network: nn.Module, step: int) -> None:
-    """Refuse to go on with a network that holds NaN or infinity.
+    """Check that all weights are finite.
 
-    The weights are checked and not the loss: after a step they are the same in every process.
+    The weights, not the loss: after a step they are the same in every process.
 
     Raises:
-        UsageError: it does.
+        UsageError: weights are NaN or infinite.
     """
     tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         raise UsageError(
-            "finite",
-            f"the training diverged: after step {step} weights are NaN or infinite; start over with a lower "
-            "--learning_rate",
+            "training-diverged",
+            f"--learning_rate: expected finite weights, got NaN or infinity at step {step}. Start over with "
+            "a lower one",
         )
 
 
 class FrozenBackbone(TrainerCallback):
-    """Gives only the head gradients for the first epochs.
+    """Train only the head for the first epochs.
 
-    The phase follows from the epoch alone, so a training that is resumed is in the right one. The optimizer
-    knows all parameters from the start, and skips those without a gradient: neither weight decay nor moments
-    touch them.
+    The phase depends on the epoch alone, so a resumed training is in the right one. The optimizer has all
+    parameters from the start and skips those without a gradient, weight decay and moments included.
 
     Args:
         epochs: length of the frozen phase.
@@ -145,7 +144,7 @@ class FrozenBackbone(TrainerCallback):
         frozen = state.epoch < self.epochs
         network = model.timm_model
         if not frozen and not all(parameter.requires_grad for parameter in network.parameters()):
-            logger.info("the backbone is released after epoch %g", state.epoch)
+            logger.info("backbone unfrozen after epoch %g", state.epoch)
         network.requires_grad_(not frozen)
         if frozen:
             heads = network.get_classifier()
@@ -154,9 +153,9 @@ class FrozenBackbone(TrainerCallback):
 
 
 def keep_statistics(network: nn.Module) -> None:
-    """Let BatchNorm use the statistics it has, and leave them as they are, until `network.train()`.
+    """Freeze BatchNorm's running statistics, until `network.train()`.
 
-    Frozen weights with moving statistics would be another backbone by the end of the phase.
+    With moving statistics a frozen backbone would still change.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -166,26 +165,26 @@ def keep_statistics(network: nn.Module) -> None:
 def after_frozen_phase(
     optimizer: torch.optim.Optimizer, scheduler: LRScheduler, factor: float, steps: int
 ) -> SequentialLR:
-    """Hold the learning rates at `factor` times their own for so many steps, and then begin `scheduler`.
+    """Put a phase of constant learning rates before a schedule.
 
     Args:
-        optimizer: as given to `scheduler`.
+        optimizer: the optimizer of `scheduler`.
         scheduler: not yet stepped.
-        factor: of every group's learning rate in the frozen phase.
+        factor: multiplies every group's learning rate in the frozen phase.
         steps: length of the frozen phase.
     """
     return SequentialLR(optimizer, [LambdaLR(optimizer, lambda _: factor), scheduler], milestones=[steps])
 
 
 class WeightAverage(TrainerCallback):
-    """Averages weights and BatchNorm statistics after every step of the optimizer (EMA).
+    """Keep an exponential moving average (EMA) of weights and BatchNorm statistics.
 
-    timm's `ModelEmaV3` with its warm-up, without which the first epochs would be averages with the initial
-    weights. The network itself goes on with its own weights.
+    timm's `ModelEmaV3` with its warm-up: without it the initial weights dominate the first epochs. The
+    network trains on with its own weights.
 
     Args:
         network: on the device where it is trained.
-        decay: share of the old average that a step leaves, 0 to 1; reached after (1 - decay) ** -1.5 steps.
+        decay: weight of the old average, 0 to 1; the warm-up reaches it after (1 - decay) ** -1.5 steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -193,20 +192,20 @@ class WeightAverage(TrainerCallback):
 
     @property
     def network(self) -> nn.Module:
-        """The average, as a network of its own."""
+        """The average, as a separate network."""
         return self.average.module
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         self.average.update(model, state.global_step)
 
     @contextmanager
-    def standing_in(self, network: nn.Module) -> Iterator[None]:
-        """Exchange the weights of `network` with the average, in place, for as long as the block runs."""
-        self._exchange(network)
+    def swapped_in(self, network: nn.Module) -> Iterator[None]:
+        """Swap the weights of `network` with the average, in place, while the block runs."""
+        self._swap(network)
         try:
             yield
         finally:
-            self._exchange(network)
+            self._swap(network)
 
     def copy_to(self, network: nn.Module) -> None:
         network.load_state_dict(self.network.state_dict())
@@ -216,12 +215,12 @@ class WeightAverage(TrainerCallback):
         save_file({name: value.contiguous() for name, value in tensors.items()}, checkpoint / AVERAGE)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from the average of a checkpoint."""
+        """Load the average of a checkpoint."""
         self.network.load_state_dict(load_file(checkpoint / AVERAGE))
 
     @torch.no_grad()
-    def _exchange(self, network: nn.Module) -> None:
+    def _swap(self, network: nn.Module) -> None:
         for own, other in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            kept = own.clone()
+            average = own.clone()
             own.copy_(other)
-            other.copy_(kept)
+            other.copy_(average)

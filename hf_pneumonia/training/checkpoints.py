@@ -1,7 +1,7 @@
-"""Checkpoints as folders that are complete or absent: written aside, sealed with a manifest, then renamed.
+"""Atomic checkpoint folders: written under a hidden name, sealed with a manifest of hashes, then renamed.
 
-A folder `checkpoint-12` is complete if the sizes and hashes in its manifest hold. A folder that is being
-written or deleted has a hidden name; the next start deletes it. This module knows files, not their content.
+A folder `checkpoint-12` is complete if its files match the manifest. While a folder is written or deleted it
+has a hidden name; the next start deletes it.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from hf_pneumonia.hub import content_sha256
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # raise it when a checkpoint is read otherwise
+FORMAT = 2  # increase it when the format changes
 
 _PREFIX = "checkpoint-"
 _WITHOUT_BEST = (
-    "to keep the last epoch instead, go on with --load_best_model_at_end false and "
+    "To keep the last epoch instead, resume with --load_best_model_at_end false and "
     "--resume_from_checkpoint true"
 )
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, the latest step last, complete or not.
+    """Return the checkpoints of a run folder by step, complete or not.
 
-    Only folders called checkpoint- and a step are taken for checkpoints.
+    Ignores folders with other names than `checkpoint-STEP`.
     """
     return sorted(_folders(folder), key=_step)
 
@@ -41,12 +41,12 @@ def checkpoint_name(step: int) -> str:
 
 
 def writing(folder: Path, step: int) -> Path:
-    """Return the hidden folder in which the checkpoint of a step is written."""
+    """Return the hidden folder for writing the checkpoint of a step."""
     return folder / f".{checkpoint_name(step)}-writing"
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make that folder, empty."""
+    """Create the empty hidden folder for the checkpoint of a step."""
     aside = writing(folder, step)
     _remove(aside)
     aside.mkdir(parents=True)
@@ -54,15 +54,18 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def complete(folder: Path, step: int, facts: dict) -> Path:
-    """Seal what was written for a step, and give it its name.
+    """Write the manifest of a checkpoint and rename its folder.
 
-    The files reach the disk first, then the manifest, then the name. Cut short at any moment, there is no
-    checkpoint of that name, or the one before.
+    The files reach the disk first, then the manifest, then the name. If the process is killed at any moment,
+    there is no checkpoint of that name, or the old one.
 
     Args:
         folder: the run folder.
-        step: for which `begin` was called.
+        step: the step given to `begin`.
         facts: further entries of the manifest.
+
+    Returns:
+        The folder of the checkpoint.
     """
     aside, checkpoint = writing(folder, step), folder / checkpoint_name(step)
     files = {}
@@ -74,7 +77,7 @@ def complete(folder: Path, step: int, facts: dict) -> Path:
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     sync(aside / MANIFEST)
     sync(aside)
-    # One that is there already is damaged, or of a training that went on from an earlier one.
+    # A checkpoint of this name is damaged, or left over from before the training resumed from an earlier one.
     discard(checkpoint)
     aside.rename(checkpoint)
     sync(folder)
@@ -85,23 +88,23 @@ def read_facts(checkpoint: Path) -> dict:
     """Read the manifest of a checkpoint.
 
     Raises:
-        ValueError: it is missing or damaged; the message says how, without the checkpoint's name.
+        ValueError: it is missing or damaged. The message gives the reason, without the checkpoint's name.
     """
     try:
         manifest = read_json(checkpoint / MANIFEST)
     except FileNotFoundError:
-        raise ValueError(f"it has no {MANIFEST}, so it was not finished") from None
+        raise ValueError(f"{MANIFEST} is missing: it was not finished") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{MANIFEST} can't be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_sha256(manifest):
         raise ValueError(f"{MANIFEST} was changed")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+        raise ValueError(f"expected format {FORMAT}, got {manifest['format']}")
     return manifest
 
 
 def damage(checkpoint: Path) -> str:
-    """Return what the manifest says is wrong with a checkpoint; "" where it is complete."""
+    """Return the first difference between a checkpoint and its manifest, or "" if it is complete."""
     try:
         files = read_facts(checkpoint)["files"]
         for name, expected in files.items():
@@ -112,30 +115,30 @@ def damage(checkpoint: Path) -> str:
                 return f"{name} has {size} of {expected['size']} bytes"
         for name, expected in files.items():
             if content_sha256(checkpoint / name) != expected["sha256"]:
-                return f"{name} was changed: its SHA-256 is another"
+                return f"{name} was changed: its SHA-256 differs"
     except (OSError, ValueError) as error:
         return str(error)
     return ""
 
 
 def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path | None:
-    """Return the checkpoint to go on from. Log a line for each that is skipped.
+    """Return the checkpoint to resume from. Log the checkpoints that are skipped.
 
     Args:
         folder: the run folder.
-        resume: true for the newest complete one in it, or the path of one; "auto" for the newest complete
-            one, and None where there is none.
-        with_best: whether the checkpoint of the best epoch so far has to be complete, too.
+        resume: True: the newest complete checkpoint; "auto": the same, or None if there is none; otherwise
+            the path of a checkpoint.
+        with_best: whether the checkpoint of the best epoch has to be complete, too.
 
     Raises:
-        UsageError: there is none, or the one that was named is damaged.
+        UsageError: no checkpoint is complete, or the given one is damaged.
     """
     if resume not in (True, "auto"):
         if reason := _unusable(Path(resume), with_best):
             raise UsageError(
-                "checkpoint",
-                f"--resume_from_checkpoint {resume} is damaged: {reason}; name another, or true for the "
-                "newest that is complete",
+                "damaged-checkpoint",
+                f"--resume_from_checkpoint: {resume} is damaged: {reason}. Give another one, or true for the "
+                "newest complete one",
             )
         return Path(resume)
     found = checkpoints(folder)
@@ -143,31 +146,31 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
         reason = _unusable(checkpoint, with_best)
         if not reason:
             return checkpoint
-        logger.warning("%s is skipped: %s", checkpoint.name, reason)
+        logger.warning("%s skipped: %s", checkpoint.name, reason)
     if resume == "auto":
         return None
     raise UsageError(
-        "checkpoint",
-        f"--resume_from_checkpoint: none of {len(found)} checkpoints in {folder} is complete; start over "
+        "no-complete-checkpoint",
+        f"--resume_from_checkpoint: none of the {len(found)} checkpoints in {folder} is complete. Start over "
         "with --overwrite_output_dir",
     )
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """Return where the best epoch's checkpoint lay when this one was made, if there was one."""
+    """Return the path of the best epoch's checkpoint, which may be in another run folder, or None."""
     best = read_facts(checkpoint)["best"]
     return Path(os.path.normpath(checkpoint.absolute().parent / best)) if best else None
 
 
 def check_best(checkpoint: Path) -> None:
-    """Refuse to load the best epoch from a damaged checkpoint.
+    """Check the checkpoint of the best epoch before it is loaded.
 
     Raises:
         UsageError: it is damaged.
     """
     if reason := damage(checkpoint):
         raise UsageError(
-            "best", f"the best epoch can't be loaded from {checkpoint}: {reason}; {_WITHOUT_BEST}"
+            "damaged-checkpoint", f"{checkpoint}, the best epoch, is damaged: {reason}. {_WITHOUT_BEST}"
         )
 
 
@@ -176,7 +179,7 @@ def _unusable(checkpoint: Path, with_best: bool) -> str:
         return reason
     best = best_of(checkpoint) if with_best else None
     if best and best != checkpoint.absolute() and (reason := damage(best)):
-        return f"{best.name}, its best epoch so far, is damaged: {reason}; {_WITHOUT_BEST}"
+        return f"its best epoch, {best.name}, is damaged: {reason}. {_WITHOUT_BEST}"
     return ""
 
 
@@ -185,24 +188,24 @@ def keep_newest(folder: Path, limit: int | None, newest: Path, best: Path | None
 
     Args:
         folder: the run folder.
-        limit: None or 0: all are kept.
-        newest: the one just completed, which stays.
-        best: that of the best epoch, which stays; perhaps in another folder.
+        limit: None or 0: keep all.
+        newest: the checkpoint that was just completed; always kept.
+        best: the checkpoint of the best epoch; always kept. It may be in another folder.
     """
     if not limit:
         return
     kept = {newest.name}
     if best and best.absolute().parent == newest.absolute().parent:
         kept.add(best.name)
-    # Those of later steps are left from before the training went on from an earlier one, or are damaged.
-    others = [one for one in checkpoints(folder) if one.name not in kept]
-    others.sort(key=lambda one: (_step(one) <= _step(newest), _step(one)))
+    # Later steps go first: they are damaged, or from before the training resumed from an earlier checkpoint.
+    others = [path for path in checkpoints(folder) if path.name not in kept]
+    others.sort(key=lambda path: (_step(path) <= _step(newest), _step(path)))
     for checkpoint in others[: max(len(others) + len(kept) - max(limit, len(kept)), 0)]:
         discard(checkpoint)
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, which is never seen half deleted."""
+    """Delete a checkpoint under a hidden name, so that none is ever half deleted."""
     if checkpoint.exists():
         gone = checkpoint.with_name(f".{checkpoint.name}-deleting")
         _remove(gone)
@@ -212,16 +215,16 @@ def discard(checkpoint: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written or half deleted."""
+    """Delete the half written and half deleted checkpoints of a killed process."""
     for path in (*_folders(folder, ".", "-writing"), *_folders(folder, ".", "-deleting")):
         _remove(path)
 
 
 def _folders(folder: Path, before: str = "", after: str = "") -> list[Path]:
-    """Return the folders of a step, with what is before and after their name."""
-    ours = re.compile(re.escape(f"{before}{_PREFIX}") + "[0-9]+" + re.escape(after))
+    """Return the folders named `checkpoint-STEP`, with this text before and after."""
+    pattern = re.compile(re.escape(f"{before}{_PREFIX}") + "[0-9]+" + re.escape(after))
     found = folder.glob(f"{before}{_PREFIX}*")
-    return [path for path in found if ours.fullmatch(path.name) and path.is_dir()]
+    return [path for path in found if pattern.fullmatch(path.name) and path.is_dir()]
 
 
 def _step(checkpoint: Path) -> int:

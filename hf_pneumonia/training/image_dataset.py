@@ -1,4 +1,4 @@
-"""The images of one split, in batches: read from the image cache, or all of them on the GPU."""
+"""Dataset of one split, read in batches from the image cache or from GPU memory."""
 
 import hashlib
 
@@ -7,27 +7,27 @@ import torch
 
 from hf_pneumonia.data.cohort import Cohort
 
-# Share of a GPU's free memory that the images of one split may take: two splits leave more than half of it.
+# Largest share of a GPU's free memory for the images of one split; there are two splits.
 _SHARE = 0.2
 
-_CHUNK = 1024  # images that are sent to a GPU at a time
+_CHUNK = 1024  # images copied to the GPU at once
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """The images of one split with their labels. A whole batch is one read: no worker processes are needed.
+    """Images and labels of one split. A batch is one read, so no worker processes are needed.
 
-    100,000 images of 224 pixels are 5 GB. Where they fit on the GPU, a step sends only the numbers of its
-    images there, and waits for nothing.
+    If the images fit into GPU memory (100,000 images of 224 pixels are 5 GB), they are kept there, and a step
+    sends only their indices.
 
     Args:
-        images: the splits and the image cache.
+        cohort: the splits and the image cache.
         split: name of the split.
-        device: where the network is trained.
+        device: device of the network.
 
     Attributes:
         labels: (n,) int64, on the CPU.
-        fingerprint: of all splits.
-        vertical: the class that a swap of the proportions stretches vertically (`Cohort.vertical_class`).
+        fingerprint: hash of all splits.
+        vertical: class that a swap of the proportions stretches vertically (`Cohort.vertical_class`).
         on_device: whether the images are on the GPU.
     """
 
@@ -37,10 +37,10 @@ class ImageDataset(torch.utils.data.Dataset):
         self.vertical = cohort.vertical_class()
         self.on_device = _fits(len(self.rows) * cohort.cache.size**2, torch.device(device))
         if self.on_device:
-            self.lay_on(device)
+            self.copy_to(device)
 
-    def lay_on(self, device: torch.device | str) -> None:
-        """Send all images to a device, from which batches are taken from now on."""
+    def copy_to(self, device: torch.device | str) -> None:
+        """Copy all images to a device and read batches from there."""
         self.on_device, self._labels = True, self.labels.to(device)
         side = self.cache.size
         self._images = torch.empty((len(self), side, side), dtype=torch.uint8, device=device)
@@ -52,16 +52,16 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (b, size, size) uint8 and `labels` (b,) int64, by a name torch's loader knows."""
+        """Return `pixel_values` (b, size, size) uint8 and `labels` (b,) int64; DataLoader's batched read."""
         if self.on_device:
-            which = torch.tensor(indices, pin_memory=self._images.is_cuda)
-            which = which.to(self._images.device, non_blocking=True)
-            return {"pixel_values": self._images[which], "labels": self._labels[which]}
+            chosen = torch.tensor(indices, pin_memory=self._images.is_cuda)
+            chosen = chosen.to(self._images.device, non_blocking=True)
+            return {"pixel_values": self._images[chosen], "labels": self._labels[chosen]}
         images = self.cache[self.rows[np.asarray(indices)]]
         return {"pixel_values": torch.from_numpy(images), "labels": self.labels[indices]}
 
     def content(self) -> str:
-        """Return the number of images, and a hash of their files and labels in their order."""
+        """Return the number of images and a hash of their files and labels, in order."""
         digest = hashlib.sha256(self.cache.facts["sha256"][self.rows].tobytes())
         digest.update(self.labels.numpy().tobytes())
         return f"{len(self)} ({digest.hexdigest()[:16]})"

@@ -1,7 +1,7 @@
-"""A Trainer with complete checkpoints: a training goes on from one as if it had never stopped.
+"""Trainer with exact resume: a resumed training ends with the weights of an uninterrupted one.
 
-A checkpoint holds all state that the weights depend on. The recipe, the data and the number of processes are
-compared with those of the start.
+A checkpoint holds all state that the weights depend on. Recipe, data and number of processes must be the same
+as at the start.
 """
 
 import io
@@ -40,12 +40,12 @@ from hf_pneumonia.training.checkpoints import (
     remove_leftovers,
     writing,
 )
-from hf_pneumonia.training.stopping import StopBySignal, said_here, way_on
+from hf_pneumonia.training.stopping import StopBySignal, how_to_continue, log_elsewhere
 
 WEIGHTS = "model.safetensors"
 
-# What may change when a training goes on, since no weight depends on it. Images are compared by content, and
-# going on without the best epoch is the fix where its checkpoint is damaged.
+# Settings that may change on a resume, since no weight depends on them. Images are compared by content;
+# load_best_model_at_end is free because turning it off is the fix for a damaged best epoch.
 _FREE = set(
     (
         "output_dir overwrite_output_dir resume_from_checkpoint cache_dir dataset max_unreadable "
@@ -59,7 +59,7 @@ _FREE_PREFIXES = ("hub_", "push_", "log_", "logging_", "save_", "trackio_", "do_
 
 
 def decisive_values(args: Recipe) -> dict:
-    """Return every field of a recipe that the weights depend on, as JSON has it."""
+    """Return the fields of a recipe that the weights depend on, as plain JSON values."""
     values = {
         name: value
         for name, value in args.to_dict().items()
@@ -71,25 +71,25 @@ def decisive_values(args: Recipe) -> dict:
 
 
 class ResumableTrainer(Trainer):
-    """transformers' Trainer with complete checkpoints in place of its own.
+    """transformers' Trainer with atomic, verified checkpoints instead of its own.
 
-    Each process writes its own part: the state of its generators, and in `rank-0.pt` sums since the last log
-    and buffers such as BatchNorm's statistics, which differ between processes. The first process writes the
-    rest and, last of all, the manifest. The Trainer itself reads back all but `rank-0.pt`.
+    Each process writes its own state: its random generators, and in `rank-0.pt` the running sums and buffers
+    such as BatchNorm's statistics, which differ between processes. The first process writes the rest and,
+    last of all, the manifest. The Trainer itself reads everything except `rank-0.pt`.
 
     Attributes:
-        average, early_stop: set by a subclass that has them.
-        seen: (3,) right answers, images and their loss since the last log, kept on the device: reading them
-            every step would wait for it.
+        average, early_stop: set by subclasses that use them.
+        seen: (3,) correct predictions, images and summed loss since the last log. They stay on the device,
+            since reading them would synchronise with it in every step.
     """
 
     def __init__(self, *, args: Recipe, **settings) -> None:
-        # Before anything settles them for the machine that this is.
+        # Before the Trainer adapts values to this machine.
         self._recipe = decisive_values(args)
         super().__init__(args=args, **settings)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UsageError("init", "a network is trained whole on each GPU: leave out FSDP and DeepSpeed")
-        # It would delete the last checkpoint in the end, before anything is made of it.
+            raise UsageError("sharded-training", "--fsdp, --deepspeed: not supported. Leave them out")
+        # The Trainer would delete the last checkpoint before the run is evaluated and written.
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._at_end, self._stop = _EpochEnd(self.restore), StopBySignal(self.is_saved)
         self.add_callback(self._at_end)
@@ -101,7 +101,7 @@ class ResumableTrainer(Trainer):
         self._started = self._seconds_before = 0.0
 
     def _own_state(self) -> dict[str, torch.Tensor]:
-        """Return tensors of this process, to be written, and filled in place when the training goes on."""
+        """Return this process's tensors, which a checkpoint saves and a resume fills in place."""
         average = self.average.network.named_buffers() if self.average else ()
         return {
             **dict(self.model.named_buffers()),
@@ -110,23 +110,23 @@ class ResumableTrainer(Trainer):
         }
 
     def _is_over(self) -> bool:
-        """Return whether the log says that the training stops here."""
+        """Return whether the training ends at this step."""
         stopped = self.early_stop is not None and self.early_stop.is_due(self.args, self.state)
         return stopped or self.state.global_step >= self.state.max_steps
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before an interruption included."""
+        """Wall time of the training in seconds, including the time before a resume."""
         return self._seconds_before + (time.monotonic() - self._started)
 
-    # Going on.
+    # Resuming.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        checkpoint = self._chosen(resume_from_checkpoint)
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         self._started, self._seconds_before = time.monotonic(), 0.0
         if checkpoint:
             self._seconds_before = read_facts(Path(checkpoint))["seconds"]
-            # Its line is in the log; one more would have another epoch stop the training.
+            # The log has that evaluation; a second one would change early stopping.
             self.args.eval_on_start = False
             if self.average:
                 self.average.load(Path(checkpoint))
@@ -134,43 +134,46 @@ class ResumableTrainer(Trainer):
         try:
             result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
-            self._stop.hand_back()
+            self._stop.restore_handlers()
         if self.average:
             self.average.copy_to(self.model)
         return result
 
-    def _chosen(self, resume: str | bool | None) -> str | None:
-        """Return the checkpoint to go on from, which the first process looks for."""
-        answer: list[str | None] = [None, None]
+    def _choose_checkpoint(self, resume: str | bool | None) -> str | None:
+        """Return the checkpoint to resume from; the first process searches, and all get its result."""
+        result: list[str | None] = [None, None, None]  # checkpoint; code and message of an error
         if self.is_world_process_zero():
             folder = self._folder
             try:
                 found = resume and find_checkpoint(folder, resume, self.args.load_best_model_at_end)
                 if found:
                     self._check_same(found)
-                    answer[0] = str(found)
+                    result[0] = str(found)
                 remove_leftovers(folder)
             except UsageError as error:
-                answer[1] = str(error)
+                result[1:] = error.code, str(error)
             except OSError as error:
-                answer[1] = f"{error.filename or folder}: {error.strerror}; choose another --output_dir"
-        broadcast_object_list(answer)
-        if answer[1]:
-            raise UsageError("chosen", answer[1])
-        return answer[0]
+                message = f"--output_dir: {error.filename or folder}: {error.strerror}. Use another folder"
+                result[1:] = "unusable-output-dir", message
+        broadcast_object_list(result)
+        checkpoint, code, message = result
+        if code:
+            raise UsageError(code, message)
+        return checkpoint
 
     def _check_same(self, checkpoint: Path) -> None:
-        then = read_facts(checkpoint)
+        """Raise UsageError if recipe, data or processes differ from those of a checkpoint."""
+        saved = read_facts(checkpoint)
         for part, now in self._facts().items():
-            # A checkpoint of an earlier version lacks the settings that came after it.
+            # A checkpoint of an earlier version lacks newer settings.
             default = default_values() if part == "recipe" else {}
-            for name in {**now, **then[part]}:
-                old, new = (one.get(name, default.get(name)) for one in (then[part], now))
+            for name in {**now, **saved[part]}:
+                old, new = (values.get(name, default.get(name)) for values in (saved[part], now))
                 if old != new:
                     raise UsageError(
-                        "same",
-                        f"{checkpoint} was made with {name} {old}, and not {new}: go on as it was made, or "
-                        "start over with --overwrite_output_dir",
+                        "checkpoint-differs",
+                        f"{name}: {checkpoint} has {old}, this run {new}. Resume with {old}, or start over "
+                        "with --overwrite_output_dir",
                     )
 
     def _facts(self) -> dict[str, dict]:
@@ -193,10 +196,10 @@ class ResumableTrainer(Trainer):
             self.average.load(best)
 
     def restore(self) -> None:
-        """Restore at the start what the Trainer does not read from a checkpoint by itself."""
+        """Restore the state that the Trainer itself does not read from a checkpoint."""
         if self._checkpoint is None:
             return
-        # The run folder may have been moved since, and the user may want other steps to be saved.
+        # The run folder may have moved, and --save_steps may have changed.
         best = best_of(self._checkpoint) if self.args.load_best_model_at_end else None
         self.state.best_model_checkpoint = str(best) if best else None
         self.state.compute_steps(self.args, self.state.max_steps)
@@ -207,22 +210,21 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, **kwargs) -> None:
         if self._is_over():
-            # A checkpoint of the end, in the middle of an epoch: one more step would be trained.
+            # The checkpoint is of the last step, within an epoch: the Trainer would train one more.
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)
 
-    # Writing.
+    # Saving.
 
     def is_saved(self) -> bool:
-        """Return whether the checkpoint that was due is written, and not delayed to the epoch's end."""
+        """Return whether the last checkpoint is written, not delayed to the end of the epoch."""
         return not self._at_end.save_then
 
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         step, folder, rank = self.state.global_step, self._folder, self.args.process_index
         if not self._at_end.reached and (self.state.epoch % 1 == 0 or self._is_over()):
-            # The log and the scores of the epoch are still to come, and a training that went on from here
-            # would lack them: it begins with the next epoch.
+            # The epoch is not logged and evaluated yet, and a resume would not catch up on it.
             self._at_end.save_then = True
             return
         self._at_end.save_then = False
@@ -236,18 +238,19 @@ class ResumableTrainer(Trainer):
         with self._together(step):
             if not aside.is_dir():
                 raise UsageError(
-                    "save-checkpoint", f"--output_dir {folder} must be a folder that all machines share"
+                    "output-dir-not-shared",
+                    f"--output_dir: expected a folder that all machines share, got {folder}",
                 )
             if first:
-                # Without `training_args.bin`, a pickle that holds the Hub token.
+                # Not `training_args.bin`: a pickle with the Hub token.
                 self.accelerator.unwrap_model(self.model).save_pretrained(aside)
                 if self.average:
                     self.average.save(aside)
                 self._write_optimizer(aside)
-                # The manifest says where the best is, relative to the checkpoint: a run folder can be moved.
+                # The manifest has the best checkpoint as a relative path: a run folder can be moved.
                 state = replace(self.state, best_model_checkpoint=None)
                 state.save_to_json(str(aside / TRAINER_STATE_NAME))
-            # Under this name the Trainer looks for the state of the generators.
+            # The Trainer expects these names for the state of the generators.
             random_file = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
             for name, part in {random_file: self._random_state(), rank_file(rank): self._own_state()}.items():
                 write_state(aside / name, part)
@@ -263,7 +266,7 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _together(self, step: int) -> Iterator[None]:
-        """Stop all processes where one can't do its part, instead of waiting for it."""
+        """Run a block on all processes; if it fails on one, raise UsageError on all."""
         failure = None
         try:
             yield
@@ -278,40 +281,42 @@ class ResumableTrainer(Trainer):
             remove_leftovers(self._folder)
         if failure is None:
             failure = UsageError(
-                "together", f"{checkpoint_name(step)} was not written: another process says why"
+                "checkpoint-not-written",
+                f"{checkpoint_name(step)} was not written. See the error of the other process",
             )
         else:
-            said_here(failure, self.args.process_index)
+            log_elsewhere(failure, self.args.process_index)
         raise failure
 
     def _not_written(self, step: int, error: Exception) -> UsageError:
         reason = getattr(error, "strerror", None) or str(error)
-        if "No space left" in reason:  # safetensors says it in an exception of its own
+        if "No space left" in reason:  # part of safetensors' message
             reason = "No space left on device"
         folder = self._folder
         return UsageError(
-            "not-written",
-            f"{checkpoint_name(step)} can't be written to {folder}: {reason}; mend that, and {way_on(folder)}",
+            "checkpoint-not-written",
+            f"{checkpoint_name(step)} can't be written to {folder}: {reason}. Fix that, then "
+            f"{how_to_continue(folder)}",
         )
 
     def _best_checkpoint(self, step: int) -> Path | None:
-        """Return where the best epoch's weights lie once the checkpoint of this step is written."""
+        """Return the checkpoint of the best epoch, once that of this step is written."""
         best = self.state.best_global_step
         if not best:
             return None
         here, before = self._folder / checkpoint_name(best), Path(self.state.best_model_checkpoint or "")
         if best != step and before.name == here.name:
-            # Perhaps in another run folder, from which this training went on; this one can hold a namesake.
+            # It may be in another run folder; this one may have another checkpoint of the same step.
             return before.absolute()
         return here if best == step or here.is_dir() else None
 
     @property
     def _folder(self) -> Path:
-        """The run folder, absolute: the best checkpoint is known by its path."""
+        """The absolute run folder, since checkpoints are compared by path."""
         return Path(self.args.output_dir).absolute()
 
     def _random_state(self) -> dict:
-        """Return the state of every generator that a training draws from, as the Trainer sets it."""
+        """Return the state of all random generators, in the Trainer's format."""
         state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             several = self.args.parallel_mode == ParallelMode.DISTRIBUTED
@@ -326,28 +331,29 @@ class ResumableTrainer(Trainer):
 
 
 def rank_file(rank: int) -> str:
-    """Return the name of what only this process restores."""
+    """Return the name of the file that only process `rank` restores."""
     return f"rank-{rank}.pt"
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Write nested tensors and plain values in torch's own format."""
+    """Write nested tensors and plain values in torch's format."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    path.write_bytes(buffer.getbuffer())  # by itself torch makes a RuntimeError of a full disk
+    path.write_bytes(buffer.getbuffer())  # torch.save would turn a full disk into a RuntimeError
 
 
 def read_state(path: Path) -> Any:
-    """Read what `write_state` wrote, onto the CPU. Nothing in it is run."""
+    """Read a file of `write_state` to the CPU, without running code from it."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _EpochEnd(TrainerCallback):
-    """Delays a checkpoint that is due at an epoch's last step until the epoch is logged and scored, and has
-    the best epoch saved where it is scored more often than saved.
+    """Delay the checkpoint of an epoch's last step until the epoch is logged and evaluated.
+
+    Also save every new best epoch, if evaluations are more frequent than checkpoints.
 
     Args:
-        restore: called once the Trainer has read what it reads from a checkpoint.
+        restore: called after the Trainer has read a checkpoint.
     """
 
     reached = save_then = False

@@ -1,4 +1,4 @@
-"""The run folder: locked at the start, filled at the end, finished when report.json is in it."""
+"""Run folder: checks, lock, and the files of a finished run, of which report.json is the last."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from hf_pneumonia.training.checkpoints import checkpoints, discard, remove_lefto
 
 
 @contextmanager
-def only_training(folder: Path) -> Iterator[None]:
-    """Make a run folder and keep other trainings out of it. To be entered by one process of a training.
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """Create a run folder and lock it against other trainings. Enter it in one process only.
 
     Raises:
-        UsageError: another training is at work in it.
+        UsageError: another training has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".training.lock")
@@ -29,8 +29,8 @@ def only_training(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            "only-training",
-            f"another training is writing {folder}; wait for it, or choose another --output_dir",
+            "run-folder-locked",
+            f"--output_dir: another training is writing {folder}. Wait for it, or use another folder",
         ) from None
     try:
         yield
@@ -40,86 +40,90 @@ def only_training(folder: Path) -> Iterator[None]:
 
 
 def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -> None:
-    """Refuse a folder that can't be written, or holds a run that would be lost. Writes nothing.
+    """Check that a run folder can be written and that no run would be lost. Write nothing.
 
     Args:
-        folder: may or may not exist.
-        overwrite: whether a run in it may be lost.
+        folder: it need not exist.
+        overwrite: whether a run in it may be deleted.
         resume: as for `find_checkpoint`.
 
     Raises:
-        UsageError: the folder holds a run, can't be made, or has nothing to go on from.
+        UsageError: the folder holds a run, can't be written, or has no checkpoint to resume from.
     """
     existing = _nearest_existing(folder)
     if not existing.is_dir():
-        raise UsageError("run-folder", f"--output_dir {folder}: {existing} is a file; choose another folder")
+        raise UsageError(
+            "unusable-output-dir",
+            f"--output_dir: expected a folder, but {existing} is a file. Use another one",
+        )
     if not os.access(existing, os.W_OK):
         raise UsageError(
-            "run-folder", f"--output_dir {folder}: {existing} can't be written; choose another folder"
+            "unusable-output-dir", f"--output_dir: {existing} can't be written. Use another folder"
         )
     if resume is True and not checkpoints(folder):
         raise UsageError(
-            "run-folder", f"--resume_from_checkpoint: there is no checkpoint in {folder}; leave the flag out"
+            "checkpoint-not-found",
+            f"--resume_from_checkpoint: expected a checkpoint in {folder}, got none. Leave the flag out",
         )
     if isinstance(resume, str) and resume != "auto" and not Path(resume).is_dir():
         raise UsageError(
-            "run-folder",
-            f"--resume_from_checkpoint expects true, auto or a checkpoint's folder, got {resume!r}",
+            "checkpoint-not-found",
+            f"--resume_from_checkpoint: expected true, auto or a checkpoint's folder, got {resume!r}",
         )
     if overwrite:
         return
-    over = "start over in it with --overwrite_output_dir"
+    over = "or overwrite with --overwrite_output_dir"
     if is_finished(folder):
         raise UsageError(
-            "run-folder", f"{folder} already holds a finished run; choose another --output_dir, or {over}"
+            "finished-run", f"--output_dir: {folder} has a finished run. Use another folder, {over}"
         )
     if not checkpoints(folder) and (folder / "model.safetensors").exists():
-        raise UsageError(
-            "run-folder", f"{folder} already holds a model; choose another --output_dir, or {over}"
-        )
+        raise UsageError("existing-model", f"--output_dir: {folder} has a model. Use another folder, {over}")
     if not resume and checkpoints(folder):
         raise UsageError(
-            "run-folder",
-            f"{folder} holds an unfinished run; go on with --resume_from_checkpoint true, or {over}",
+            "unfinished-run",
+            f"--output_dir: {folder} has an unfinished run. Use --resume_from_checkpoint true, {over}",
         )
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Delete what an earlier run left, its report first: without one it counts as unfinished."""
-    for path in _left(folder):
+    """Delete the files of an earlier run, its report first: without it the run counts as unfinished."""
+    for path in _run_files(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     _drop_checkpoints(folder)
 
 
 def finish_run_folder(folder: Path, recipe: dict, report: dict) -> None:
-    """Write the recipe and, last of all, the report with the hashes of weights and gate. Once all is on the
-    disk, delete the checkpoints."""
-    # Late: seconds of imports, which `is_finished` does without.
+    """Write recipe.yaml and, last of all, report.json; then delete the checkpoints.
+
+    The report gets the hashes of the weights and of the out-of-distribution check.
+    """
+    # Imported late: it takes seconds, and `is_finished` does not need it.
     from hf_pneumonia.evaluation.report import write_report
 
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    spoken_of = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
-    hashes = {name: content_sha256(file) for name, file in spoken_of.items() if file.is_file()}
-    for path in _left(folder):
-        for one in (*path.rglob("*"), path):
-            sync(one)
+    files = {"weights_sha256": folder / "model.safetensors", "gate_sha256": folder / "gate.safetensors"}
+    hashes = {key: content_sha256(file) for key, file in files.items() if file.is_file()}
+    for path in _run_files(folder):
+        for file in (*path.rglob("*"), path):
+            sync(file)
     write_report(folder, {**report, **hashes})
     _drop_checkpoints(folder)
 
 
 def check_same_recipe(folder: Path, recipe: dict) -> None:
-    """Refuse a finished run that differs in more than its seed.
+    """Check that a finished run differs from a recipe in its seed only.
 
     Raises:
-        UsageError: naming the first difference.
+        UsageError: another setting differs.
     """
     finished = read_report(folder)["recipe"]
     for name in sorted((recipe.keys() | finished.keys()) - {"seed", "data_seed"}):
         if recipe.get(name) != finished.get(name):
             raise UsageError(
-                "same-recipe",
-                f"{folder} was trained with {name} {finished.get(name)} and not {recipe.get(name)}: seeds "
-                "of one recipe belong together; choose another --output_dir, or --overwrite_output_dir",
+                "recipe-differs",
+                f"{name}: {folder} has {finished.get(name)}, this run {recipe.get(name)}. Use another "
+                "--output_dir, or overwrite it with --overwrite_output_dir",
             )
 
 
@@ -134,12 +138,12 @@ def read_report(folder: Path) -> dict:
 
 
 def check_free_space(folder: Path, weights: int) -> None:
-    """Refuse to start a training whose checkpoints will not fit.
+    """Check that the disk has space for the checkpoints.
 
     Args:
         folder: the run folder.
-        weights: size of the network in bytes. A checkpoint takes three times that (Adam keeps two moments);
-            there are up to three, the best, the last and the one being written, and the model itself.
+        weights: size of the network in bytes. A checkpoint takes three times that (Adam has two moments);
+            there are up to three of them (best, last, and the one being written), and the model itself.
 
     Raises:
         UsageError: less than ten times `weights` is free.
@@ -147,14 +151,14 @@ def check_free_space(folder: Path, weights: int) -> None:
     free = shutil.disk_usage(_nearest_existing(folder)).free
     if free < 10 * weights:
         raise UsageError(
-            "free-space",
-            f"--output_dir {folder}: no space left for checkpoints ({weights / 1e5:.0f} MB needed, "
-            f"{free / 1e6:.0f} MB free); free some, or choose another folder",
+            "no-space",
+            f"--output_dir: expected {weights / 1e5:.0f} MB of free space for checkpoints in {folder}, got "
+            f"{free / 1e6:.0f} MB. Free some, or use another folder",
         )
 
 
-def _left(folder: Path) -> list[Path]:
-    """Return what a run has left in its folder, the report first."""
+def _run_files(folder: Path) -> list[Path]:
+    """Return the files and folders of a run, the report first."""
     names = ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors")
     names += ("README.md", "plots", "audit", "errors")
     return [path for name in names if (path := folder / name).exists()] + [*folder.glob("predictions_*.csv")]

@@ -1,4 +1,4 @@
-"""Ends of a training that no bug causes: signals, no memory, no space, a broken image cache; one line each."""
+"""Signals and expected failures of a training: out of memory, out of disk space, a broken image cache."""
 
 import logging
 import signal
@@ -19,24 +19,23 @@ from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import checkpoints
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds in which a second signal is the first one's echo: Slurm signals every process of a job, and torchrun
-# hands its own on to its processes.
+# Seconds in which a repeated signal is ignored: Slurm signals every process of a job, and torchrun forwards
+# its own signals to them.
 ONE_SIGNAL = 2.0
 
 
 class StopBySignal(TrainerCallback):
-    """Ends a training by `Stopped` when Slurm, Kubernetes or Ctrl-C tell it to stop.
+    """Save a checkpoint and raise `Stopped` after SIGTERM (Slurm, Kubernetes) or SIGINT (Ctrl-C).
 
-    It listens only while the training runs: before that there is nothing to keep, and after it the last
-    checkpoint stays. A second signal does at once what it would have done without this.
+    The handlers are active only during the training. A second signal has its usual effect at once.
 
-    An exception and not `should_training_stop`: where a training ends, the Trainer takes the best checkpoint
-    for its result and deletes the newest. `train` calls `hand_back` in the end: a training that ends by an
-    error tells its callbacks nothing.
+    It raises instead of setting `should_training_stop`, after which the Trainer would load the best
+    checkpoint and delete the newest. `train` calls `restore_handlers`, since a training that fails calls no
+    callback.
 
     Args:
-        is_saved: whether there is a checkpoint of the step that was just done. One of an epoch's last step
-            waits for the scores of the epoch.
+        is_saved: returns whether the checkpoint of the current step is written. That of an epoch's last step
+            is written after the evaluation.
     """
 
     def __init__(self, is_saved: Callable[[], bool]) -> None:
@@ -46,7 +45,7 @@ class StopBySignal(TrainerCallback):
         self._group: dist.ProcessGroup | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self._before:  # with --auto_find_batch_size a training begins anew, and what was caught counts
+        if self._before:  # --auto_find_batch_size restarts the training; keep the signal it caught
             return
         self.caught, self.agreed = 0, 0
         if threading.current_thread() is threading.main_thread():
@@ -58,35 +57,37 @@ class StopBySignal(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         if self.agreed and self.is_saved():
-            self.hand_back()
+            self.restore_handlers()
             name = signal.Signals(self.agreed).name
             raise Stopped(
-                f"stopped by {name} after step {state.global_step} of {state.max_steps}, with a checkpoint "
-                f"in {args.output_dir}; go on with --resume_from_checkpoint auto",
+                f"stopped by {name} after step {state.global_step} of {state.max_steps}; checkpoint saved in "
+                f"{args.output_dir}. Resume with --resume_from_checkpoint auto",
                 self.agreed,
             )
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.hand_back()
-        if self.caught:  # too late to stop the training, and what follows it makes no checkpoint
+        self.restore_handlers()
+        if self.caught:  # the training is complete; the evaluation that follows has no checkpoints
             signal.raise_signal(self.caught)
 
     def _catch(self, number: int, frame: object) -> None:
         if not self.caught:
             self.caught, self._caught_at = number, time.monotonic()
         elif time.monotonic() - self._caught_at > ONE_SIGNAL:
-            self.hand_back()
+            self.restore_handlers()
             signal.raise_signal(number)
 
-    def hand_back(self) -> None:
-        """Let the signals do what they did before the training."""
+    def restore_handlers(self) -> None:
+        """Restore the signal handlers from before the training."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def _agree(self) -> int:
-        """Return the signal that any process has caught. Asked on the CPU: on a GPU the question would wait
-        for all that is still to be computed."""
+        """Return the signal that any process has caught.
+
+        Over gloo on the CPU: on a GPU it would wait for all queued work.
+        """
         if not (dist.is_available() and dist.is_initialized()):
             return self.caught
         self._group = self._group or dist.new_group(backend="gloo")
@@ -99,51 +100,49 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def explained(args: Recipe) -> Iterator[None]:
-    """Explain a lack of memory or space, and an image cache that was cut short, in one line.
-
-    Raises:
-        UsageError: it names what to change, and how to go on.
-    """
+def explain_failures(args: Recipe) -> Iterator[None]:
+    """Turn a lack of memory or disk space, or a truncated image cache, into a UsageError with the fix."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError, SafetensorError, CacheCutShort) as error:
-        message = _explanation(error, args)
-        if not message:
+        failure = _explanation(error, args)
+        if not failure:
             raise
-        failure = UsageError("explained", message)
-        said_here(failure, args.process_index)
+        log_elsewhere(failure, args.process_index)
         raise failure from error
 
 
-def _explanation(error: Exception, args: Recipe) -> str:
+def _explanation(error: Exception, args: Recipe) -> UsageError | None:
     folder, text = Path(args.output_dir), str(error).lower()
     if isinstance(error, CacheCutShort):
-        return f"{error}, and {way_on(folder)}"
+        return UsageError(error.code, f"{str(error).rstrip('.')}. Then {how_to_continue(folder)}")
     if "no space left" in text or getattr(error, "errno", None) in FULL:
-        return f"no space left in {args.output_dir}: free some, and {way_on(folder)}"
+        return UsageError(
+            "no-space", f"--output_dir: no space left in {folder}. Free some, then {how_to_continue(folder)}"
+        )
     # An allocation on the CPU fails with a plain RuntimeError.
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if no_memory or "can't allocate memory" in text or "out of memory" in text:
-        resume = f"free some, or lower --per_device_eval_batch_size, and {_RESUME}; or "
-        return (
+        resume = f". Or free some, or lower --per_device_eval_batch_size, and {_RESUME}"
+        return UsageError(
+            "out-of-memory",
             f"out of memory with batches of {args.per_device_train_batch_size} images of {args.image_size} "
-            f"pixels ({args.per_device_eval_batch_size} in validation): "
-            f"{resume if checkpoints(folder) else ''}start over with a smaller "
+            f"pixels ({args.per_device_eval_batch_size} in validation). Start over with a smaller "
             "--per_device_train_batch_size and more --gradient_accumulation_steps, or a smaller --image_size"
+            f"{resume if checkpoints(folder) else ''}",
         )
-    return ""
+    return None
 
 
-def said_here(error: UsageError, process_index: int) -> None:
-    """Log an error that happened in another process than the first, which alone prints its own."""
+def log_elsewhere(error: UsageError, process_index: int) -> None:
+    """Log an error of another process than the first; the first prints its own."""
     if process_index:
         logger.error("process %d: %s", process_index, error)
 
 
-_RESUME = "go on with --resume_from_checkpoint true"
+_RESUME = "resume with --resume_from_checkpoint true"
 
 
-def way_on(folder: Path) -> str:
-    """Return how to continue a training that did not get to its end, in the words of train.py's flags."""
+def how_to_continue(folder: Path) -> str:
+    """Return the advice for an interrupted training: resume it if there is a checkpoint."""
     return _RESUME if checkpoints(folder) else "start again"

@@ -1,4 +1,4 @@
-"""The Trainer subclass: images from the cache, augmented on the device, steps and class weights as a recipe says."""
+"""Trainer for chest X-rays: augmentation on the device, class imbalance, optimizers and schedules."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from hf_pneumonia.training.callbacks import (
     EarlyStop,
     EpochLines,
     FrozenBackbone,
-    StopWhereDiverged,
+    StopOnDivergence,
     WeightAverage,
     after_frozen_phase,
     keep_statistics,
@@ -33,16 +33,16 @@ from hf_pneumonia.training.resuming import ResumableTrainer
 
 
 class PneumoniaTrainer(ResumableTrainer):
-    """transformers' Trainer for images of uint8, which it augments and normalises on the device.
+    """transformers' Trainer for uint8 images, which it augments and normalises on the device.
 
-    With `imbalance: weights` or `sampler` the validation loss is weighted too, by validation's own counts.
-    Like the training loss it is then that of a population with as many images of each class: the two can be
-    compared, and `metric_for_best_model: loss` chooses by what is trained.
+    With `imbalance: weights` or `sampler` the validation loss is weighted too, by the class counts of
+    validation. Both losses then assume balanced classes, so they can be compared, and
+    `metric_for_best_model: loss` selects by the loss that is trained.
 
     Args:
         model: from `build_model`.
         args: the recipe.
-        train_dataset, eval_dataset: images with labels.
+        train_dataset, eval_dataset: training and validation images.
         augment: applied to training images only.
     """
 
@@ -56,7 +56,7 @@ class PneumoniaTrainer(ResumableTrainer):
     ) -> None:
         model.to(memory_format=torch.channels_last)
         if train_dataset.on_device or eval_dataset.on_device:
-            # Both are for what is still to be sent there, and other processes can't touch images on a GPU.
+            # Nothing is left to pin, and worker processes can't read images on a GPU.
             args.dataloader_pin_memory, args.dataloader_num_workers = False, 0
         super().__init__(
             model=model,
@@ -65,7 +65,7 @@ class PneumoniaTrainer(ResumableTrainer):
             eval_dataset=eval_dataset,
             data_collator=_as_is,
             compute_metrics=self._validation_scores,
-            callbacks=[StopWhereDiverged(), EpochLines()],
+            callbacks=[StopOnDivergence(), EpochLines()],
         )
         self.remove_callback(PrinterCallback)
         if args.frozen_epochs:
@@ -78,7 +78,7 @@ class PneumoniaTrainer(ResumableTrainer):
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
         self.augment, self.mix = augment, mixing(args.mixup, args.cutmix)
-        # Weights of the classes in the loss, by whether the network is training.
+        # Class weights of the loss, in training (True) and in validation (False).
         weighted = {True: args.imbalance == "weights", False: args.imbalance != "none"}
         self._weights = {
             training: (class_weights(images.labels) if weighted[training] else torch.ones(2)).to(args.device)
@@ -89,13 +89,13 @@ class PneumoniaTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         loader = super().get_train_dataloader()
         if self.args.imbalance == "sampler":
-            # Set as Accelerate sets its own. Given to the loader beforehand, by `_get_train_sampler`, several
-            # processes that go on within an epoch would not tell it the epoch.
+            # Not by `_get_train_sampler`: there, a resume of several processes within an epoch would not pass
+            # the epoch on to it.
             loader.set_sampler(BalancedSampler(self.train_dataset.labels, self.args.data_seed))
         return loader
 
     def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        # `--dataloader_drop_last` is meant for training: no image of validation goes unscored.
+        # `--dataloader_drop_last` applies to training only: every validation image is scored.
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(*args, **kwargs)
@@ -110,27 +110,27 @@ class PneumoniaTrainer(ResumableTrainer):
                 images = shrink(images, self.args.small_size)
             images = network_input(self.augment(images, labels) if training else images)
         if training and self.mix:
-            # Neighbours are blended, and a balanced sampler alternates the classes.
+            # Neighbours are blended, and the balanced sampler alternates the classes: shuffle.
             order = torch.randperm(len(labels), device=labels.device)
             images, targets = self.mix(images[order], labels[order])
             labels = targets.argmax(1)
         if training and self.state.epoch < self.args.frozen_epochs:
             keep_statistics(model)
         outputs = model(pixel_values=images)
-        # A mean over the batch: the Trainer divides it by the batches of a step, and the processes average
-        # their gradients.
+        # The mean over the batch: the Trainer divides it by the batches per step, and processes average their
+        # gradients.
         smoothing = self.args.label_smoothing_factor
         loss = weighted_cross_entropy(outputs["logits"], targets, self._weights[training], smoothing)
         if training:
-            right = (outputs["logits"].detach().argmax(1) == labels).sum()
-            count = torch.full_like(right, len(labels))
-            self.seen += torch.stack([right, count, loss.detach() * count])
+            correct = (outputs["logits"].detach().argmax(1) == labels).sum()
+            count = torch.full_like(correct, len(labels))
+            self.seen += torch.stack([correct, count, loss.detach() * count])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        averaged = self.average.standing_in(self.model) if self.average else nullcontext()
+        averaged = self.average.swapped_in(self.model) if self.average else nullcontext()
         if self.args.world_size > 1:
-            # Each process has met other images; without this each would also score, and save, another network.
+            # BatchNorm's statistics differ between processes; average them, so that all have one network.
             for network in (self.model, self.average.network) if self.average else (self.model,):
                 distribute_bn(network, self.args.world_size, reduce=True)
         with averaged:
@@ -138,7 +138,7 @@ class PneumoniaTrainer(ResumableTrainer):
             return super().evaluate(*args, **kwargs)
 
     def _score_swapped(self) -> np.ndarray:
-        """(n,) probabilities of the validation images with their proportions swapped between the classes."""
+        """Return (n,) probabilities of the validation images with proportions swapped between the classes."""
         images, batch_size = self.eval_dataset, self.args.eval_batch_size
         with self.accelerator.autocast():
             logits = score_swapped(
@@ -149,31 +149,32 @@ class PneumoniaTrainer(ResumableTrainer):
     def _validation_scores(self, predicted: EvalPrediction) -> dict[str, float]:
         if not np.isfinite(predicted.predictions).all():
             raise UsageError(
-                "validation-scores",
-                "the training diverged: the network's answers are no numbers; lower --learning_rate",
+                "training-diverged",
+                "--learning_rate: expected finite logits in validation, got NaN or infinity. Start over with "
+                "a lower one",
             )
         scores = score_predictions(predicted.label_ids, pneumonia_probability(predicted.predictions))
         scores["auroc_swapped"] = score_predictions(self.eval_dataset.labels.numpy(), self._swapped)["auroc"]
-        # As Python's own: numpy's would not be read back from the state of a plateau scheduler.
+        # Python floats: a plateau scheduler's state with numpy floats can't be read back.
         return {name: float(value) for name, value in scores.items() if isinstance(value, float)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            right, images, loss = self.accelerator.reduce(self.seen, "sum").tolist()
-            # The Trainer's own loss forgets, when a training goes on, what was before it.
-            logs["accuracy"], logs["loss"] = right / max(images, 1), loss / max(images, 1)
+            correct, images, loss = self.accelerator.reduce(self.seen, "sum").tolist()
+            # The Trainer's own loss lacks the steps before a resume.
+            logs["accuracy"], logs["loss"] = correct / max(images, 1), loss / max(images, 1)
             self.seen.zero_()
-            # The weights do not show it with float16, whose scaler skips every step with a NaN.
+            # With float16 the weights stay finite: its scaler skips every step with a NaN.
             if not math.isfinite(logs["loss"]):
                 raise UsageError(
-                    "log",
-                    f"the training diverged: the loss up to step {self.state.global_step} is NaN or "
-                    "infinite; start over with a lower --learning_rate, or without --fp16 true",
+                    "training-diverged",
+                    f"--learning_rate: expected a finite loss, got {logs['loss']} at step "
+                    f"{self.state.global_step}. Start over with a lower one, or without --fp16",
                 )
         super().log(logs, start_time)
 
     def history(self) -> list[dict]:
-        """Loss and accuracy of each epoch: {"epoch", "train": {...}, "validation": {...}}."""
+        """Return the metrics of each epoch: {"epoch", "train": {...}, "validation": {...}}."""
         epochs: dict[float, dict] = {}
         for line in self.state.log_history:
             epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"]})
@@ -188,8 +189,7 @@ class PneumoniaTrainer(ResumableTrainer):
 
     @property
     def kept_epoch(self) -> float:
-        """The epoch whose weights are left: the best by `metric_for_best_model`, or else the last."""
-        # A best epoch that was not saved, since it was not wanted then, is lost.
+        """The epoch of the final weights: the best by `metric_for_best_model`, or the last."""
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
         step = self.state.best_global_step if best else self.state.global_step
         return next(
@@ -197,18 +197,17 @@ class PneumoniaTrainer(ResumableTrainer):
         )
 
     def _check_last_batch(self) -> None:
-        """Find out before the first epoch that its last batch can't be trained on."""
+        """Check before the first epoch that BatchNorm can train on the last batch."""
         args, batch = self.args, self.args.train_batch_size
-        # Several processes are given whole batches: Accelerate fills the last with images of the first.
-        whole = args.dataloader_drop_last or args.world_size > 1
-        last = batch if whole else len(self.train_dataset) % batch or batch
+        # With several processes Accelerate fills the last batch.
+        full = args.dataloader_drop_last or args.world_size > 1
+        last = batch if full else len(self.train_dataset) % batch or batch
         size = args.small_size if args.small_epochs else args.image_size
         if last == 1 and not trains_on_one_image(self.model, size):
             raise UsageError(
-                "last-batch",
-                f"the last batch of {len(self.train_dataset)} images in batches of {batch} is one image, which "
-                "BatchNorm can't be trained on in this network: give another --per_device_train_batch_size, "
-                "or --dataloader_drop_last true",
+                "last-batch-of-one",
+                f"--per_device_train_batch_size: {len(self.train_dataset)} images in batches of {batch} "
+                "leave one, and BatchNorm needs two. Use another size, or --dataloader_drop_last true",
             )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -227,7 +226,7 @@ class PneumoniaTrainer(ResumableTrainer):
             )
             for group in groups:
                 group["lr"] = args.learning_rate * group.pop("lr_scale")
-            groups.reverse()  # the head first, whose learning rate is logged
+            groups.reverse()  # the learning rate of the first group, the head, is logged
         if args.adam_l2:
             settings = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
             self.optimizer = torch.optim.Adam(groups, args.learning_rate, **settings, fused=True)
@@ -240,7 +239,7 @@ class PneumoniaTrainer(ResumableTrainer):
         args, optimizer = self.args, optimizer or self.optimizer
         frozen = min(args.frozen_epochs * self._steps_per_epoch, num_training_steps - 1)
         if args.lr_scheduler_type == "reduce_lr_on_plateau":
-            # transformers leaves torch's default, which takes a growing AUROC for a plateau.
+            # torch's default, min, would treat a rising AUROC as a plateau.
             mode = {"mode": "max" if args.greater_is_better else "min"}
             args.lr_scheduler_kwargs = {**mode, **(args.lr_scheduler_kwargs or {})}
         if args.lr_step_epochs:
@@ -251,7 +250,7 @@ class PneumoniaTrainer(ResumableTrainer):
                 super().create_scheduler(num_training_steps - frozen, optimizer)
             except (TypeError, ValueError) as error:
                 raise UsageError(
-                    "create-scheduler", f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}"
+                    "scheduler-settings", f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: {error}"
                 ) from error
         if frozen:
             factor = args.frozen_learning_rate / args.learning_rate
@@ -260,19 +259,18 @@ class PneumoniaTrainer(ResumableTrainer):
 
     @property
     def _steps_per_epoch(self) -> int:
-        """Steps of the optimizer."""
+        """Number of optimizer steps per epoch."""
         batches = math.ceil(
             len(self.train_dataset) / (self.args.train_batch_size * max(self.args.world_size, 1))
         )
         return math.ceil(batches / self.args.gradient_accumulation_steps)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        # The Trainer knows only LayerNorm; timm's own rule spares every bias and scale, BatchNorm's among
-        # them.
+        # timm's rule: no weight decay on biases and scales. The Trainer exempts only those of LayerNorm.
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
     def floating_point_ops(self, inputs: dict) -> int:
-        return 0  # nobody reads it, and counting parameters every step takes time
+        return 0  # unused, and counting takes time in every step
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -280,18 +278,17 @@ def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class BalancedSampler(torch.utils.data.Sampler[int]):
-    """As many images as there are, half of each class (one more of the larger where the number is odd).
+    """Sample both classes equally often, with n draws per epoch from n images.
 
-    Of the larger class a new part is drawn each epoch, without repetition; the smaller is repeated whole, so
-    that its images are drawn equally often, or once more. The two classes alternate: every batch is half and
-    half, and so are the images that Accelerate repeats to fill the last batches.
+    The larger class is undersampled, with a new random part each epoch; the smaller one is oversampled, each
+    image equally often (plus or minus one). The classes alternate, so every batch is balanced, and so are the
+    images with which Accelerate fills the last batches.
 
-    The order follows from seed and epoch alone. It is the same in every process, and Accelerate hands each
-    its own batches of it.
+    The order depends on seed and epoch only: it is the same in every process.
 
     Args:
         labels: (n,) int64, 0 or 1, both present.
-        seed: of the order; 0 or more.
+        seed: seed of the order, 0 or more.
     """
 
     def __init__(self, labels: torch.Tensor, seed: int) -> None:
@@ -315,23 +312,23 @@ class BalancedSampler(torch.utils.data.Sampler[int]):
 
 
 def class_weights(labels: torch.Tensor) -> torch.Tensor:
-    """(n,) int64 labels -> (2,) float32 n / (2 n_class): over these images the weights average to 1."""
+    """Return (2,) float32 weights n / (2 n_class) for (n,) int64 labels; their mean over images is 1."""
     return len(labels) / (2 * torch.bincount(labels, minlength=2))
 
 
 def weighted_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Return the cross entropy with each image weighted by its class.
+    """Return the cross entropy with class weights.
 
-    It is divided by the number of images, and not by the sum of their weights as torch's own: that sum
-    differs from batch to batch, and the mean over batches or processes would not be that over their images.
+    Divided by the number of images, not by the sum of their weights as in torch: that sum varies between
+    batches, so the mean over batches or processes would differ from the mean over images.
 
     Args:
         logits: (b, 2) float.
         labels: (b,) int64, or (b, 2) float shares of the classes in a blended image.
-        weights: (2,) float32, of each class.
-        label_smoothing: share of a label spread over both classes, 0 to 1.
+        weights: (2,) float32, one weight per class.
+        label_smoothing: 0 to 1.
 
     Returns:
         Scalar float.
