@@ -1,4 +1,4 @@
-"""Publish a finished run: `python push_to_hub.py RUN --repo USER/NAME [--space USER/SPACE]`. Wiring only."""
+"""Publish a finished run on the Hub: `python push_to_hub.py RUN --repo USER/NAME [--space USER/SPACE]`."""
 
 import argparse
 import logging
@@ -11,8 +11,11 @@ from hf_pneumonia.errors import UsageError, run_script
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.space and args.revision != "main":
-        raise UsageError("main", "--space serves the branch main of a model; leave out --revision or --space")
-    # Imported late: these take their time.
+        raise UsageError(
+            "space-needs-main",
+            f"--revision: expected main with --space, got {args.revision}. Leave out --revision or --space",
+        )
+    # Slow imports, after the flags are parsed.
     from hf_pneumonia.hub import check_repo_name
 
     for repo in filter(None, (args.repo, args.space)):
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> None:
     )
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, ten lines before the reason
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its ten lines on retries
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
     if args.space:
         print(f"app -> {args.space}", *listing(space_files(args.repo)), sep="\n", flush=True)
     if args.dry_run:
-        print("nothing was sent: --dry_run")
+        print("dry run: nothing was sent")
         return
     api, private = HfApi(), args.private
     model = publish_model(api, args.run, files, args.repo, private=private, revision=args.revision)
@@ -50,35 +53,29 @@ def main(argv: list[str]) -> None:
         space = publish_space(api, args.repo, args.space, private=private)
         print(result(space.changed, space.url))
         if model.private:
-            print(
-                f"{args.repo} is private: the Space reads it by a token, its secret HF_TOKEN in its settings"
-            )
+            print(f"{args.repo} is private: set the secret HF_TOKEN in the settings of {args.space}")
         if model.private and not space.private:
-            print(f"everybody can see {args.space}, and ask the private {args.repo} there")
+            print(f"{args.space} is public: everybody can use the private model {args.repo} there")
 
 
 def result(changed: bool, url: str) -> str:
-    return f"{'published' if changed else 'nothing has changed'}: {url}"
+    return f"{'published' if changed else 'unchanged'}: {url}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="push_to_hub.py", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of train.py")
     parser.add_argument(
-        "--repo", required=True, metavar="USER/NAME", help="repository of the Hub; made where missing"
+        "--repo", required=True, metavar="USER/NAME", help="model repository; created if missing"
+    )
+    parser.add_argument("--private", action="store_true", help="create repositories as private")
+    parser.add_argument(
+        "--space", metavar="USER/SPACE", help="also create or update a Gradio Space that serves the model"
     )
     parser.add_argument(
-        "--private", action="store_true", help="only you can see a repository that is made now"
+        "--revision", default="main", metavar="BRANCH", help="branch, created if missing (default: main)"
     )
-    parser.add_argument(
-        "--space", metavar="USER/SPACE", help="also make or update a Gradio Space that serves it"
-    )
-    parser.add_argument(
-        "--revision", default="main", metavar="BRANCH", help="branch; made where missing (main)"
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="show what would go and how large, and send nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes, send nothing")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""How the search for copies grows with the number of images, beside a search over all pairs.
+"""Benchmark of the duplicate search by number of images, against a search over all pairs.
 
     python benchmarks/audit.py [--images 5000 50000] [--cache_dir DIR]
 
-Images are simulated once and kept. Each number of images is measured in a process of its own: the search among
-the cached thumbnails, and the largest memory. The peer looks for each image's nearest neighbours by the same
-perceptual hashes without blocks (scikit-learn, brute force); laying the proposed pairs over each other is the
-same for both, so what is compared is the proposing. The last line is JSON.
+The images are simulated once and kept. Each size is measured in its own process: the search among the cached
+thumbnails, and the peak memory. The peer finds each image's nearest neighbour by the same perceptual hashes
+without blocks (scikit-learn, brute force). The comparison of candidate pairs by pixels is the same for both,
+so only the search for candidates is compared. The last line is JSON.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIZE = 64  # that of a thumbnail: images are their own
 
 
 def build(images: int, cache_dir: Path) -> ImageCache:
-    """Store of at least `images` phantoms, which the caller cuts to size."""
+    """Simulate and cache at least `images` images; the caller takes the first ones."""
     patients = round(images / IMAGES_PER_PATIENT) + 20
     folder = cache_dir / f"benchmark-{SIZE}-{patients}"
     write_dataset(folder, patients, seed=1, size=SIZE)

@@ -1,13 +1,13 @@
-"""One epoch of training from JPEG files: ours with a cold and a warm cache, the stock recipe, timm's loader.
+"""Benchmark of one epoch from JPEG files: ours (cold and warm cache), the stock recipe and timm.
 
     python benchmarks/epoch.py [--image_size 224] [--repeat 4] [--rounds 3]
 
-Images are those of CXR_DATA at full size, or simulated ones as large, each under several names: a real data
-set is larger, and what is done once weighs less in it. An epoch is all that stands between the first image
-that is opened and the last step: decoding, augmentation, batches, forward, backward, optimizer; ours, with a
-cold cache, also looks for copies. The stock recipe is run with 0 and with 2 workers, and so is timm's; the
-better of each counts. Then the cache alone: a full-size image to its row, beside PIL's RGB decoding and
-resizing, on one core. The last line is JSON.
+The images are those of CXR_DATA at full size, or simulated ones of the same size, each under several names: a
+real data set is larger, and one-time costs weigh less in it. An epoch is timed from the first opened image to
+the last step: decoding, augmentation, batches, forward, backward, optimizer; for ours with a cold cache also
+the search for duplicates. The stock recipe and timm run with 0 and 2 workers; the faster of each counts. Then
+the cache alone: one full-size image to its row, against RGB decoding and resizing by PIL, on one core. The
+last line is JSON.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def images_of(folder: Path) -> list[tuple[str, int]]:
 
 
 def repeated(folder: Path, repeat: int, place: Path) -> Path:
-    """A folder in which each image stands under so many names."""
+    """Create a folder with each image under several names."""
     for path, _ in images_of(folder):
         for number in range(repeat):
             link = place / Path(path).parent.name / f"{number}_{Path(path).name}"
@@ -47,7 +47,7 @@ def repeated(folder: Path, repeat: int, place: Path) -> Path:
 
 
 def measure(name: str, folder: Path, size: int, cache: Path) -> float:
-    """Images/s of an epoch, in this process."""
+    """Return images/s of an epoch in this process."""
     import recipes
 
     kind, images = name.split(",")[0], images_of(folder)
@@ -69,7 +69,7 @@ def measure(name: str, folder: Path, size: int, cache: Path) -> float:
 
 
 def store_rows(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds that an image takes on one core, by turns."""
+    """Return milliseconds per image on one core, interleaved."""
     from PIL import Image
 
     from hf_pneumonia.data import cache

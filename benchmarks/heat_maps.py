@@ -1,12 +1,12 @@
-"""Whether heat maps are hottest where the disease is, and whether they are captum's.
+"""Accuracy of heat maps on simulated lesions, and agreement with captum.
 
     python benchmarks/heat_maps.py RUN
 
-RUN is a folder of train.py that was trained on the simulated images, whose lesions are known. Of each
-pneumonia of its test split that it calls one: is the hottest place within the lesion, or within 5% or 10%
-of the image's side of it? By chance is: of the lesions of the other images, since lungs are where lungs are.
-Beside it the same of the network's last map, by captum's LayerGradCam, and how far both agree on the map
-that is read here. The last line is JSON. Needs the test extra.
+RUN is a folder of train.py, trained on the simulated images, whose lesions are known. For each detected
+pneumonia of the test split: is the peak of the heat map within the lesion, or within 5% or 10% of the image's
+side of it? The chance level uses the lesions of the other images, since all lesions are in the lungs. The
+same is measured for the network's last feature map by captum's LayerGradCam, with the agreement of both on
+the feature map used here. The last line is JSON. Needs the test extra.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH = 32
 
 
 class Difference(nn.Module):
-    """The one number that is explained, as captum wants it."""
+    """Difference of the two logits, the scalar output that captum explains."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Difference(nn.Module):
 
 
 def captums(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
-    """(n, h, w) maps of that layer, as `heat_maps` gives them."""
+    """Return (n, h, w) heat maps of that layer by captum, scaled as by `heat_maps`."""
     captum = LayerGradCam(Difference(model), model.timm_model.get_submodule(layer))
     parts = [captum.attribute(part, relu_attributions=True).detach() for part in inputs.split(BATCH)]
     maps = nn.functional.interpolate(torch.cat(parts), inputs.shape[2:], mode="bilinear")[:, 0]
@@ -52,7 +52,7 @@ def captums(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def hits(maps: np.ndarray, lesions: np.ndarray) -> dict:
-    """Share of maps whose peak is near their own lesion, and near those of the others."""
+    """Return the share of maps whose peak is near their own lesion, and near the lesions of other images."""
     images, size, full = len(maps), maps.shape[1], lesions.shape[1]
     row, column = np.divmod(maps.reshape(images, -1).argmax(1), size)
     row, column = (((place + 0.5) * full / size).astype(int) for place in (row, column))

@@ -1,11 +1,12 @@
-"""How long the intervals of a split take, beside a loop over replicates with scikit-learn.
+"""Benchmark of bootstrap intervals, against a loop over replicates with scikit-learn.
 
     python benchmarks/intervals.py [--images 1000 5000 25000] [--replicates 2000] [--peer_replicates 40]
 
-Labels and probabilities are drawn, about 1.9 images a patient. Each number of images is measured in a process
-of its own, on one thread: the draw of patients, the eleven figures of every replicate, the memory they add.
-The peer lays out each replicate's images and calls scikit-learn for the same figures (ECE by NumPy); it is
-measured on fewer replicates and scaled to as many. Both draw the same patients. The last line is JSON.
+Labels and probabilities are random, with about 1.9 images per patient. Each size is measured in its own
+process on one thread: the sampling of patients, the eleven metrics of each replicate, and the additional
+memory. The peer builds the images of each replicate and calls scikit-learn for the same metrics (NumPy for
+the ECE); it runs fewer replicates, and its time is scaled. Both sample the same patients. The last line is
+JSON.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from hf_pneumonia.evaluation.metrics import bootstrap_matrix_figures, bootstrap_
 
 
 def draw_images(images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images,) labels, probabilities and patients: 73% pneumonias, told apart with an AUROC of 0.98."""
+    """Return (images,) labels, probabilities and patients: 73% pneumonias, AUROC 0.98."""
     rng = np.random.default_rng(0)
     labels = (rng.random(images) < 0.73).astype(int)
     probabilities = expit(rng.normal(4.4 * labels - 1.7, 1.5))
@@ -41,7 +42,7 @@ def ours(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, rep
 
 
 def peers(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, replicates: int) -> dict:
-    """The replicates of `ours`, one after the other."""
+    """Compute the replicates of `ours` one by one."""
     counts, place = bootstrap_counts(patient, replicates)
     found = []
     for times in counts:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one run, medians and their spread, a table, JSON on the last line."""
+"""Shared functions of the benchmarks: interleaved runs, medians and spread, tables, and JSON output."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each contender returns, by turns (A B A B ...): what else the machine does meets all alike."""
+    """Run the contenders by turns (A B A B ...), which spreads other load evenly; return results."""
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
@@ -27,18 +27,18 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and largest, to four digits."""
+    """Return median, smallest and largest value, to four digits."""
     numbers = {"median": statistics.median(values), "least": min(values), "largest": max(values)}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
 
 
 def ratio(values: dict[str, list[float]], one: str, other: str) -> float:
-    """The median of one over that of the other."""
+    """Return the ratio of two medians."""
     return round(statistics.median(values[one]) / statistics.median(values[other]), 3)
 
 
 def run_alone(script: str, *argv: object):
-    """The JSON that a script prints last, run in a process of its own."""
+    """Run a script in its own process and return the JSON of its last line."""
     command = [sys.executable, script, *map(str, argv)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -47,7 +47,7 @@ def run_alone(script: str, *argv: object):
 
 
 def peak_mb() -> int:
-    """Largest memory of this process so far; without its parent's, which `getrusage` counts too, on Linux."""
+    """Return the peak memory of this process, without its parent's as in `getrusage` on Linux."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20
     status = Path("/proc/self/status").read_text().splitlines()
@@ -64,12 +64,12 @@ def print_table(unit: str, rows: dict[str, dict[str, float]]) -> None:
 
 
 def finish(**results: object) -> None:
-    """Print all as one line of JSON, the machine with it."""
+    """Print the results and the machine as one line of JSON."""
     print(json.dumps({"machine": machine(), **results}))
 
 
 def machine() -> dict:
-    """What the figures are of."""
+    """Describe the machine."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -87,11 +87,11 @@ def machine() -> dict:
 
 
 def full_size_images(folder: Path, count: int, size: int = 1_200) -> Path:
-    """The real full-size images below CXR_DATA, or else simulated ones as large, as JPEG in class folders.
+    """Return full-size JPEG images in class folders: those of CXR_DATA, or else simulated ones.
 
     Args:
-        folder: for simulated ones; those that are there already are taken.
-        count: of simulated images.
+        folder: for simulated images; existing ones are reused.
+        count: number of simulated images.
         size: their side in pixels.
     """
     real = Path(os.environ.get("CXR_DATA", "/nowhere")) / "kermany-full"
@@ -112,5 +112,5 @@ def full_size_images(folder: Path, count: int, size: int = 1_200) -> Path:
 
 
 def is_real(folder: Path) -> str:
-    """What the images of `full_size_images` are, in words."""
+    """Describe the images of `full_size_images`."""
     return "real, full-size" if folder.name == "kermany-full" else "simulated"

@@ -1,12 +1,11 @@
-"""Which pictures a model refuses as no chest X-rays: drawn ones, photographs, and its own test images turned.
+"""Refusal rates of the OOD check on drawings, photographs, other body parts, and transformed test images.
 
     python benchmarks/ood.py RUN
 
-RUN is a folder of train.py whose images are still where it found them. Photographs are cuts of the three
-that scikit-learn and matplotlib bring along; hands, knees, skulls and slices are drawn here by the sums of
-attenuation that radiographs show. They stand in for what people upload. The method was designed with an eye
-on such pictures, so that it may refuse fewer of others; no statistics are fitted to them. The last line is
-JSON.
+RUN is a folder of train.py whose images are still in place. The photographs are crops of the three that come
+with scikit-learn and matplotlib. Hands, knees, skulls and CT slices are simulated by sums of attenuation, as
+in radiographs. They represent what people may upload. The method was developed with such images in view, so
+that it may refuse fewer images of other kinds; no statistics are fitted to them. The last line is JSON.
 """
 
 import argparse
@@ -22,8 +21,8 @@ from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.evaluation.intervals import wilson
 
-SIDE = 224  # of the pictures, in pixels
-ASKED, TURNED = 20, 100  # pictures of each kind; test images for each way to turn them
+SIDE = 224  # of the generated images, in pixels
+ASKED, TURNED = 20, 100  # images per kind; test images per transformation
 
 Draw = Callable[[np.random.Generator], Image.Image]
 
@@ -63,14 +62,14 @@ def main() -> None:
 
 
 def ood_pictures(count: int, seed: int = 0) -> dict[str, list[Image.Image]]:
-    """Pictures by kind that somebody may upload in place of a chest X-ray.
+    """Generate images that somebody may upload in place of a chest X-ray.
 
     Args:
-        count: of each kind.
-        seed: of what varies among them.
+        count: number of images of each kind.
+        seed: of the random variation.
 
     Returns:
-        Pillow images of mode 'RGB' or 'L', by the name of their kind.
+        Kind -> Pillow images of mode 'RGB' or 'L'.
     """
     photographs = _photographs()
 
@@ -105,7 +104,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def _cut(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Between half and all of each side, mirrored or not."""
+    """Crop between half and all of each side, and mirror at random."""
     width, height = (int(side * rng.uniform(0.5, 1)) for side in picture.size)
     left, top = (
         rng.integers(0, all_ - part + 1) for all_, part in zip(picture.size, (width, height), strict=True)
@@ -188,7 +187,7 @@ def _skull(rng: np.random.Generator) -> Image.Image:
 
 
 def _slice(rng: np.random.Generator) -> Image.Image:
-    """Axial, through the chest, as a CT shows it in a soft-tissue or a lung window."""
+    """Simulate an axial CT slice of the chest in a soft-tissue or lung window."""
     x, y = 0.5 + rng.normal(0, 0.02), 0.5 + rng.normal(0, 0.02)
     wide, deep = 0.42 + rng.uniform(-0.03, 0.03), 0.3 + rng.uniform(-0.03, 0.03)
     picture = np.where(_inside(x, y, wide, deep), 0.5, 0.02)
@@ -218,17 +217,17 @@ def _canvas() -> np.ndarray:
 
 
 def _direction(degrees: float) -> np.ndarray:
-    """(x, y) that points up at 0 and to the right at 90, y growing downwards."""
+    """Return the (x, y) unit vector of an angle: 0 points up, 90 to the right; y grows downwards."""
     return np.array([np.sin(np.radians(degrees)), -np.cos(np.radians(degrees))])
 
 
 def _places() -> np.ndarray:
-    """(SIDE, SIDE, 2) x and y of each pixel, 0 to 1."""
+    """Return (SIDE, SIDE, 2) x and y of each pixel in [0, 1]."""
     return np.stack(np.meshgrid(*[(np.arange(SIDE) + 0.5) / SIDE] * 2), axis=-1)
 
 
 def _rod(canvas: np.ndarray, start: np.ndarray, stop: np.ndarray, radius: float) -> None:
-    """Lay a round rod between two points where it is thicker than what is there."""
+    """Add a round rod between two points, where it is thicker than the present tissue."""
     places, along = _places() - start, stop - start
     part = (places @ along / (along @ along)).clip(0, 1)
     away = np.square(places - part[..., None] * along).sum(-1)
@@ -236,7 +235,7 @@ def _rod(canvas: np.ndarray, start: np.ndarray, stop: np.ndarray, radius: float)
 
 
 def _ellipsoid(x: float, y: float, wide: float, high: float) -> np.ndarray:
-    """Thickness of an ellipsoid of half axes `wide`, `high` and `wide`."""
+    """Return the thickness of an ellipsoid with half axes `wide`, `high` and `wide`."""
     places = (_places() - (x, y)) / (wide, high)
     return 2 * wide * np.sqrt((1 - np.square(places).sum(-1)).clip(0))
 
@@ -246,7 +245,7 @@ def _inside(x: float, y: float, wide: float, high: float) -> np.ndarray:
 
 
 def _radiograph(tissue: np.ndarray, bone: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Thickness of tissue and bone -> a radiograph: bright where more was attenuated."""
+    """Render thickness of tissue and bone as a radiograph, bright where attenuation is high."""
     bright = 1 - np.exp(-(rng.uniform(2, 3.5) * tissue + rng.uniform(8, 14) * bone))
     return _picture(bright / bright.max() * rng.uniform(0.85, 1) + rng.normal(0, 0.015, bright.shape))
 

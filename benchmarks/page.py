@@ -1,12 +1,11 @@
-"""The page under load: its start-up, eight clients at once, its memory, and what hostile files do to it.
+"""Load test of the app: start-up, concurrent clients, memory and hostile files.
 
     python benchmarks/page.py RUN [--images FOLDER] [--clients 8] [--seconds 60] [--starts 3]
 
-Starts app.py on loopback and asks /predict through gradio_client, as a program would: the time from the start
-of the process to the first answer; then so many clients, each asking for one image after the other; then one
-hostile file after the other, each followed by an image that has to be answered. Clients share the machine's
-cores with the server. Memory is that of the server and of the processes that it started, as resident. The
-last line is JSON.
+Starts app.py on loopback and calls /predict through gradio_client: the time from the start of the process to
+the first prediction; then several clients, each sending one image after the other; then hostile files, each
+followed by an image that must be predicted. The clients share the machine's cores with the server. Memory is
+the resident memory of the server and of its child processes. The last line is JSON.
 """
 
 import argparse
@@ -39,7 +38,7 @@ START_SECONDS = 180
 
 
 class Server:
-    """app.py in a process of its own, on a port of loopback, with a folder for temporary files."""
+    """app.py in its own process, on a loopback port, with its own folder for temporary files."""
 
     def __init__(self, app: Path, run: Path, port: int, folder: Path) -> None:
         self.address = f"http://127.0.0.1:{port}/"
@@ -60,10 +59,10 @@ class Server:
             )
 
     def client(self) -> Client:
-        """Waits until the page answers.
+        """Return a client once the app responds.
 
         Raises:
-            SystemExit: it ends before that, or takes too long; with what it said.
+            SystemExit: the app ends or takes too long; with its output.
         """
         while self.process.poll() is None and time.perf_counter() - self.started < START_SECONDS:
             try:
@@ -74,7 +73,7 @@ class Server:
         sys.exit(f"app.py does not answer: {self.log.read_text()}")
 
     def memory(self) -> dict[str, float]:
-        """Resident MB of the server, and of the decoding processes together."""
+        """Return resident MB of the server, and of its decoding processes."""
         mine, found = self.process.pid, {"server": 0.0, "decoders": 0.0}
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             if pid == mine:
@@ -84,7 +83,7 @@ class Server:
         return found
 
     def stored(self) -> float:
-        """MB of the files that lie in its temporary folder."""
+        """Return MB of the files in its temporary folder."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()) / 1e6
 
     def stop(self) -> None:
@@ -113,7 +112,7 @@ def _resident(pid: int) -> float:
 
 
 def simulated_images(folder: Path, patients: int = 12) -> list[Path]:
-    """Images of so many simulated patients, of 1,024 pixels."""
+    """Write one image of 1,024 pixels per simulated patient; return the paths."""
     folder.mkdir()
     paths = []
     for patient in range(1, patients + 1):
@@ -124,7 +123,7 @@ def simulated_images(folder: Path, patients: int = 12) -> list[Path]:
 
 
 def hostile_files(folder: Path, image: Path) -> list[Path]:
-    """What nobody should send, and somebody will."""
+    """Write malformed and oversized files; return their paths."""
     folder.mkdir()
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -155,7 +154,7 @@ def hostile_files(folder: Path, image: Path) -> list[Path]:
 
 
 def ask(client: Client, image: Path) -> str:
-    """How a request for one image ended: "answered", "busy", "refused: why" or "error: what"."""
+    """Return the outcome of one request: "answered", "busy", "refused: REASON" or "error: TEXT"."""
     try:
         client.predict(handle_file(str(image)), api_name="/predict")
         return "answered"
@@ -173,7 +172,7 @@ def ask(client: Client, image: Path) -> str:
 
 
 def put_under_load(server: Server, images: list[Path], clients: int, seconds: float) -> dict:
-    """Counts, latencies and memory of clients that ask for one image after the other."""
+    """Measure counts, latencies and memory while clients send one image after the other."""
     everybody = [Client(server.address, verbose=False) for _ in range(clients)]
     ask(everybody[0], images[0])
     memory = [server.memory()]
@@ -214,7 +213,7 @@ def put_under_load(server: Server, images: list[Path], clients: int, seconds: fl
 
 
 def show_hostile(server: Server, images: list[Path], folder: Path) -> dict:
-    """What each hostile file got, and whether the next image was answered."""
+    """Return the outcome of each hostile file, and whether the next image was predicted."""
     client, found = Client(server.address, verbose=False), {}
     for path in hostile_files(folder, images[0]):
         began = time.perf_counter()

@@ -1,11 +1,12 @@
-"""Answers: JPEG bytes to calibrated probability, by PneumoniaClassifier beside transformers' pipeline.
+"""Benchmark of inference from JPEG bytes to probability: PneumoniaClassifier against transformers' pipeline.
 
     python benchmarks/predict.py RUN [--images FOLDER] [--rounds 3]
 
-One image (p50, p95), with a heat map on top; a folder of images, the pipeline at its best batch size and number
-of workers; the largest memory; and how far the quick answers lie from plain ones: logits and decisions of all
-images. Ours in float32, as by default, and in bfloat16 (`dtype="bfloat16"`, `predict --dtype bfloat16`). Images
-are those of CXR_DATA at full size, or simulated ones as large. The last line is JSON.
+Measures one image (p50, p95), also with a heat map; a folder of images, with the pipeline at its best batch
+size and number of workers; the peak memory; and the difference of logits and decisions on all images between
+fast and plain inference. Ours runs in float32, the default, and in bfloat16 (`dtype="bfloat16"`, `predict
+--dtype bfloat16`). The images are those of CXR_DATA at full size, or simulated ones of the same size. The
+last line is JSON.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def classifier_of(run: Path, dtype: str):
 
 
 def one_image(run: Path, images: list[Path], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each answer to one image after the other, all contenders by turns."""
+    """Return milliseconds per single image, all contenders interleaved."""
     asked = {}
     for name in PIPELINES:
         pipe = pipeline_of(run, name)
@@ -75,7 +76,7 @@ def one_image(run: Path, images: list[Path], rounds: int) -> dict[str, list[floa
 
 
 def folder(run: Path, images: list[Path], name: str) -> dict:
-    """Images/s of a whole folder by one contender, and the largest memory of its process in MB."""
+    """Return images/s of one contender on a folder, and the peak memory of its process in MB."""
     paths = [str(path) for path in images]
     if name in DTYPES:
         classifier = classifier_of(run, name)
@@ -100,7 +101,7 @@ def _speed(ask, paths: list[str]) -> float:
 
 
 def agreement(run: Path, images: list[Path]) -> dict:
-    """How far ours lies from the pipeline, on images as they are in their files, and what bfloat16 decides."""
+    """Return differences between ours and the pipeline on original files, and bfloat16 decisions."""
     paths = [str(path) for path in images]
     pipe = pipeline_of(run, "pipeline")
     said = pipe(paths, top_k=None)

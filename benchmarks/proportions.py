@@ -1,10 +1,10 @@
-"""Picture for README.md: a stretched chest, and how many normal validation images are called pneumonia then.
+"""Plot for README.md: a stretched chest X-ray, and the false positive rate on stretched images.
 
-python benchmarks/proportions.py --runs "usual recipe=runs/classic" "this project=runs/ours" \\
+python benchmarks/proportions.py --runs "usual recipe=runs/classic" "this project=runs/ours" \
     --output docs/proportions.png
 
-The chest in the picture is simulated; the shares are of the NORMAL images of the first run's validation
-split, at threshold 0.5. Both runs must have the same split.
+The chest X-ray is simulated. The shares are of the NORMAL images in the first run's validation split, at
+threshold 0.5. Both runs must have the same split.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The recipes that are compared: ours, the stock one of transformers' example, and timm's, on lists of files.
+"""Compared training recipes: ours, the stock one of the transformers example, and timm's, on lists of files.
 
-The peers are written as their own documentation shows them: transformers' examples/pytorch/image-
-classification (run_image_classification.py: PIL, torchvision's transforms, Trainer with its defaults) and
-timm's train.py (create_dataset, create_loader, its augmentation).
+The peers follow their own documentation: transformers' examples/pytorch/image-classification
+(run_image_classification.py: PIL, torchvision transforms, Trainer with its defaults) and timm's train.py
+(create_dataset, create_loader, its augmentation).
 """
 
 import time
@@ -29,7 +29,7 @@ Images = list[tuple[str, int]]  # path and label of each
 
 
 def ours(folder: str, cache: Path, train: Images, validation: Images, *flags: str) -> PneumoniaTrainer:
-    """Our Trainer on these images, decoded on the way where they are not in the cache."""
+    """Train ours on these images, decoding those that are not in the cache."""
     torch.manual_seed(0)
     argv = [str(ROOT / "recipes/resnet18.yaml"), "--pretrained", "false", "--model", "resnet18", *flags]
     args, _ = parse_recipe([*argv, "--output_dir", folder], default=None)
@@ -49,7 +49,7 @@ def ours(folder: str, cache: Path, train: Images, validation: Images, *flags: st
 
 
 def stock(folder: str, size: int, train: Images, validation: Images, **settings: object) -> Trainer:
-    """transformers' example, with its transforms and defaults; batches and learning rate are ours."""
+    """Train like the transformers example, but with our batch size and learning rate."""
     from torchvision.transforms import (
         CenterCrop,
         Compose,
@@ -89,7 +89,7 @@ def stock(folder: str, size: int, train: Images, validation: Images, **settings:
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Decoded and transformed one by one, as `datasets` does with `set_transform`."""
+    """Images decoded and transformed one by one, like `set_transform` of `datasets`."""
 
     def __init__(self, images: Images, transform: Callable) -> None:
         self.images, self.transform = images, transform
@@ -109,7 +109,7 @@ def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def timm_epoch(folder: Path, size: int, workers: int) -> float:
-    """Seconds of one epoch by timm's loader, its augmentation and the loop of its train.py, in float32."""
+    """Return seconds of one epoch with timm's loader, augmentation and training loop, in float32."""
     import timm
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
@@ -136,7 +136,7 @@ def timm_epoch(folder: Path, size: int, workers: int) -> float:
 
 
 class UntilAuroc(TrainerCallback):
-    """Stops where validation's AUROC is reached, and keeps each score with its time."""
+    """Stop at a validation AUROC, and record each score with its time."""
 
     def __init__(self, aim: float, started: float) -> None:
         self.aim, self.started, self.scores = aim, started, []

@@ -1,12 +1,11 @@
-"""How training grows with processes, and the image cache, its search for copies and its memory with images.
+"""Benchmark of training by number of processes, and of the image cache by number of images.
 
     python benchmarks/scaling.py [--images 1000 10000 100000] [--rounds 3]
 
-Two gloo processes with a core each beside one process with two threads, by turns: images/s of all together,
-32 to each process's batch. Then stores of so many images at 224 pixels, of smooth random pictures as JPEG
-files that are made once and kept: seconds and largest memory of building one, search for copies included;
-bytes on the disk an image; and how much of the memory of a process is taken when it has read every image once.
-The last line is JSON.
+Compares two gloo processes with one core each to one process with two threads, interleaved: images/s in
+total, with 32 images per process and batch. Then builds caches at 224 pixels from smooth random JPEG files,
+which are generated once and kept. Measures seconds and peak memory of a build including the duplicate search,
+bytes on disk per image, and the memory of a process that has read every image once. The last line is JSON.
 """
 
 import argparse
@@ -30,7 +29,7 @@ PROCESSES = 2
 
 
 def train(argv: list[str], processes: int) -> float:
-    """Images/s of so many processes together."""
+    """Return the total images/s of several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     command = (
@@ -63,7 +62,7 @@ def train_here(args: argparse.Namespace) -> None:
 
 
 def make_images(folder: Path, count: int) -> list[str]:
-    """Paths of so many pictures, no two alike; those that are there already are taken."""
+    """Generate distinct images, unless they exist; return their paths."""
     paths = [folder / f"{number // 1000:03}" / f"{number:06}.jpeg" for number in range(count)]
 
     def make(number: int) -> None:
@@ -78,7 +77,7 @@ def make_images(folder: Path, count: int) -> list[str]:
 
 
 def build(count: int, cache: Path) -> dict:
-    """Of a new cache, in this process."""
+    """Measure the build of a new cache in this process."""
     from hf_pneumonia.data.cache import open_cache
 
     paths, place = make_images(cache / "benchmark-scaling", count), cache / "benchmark-scaling-store"
@@ -97,7 +96,7 @@ def build(count: int, cache: Path) -> dict:
 
 
 def read(count: int, cache: Path) -> dict:
-    """Of reading every image once, in batches and in no order, from the cache that `build` left."""
+    """Measure reading every image once in random batches from the cache that `build` left."""
     from hf_pneumonia.data.cache import open_cache
 
     paths = make_images(cache / "benchmark-scaling", count)

@@ -1,10 +1,10 @@
-"""Starting: `import hf_pneumonia`, a classifier, the page's first answer, the first step of a training.
+"""Benchmark of start-up: import, classifier, first prediction of the app, first training step.
 
     python benchmarks/startup.py RUN [--rounds 5]
 
-Each in a process of its own, by turns, from before the interpreter starts. The page's peer is what any page
-of its kind has to do before it can answer: import gradio and transformers' pipeline, and load the model.
-Seconds; the last line is JSON.
+Each runs in its own process, interleaved, timed from before the interpreter starts. The peer of the app does
+the minimum of such a page: import gradio and transformers' pipeline, and load the model. Times are in
+seconds; the last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def python(code: str) -> float:
 
 
 def import_alone() -> float:
-    """Of the import only, without the interpreter."""
+    """Measure the import only, without the interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True, cwd=ROOT
     )
@@ -62,7 +62,7 @@ def first_answer(run: Path, images: list[Path], port: int) -> float:
 
 
 def first_step(cache: Path) -> float:
-    """Of train.py on simulated images that are decoded already, to the end of its only step."""
+    """Measure train.py on cached simulated images, to the end of its only step."""
     with tempfile.TemporaryDirectory() as folder:
         flags = (
             f"--image_size 32 --max_steps 1 --cache_dir {cache} --output_dir {folder}/run --logging_steps 1"

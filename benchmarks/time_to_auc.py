@@ -1,11 +1,11 @@
-"""From a folder of JPEG files to a validation AUROC of 0.98: ours beside the stock recipe.
+"""Benchmark of the time to a validation AUROC of 0.98: ours against the stock recipe.
 
     python benchmarks/time_to_auc.py [FOLDER] [--image_size 224] [--aim 0.98]
 
-FOLDER holds class folders, such as CXR_DATA/kermany-224/train. Images are split by patient as train.py does,
-once for all; every contender trains on the same images and is scored on the same validation images, once per
-epoch, until the aim or its epochs are over. The clock runs from before the interpreter starts: imports,
-decoding and validation count. From scratch, seed 0, one run each. The last line is JSON.
+FOLDER has class folders, such as CXR_DATA/kermany-224/train. The images are split once by patient, like in
+train.py; all contenders train on the same images and are scored on the same validation images once per epoch,
+until they reach the aim or end. Time counts from before the interpreter starts, including imports, decoding
+and validation. From scratch, seed 0, one run each. The last line is JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ STOCK = "stock"
 
 
 def default_images(cache: Path) -> Path:
-    """A folder of class folders."""
+    """Return a folder with class folders."""
     if "CXR_DATA" in os.environ:
         return Path(os.environ["CXR_DATA"]) / "kermany-224" / "train"
     from hf_pneumonia.data.phantom_folder import write_dataset
@@ -37,7 +37,7 @@ def default_images(cache: Path) -> Path:
 
 
 def split(folder: Path, cache: Path) -> dict[str, list[tuple[str, int]]]:
-    """Training and validation images, by patient."""
+    """Return training and validation images, split by patient."""
     from hf_pneumonia.data.cohort import prepare_cohort
 
     cohort = prepare_cohort(str(folder), 128, cache, split="80/10/10")
@@ -48,7 +48,7 @@ def split(folder: Path, cache: Path) -> dict[str, list[tuple[str, int]]]:
 
 
 def measure(name: str, lists: Path, size: int, aim: float, epochs: int, started: float) -> list[dict]:
-    """The scores of one contender on its way, in this process."""
+    """Train one contender in this process and return its scores over time."""
     import recipes
 
     parts, until = json.loads(lists.read_text()), recipes.UntilAuroc(aim, started)

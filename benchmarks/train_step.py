@@ -1,12 +1,12 @@
-"""Steps of training: our Trainer beside a bare loop that does the same, and beside the stock Trainer.
+"""Benchmark of training steps: our Trainer against a bare loop and the stock Trainer.
 
     python benchmarks/train_step.py [--image_size 224] [--batch_size 32] [--steps 20] [--rounds 5]
 
-All are fed batches that lie in memory. The bare loop is what anybody would write who wants our step and
-nothing else (channels last, bfloat16 where the processor has it, fused AdamW, clipping, the same
-augmentation); what ours takes longer is the Trainer's tax. The stock Trainer is that of transformers' image
-classification example with its defaults (float32), fed with images that are transformed already; ours
-augments its own. On a GPU, if there is one, the images lie on it. Images/s; the last line is JSON.
+All contenders get batches from memory. The bare loop does the same as our step without the Trainer (channels
+last, bfloat16 where the processor supports it, fused AdamW, gradient clipping, the same augmentation): the
+difference is the overhead of the Trainer. The stock Trainer is that of transformers' image classification
+example with its defaults (float32), on images that are already transformed; ours augments its images. If
+there is a GPU, the images are in its memory. Images/s; the last line is JSON.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WARM = 3  # steps before the clock starts
 
 
 class InMemory(torch.utils.data.Dataset):
-    """As many images as a few batches need, of noise, with labels; batches as `ImageDataset` gives them."""
+    """Random images and labels for a few batches, in the format of `ImageDataset`."""
 
     def __init__(self, images: int, size: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ class InMemory(torch.utils.data.Dataset):
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of the warm-up to the end of the last step."""
+    """Timer from the end of the warm-up to the end of the last step."""
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step == WARM:
@@ -149,7 +149,7 @@ CONTENDERS = ("bare loop", "ours", "bare loop, augmented", "ours, augmented", "s
 
 
 def measure(name: str, args: argparse.Namespace) -> float:
-    """Images/s of one contender, in this process."""
+    """Return images/s of one contender in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "stock Trainer":
         use_machine(device)

@@ -1,11 +1,10 @@
-"""SIGKILLs at random moments of the building of an image store, and two builders at once.
+"""Soak test of the image cache: SIGKILL at random moments of a build, and two concurrent builders.
 
     python -m soak.cache_kills [--kills 50] [--patients 100] [--seed 0]
 
-Images are simulated. A builder is killed after a random share of the time that an undisturbed one takes, and
-the next one must end with a cache that is the undisturbed one's, byte for byte, and leave nothing else;
-sometimes it is killed, too. Then two start at the same moment, a tenth as often. The last line is JSON, exit
-code 1 where a cache was wrong.
+The images are simulated. A builder is killed after a random share of the time of an uninterrupted build. The
+next one must end with the same cache, byte for byte, and leave nothing else; it may be killed, too. Then two
+builders start at the same moment, a tenth as often. The last line is JSON; exit code 1 if a cache was wrong.
 """
 
 import argparse
@@ -29,7 +28,7 @@ _TIMES = 20
 
 
 def build(images: Path, cache: Path) -> None:
-    """What a builder's process does."""
+    """Build the cache in a child process."""
     paths = sorted(images.glob("*/*/*.png")) * _TIMES
     open_cache([{"path": str(path), "bytes": None} for path in paths], SIZE, cache)
 
@@ -47,18 +46,20 @@ def end(builder: multiprocessing.Process) -> int:
 
 
 def content(cache: Path) -> dict[str, bytes]:
-    """Everything that builders left in the cache."""
+    """Return all files that builders left in the cache folder."""
     places = (place for place in sorted((cache / "films").rglob("*")) if place.is_file())
     return {str(place.relative_to(cache)): place.read_bytes() for place in places}
 
 
 def soak(kills: int, patients: int, seed: int) -> dict:
-    """Kill builders, and have the next one go on.
+    """Kill builders and let the next one resume.
 
     Returns:
-        `kills`: sent before the builder was done; `too_late`; `half_built`: of those, how many left a part of
-        a cache; `wrong`: stores, or what lies beside them, that are other than undisturbed; `pairs` of
-        builders at once, and `pairs_wrong`.
+        kills: number of kills before the builder ended.
+        too_late: number of kills after it ended.
+        half_built: number of kills that left a part of a cache.
+        wrong: number of caches that differ from an uninterrupted build, or have other files beside them.
+        pairs, pairs_wrong: number of concurrent builds, and of wrong ones.
     """
     rng = np.random.default_rng(seed)
     found = {"kills": 0, "too_late": 0, "half_built": 0, "wrong": 0, "pairs": 0, "pairs_wrong": 0}

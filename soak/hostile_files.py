@@ -1,12 +1,12 @@
-"""Spoilt files through every entry point: each must end in an answer, or in one of two errors.
+"""Soak test of all entry points with corrupted files.
 
     python -m soak.hostile_files [--files 10000] [--seed 0] [--only KIND] [--repeat KIND:SEED]
 
-Images, DICOM and zip files, tables, recipes, configurations, weights and gates are made here and spoilt by
-seeds. A case is right if it gives an answer (probabilities that are numbers, weights that are those of the
-file), or ends in UnreadableImage or UsageError of one line. It is wrong if it ends in another exception or
-kills its process, takes more than 10 s, or more than 1 GB beyond what was there. Each case that is wrong is
-printed with the flag that repeats it. The last line is JSON, exit code 1 where a case was wrong.
+Images, DICOM and zip files, tables, recipes, configs, weights and OOD checks are generated and corrupted by
+seed. A case is right if it gives a result (finite probabilities, the weights of the file), or raises
+UnreadableImage or a UsageError of one line. It is wrong if it raises another exception, kills its process,
+takes more than 10 s, or uses more than 1 GB of additional memory. Each wrong case is printed with the flag
+that repeats it. The last line is JSON; exit code 1 if a case was wrong.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.inference import batch
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.ood import OODCheck, Spread, layout_numbers, load_ood_check, stage_statistics
+from hf_pneumonia.inference.ood import OODCheck, Spread, layout_features, load_ood_check, stage_statistics
 from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.page import many_images
 from hf_pneumonia.page.many_images import table
@@ -54,11 +54,11 @@ _RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 
 
 class Wrong(Exception):
-    """An answer that should not have been given."""
+    """A result that the corrupted file should not have given."""
 
 
 class Bench:
-    """What the cases of a process share: a small model that is whole, good images, and a folder to work in."""
+    """Shared inputs of the cases in a process: a small intact model, valid images, and a working folder."""
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
@@ -75,7 +75,7 @@ class Bench:
         self.classifier = PneumoniaClassifier.from_pretrained(self.whole)
 
     def model(self, **changed: bytes) -> Path:
-        """A folder with the model, and files of it that are changed."""
+        """Return a folder with the model, some of its files replaced."""
         folder = self.folder / "case" / "model"
         folder.mkdir(parents=True)
         for file in self.whole.iterdir():
@@ -83,7 +83,7 @@ class Bench:
         return folder
 
     def answers(self, folder: Path) -> None:
-        """Have a model answer for an image; it may refuse to be loaded."""
+        """Load a model and predict an image; loading may be refused."""
         classifier = PneumoniaClassifier.from_pretrained(folder)
         _check_weights(classifier.model, folder)
         side = classifier.image_size
@@ -98,11 +98,11 @@ def _gate(model, squares: np.ndarray):
 
     stages = [spread(numbers) for numbers in stage_statistics(model, squares, 32)]
     limits = np.full(1 + len(stages), 100, np.float32)
-    return OODCheck(spread(layout_numbers(squares)), tuple(stages), limits)
+    return OODCheck(spread(layout_features(squares)), tuple(stages), limits)
 
 
 def _check_weights(model, folder: Path) -> None:
-    """Held to the file itself, read by the format's description and not by its library."""
+    """Compare the weights with the file, read by the format's specification without its library."""
     data = (folder / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     tensors = json.loads(data[8 : 8 + length])
@@ -163,7 +163,7 @@ def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def cache(bench: Bench, rng: np.random.Generator) -> None:
-    """A folder of images, some of them spoilt, decoded twice; in between a file of the cache is spoilt."""
+    """Decode a folder with corrupted images twice, with a corrupted cache file in between."""
     rows = []
     for number, data in enumerate(_members(bench, rng).values()):
         path = bench.folder / "case" / str(number)
@@ -202,7 +202,7 @@ def archive(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def folder(bench: Bench, rng: np.random.Generator) -> None:
-    """Class folders, with a metadata file or a table that is spoilt."""
+    """Read class folders with a corrupted metadata file or table."""
     root = bench.folder / "case" / "films"
     members = _members(bench, rng)
     for name, data in members.items():
@@ -254,7 +254,7 @@ def ood_check(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def predict(bench: Bench, rng: np.random.Generator) -> None:
-    """`predict` on a zip file, by its parts that come after the model is loaded."""
+    """Run the steps of `predict` after model loading on a zip file."""
     path = bench.folder / "case" / "images.zip"
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
     sources = batch.list_images([str(path)])
@@ -267,7 +267,7 @@ def predict(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def upload(bench: Bench, rng: np.random.Generator) -> None:
-    """What the page does with uploads, without its decoder's processes, which would catch the rest."""
+    """Run the app's handling of uploads without its decoding processes, which would hide crashes."""
     uploads = []
     for number, (name, data) in enumerate(
         {"images.zip": mutate.zips(_members(bench, rng), rng), **_members(bench, rng)}.items()
@@ -284,7 +284,7 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def checkpoint(bench: Bench, rng: np.random.Generator) -> None:
-    """A complete checkpoint of which one file is spoilt: it is passed by, or it was not changed."""
+    """Corrupt one file of a complete checkpoint, which must be skipped unless the file is unchanged."""
     run = bench.folder / "case" / "run"
     run.mkdir()
     aside = begin(run, 1)
@@ -325,7 +325,7 @@ KINDS: dict[str, tuple[Callable[[Bench, np.random.Generator], None], int]] = {
 
 
 def cases(files: int, seed: int, only: str | None) -> Iterator[tuple[str, int]]:
-    """(kind, seed) of each case, the kinds in turn."""
+    """Yield (kind, seed) of each case, the kinds by turns."""
     kinds = [only] if only else [kind for kind, (_, share) in KINDS.items() for _ in range(share)]
     order = np.random.default_rng(seed).permutation(len(kinds))
     for number in range(files):
@@ -333,7 +333,7 @@ def cases(files: int, seed: int, only: str | None) -> Iterator[tuple[str, int]]:
 
 
 def run_case(bench: Bench, kind: str, seed: int) -> dict:
-    """Outcome of one case: `answer`, `UnreadableImage`, `UsageError`, or `wrong` with what it was."""
+    """Return the outcome of a case: `answer`, `UnreadableImage`, `UsageError`, or `wrong` and why."""
     place = bench.folder / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -386,7 +386,7 @@ def run_in_a_fork(bench: Bench, kind: str, seed: int) -> dict:
 
 
 def _reset_peak() -> int:
-    """Bytes in memory now, from which on the peak is counted anew."""
+    """Reset the peak memory counter and return the bytes in memory now."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -402,11 +402,12 @@ def _status(name: str) -> int:
 
 
 def soak(bench: Bench, files: int, seed: int, only: str | None = None) -> dict:
-    """Run the cases; print those that are wrong as they come.
+    """Run the cases and print the wrong ones.
 
     Returns:
-        `kinds`: outcomes of each kind, its longest time in seconds and largest growth in bytes; `wrong`: the
-        cases that were; `files` and `seconds`.
+        kinds: outcomes of each kind, its longest time in seconds and largest memory growth in bytes.
+        wrong: the wrong cases.
+        files, seconds: number of cases and wall time.
     """
     started = time.monotonic()
     outcomes = []

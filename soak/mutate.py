@@ -1,4 +1,4 @@
-"""Whole files, and seeded ways to spoil them. Knows nothing of who reads them."""
+"""Generators of valid files and seeded corruptions of them, independent of the readers."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ _EXTREMES = (
     0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1,
 )  # fmt: skip
 
-# What stands in settings where a plain value is expected.
+# Replacements for plain values in settings.
 _VALUES = (
     None, True, False, 0, -1, 1, 10**6, 10**9, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "x",
     "\0", "../../etc/passwd", "a" * 10_000, [], [[]], [1] * 1000, {}, {"a": {"b": []}}, [None], ["a", 1],
@@ -33,8 +33,10 @@ _FILES = ("gate.safetensors", "model.bin", "../model.safetensors", "/etc/passwd"
 
 
 def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
-    """One to four changes: bytes flipped, cut off, doubled, overwritten by extreme numbers, by zeros, or by a
-    part of another file."""
+    """Apply one to four random changes to bytes.
+
+    Bytes are flipped, cut, doubled, or overwritten with extreme numbers, zeros, or a part of another file.
+    """
     content = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         if not content:
@@ -66,7 +68,7 @@ def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
 
 
 def spoil_settings(settings: dict, rng: np.random.Generator) -> dict:
-    """One to three values, anywhere in nested settings, changed to extremes, taken out, or moved."""
+    """Change one to three values of nested settings to extremes, or remove or move them."""
     settings = copy.deepcopy(settings)
     for _ in range(rng.integers(1, 4)):
         places = [(settings, key) for key in settings]
@@ -96,7 +98,7 @@ def spoil_settings(settings: dict, rng: np.random.Generator) -> dict:
 
 
 def images(rng: np.random.Generator) -> dict[str, bytes]:
-    """One small image in every form that is read."""
+    """Return one small image in every supported format."""
     gray = rng.integers(0, 256, (48, 64), dtype=np.uint8)
     gray[8:40, 8:56] //= 2
     deep = gray.astype(np.uint16) * 17
@@ -124,7 +126,7 @@ def images(rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def dicoms(rng: np.random.Generator) -> dict[str, bytes]:
-    """One small image as DICOM files of several transfer syntaxes, with windows and tables."""
+    """Return one small image as DICOM files of several transfer syntaxes, with windows and lookup tables."""
     pixels = rng.integers(0, 4096, (32, 40), dtype=np.uint16)
     gray = (pixels >> 4).astype(np.uint8)
     jpeg, jpeg2000 = io.BytesIO(), io.BytesIO()
@@ -152,7 +154,7 @@ def dicoms(rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def zips(members: dict[str, bytes], rng: np.random.Generator) -> bytes:
-    """A zip file of these members, made hostile in one way or in none."""
+    """Return a zip file of these members, corrupted in at most one respect."""
     kind = rng.integers(10)
     method = [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA][rng.integers(4)]
     file = io.BytesIO()
@@ -197,7 +199,7 @@ def zips(members: dict[str, bytes], rng: np.random.Generator) -> bytes:
 
 
 def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
-    """A file of weights whose header, length or numbers are not what they were."""
+    """Return a weights file with a changed header, length or values."""
     length = int.from_bytes(data[:8], "little")
     header, content = json.loads(data[8 : 8 + length]), data[8 + length :]
     kind = rng.integers(8)
@@ -221,7 +223,7 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def spoil_text(text: str, rng: np.random.Generator) -> bytes:
-    """Lines moved, doubled, taken out or given to aliases, tags and depths; or bytes spoilt."""
+    """Move, double or remove lines, add aliases, tags and depth, or corrupt bytes."""
     lines = text.splitlines()
     kind = rng.integers(7)
     place = int(rng.integers(len(lines)))

@@ -1,20 +1,20 @@
-"""Kill a training over and over, go on each time, and compare its end with one that was never interrupted.
+"""Soak test of resuming: a training that is killed many times, against an uninterrupted one.
 
     python -m soak.training_kills [--kills 200] [--stock] [--model resnet18.a1_in1k --image_size 96 ...]
 
-A training is killed (SIGKILL) at a random moment and started again with `--resume_from_checkpoint true`,
-until it gets to its end; then the next one begins. Of three kills two are drawn uniformly from half of the
-time of a whole training, and the third from the moments in which a checkpoint is written. With `--stock` the
-same is then done to transformers' own Trainer on the same images and network.
+A training is killed (SIGKILL) at a random moment and started again with `--resume_from_checkpoint true` until
+it finishes; then the next one begins. Of three kills, two are uniform over half the time of a whole training,
+and one is during the writing of a checkpoint. With `--stock` the same is done to transformers' own Trainer on
+the same images and network.
 
-PneumoniaTrainer, its checkpoints, the processes and the disk are real; the images are simulated, and a new
-start is a fork of one process that has imported everything. SIGKILL loses nothing that was handed to the
-kernel: a power cut, which fsync is for, is not simulated.
+PneumoniaTrainer, its checkpoints, the processes and the disk are real. The images are simulated, and a start
+is a fork of one process that has imported everything. SIGKILL loses no data in the kernel's buffers: a power
+cut, against which fsync protects, is not simulated.
 
-A resume *failed* where the process ended by itself with an error; then its newest checkpoint is deleted. It
-was *silently wrong* where it went on with another state than had been saved: weights, optimizer, schedule,
-generators or log, compared by hashes. The last line is JSON, exit code 1 where a training of ours failed,
-went wrong or ended with other weights.
+A resume *failed* if the process ended with an error; then its newest checkpoint is deleted. It was *silently
+wrong* if it continued with another state than the saved one: weights, optimizer, schedule, generators or log,
+compared by hashes. The last line is JSON; exit code 1 if a training of ours failed, went wrong or ended with
+other weights.
 """
 
 import argparse
@@ -54,7 +54,7 @@ POLL = 0.0005  # seconds
 
 
 class Watched:
-    """Writes down, as lines of JSON, what state was saved and what state a training goes on with."""
+    """Mixin that logs each saved and each resumed state as a line of JSON."""
 
     journal: Path
 
@@ -92,7 +92,7 @@ class StockWatched(Watched, Trainer):
 
 
 class SingleImages(torch.utils.data.Dataset):
-    """Images as the stock Trainer wants them: one by one, normalised beforehand."""
+    """Data set for the stock Trainer: single images, already normalised."""
 
     def __init__(self, images: ImageDataset) -> None:
         batch = images.__getitems__(range(len(images)))
@@ -139,7 +139,7 @@ def stock(args: argparse.Namespace, cohort: Cohort, folder: Path) -> Trainer:
 
 
 def start(make: Callable[..., Trainer], args: argparse.Namespace, cohort: Cohort, folder: Path) -> int:
-    """Fork a process that trains to the end; its id. Exit code 0, or 1 with the error in its journal."""
+    """Fork a process that trains to the end; return its id. On an error it exits with 1."""
     resume = bool(list(folder.glob("checkpoint-*")))
     if child := os.fork():
         return child
@@ -168,7 +168,7 @@ def start(make: Callable[..., Trainer], args: argparse.Namespace, cohort: Cohort
 
 
 def is_writing(folder: Path) -> bool:
-    """Whether a checkpoint is being written: its name is hidden, or the stock Trainer's last file lacks."""
+    """Return whether a checkpoint is being written: it is hidden, or its last file is missing."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def is_writing(folder: Path) -> bool:
 
 
 def kill_somewhen(child: int, folder: Path, whole: float, rng: random.Random) -> tuple[int | None, bool]:
-    """Kill a process at a random moment. Its exit code if it ended first, and whether it was writing."""
+    """Kill a process at a random moment; return its exit code if it ended first, and if it was writing."""
     in_writing = rng.random() < IN_WRITING
     moment = time.monotonic() + rng.uniform(0, whole / 2)
     while True:
@@ -203,7 +203,7 @@ def kill_somewhen(child: int, folder: Path, whole: float, rng: random.Random) ->
 
 
 def soak(make: Callable[..., Trainer], args: argparse.Namespace, cohort: Cohort, folder: Path) -> dict:
-    """The figures of so many kills."""
+    """Run the kills and return their counts."""
     began = time.monotonic()
     _, status = os.waitpid(start(make, args, cohort, folder / "whole"), 0)
     whole = time.monotonic() - began
@@ -230,7 +230,7 @@ _COUNTS = (
 
 
 def _kill_until_finished(make, args, images, run: Path, whole: float, rng, found: dict) -> dict:
-    """One training, killed until it gets to its end: its last line."""
+    """Kill one training until it finishes; return the last line of its journal."""
     saved: dict[int, dict] = {}
     while True:
         lines = len(_journal(run))
@@ -276,7 +276,7 @@ def _journal(run: Path) -> list[dict]:
 
 
 def _curves(log: list[dict]) -> list[dict]:
-    """The log without times, and without the summary at its end."""
+    """Return the log without times and without the final summary."""
     kept = [line for line in log if "train_loss" not in line]
     return [
         {name: value for name, value in line.items() if "runtime" not in name and "per_second" not in name}

@@ -1,6 +1,6 @@
-"""A Hub on this machine: what huggingface_hub asks for in this project, answered as the real one does.
+"""In-memory Hugging Face Hub for tests: the endpoints that this project uses, with the real Hub's responses.
 
-Repositories live in memory; every commit has a hash and stays readable.
+Every commit has a hash and stays readable.
 """
 
 import base64
@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from huggingface_hub import constants
 
-# Files that go to the large file storage: by their names, or from so many bytes on.
+# Files are stored in LFS by suffix, or above a size in bytes.
 _LFS_SUFFIXES = (".safetensors", ".bin", ".ckpt")
 _LFS_SIZE = 10_000_000
 
 
 class Refusal(HTTPException):
-    """An answer of the Hub that is no success: its status, message and `X-Error-Code`."""
+    """An error response of the Hub, with its message and `X-Error-Code`."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(status, message, {"X-Error-Message": message, "X-Error-Code": code})
@@ -30,14 +30,14 @@ class Refusal(HTTPException):
 
 @dataclass(frozen=True)
 class File:
-    """Content under a path, in git or in the large file storage."""
+    """Content of a file, in git or in LFS."""
 
     content: bytes
     lfs: bool = False
 
     @property
     def oid(self) -> str:
-        """By which huggingface_hub knows whether its own file is the same."""
+        """Hash by which huggingface_hub recognises an identical file."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -45,7 +45,7 @@ class File:
 
 @dataclass
 class Repository:
-    """Branches -> commits -> files. `messages` has the commits of all branches as they were made."""
+    """Branches -> commits -> files. `messages` has the commits of all branches in order."""
 
     private: bool
     sdk: str | None
@@ -71,20 +71,20 @@ class Repository:
         return self.trees[self.branches["main"]]
 
     def contents(self, branch: str = "main") -> dict[str, bytes]:
-        """All files but the one that every repository begins with."""
+        """Return all files except the initial .gitattributes."""
         files = self.trees[self.branches[branch]]
         return {name: file.content for name, file in files.items() if name != ".gitattributes"}
 
 
 class LocalHub:
-    """The server, as a context manager: `with LocalHub() as hub: HfApi(hub.url, token=hub.user("ann"))`.
+    """Server as a context manager: `with LocalHub() as hub: HfApi(hub.url, token=hub.user("ann"))`.
 
     Attributes:
-        url: its address, for HF_ENDPOINT.
+        url: for HF_ENDPOINT.
         repositories: by ("model" or "space", "user/name").
-        requests: method and path of everything that was asked, in order.
-        rivals: before so many of the next commits somebody else commits to the same branch.
-        broken: whether connections break halfway through an upload or a commit.
+        requests: method and path of all requests, in order.
+        rivals: number of next commits that are preceded by a concurrent commit to the same branch.
+        broken: whether connections break during uploads and commits.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class LocalHub:
         self.users: dict[str, str] = {}
         self.large: dict[str, bytes] = {}
         self.rivals, self.broken = 0, False
-        # h11: a broken connection is cut at its transport, which is reached through uvicorn's own `receive`.
+        # h11: its `receive` gives access to the transport, to break a connection.
         options = {"host": "127.0.0.1", "port": 0, "http": "h11", "proxy_headers": False, "lifespan": "off"}
         config = uvicorn.Config(self._serve, interface="asgi3", log_level="error", **options)
         self._server = uvicorn.Server(config)
@@ -113,45 +113,45 @@ class LocalHub:
         self._thread.join()
 
     def user(self, name: str) -> str:
-        """Make an account; its token."""
+        """Create an account and return its token."""
         token = f"hf_{secrets.token_hex(17)}"
         self.users[token] = name
         return token
 
     def reset(self) -> None:
-        """As new: no repositories, no accounts, nothing goes wrong, and nothing was asked yet."""
+        """Delete all repositories, accounts, recorded requests and faults."""
         for kept in (self.repositories, self.requests, self.users, self.large):
             kept.clear()
         self.rivals, self.broken = 0, False
 
     def is_the_hub(self, monkeypatch, cache: object) -> None:
-        """Have this process take this for the Hub, with a folder for what it fetches."""
+        """Redirect this process to this Hub, with `cache` as its download folder."""
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
     async def _serve(self, scope: dict, receive, send) -> None:
-        # Branches may have slashes in their names: they are kept quoted until a route is found.
+        # Branch names may contain slashes: keep them quoted for routing.
         path = scope["path"] = scope["raw_path"].decode().partition("?")[0]
         self.requests.append(f"{scope['method']} {path}")
         if self.broken and (scope["method"] == "PUT" or "/commit/" in path):
-            await receive()  # the first piece of what is sent
+            await receive()  # the first chunk of the body
             receive.__self__.transport.abort()
         else:
             await self._app(scope, receive, send)
 
-    # What the routes ask.
+    # Used by the routes.
 
     def account(self, request: Request) -> str | None:
-        """Name of who asks, None for a stranger."""
+        """Return the user name of a request, None if anonymous."""
         header = request.headers.get("authorization")
         if header and header.removeprefix("Bearer ") not in self.users:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return self.users[header.removeprefix("Bearer ")] if header else None
 
     def find(self, request: Request, kind: str, repo: str, write: bool = False) -> Repository:
-        """The repository, for who may see it, or write to it."""
+        """Return a repository that the user may read, or write to."""
         account, repository = self.account(request), self.repositories.get((kind, repo))
         owner = account == repo.split("/")[0]
         if repository is None or (repository.private and not owner):
@@ -161,7 +161,7 @@ class LocalHub:
         return repository
 
     def commit(self, repository: Repository, branch: str, lines: list[dict]) -> str:
-        """All of a commit or nothing of it."""
+        """Apply a commit atomically."""
         if self.rivals:
             self.rivals -= 1
             rival = {f"rival-{len(repository.messages)}.txt": File(b"somebody else's")}
@@ -246,7 +246,7 @@ def _routes(hub: LocalHub) -> FastAPI:
         for wanted in (await request.json())["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in hub.large:
-                # As on the real Hub, the address itself is the right to write to it: no token goes there.
+                # As on the real Hub, the URL itself grants write access: no token is sent there.
                 entry["actions"] = {"upload": {"href": f"{hub.url}/upload/{wanted['oid']}"}}
             objects.append(entry)
         return {"transfer": "basic", "objects": objects}

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at sizes of seconds, and ends with its figures as JSON, which are not judged here."""
+"""Smoke tests: every benchmark runs on tiny inputs and ends with a line of JSON."""
 
 import json
 import os
@@ -24,19 +24,19 @@ SIZES = "--image_size 32 --batch_size 4 --steps 2 --rounds 1"
         ("ood", "RUN", {}),
     ],
 )
-def test_a_benchmark_ends_with_its_figures(script, flags, times, finished_run, image_folder, tmp_path):
+def test_a_benchmark_ends_with_its_results(script, flags, times, finished_run, image_folder, tmp_path):
     for name, path in {"RUN": finished_run, "IMAGES": image_folder, "TMP": tmp_path}.items():
         flags = flags.replace(name, str(path))
     environment = {name: value for name, value in os.environ.items() if name != "CXR_DATA"}
     command = [sys.executable, "-W", "ignore", f"benchmarks/{script}.py", *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["benchmark"] == script and figures["machine"]["cores"] >= 1
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["benchmark"] == script and results["machine"]["cores"] >= 1
     for name, rows in times.items():
-        assert len(figures[name]) == rows
-        assert all(0 < one["least"] <= one["median"] <= one["largest"] for one in figures[name].values())
+        assert len(results[name]) == rows
+        assert all(0 < one["least"] <= one["median"] <= one["largest"] for one in results[name].values())
     if script == "predict":
-        exact, half = (figures["agreement"][dtype] for dtype in ("float32", "bfloat16"))
+        exact, half = (results["agreement"][dtype] for dtype in ("float32", "bfloat16"))
         assert exact["same_label_as_pipeline"] == 1 and exact["largest_difference_of_probability"] < 1e-5
         assert half["largest_difference_of_probability"] < 0.05

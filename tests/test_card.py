@@ -15,7 +15,7 @@ from hf_pneumonia.publishing.card import (
     card_data,
     eval_result_files,
     plain,
-    show_figure,
+    show_metric,
 )
 from hf_pneumonia.publishing.public_report import public_report
 from hf_pneumonia.publishing.publish import public_files
@@ -34,13 +34,13 @@ RATES = ("sensitivity", "specificity")
 LOWEST = {"value": 0.052, "ci95": [0.051, 0.053]}
 
 
-def shown(figure: dict) -> str:
-    low, high = figure["ci95"]
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+def shown(metric: dict) -> str:
+    low, high = metric["ci95"]
+    return f"{metric['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def numbers_in(value: object) -> set[str]:
-    """Every number of plain values, in every way in which a card may show it."""
+    """Return every number in JSON values, in all formats that a card may use."""
     if isinstance(value, dict):
         return set().union(*(numbers_in(one) for pair in value.items() for one in pair))
     if isinstance(value, list):
@@ -56,13 +56,12 @@ def test_every_number_in_the_body_is_one_of_the_report():
         body = re.sub(fixed, "", body, flags=re.DOTALL)
     known = numbers_in([written_report(), written_config(), written_manifest()])
     matrix = written_report()["operating_point"]["test"]["confusion_matrix"]
-    # 95% intervals, the threshold 0.5 and an AUROC of nothing, images of 8 and 16 bits, pixels from 0 to 1,
-    # float32, the name of a hash.
+    # 95% intervals, threshold 0.5 and chance AUROC, 8 and 16 bits, pixels from 0 to 1, float32, SHA-256.
     known |= {"95", "0.5", "8", "16", "0", "1", "32", "256", str(matrix["fn"] + matrix["tp"])}
     assert set(re.findall(r"\d+(?:\.\d+)?", body)) <= known
 
 
-def test_each_table_has_the_figures_of_its_rows_and_columns():
+def test_each_table_has_the_metrics_of_its_rows_and_columns():
     def lower(report, config, manifest):
         report["checks"]["robustness"]["noise"]["levels"][1]["sensitivity"] = LOWEST
 
@@ -88,7 +87,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
         splits = [report["calibration"][split] for split in ("validation", "test")]
         expected.append((title, *(split[when][key] for split in splits for when in ("before", "after"))))
     swapped = {f"proportions swapped by {factor}": one for factor, one in appearance["proportions"].items()}
-    swapped["as they are"] = swapped.pop("proportions swapped by 1.0")
+    swapped["unchanged"] = swapped.pop("proportions swapped by 1.0")
     swapped["histogram and spectrum swapped"] = appearance["histogram_and_spectrum"]
     for title, one in swapped.items():
         expected.append((title, one["auroc"], *(one[key] for key in RATES)))
@@ -98,7 +97,7 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
     for name, one in report["checks"]["shortcuts"].items():
         means = (f"{one['mean_probability'][label]:.3f}" for label in ("NORMAL", "PNEUMONIA"))
         expected.append((name.replace("_", " "), one["auroc"], *means))
-    # The figures grow as the report is written: the lowest are those of the first level of blur.
+    # Numbers grow from the start of the report: the lowest are those of the first level of blur.
     lowest = robustness["blur"]["levels"][0] | {"sensitivity": LOWEST}
     for name, title in (("auroc", "AUROC"), ("sensitivity",) * 2, ("specificity",) * 2):
         change = "noise, 0.1 (share)" if name == "sensitivity" else "blur, 0 (sigma, px at 224)"
@@ -113,20 +112,20 @@ def test_each_table_has_the_figures_of_its_rows_and_columns():
         assert f"| {row} |".replace("  ", " ") in text
 
 
-def test_the_summary_has_the_figures_of_the_test_split():
+def test_the_summary_has_the_metrics_of_the_test_split():
     report, text = written_report(), " ".join(write_card().split())
     point, swapped = report["operating_point"]["test"], report["checks"]["appearance"]["proportions"]["1.2"]
-    for said in (
+    for sentence in (
         f"AUROC {shown(report['splits']['test']['auroc'])}; at its operating point (threshold 0.843,",
         f"sensitivity {shown(point['sensitivity'])}, specificity {shown(point['specificity'])}. With the",
         f"by 1.2: AUROC {shown(swapped['auroc'])}, sensitivity {shown(swapped['sensitivity'])}, specificity",
         "the band from 0.234 to 0.852",
         "41 missed pneumonias and 42 false alarms among 3006",
     ):
-        assert said in text
+        assert sentence in text
 
 
-def test_notices_stand_where_they_must_and_nowhere_else():
+def test_notices_appear_only_where_they_apply():
     def simulate(report, config, manifest):
         manifest["sources"] = {"phantom": {"kind": "phantom", "splits": {}}}
         config["pneumonia"]["leakage_allowed"] = True
@@ -135,14 +134,14 @@ def test_notices_stand_where_they_must_and_nowhere_else():
         report["data"]["leakage"]["films_seen"] = 39
 
     usual, simulated, leaked = map(write_card, (lambda *_: None, simulate, leak))
-    assert all("no medical device" in text for text in (usual, simulated, leaked))
+    assert all("Not a medical device" in text for text in (usual, simulated, leaked))
     assert "SIMULATED" not in usual and "LEAKAGE" not in usual
     assert "> **SIMULATED IMAGES.**" in simulated and "- simulated\n" in simulated
     assert "> **LEAKAGE.**" in simulated and "none was found" in simulated
-    assert "> **LEAKAGE.**" in leaked and "39 images of validation and test had been seen" in leaked
+    assert "> **LEAKAGE.**" in leaked and "39 validation and test images" in leaked
 
 
-def test_only_images_that_are_called_so_are_said_to_be_kermanys():
+def test_only_images_with_names_of_kermany_are_described_as_theirs():
     def kermany(report, config, manifest):
         report["data"]["source"] = "chest-xray-pneumonia"
         manifest["sources"] = {"rsna-chest-xray-pneumonia": manifest["sources"]["films"]}
@@ -152,11 +151,11 @@ def test_only_images_that_are_called_so_are_said_to_be_kermanys():
         manifest["patients_known_by"]["file name"] = manifest["films"]
 
     assert "Guangzhou" in write_card(named_as_theirs) and "CC BY 4.0" in write_card(named_as_theirs)
-    for other in (write_card(), write_card(kermany)):  # somebody else's data set of such a name
+    for other in (write_card(), write_card(kermany)):  # another data set of such a name
         assert "Guangzhou" not in other and "Kermany" not in other
 
 
-def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
+def test_optional_parts_of_a_run_may_be_missing():
     def change(report, config, manifest):
         report["operating_point"]["intercept"] = 0.0
         report["checks"]["appearance"] = None
@@ -175,18 +174,18 @@ def test_what_a_run_may_lack_is_said_and_nothing_else_fails():
     assert not any(absent in text for absent in ("is added to", "swapped", "## Decisions", "uncertain"))
 
 
-def test_names_from_outside_can_not_break_a_table_and_no_number_looks_like_one_without_being_it():
+def test_external_names_can_not_break_a_table_and_no_number_is_rounded_to_0_or_1():
     assert plain("a|b`<img src=x>\n# c") == "a_b_img src=x_ _ c"
     assert plain("Lübeck/train-2") == "Lübeck/train-2"
-    assert show_figure(0.99984) == "0.9998" and show_figure(0.00004) == "0.00004"
-    assert show_figure(1.0) == "1.000" and show_figure(0.9994) == "0.999"
+    assert show_metric(0.99984) == "0.9998" and show_metric(0.00004) == "0.00004"
+    assert show_metric(1.0) == "1.000" and show_metric(0.9994) == "0.999"
 
 
-def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
+def test_the_front_matter_reads_back_with_the_metrics_of_the_report(tmp_path):
     (tmp_path / "README.md").write_text(write_card())
     data, report = metadata_load(tmp_path / "README.md"), written_report()
-    said = [data["license"], data["library_name"], data["pipeline_tag"]]
-    assert said == ["apache-2.0", "timm", "image-classification"]
+    stated = [data["license"], data["library_name"], data["pipeline_tag"]]
+    assert stated == ["apache-2.0", "timm", "image-classification"]
     assert {"timm", "transformers", "pneumonia", "medical"} <= set(data["tags"])
     assert "datasets" not in data and "base_model" not in data
     name, results = model_index_to_eval_results(data["model-index"])
@@ -197,8 +196,8 @@ def test_the_front_matter_reads_back_with_the_reports_figures(tmp_path):
     expected |= {name: test[name] for name in ("average_precision", "accuracy", "f1")}
     expected |= {"recall": point["sensitivity"], "specificity": point["specificity"]}
     found = {one.metric_type: one.metric_value for one in results}
-    assert found == {name: figure["value"] for name, figure in expected.items()}
-    # A folder's name is no data set of the Hub.
+    assert found == {name: metric["value"] for name, metric in expected.items()}
+    # The name of a local folder is not a data set on the Hub.
     data_sets = {(one.dataset_type, one.dataset_name, one.dataset_split) for one in results}
     assert data_sets == {("imagefolder", "films", "test")}
 
@@ -207,20 +206,20 @@ HUB = "somebody/chest-images"
 
 
 def of_hub() -> tuple[dict, dict, dict]:
-    """Report, recipe and manifest of a run on one data set of the Hub."""
+    """Return report, recipe and manifest of a run on one data set of the Hub."""
     report, manifest = written_report(), written_manifest()
     manifest["sources"] = {HUB: {"kind": "hub", "splits": {}}}
     return report, report["recipe"], manifest
 
 
-def test_a_base_model_is_named_where_weights_came_from_the_hub():
+def test_the_base_model_is_given_for_weights_from_the_hub_only():
     assert base_model({"model": "resnet18.a1_in1k", "pretrained": "true"}) == "timm/resnet18.a1_in1k"
     assert base_model({"model": "resnet50", "pretrained": "true"}).startswith("timm/resnet50.")
     for pretrained in ("false", "first"):
         assert base_model({"model": "resnet18.a1_in1k", "pretrained": pretrained}) is None
 
 
-def test_data_sets_of_the_hub_are_linked_and_no_others_and_what_is_not_defined_is_left_out():
+def test_only_data_sets_of_the_hub_are_linked_and_undefined_metrics_are_left_out():
     report, recipe, manifest = of_hub()
     manifest["sources"] |= {"kaggle:a/b": {"kind": "kaggle"}, "my/images": {"kind": "local"}}
     report["splits"]["test"]["auroc"] = {"value": None, "ci95": None}
@@ -231,7 +230,7 @@ def test_data_sets_of_the_hub_are_linked_and_no_others_and_what_is_not_defined_i
     assert metrics == {"accuracy", "average_precision", "f1", "recall", "specificity"}
 
 
-def test_eval_results_read_back_with_the_reports_figures():
+def test_eval_results_read_back_with_the_metrics_of_the_report():
     report, recipe, manifest = of_hub()
     ((name, content),) = eval_result_files(report, recipe, manifest, REPO).items()
     entries = parse_eval_result_entries(yaml.safe_load(content))
@@ -240,10 +239,10 @@ def test_eval_results_read_back_with_the_reports_figures():
     expected |= {name: point[name]["value"] for name in ("sensitivity", "specificity")}
     assert name == ".eval_results/test.yaml"
     assert {one.task_id: one.value for one in entries} == expected
-    assert {one.date for one in entries} == {None}  # the same run, the same bytes
+    assert {one.date for one in entries} == {None}  # a date would change the bytes
 
 
-def test_figures_on_images_that_nobody_else_can_find_are_of_no_data_set_of_the_hub():
+def test_metrics_on_test_images_that_are_not_public_name_no_data_set_of_the_hub():
     report, recipe, manifest = of_hub()
     cut = copy.deepcopy(report)
     cut["data"]["notes"] = ["no test split found: cut 20 images of 18 patients as a test split"]
@@ -256,7 +255,7 @@ def test_figures_on_images_that_nobody_else_can_find_are_of_no_data_set_of_the_h
     assert named(report, recipe, manifest) == {HUB}
     assert named(cut, recipe, manifest) == {f"hub:{HUB}"}
     assert named(report, recipe | {"split": "80/10/10"}, manifest) == {f"hub:{HUB}"}
-    assert named(report, recipe, several) == {f"hub:{HUB} + local:images"}
+    assert named(report, recipe, several) == {f"hub:{HUB} + local:films"}
     assert named(report, recipe, {"sources": {"phantom": {"kind": "phantom"}}}) == {"phantom"}
     assert named(report, recipe, {"sources": {"local/train": {"kind": "local"}}}) == {"local:local/train"}
 
@@ -270,7 +269,7 @@ def snippets_of(text: str, model: object, image: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def published(finished_run, tmp_path_factory):
-    """What a finished run publishes, as a folder."""
+    """The published files of a finished run, as a folder."""
     folder = tmp_path_factory.mktemp("published")
     for name, content in public_files(finished_run, REPO).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +278,7 @@ def published(finished_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("which", range(4), ids=["pipeline", "Auto classes", "timm", "PneumoniaClassifier"])
-def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which, published, finished_run):
+def test_each_snippet_of_the_card_gives_the_reported_probability(which, published, finished_run):
     text = (published / "README.md").read_text()
     with open(finished_run / "predictions_test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -290,7 +289,7 @@ def test_each_snippet_of_the_card_gives_the_probability_that_was_reported(which,
         assert found == pytest.approx(float(row["probability"]), abs=1e-5)
 
 
-def test_snippets_for_a_network_of_our_own_import_its_module_first():
+def test_snippets_for_a_network_of_this_package_import_its_module_first():
     def own(report, config, manifest):
         config["architecture"] = report["recipe"]["model"] = "cnn_baseline"
 

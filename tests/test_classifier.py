@@ -52,7 +52,7 @@ def test_an_image_in_the_band_of_the_config_is_uncertain(classifier, finished_ru
 
 
 @pytest.mark.parametrize("collection", [list, tuple, iter, lambda images: (image for image in images)])
-def test_several_images_are_answered_in_order_like_each_by_itself(classifier, files, collection):
+def test_several_images_are_predicted_in_order_as_each_alone(classifier, files, collection):
     alone = _probabilities(map(classifier, files))
     assert len(set(alone)) == len(alone)
     for size in (1, 32):
@@ -61,19 +61,19 @@ def test_several_images_are_answered_in_order_like_each_by_itself(classifier, fi
     assert classifier(collection([])) == []
 
 
-def test_an_image_gets_one_answer_in_whichever_form_it_comes(classifier, files):
+def test_an_image_gets_the_same_prediction_in_every_form(classifier, files):
     path = files[0]
     expected = classifier(path)
     assert isinstance(expected, Prediction) and expected.heat_map is None and expected.reason == ""
     image = Image.open(path)
     forms = [str(path), path.read_bytes(), open(path, "rb"), image, image, np.asarray(image)]
     assert [classifier(form) for form in (*forms, image.convert("RGB"))] == [expected] * 7
-    # The same open image and file several times over, in threads.
+    # The same open image and file several times, read by threads.
     forms = [Image.open(path)] * 8 + [io.BytesIO(path.read_bytes())] * 8
     np.testing.assert_allclose(_probabilities(classifier(forms)), expected.probability, atol=1e-6)
 
 
-def test_heat_maps_are_those_of_heatmap_py_and_change_no_answer(classifier, files):
+def test_heat_maps_are_those_of_heatmap_py_and_change_no_prediction(classifier, files):
     found = classifier(files[:3], heat_map=True)
     squares = np.stack([image_array(file, classifier.image_size) for file in files[:3]])
     expected = heat_maps(classifier.model, network_input(torch.from_numpy(squares))).numpy()
@@ -82,7 +82,7 @@ def test_heat_maps_are_those_of_heatmap_py_and_change_no_answer(classifier, file
     np.testing.assert_allclose(_probabilities(found), _probabilities(classifier(files[:3])), atol=1e-6)
 
 
-def test_threads_get_the_answers_that_one_gets(classifier, files):
+def test_threads_get_the_same_predictions_as_one_thread(classifier, files):
     expected = [classifier(file, heat_map=True) for file in files]
     with ThreadPoolExecutor(len(files)) as threads:
         found = list(threads.map(classifier, files, [True, False] * 6))
@@ -91,7 +91,7 @@ def test_threads_get_the_answers_that_one_gets(classifier, files):
         np.testing.assert_allclose(one.heat_map, other.heat_map, atol=1e-5)
 
 
-def test_an_image_that_can_not_be_read_is_named_by_its_place(classifier, files):
+def test_an_unreadable_image_is_named_by_its_index(classifier, files):
     for images, error, problem in (
         (b"no image", UnreadableImage, r"\Anot an image\Z"),
         ([*files[:2], b"no image", files[2]], UnreadableImage, r"images\[2\]: not an image"),
@@ -103,7 +103,7 @@ def test_an_image_that_can_not_be_read_is_named_by_its_place(classifier, files):
             classifier(images)
 
 
-def test_half_precision_answers_nearly_the_same(finished_run, classifier, files):
+def test_half_precision_predicts_nearly_the_same(finished_run, classifier, files):
     half = PneumoniaClassifier.from_pretrained(finished_run, dtype="bfloat16")
     np.testing.assert_allclose(_probabilities(half(files)), _probabilities(classifier(files)), atol=0.02)
     found, expected = (one(files[0], heat_map=True).heat_map for one in (half, classifier))
@@ -117,16 +117,15 @@ def test_an_unknown_device_dtype_or_revision_is_named(finished_run, option):
         PneumoniaClassifier.from_pretrained(finished_run, **{name: value})
 
 
-def test_answers_that_are_no_numbers_are_one_line(timm_folder):
+def test_nan_outputs_are_reported_in_one_line(timm_folder):
     classifier = PneumoniaClassifier.from_pretrained(timm_folder)
     torch.nn.init.constant_(classifier.model.timm_model.fc.bias, float("nan"))
-    with pytest.raises(UsageError, match="its answers are NaN"):
+    with pytest.raises(UsageError) as error:
         classifier(IMAGES[0])
+    assert error.value.code == "network-output-nan"
 
 
-def test_a_model_of_other_people_has_a_threshold_of_one_half_and_its_notes_are_warned_of_once(
-    vit_folder, caplog
-):
+def test_a_third_party_model_has_a_threshold_of_one_half_and_logs_its_notes_once(vit_folder, caplog):
     with caplog.at_level(logging.WARNING, "hf_pneumonia"):
         classifier = PneumoniaClassifier.from_pretrained(vit_folder)
         classifier(IMAGES)
@@ -140,11 +139,11 @@ def test_a_model_of_other_people_has_a_threshold_of_one_half_and_its_notes_are_w
     "network, kind",
     [
         *(("timm_folder", kind) for kind in ("labels reversed", "another mean", "half precision")),
-        ("vit_folder", "as it is"),
+        ("vit_folder", "unchanged"),
         ("vit_folder", "labels reversed"),
     ],
 )
-def test_what_is_saved_answers_as_before_here_and_in_transformers(network, kind, request, tmp_path):
+def test_a_saved_model_predicts_as_before_here_and_in_transformers(network, kind, request, tmp_path):
     folder, saved = request.getfixturevalue(network), tmp_path / "saved" / "deep"
     if kind == "labels reversed":
         names, by_name = ["pneumonia", "Normal"], {"pneumonia": 0, "Normal": 1}
@@ -162,9 +161,7 @@ def test_what_is_saved_answers_as_before_here_and_in_transformers(network, kind,
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in saved.iterdir())
 
     model = AutoModelForImageClassification.from_pretrained(saved)
-    images = [
-        Image.fromarray(image).convert("RGB") for image in IMAGES
-    ]  # of the input size: nothing to squash
+    images = [Image.fromarray(image).convert("RGB") for image in IMAGES]  # already of the input size
     inputs = AutoImageProcessor.from_pretrained(saved)(images, return_tensors="pt")
     with torch.no_grad():
         shares = model(**inputs).logits.softmax(-1).numpy()
@@ -175,7 +172,7 @@ def test_what_is_saved_answers_as_before_here_and_in_transformers(network, kind,
 def test_heat_maps_of_swapped_classes_are_those_of_the_same_network_unswapped(timm_folder, tmp_path):
     classifier = PneumoniaClassifier.from_pretrained(timm_folder)
     expected = classifier(IMAGES, heat_map=True)
-    # The head's rows are swapped with the names: nothing should change.
+    # Swapping the head's rows and the label names together changes nothing.
     with torch.no_grad():
         for tensor in (classifier.model.timm_model.fc.weight, classifier.model.timm_model.fc.bias):
             tensor.copy_(tensor.flip(0).clone())
@@ -187,7 +184,7 @@ def test_heat_maps_of_swapped_classes_are_those_of_the_same_network_unswapped(ti
         np.testing.assert_allclose(one.heat_map, other.heat_map, atol=1e-5)
 
 
-def test_saving_over_another_model_leaves_nothing_of_it_that_would_be_read(
+def test_saving_over_another_model_removes_what_loaders_would_read_of_it(
     finished_run, timm_folder, vit_folder, tmp_path
 ):
     saved = tmp_path / "saved"
@@ -201,7 +198,7 @@ def test_saving_over_another_model_leaves_nothing_of_it_that_would_be_read(
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
 
 
-def test_what_is_pushed_to_the_hub_loads_again_by_its_commit_with_the_same_answers(
+def test_a_model_pushed_to_the_hub_loads_by_its_commit_and_predicts_the_same(
     classifier, files, local_hub, tmp_path, monkeypatch, caplog
 ):
     template = local_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -213,7 +210,7 @@ def test_what_is_pushed_to_the_hub_loads_again_by_its_commit_with_the_same_answe
     commit_files(HfApi(), "ann/x", before, message="Before", private=True)
 
     commit = classifier.push_to_hub("ann/x", private=True)
-    assert commit.changed and "ann/x also holds README.md" in caplog.text
+    assert commit.changed and "ann/x: kept README.md" in caplog.text
     again = PneumoniaClassifier.from_pretrained("ann/x", revision=commit.sha)
     assert again(files[0]) == classifier(files[0]) and again.name == "ann/x"
     assert not again.push_to_hub("ann/x").changed
@@ -222,7 +219,7 @@ def test_what_is_pushed_to_the_hub_loads_again_by_its_commit_with_the_same_answe
     assert repository.private and repository.head.keys() - {".gitattributes"} == sent
 
 
-def test_the_package_names_its_class_and_imports_nothing_for_it():
+def test_the_package_exports_its_class_lazily():
     code = "import sys, hf_pneumonia; sys.exit(bool({'torch', 'numpy', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     assert hf_pneumonia.PneumoniaClassifier is PneumoniaClassifier and hf_pneumonia.Prediction is Prediction

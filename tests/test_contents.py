@@ -16,7 +16,7 @@ def contents(files: dict) -> dict[str, bytes]:
 
 @pytest.fixture
 def copied(finished_run, tmp_path):
-    """The finished run, to be spoilt."""
+    """A copy of the finished run, to be damaged."""
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
@@ -29,7 +29,7 @@ def test_a_run_publishes_the_listed_files_and_no_others(finished_run):
     }
 
 
-def test_the_report_that_leaves_knows_the_weights_beside_it_and_has_every_figure(finished_run):
+def test_the_published_report_has_the_hash_of_the_weights_and_all_metrics(finished_run):
     files = public_files(finished_run, REPO)
     weights = hashlib.sha256((finished_run / "model.safetensors").read_bytes()).hexdigest()
     report = json.loads(files["report.json"])
@@ -37,52 +37,58 @@ def test_the_report_that_leaves_knows_the_weights_beside_it_and_has_every_figure
     assert report["splits"] == json.loads((finished_run / "report.json").read_text())["splits"]
 
 
-def test_a_ood_check_that_the_report_does_not_speak_of_is_not_published(copied):
+def test_an_ood_check_that_differs_from_the_report_is_refused(copied):
     ood_check = copied / "gate.safetensors"
     ood_check.write_bytes(ood_check.read_bytes()[:-1])
-    with pytest.raises(UsageError, match="gate.safetensors is missing or damaged"):
+    with pytest.raises(UsageError, match="gate.safetensors") as error:
         public_files(copied, REPO)
+    assert error.value.code == "weights-differ-from-report"
 
 
-def test_no_file_that_leaves_names_an_image_a_patient_or_a_place(finished_run, image_folder):
+def test_no_published_file_contains_an_image_name_a_patient_or_a_local_path(finished_run, image_folder):
     names = {image.stem for image in image_folder.rglob("*.jpeg")} | {"person0_bacteria", "IM-0000"}
     for name, content in contents(public_files(finished_run, REPO)).items():
         for secret in (*names, str(image_folder), str(finished_run)):
             assert secret.encode() not in content, name
 
 
-def test_the_same_run_gives_the_same_bytes_wherever_it_lies(finished_run, copied):
+def test_the_same_run_gives_the_same_bytes_in_any_folder(finished_run, copied):
     assert contents(public_files(finished_run, REPO)) == contents(public_files(copied, REPO))
 
 
-def test_a_run_that_lacks_a_file_or_has_a_damaged_report_is_refused_by_its_name(copied, tmp_path):
+def test_a_missing_file_or_a_damaged_report_is_named(copied, tmp_path):
     for name in ("plots/robustness.png", "model.safetensors", "audit/manifest.csv", "report.json"):
         (copied / name).rename(tmp_path / "aside")
-        with pytest.raises(UsageError, match=f"{name} is missing"):
+        with pytest.raises(UsageError, match=name) as error:
             public_files(copied, REPO)
+        assert error.value.code == "not-a-finished-run"
         (tmp_path / "aside").rename(copied / name)
     for content in ("{", "[]", "\xff", '{"seed": NaN}'):
         (copied / "report.json").write_text(content, encoding="latin-1")
-        with pytest.raises(UsageError, match="report.json is damaged"):
+        with pytest.raises(UsageError, match="report.json") as error:
             public_files(copied, REPO)
+        assert error.value.code == "damaged-json"
 
 
-def test_a_report_without_what_the_card_needs_is_refused(copied):
+def test_a_report_without_a_value_of_the_card_is_refused(copied):
     whole = (copied / "report.json").read_text()
     for name in ("checks", "audit", "data.split_sha256", "recipe.pretrained", "audit.blank", "kept_epoch"):
         report = json.loads(whole)
         *parents, last = name.split(".")
         (report[parents[0]] if parents else report).pop(last)
         (copied / "report.json").write_text(json.dumps(report))
-        with pytest.raises(UsageError, match=f"{last}.*train again"):
+        with pytest.raises(UsageError, match=last) as error:
             public_files(copied, REPO)
+        assert error.value.code == "report-incomplete"
 
 
-def test_a_config_of_another_run_or_with_a_secret_in_it_stops_everything(copied):
+def test_a_config_of_another_run_or_with_a_local_path_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"_name_or_path": str(copied)}))
-    with pytest.raises(UsageError, match="config.json holds a path"):
+    with pytest.raises(UsageError, match="config.json") as error:
         public_files(copied, REPO)
+    assert error.value.code == "local-path-in-file"
     (copied / "config.json").write_text(json.dumps(config | {"pneumonia": {"threshold": 0.123}}))
-    with pytest.raises(UsageError, match="different runs"):
+    with pytest.raises(UsageError) as error:
         public_files(copied, REPO)
+    assert error.value.code == "mixed-runs"

@@ -1,4 +1,4 @@
-"""The ONNX file, fed by NumPy and Pillow from its JSON alone, against torch. See test_parity.py, too."""
+"""ONNX export against torch, with preprocessing by the JSON description only; see also test_parity.py."""
 
 import hashlib
 import json
@@ -28,20 +28,20 @@ POINT = {"threshold": 0.3, "temperature": 1.5, **REACHED}
 
 
 def run_onnx(file: Path, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and probabilities, prepared as the JSON beside the file says and by nothing else."""
-    said = json.loads(file.with_name(file.name + ".json").read_text())
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == said["sha256"]
-    prepared = said["preprocessing"]
-    resampling = {"bicubic": Image.Resampling.BICUBIC}[prepared["interpolation"]]
+    """Return logits and probabilities, with preprocessing by the JSON description only."""
+    description = json.loads(file.with_name(file.name + ".json").read_text())
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == description["sha256"]
+    steps = description["preprocessing"]
+    resampling = {"bicubic": Image.Resampling.BICUBIC}[steps["interpolation"]]
     inputs = []
     for image in images:
-        gray = image.convert("L").resize((prepared["width"], prepared["height"]), resampling)
-        pixels = np.asarray(gray, np.float32) / np.float32(prepared["divide_by"])
-        pixels = (pixels - np.float32(prepared["mean"])) / np.float32(prepared["std"])
-        inputs.append(np.repeat(pixels[None], prepared["channels"], 0))
+        gray = image.convert("L").resize((steps["width"], steps["height"]), resampling)
+        pixels = np.asarray(gray, np.float32) / np.float32(steps["divide_by"])
+        pixels = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])
+        inputs.append(np.repeat(pixels[None], steps["channels"], 0))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_outputs()] == list(said["outputs"])
-    return tuple(session.run(None, {said["input"]["name"]: np.stack(inputs)}))
+    assert [one.name for one in session.get_outputs()] == list(description["outputs"])
+    return tuple(session.run(None, {description["input"]["name"]: np.stack(inputs)}))
 
 
 def images_of(size: int) -> list[Image.Image]:
@@ -63,13 +63,13 @@ def saved() -> SavedModel:
 
 @pytest.fixture(scope="module")
 def file(saved, tmp_path_factory) -> Path:
-    """A network as it is exported, under a name that is not plain."""
+    """An exported network, with a file name outside ASCII."""
     path = tmp_path_factory.mktemp("export") / "ünï cødé.onnx"
     assert 0 <= export_onnx(saved, path) <= 1e-4
     return path
 
 
-def assert_answers_as_torch_does(file: Path, model: nn.Module, size: int = 32) -> None:
+def assert_matches_torch(file: Path, model: nn.Module, size: int = 32) -> None:
     images = images_of(size)
     with torch.inference_mode():
         expected = model(network_input(torch.from_numpy(np.stack(images)))).logits.numpy()
@@ -84,13 +84,13 @@ def assert_answers_as_torch_does(file: Path, model: nn.Module, size: int = 32) -
     "architecture, size",
     [("cnn_baseline", 38), ("test_convnext", 32), ("test_efficientnet", 32), ("test_vit", 32)],
 )
-def test_other_families_answer_as_torch_does(architecture, size, tmp_path):
+def test_other_families_match_torch(architecture, size, tmp_path):
     saved = saved_model(architecture, size)
     export_onnx(saved, tmp_path / "model.onnx")
-    assert_answers_as_torch_does(tmp_path / "model.onnx", saved.model, size)
+    assert_matches_torch(tmp_path / "model.onnx", saved.model, size)
 
 
-def test_a_network_of_other_people_is_fed_and_understood_within_the_file(vit_folder, tmp_path):
+def test_the_adapters_of_a_third_party_model_are_part_of_the_file(vit_folder, tmp_path):
     model = ViTForImageClassification.from_pretrained(vit_folder)
     nn.init.normal_(model.classifier.weight)
     model.config.id2label = {0: "pneumonia", 1: "Normal"}
@@ -103,31 +103,31 @@ def test_a_network_of_other_people_is_fed_and_understood_within_the_file(vit_fol
         expected = model.eval()(**own([one.convert("RGB") for one in images], return_tensors="pt")).logits
     logits, _ = run_onnx(tmp_path / "model.onnx", images)
     np.testing.assert_allclose(logits, expected.numpy()[:, ::-1], atol=1e-4)
-    said = json.loads((tmp_path / "model.onnx.json").read_text())
-    assert (said["threshold"], said["operating_point"], said["calibration"]) == (0.5, None, None)
-    assert "no operating point" in said["notes"][0]
+    description = json.loads((tmp_path / "model.onnx.json").read_text())
+    stated = [description[key] for key in ("threshold", "operating_point", "calibration")]
+    assert stated == [0.5, None, None] and "operating point" in description["notes"][0]
 
 
-def test_the_file_is_whole_and_answers_as_torch_does_for_any_number_of_images(saved, file):
-    assert_answers_as_torch_does(file, saved.model)
+def test_the_file_is_valid_and_matches_torch_for_any_batch_size(saved, file):
+    assert_matches_torch(file, saved.model)
     graph = onnx.load(file)
     onnx.checker.check_model(graph, full_check=True)
     assert [(one.domain, one.version) for one in graph.opset_import] == [("", OPSET)]
     assert {path.name for path in file.parent.iterdir()} == {"ünï cødé.onnx", "ünï cødé.onnx.json"}
 
 
-def test_the_file_and_the_json_beside_it_say_the_same_and_no_path_of_this_machine(file):
-    said = json.loads(Path(f"{file}.json").read_text())
-    assert said["labels"] == list(LABELS) and said["threshold"] == 0.3
-    assert (said["operating_point"], said["calibration"]) == (REACHED, {"temperature": 1.5})
+def test_the_metadata_equals_the_json_and_contains_no_local_path(file):
+    description = json.loads(Path(f"{file}.json").read_text())
+    assert description["labels"] == list(LABELS) and description["threshold"] == 0.3
+    assert (description["operating_point"], description["calibration"]) == (REACHED, {"temperature": 1.5})
     inside = {one.key: json.loads(one.value) for one in onnx.load(file).metadata_props}
-    assert inside | {"file": file.name, "sha256": said["sha256"]} == said
+    assert inside | {"file": file.name, "sha256": description["sha256"]} == description
     data = file.read_bytes() + Path(f"{file}.json").read_bytes()
     places = (ROOT, Path(torch.__file__).parents[1], Path.home(), file.parent)
     assert not any(text in data for text in (b".py", b"stack_trace", *(str(one).encode() for one in places)))
 
 
-def test_a_network_in_another_form_is_written_in_full_precision_and_left_as_it_was(tmp_path):
+def test_a_half_precision_network_is_exported_in_float32_and_not_modified(tmp_path):
     saved = saved_model("resnet10t")
     saved.model.train().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
     before = {name: value.clone() for name, value in saved.model.state_dict().items()}
@@ -135,11 +135,11 @@ def test_a_network_in_another_form_is_written_in_full_precision_and_left_as_it_w
     assert all(torch.equal(value, before[name]) for name, value in saved.model.state_dict().items())
     assert all(module.training for module in saved.model.modules())
     assert all(weight.requires_grad and weight.grad is None for weight in saved.model.parameters())
-    assert_answers_as_torch_does(tmp_path / "model.onnx", saved.model.eval().float())
+    assert_matches_torch(tmp_path / "model.onnx", saved.model.eval().float())
 
 
 @pytest.mark.parametrize("wrong", [0.01, np.nan])
-def test_a_file_that_answers_otherwise_is_not_kept_and_the_earlier_one_is(
+def test_a_file_that_does_not_match_is_discarded_and_the_earlier_one_kept(
     saved, file, wrong, tmp_path, monkeypatch
 ):
     for name in ("model.onnx", "model.onnx.json"):
@@ -149,14 +149,15 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_the_earlier_one_is(
     monkeypatch.setattr(
         onnxruntime.InferenceSession, "run", lambda *args: [one + wrong for one in run(*args)]
     )
-    with pytest.raises(UsageError, match=r"differ from torch's by (0\.0|nan)"):
+    with pytest.raises(UsageError, match=r"difference of (0\.0|nan)") as error:
         export_onnx(saved, tmp_path / "model.onnx")
+    assert error.value.code == "onnx-mismatch"
     left = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert left == {"model.onnx": "earlier", "model.onnx.json": "earlier"}
 
 
-def test_a_mistake_is_told_before_anything_is_written(tmp_path):
-    for output, problem in (("model.pt", "ends in .onnx"), ("model.onnx", "/no/such/run")):
+def test_mistakes_are_reported_before_anything_is_written(tmp_path):
+    for output, problem in (("model.pt", r"model\.pt"), ("model.onnx", "/no/such/run")):
         with pytest.raises(UsageError, match=problem):
             main(["export", "--model", "/no/such/run", "--output", str(tmp_path / output)])
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from hf_pneumonia.inference.ood import (
     Spread,
     fit_ood_check,
     image_problem,
-    layout_numbers,
+    layout_features,
     load_ood_check,
     watch_stages,
 )
@@ -31,13 +31,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
 
 
 def _squares(images: int, seed: int) -> np.ndarray:
-    """Pictures that share a layout, each with noise of its own."""
+    """Return images of one layout, each with its own noise."""
     rng = np.random.default_rng(seed)
     shared = np.add.outer(np.linspace(0, 90, 32), np.abs(np.linspace(-90, 90, 32)))
     return (shared + rng.normal(40, 12, (images, 32, 32))).clip(0, 255).astype(np.uint8)
 
 
-def _taught(images: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _trained_on(images: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
     mixed = rng.normal(size=(images, 6)) @ np.random.default_rng(9).normal(size=(6, 20))
     return _squares(images, seed), [(mixed + rng.normal(0, 0.1, (images, 20))).astype(np.float32)]
@@ -45,7 +45,7 @@ def _taught(images: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def ood_check() -> OODCheck:
-    return fit_ood_check(_taught(600, 0), _taught(400, 1))
+    return fit_ood_check(_trained_on(600, 0), _trained_on(400, 1))
 
 
 def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage():
@@ -60,7 +60,7 @@ def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_sta
             assert torch.equal(model(inputs).logits, before)
         model(inputs)  # no longer watched
     assert len(kept) == len(stages) + 1
-    # One more: the middle stage, by fields.
+    # One more: the middle stage, averaged over fields.
     fields, middle = kept.pop(len(stages) // 2), stages[len(stages) // 2]
     torch.testing.assert_close(fields, F.adaptive_avg_pool2d(middle, 4).flatten(1), rtol=1e-4, atol=1e-5)
     for found, maps in zip(kept, stages, strict=True):
@@ -69,7 +69,7 @@ def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_sta
 
 
 @pytest.mark.parametrize("name", ["test_mambaout", "test_vit"])
-def test_networks_with_channels_last_and_with_tokens_are_watched_too(name):
+def test_networks_with_channels_last_or_tokens_give_statistics_too(name):
     network = timm.create_model(name, num_classes=2).eval()
     with torch.inference_mode(), watch_stages(network) as kept:
         network(torch.randn(2, 3, 160, 160))
@@ -78,53 +78,53 @@ def test_networks_with_channels_last_and_with_tokens_are_watched_too(name):
     assert all(one.shape[0] == 2 and torch.isfinite(one).all() for one in kept)
 
 
-def test_distances_are_mahalanobis_along_the_directions_and_the_rest_across():
+def test_distances_are_mahalanobis_along_the_components_and_the_residual():
     rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
-    values, vectors = np.linalg.eigh(np.cov(numbers.T))
-    spread = Spread(numbers.mean(0), np.ones(3), vectors.T, values)
-    inverse = np.linalg.inv(np.cov(numbers.T))
-    expected = [[mahalanobis(one, numbers.mean(0), inverse) ** 2, 0] for one in numbers[:20]]
-    np.testing.assert_allclose(spread.distances(numbers[:20]), expected, rtol=1e-6, atol=1e-9)
-    # 3 along the one direction; 4 and 10 / 2 across it.
+    features = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
+    values, vectors = np.linalg.eigh(np.cov(features.T))
+    spread = Spread(features.mean(0), np.ones(3), vectors.T, values)
+    inverse = np.linalg.inv(np.cov(features.T))
+    expected = [[mahalanobis(row, features.mean(0), inverse) ** 2, 0] for row in features[:20]]
+    np.testing.assert_allclose(spread.distances(features[:20]), expected, rtol=1e-6, atol=1e-9)
+    # 3 along the component; 4 and 10 / 2 in the residual.
     spread = Spread(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]))
     np.testing.assert_allclose(spread.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, 16 + 25]])
 
 
 def test_new_images_pass_and_images_of_another_kind_do_not(ood_check):
-    squares, statistics = _taught(1000, 2)
+    squares, statistics = _trained_on(1000, 2)
     assert np.mean(ood_check.scores(squares, statistics) > 1) < 0.01
     strange = [statistics[0] + np.random.default_rng(3).normal(0, 1, statistics[0].shape)]
     assert np.mean(ood_check.scores(squares, strange) > 1) > 0.99
     assert np.mean(ood_check.scores(np.rot90(squares, axes=(1, 2)), statistics) > 1) > 0.99
 
 
-def test_the_limit_is_the_conformal_quantile_or_students_forecast_with_a_tenth_more(ood_check):
-    found = ood_check.distances(*_taught(400, 1))
+def test_a_limit_is_the_conformal_quantile_or_students_prediction_limit_with_a_margin(ood_check):
+    found = ood_check.distances(*_trained_on(400, 1))
     for column, limit in zip(found.T, ood_check.limits, strict=True):
         rank = sorted(column)[400 - 1]  # ceil(0.9975 * 401) = 400
         logs = np.log(column)
-        foretold = np.exp(logs.mean() + students.ppf(0.99875, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
-        assert limit == pytest.approx(1.1 * max(rank, foretold))
+        predicted = np.exp(logs.mean() + students.ppf(0.99875, 399) * logs.std(ddof=1) * np.sqrt(1 + 1 / 400))
+        assert limit == pytest.approx(1.1 * max(rank, predicted))
 
 
-def test_a_layout_has_neither_brightness_nor_contrast():
+def test_a_layout_does_not_depend_on_brightness_and_contrast():
     squares = _squares(3, 0)
     darker, flatter = squares - squares.min(), (squares * 0.5 + 20).astype(np.uint8)
-    numbers = layout_numbers(squares)
-    np.testing.assert_allclose(layout_numbers(darker), numbers, atol=1e-5)
-    for one, other in zip(layout_numbers(flatter), numbers, strict=True):
+    layout = layout_features(squares)
+    np.testing.assert_allclose(layout_features(darker), layout, atol=1e-5)
+    for one, other in zip(layout_features(flatter), layout, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.999 and one.std() == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.parametrize("damage", ["cut", "no numbers", "missing", "shape"])
+@pytest.mark.parametrize("damage", ["cut", "NaN", "missing", "shape"])
 def test_a_saved_ood_check_scores_the_same_and_a_damaged_one_is_refused(ood_check, tmp_path, damage):
     assert load_ood_check(tmp_path) is None
     ood_check.save(tmp_path)
-    images = _taught(50, 4)
+    images = _trained_on(50, 4)
     np.testing.assert_array_equal(load_ood_check(tmp_path).scores(*images), ood_check.scores(*images))
     file, tensors = tmp_path / "gate.safetensors", ood_check.tensors()
-    if damage == "no numbers":
+    if damage == "NaN":
         tensors["limits"] = np.full_like(tensors["limits"], np.nan)
     elif damage == "missing":
         del tensors["stage0.scale"]
@@ -133,11 +133,12 @@ def test_a_saved_ood_check_scores_the_same_and_a_damaged_one_is_refused(ood_chec
     save_file(tensors, file)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="gate.safetensors is damaged"):
+    with pytest.raises(UsageError, match="gate.safetensors") as error:
         load_ood_check(tmp_path)
+    assert error.value.code == "damaged-ood-check"
 
 
-def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
+def test_colour_low_contrast_few_grays_and_the_dicom_header_are_problems():
     flower = gray_image(Image.fromarray(load_sample_images().images[1]))
     assert "colour" in image_problem(flower)
     image = Image.fromarray(_squares(1, 0)[0])
@@ -145,7 +146,7 @@ def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
     assert "blank" in image_problem(Image.new("L", (50, 50), 90))
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 8:24] = mask[16:48, 40:56] = 255
-    assert "masks" in image_problem(Image.fromarray(mask))
+    assert "mask" in image_problem(Image.fromarray(mask))
     for info, problem in (
         ({"modality": "CT"}, "CT"),
         ({"body_part": "HAND"}, "hand"),
@@ -158,7 +159,7 @@ def test_colour_no_contrast_and_what_dicom_says_speak_against_a_picture():
         assert problem in found and bool(problem) == bool(found)
 
 
-def test_training_leaves_a_ood_check_whose_figures_the_class_comes_to_again(finished_run):
+def test_the_classifier_reproduces_the_refusals_of_the_report(finished_run):
     report = json.loads((finished_run / "report.json").read_text())["gate"]["films"]
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     rows = (finished_run / "predictions_test.csv").read_text().splitlines()[1:]
@@ -167,24 +168,25 @@ def test_training_leaves_a_ood_check_whose_figures_the_class_comes_to_again(fini
     assert report["test"]["refused"] == sum(refused) <= 1
 
 
-def test_an_image_that_was_inverted_is_refused_and_told_so(finished_run, image_folder):
+def test_an_inverted_image_is_refused_as_inverted(finished_run, image_folder):
     images = [255 - np.asarray(Image.open(file)) for file in (image_folder / "test" / "NORMAL").iterdir()]
-    said = PneumoniaClassifier.from_pretrained(finished_run)(images)
-    assert {one.decision for one in said} <= set(REFUSED)
-    assert sum(one.reason.startswith("inverted") for one in said) >= len(images) - 1
+    predictions = PneumoniaClassifier.from_pretrained(finished_run)(images)
+    assert {one.decision for one in predictions} <= set(REFUSED)
+    assert sum(one.reason.startswith("inverted") for one in predictions) >= len(images) - 1
 
 
 def test_an_image_unlike_the_training_images_is_not_assessed_unless_it_is_forced(finished_run):
     classifier = PneumoniaClassifier.from_pretrained(finished_run)
     strange = np.random.default_rng(0).integers(60, 200, (90, 70), np.uint8)
-    said, forced = classifier(strange), classifier(strange, force=True)
-    assert (said.decision, said.reason, forced.reason) == (NOT_ASSESSED, UNLIKE, UNLIKE)
-    assert forced.decision == classifier.decide(said.probability)
+    plain, forced = classifier(strange), classifier(strange, force=True)
+    assert (plain.decision, plain.reason, forced.reason) == (NOT_ASSESSED, UNLIKE, UNLIKE)
+    assert forced.decision == classifier.decide(plain.probability)
 
 
-def test_a_ood_check_of_another_network_is_refused_at_the_start(finished_run, vit_folder, tmp_path):
+def test_an_ood_check_of_another_network_is_refused(finished_run, vit_folder, tmp_path):
     build_model("test_resnet", 64).save_pretrained(tmp_path / "other")
     for folder in (tmp_path / "other", vit_folder):
         shutil.copy(finished_run / "gate.safetensors", folder)
-        with pytest.raises(UsageError, match="is of another network"):
+        with pytest.raises(UsageError, match="gate.safetensors") as error:
             PneumoniaClassifier.from_pretrained(folder)
+        assert error.value.code == "ood-check-mismatch"

@@ -1,4 +1,4 @@
-"""One image, one answer: every way to ask a model says the same of every image of the test split."""
+"""All interfaces give the same predictions for every image of the test split."""
 
 import csv
 import io
@@ -19,13 +19,13 @@ from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.page.one_image import card_html, look_at
 
-# Whole batches and single images go through other kernels of the same library.
+# Batches and single images use different kernels.
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def reported(finished_run) -> dict[str, float]:
-    """What the Trainer's own evaluation said of each test image."""
+    """Probabilities of the test images from the Trainer's evaluation."""
     with open(finished_run / "predictions_test.csv", newline="", encoding="utf-8") as file:
         return {row["file"]: float(row["probability"]) for row in csv.DictReader(file)}
 
@@ -80,9 +80,9 @@ def test_timm(finished_run, classifier, reported):
 
 def test_the_page(classifier, reported):
     answers = [look_at(classifier, read_image(image), "image", heat_map=False)[0] for image in reported]
-    _assert_same([said["probability"] for said in answers], reported, classifier.threshold)
-    for said, probability in zip(answers, reported.values(), strict=True):
-        card = card_html(classifier, said, classifier.threshold)
+    _assert_same([answer["probability"] for answer in answers], reported, classifier.threshold)
+    for answer, probability in zip(answers, reported.values(), strict=True):
+        card = card_html(classifier, answer, classifier.threshold)
         assert f"Prediction: {classifier.decide(probability).capitalize()}" in card
 
 

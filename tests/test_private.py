@@ -13,7 +13,7 @@ from hf_pneumonia.publishing.private import check_private, check_source_code
 
 NAMED = [
     ("/data/x/person1000_bacteria_2931.jpeg", *IMAGES[0][1:3], "person1000_bacteria", *IMAGES[0][4:]),
-    ("/data/x/Müller, Anna 3.jpeg", *IMAGES[0][1:3], "images:Schmidt-Hans", *IMAGES[0][4:]),
+    ("/data/x/Müller, Anna 3.jpeg", *IMAGES[0][1:3], "films:Schmidt-Hans", *IMAGES[0][4:]),
     ("C:\\images\\scan 0042.dcm", *IMAGES[0][1:3], "1.2.840.11", *IMAGES[0][4:]),
     ("/data/x/image.png", *IMAGES[0][1:3], "12", *IMAGES[0][4:]),
     ("/data/x/NORMAL-131.png", *IMAGES[0][1:3], "0.844", *IMAGES[0][4:]),
@@ -22,18 +22,18 @@ NAMED = [
 
 PATHS = r"/home/somebody/images /tmp/pytest/x ~/images/train C:\images\x file:///data \\server\patients\x"
 NAMES = "person1000_bacteria_2931.jpeg PERSON1000_BACTERIA_2931 person1000 Schmidt-Hans 1.2.840.11 20190314"
-# The first name's umlaut is of two code points, as in names of files on a Mac.
+# The umlaut of the first name is decomposed, as in file names on macOS.
 MORE_NAMES = ["Mu\u0308ller, Anna 3", "Müller, Anna 3", "scan 0042", "x_person1000_virus"]
 SECRETS = {
-    "a path of this machine": [*PATHS.split(), "/mnt/Röntgen/ä"],
-    "a token": ["hf_" + "aB3" * 11, "hf_secretofmine"],
-    "the name of an image or patient": [*NAMES.split(), *MORE_NAMES],
+    "local-path-in-file": [*PATHS.split(), "/mnt/Röntgen/ä"],
+    "token-in-file": ["hf_" + "aB3" * 11, "hf_secretofmine"],
+    "private-name": [*NAMES.split(), *MORE_NAMES],
 }
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run folder with a manifest of such names, on a machine with a token."""
+    """A run folder whose manifest has these names, on a machine with a token."""
     monkeypatch.setenv("HF_TOKEN", "hf_secretofmine")
     write_run(tmp_path, NAMED)
     (tmp_path / "report.json").write_text(json.dumps(written_report()))
@@ -45,7 +45,7 @@ def as_text(secret: str) -> bytes:
 
 
 def as_json(secret: str) -> bytes:
-    return json.dumps({"a": [{secret: 1}]}).encode()  # umlauts escaped, slashes of Windows doubled
+    return json.dumps({"a": [{secret: 1}]}).encode()  # escapes umlauts and backslashes
 
 
 def as_png(secret: str) -> bytes:
@@ -71,25 +71,26 @@ KINDS = {
 
 
 @pytest.mark.parametrize("place", KINDS)
-def test_what_must_not_leave_is_found_in_every_kind_of_file(run, place):
-    for kind, secrets in SECRETS.items():
+def test_secrets_are_found_in_every_type_of_file(run, place):
+    for code, secrets in SECRETS.items():
         for secret in secrets:
-            with pytest.raises(UsageError) as caught:
+            with pytest.raises(UsageError, match=f"^{place}: ") as error:
                 check_private({"fine.md": b"fine", place: KINDS[place](secret)}, run)
-            assert str(caught.value).startswith(f"{place} holds {kind}"), secret
-            assert kind != "a token" or secret not in str(caught.value)
+            assert error.value.code == code, secret
+            assert code != "token-in-file" or secret not in str(error.value)
 
 
-def test_the_run_and_its_sources_are_ways_on_this_machine_wherever_they_lie(run):
+def test_the_paths_of_the_run_and_its_sources_are_local_paths(run):
     report = written_report()
     report["recipe"]["dataset"] = ["ward/7/images"]
     (run / "report.json").write_text(json.dumps(report))
-    for way in (str(run), "ward/7/images"):
-        with pytest.raises(UsageError, match="path of this machine"):
-            check_private({"README.md": f"x{way}".encode()}, run)
+    for path in (str(run), "ward/7/images"):
+        with pytest.raises(UsageError) as error:
+            check_private({"README.md": f"x{path}".encode()}, run)
+        assert error.value.code == "local-path-in-file"
 
 
-def test_figures_words_and_addresses_are_no_names_and_no_paths(run):
+def test_metrics_words_and_urls_are_allowed(run):
     for text in (
         "an image is 12 px wide; | NORMAL | 131 | 3 |; 0.844 [0.12, 7.00]",
         "https://huggingface.co/user/name/tree/main and plots/roc.png, width / height, and/or",
@@ -99,28 +100,30 @@ def test_figures_words_and_addresses_are_no_names_and_no_paths(run):
         check_private({"README.md": text.encode(), "config.json": json.dumps(text).encode()}, run, "an image")
 
 
-def test_code_may_speak_of_images_and_places_but_holds_no_token_and_no_home(run):
+def test_source_code_may_name_images_and_paths_but_no_token_and_no_home(run):
     check_source_code({"a.py": b"person1000_bacteria_2931 lies in /data/images/train and ~/.cache/images"})
-    for kind, text in [("a token", "hf_secretofmine"), ("a path of this machine", f"{Path.home()}/images")]:
-        with pytest.raises(UsageError, match=f"a.py holds {kind}"):
+    home = f"{Path.home()}/images"
+    for code, text in (("token-in-file", "hf_secretofmine"), ("local-path-in-file", home)):
+        with pytest.raises(UsageError, match="^a.py: ") as error:
             check_source_code({"a.py": f"x = '{text}'".encode()})
+        assert error.value.code == code
 
 
-def test_a_name_that_is_a_common_word_is_found_unless_it_is_known_to_be_one(run):
+def test_a_name_is_found_unless_it_is_an_allowed_word(run):
     write_run(run, [("/data/x/Petersen.png", *IMAGES[0][1:])])
     with pytest.raises(UsageError, match="petersen"):
         check_private({"README.md": b"drawn by Petersen"}, run)
     check_private({"README.md": b"drawn by Petersen"}, run, "Petersen et al.")
 
 
-def test_images_that_only_the_starting_weights_knew_are_searched_for_too(run):
+def test_images_that_the_pretrained_weights_have_seen_are_searched_for_too(run):
     (run / "audit" / "manifest.csv").rename(run / "audit" / "seen_before.csv")
     write_run(run)
     with pytest.raises(UsageError, match="person1000"):
         check_private({"README.md": b"person1000"}, run)
 
 
-def test_what_can_not_be_looked_through_does_not_leave(run):
+def test_files_that_can_not_be_searched_are_refused(run):
     for place, content in (
         ("report.json", b"{"),
         ("README.md", b"\xff\xfe"),
@@ -129,5 +132,6 @@ def test_what_can_not_be_looked_through_does_not_leave(run):
         ("model.safetensors", struct.pack("<Q", 2**60) + b"{}"),
         ("training_args.bin", b"a pickle"),
     ):
-        with pytest.raises(UsageError, match=place):
+        with pytest.raises(UsageError, match=place) as error:
             check_private({place: content}, run)
+        assert error.value.code == "unsearchable-file"

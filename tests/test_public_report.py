@@ -8,11 +8,11 @@ from written import written_report
 from hf_pneumonia.publishing.public_report import RECIPE_KEYS, public_recipe, public_report, recipe_yaml
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 
-# Where things lie, and what is said once per run folder.
-AT_HOME = {"cache_dir", "overwrite_output_dir", "seeds"}
+# Paths and settings of a run folder.
+NOT_PUBLISHED = {"cache_dir", "overwrite_output_dir", "seeds"}
 
 
-def test_every_figure_stays_as_it_is_and_lists_of_files_become_counts():
+def test_metrics_are_unchanged_and_lists_of_files_become_counts():
     report = written_report()
     before = copy.deepcopy(report)
     public = public_report(report, ["films"])
@@ -26,7 +26,7 @@ def test_every_figure_stays_as_it_is_and_lists_of_files_become_counts():
     assert "/home" not in json.dumps(public) and "jpeg" not in json.dumps(public)
 
 
-def test_keys_that_nobody_knows_and_texts_in_place_of_numbers_stay_at_home_at_every_depth():
+def test_unlisted_keys_and_texts_in_place_of_numbers_are_removed_at_every_depth():
     report = written_report()
     report["host"] = "ward-7"
     report["data"]["path"] = "/home/somebody"
@@ -41,19 +41,19 @@ def test_keys_that_nobody_knows_and_texts_in_place_of_numbers_stay_at_home_at_ev
     assert "films" not in public["splits"]["test"] and public["history"] == [{"epoch": 1.0, "train": {}}]
 
 
-def test_weights_of_this_machine_are_named_without_the_way_to_them():
+def test_local_weights_are_named_without_their_path():
     recipe = written_report()["recipe"] | {"pretrained": "/home/somebody/runs/first/"}
     assert public_recipe(recipe, ["films"])["pretrained"] == "first"
 
 
-def test_every_choice_of_a_recipe_is_published_or_stays_at_home_on_purpose():
+def test_every_setting_of_a_recipe_is_listed_as_public_or_not():
     own = {field.name for field in dataclasses.fields(Recipe)} - {
         field.name for field in dataclasses.fields(TrainingArguments)
     }
-    assert own - AT_HOME <= set(RECIPE_KEYS) and not AT_HOME & set(RECIPE_KEYS)
+    assert own - NOT_PUBLISHED <= set(RECIPE_KEYS) and not NOT_PUBLISHED & set(RECIPE_KEYS)
 
 
-def test_the_published_recipe_asks_for_the_same_training(tmp_path):
+def test_the_published_recipe_gives_the_same_training(tmp_path):
     (tmp_path / "empty.yaml").write_text("image_size: 64\n")
     flags = ["--output_dir", str(tmp_path / "run"), "--dataset", "/home/somebody/images"]
     flags += ["--rotation", "5", "6", "--lr_scheduler_type", "cosine"]
@@ -63,6 +63,6 @@ def test_the_published_recipe_asks_for_the_same_training(tmp_path):
     file = tmp_path / "published.yaml"
     file.write_text(recipe_yaml(public_recipe(resolved, ["films"]), False, resolved))
     assert "/home" not in file.read_text() and "of somebody" not in file.read_text()
-    assert "Set as well, and not published: run_name" in file.read_text()
+    assert "not published: run_name" in file.read_text()
     _, again = parse_recipe([str(file), "--dataset", "/home/somebody/images"], default=None)
     assert again == {key: value for key, value in resolved.items() if key != "run_name"}

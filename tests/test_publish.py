@@ -1,4 +1,4 @@
-"""push_to_hub.py and what it publishes, against the Hub of tests/local_hub.py."""
+"""push_to_hub.py against the local Hub of local_hub.py."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def run_copy(finished_run, tmp_path) -> Path:
 
 @pytest.fixture
 def script(local_hub, monkeypatch, capsys, tmp_path):
-    """push_to_hub.py as ann: flags -> exit code, and what it printed."""
+    """Run push_to_hub.py as user ann: flags -> exit code, stdout, stderr."""
     local_hub.is_the_hub(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv("HF_TOKEN", local_hub.user("ann"))
 
@@ -51,52 +51,53 @@ def script(local_hub, monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_a_run_and_its_space_are_published_once_and_then_have_not_changed(finished_run, local_hub, script):
+def test_a_run_and_its_space_are_published_once_and_then_unchanged(finished_run, local_hub, script):
     old = {"hf_pneumonia/data/renamed_since.py": b""}
     commit_files(HfApi(), "ann/demo", old, message="Before", repo_type="space")
     flags = (finished_run, "--repo", "ann/x", "--space", "ann/demo")
-    (code, first, said), (again, second, _) = script(*flags), script(*flags)
-    assert (code, again, said) == (0, 0, "")
+    (code, first, stderr), (again, second, _) = script(*flags), script(*flags)
+    assert (code, again, stderr) == (0, 0, "")
     model, space = (local_hub.repositories[key] for key in (("model", "ann/x"), ("space", "ann/demo")))
     for repository, files in ((model, public_files(finished_run, "ann/x")), (space, space_files("ann/x"))):
         sent = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in files.items()}
         assert repository.contents() == sent
-    # The first is the Hub's own.
+    # The first commit is made by the Hub.
     assert len(model.messages) == 2 and len(space.messages) == 3 and space.sdk == "gradio"
     for kind, repository in (("ann/x", model), ("spaces/ann/demo", space)):
         address = f"{local_hub.url}/{kind}/commit/{repository.branches['main']}"
         assert f"published: {address}\n" in first
-        assert f"nothing has changed: {address}\n" in second
+        assert f"unchanged: {address}\n" in second
 
 
-def test_a_dry_run_shows_the_same_table_and_asks_nobody(finished_run, local_hub, script):
-    code, said, complaint = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--dry_run")
-    assert (code, complaint) == (0, "")
+def test_a_dry_run_lists_the_files_without_any_request(finished_run, local_hub, script):
+    code, stdout, stderr = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--dry_run")
+    assert (code, stderr) == (0, "")
     for files in (public_files(finished_run, "ann/x"), space_files("ann/x")):
-        assert "\n".join(listing(files)) in said
+        assert "\n".join(listing(files)) in stdout
     assert local_hub.requests == []
 
 
 def _mistake(script, *flags: object) -> str:
-    """The one line on a mistake, with exit code 2."""
-    code, _, said = script(*flags)
-    assert code == 2 and said.count("\n") == 1
-    return said
+    """Return the one-line message of a mistake, which exits with code 2."""
+    code, _, stderr = script(*flags)
+    assert code == 2 and stderr.count("\n") == 1
+    return stderr
 
 
-def test_what_is_no_finished_run_is_said_to_be_what_it_is(tmp_path, script):
+def test_a_folder_without_a_finished_run_is_refused_with_the_reason(tmp_path, script):
     seeds = tmp_path / "seeds"
-    for name in ("seeds/seed-0", "seeds/seed-1", "begun/checkpoint-9", "somebodys", "evaluation"):
+    for name in ("seeds/seed-0", "seeds/seed-1", "begun/checkpoint-9", "other", "evaluation"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "evaluation" / "report.json").write_text("{}")
     for name, problem in {
         "none": "no such folder",
-        "somebodys": "report.json is missing",
+        "other": "report.json is missing",
         "begun": "--resume_from_checkpoint",
         "seeds": f"{seeds / 'seed-0'}, {seeds / 'seed-1'}",
         "evaluation": "no weights",
     }.items():
-        assert problem in _mistake(script, tmp_path / name, "--repo", "ann/x")
+        message = _mistake(script, tmp_path / name, "--repo", "ann/x")
+        assert problem in message and "[not-a-finished-run]" in message
 
 
 def test_damaged_weights_are_refused(run_copy, script):
@@ -109,29 +110,28 @@ def test_damaged_weights_are_refused(run_copy, script):
 
 def test_a_space_of_a_branch_is_refused(finished_run, script):
     flags = ("--repo", "ann/x", "--space", "ann/y", "--revision", "v2")
-    assert "--revision" in _mistake(script, finished_run, *flags)
+    assert "[space-needs-main]" in _mistake(script, finished_run, *flags)
 
 
-def test_a_private_run_and_its_space_are_seen_by_nobody_else_unless_the_space_is_public(
-    finished_run, local_hub, script
-):
-    code, said, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--private")
-    assert code == 0 and "ann/x is private: the Space reads it by a token" in said
+def test_a_private_model_has_a_private_space_and_a_public_space_is_warned_of(finished_run, local_hub, script):
+    code, stdout, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/demo", "--private")
+    assert code == 0 and "HF_TOKEN in the settings of ann/demo" in stdout
     assert [repository.private for repository in local_hub.repositories.values()] == [True, True]
-    _, said, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/open")
-    assert "everybody can see ann/open, and ask the private ann/x there" in said
+    _, stdout, _ = script(finished_run, "--repo", "ann/x", "--space", "ann/open")
+    assert "ann/open is public" in stdout
 
 
-def test_what_comes_back_is_compared_by_its_answers(run_copy, finished_run, ann, local_hub):
+def test_the_downloaded_model_is_compared_by_its_predictions(run_copy, finished_run, ann, local_hub):
     files = prepare_run(finished_run, "ann/x")
-    tensors = load_file(run_copy / "model.safetensors")  # as if the run had been trained anew meanwhile
+    tensors = load_file(run_copy / "model.safetensors")  # as if the run had been trained again meanwhile
     tensors["fc.bias"] = tensors["fc.bias"] + 1
     save_file(tensors, run_copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UsageError, match="answers otherwise than .*; publish again"):
+    with pytest.raises(UsageError) as error:
         publish_model(ann, run_copy, files, "ann/x")
+    assert error.value.code == "published-model-differs"
 
 
-def test_of_files_of_others_those_that_loaders_would_read_go_and_pickles_are_warned_about(
+def test_other_files_that_loaders_read_are_deleted_and_pickles_are_warned_of(
     finished_run, ann, local_hub, caplog
 ):
     foreign = ("pytorch_model.bin", "sub/last.ckpt", "notes.md")
@@ -139,12 +139,12 @@ def test_of_files_of_others_those_that_loaders_would_read_go_and_pickles_are_war
     commit_files(ann, "ann/x", {name: b"{}" for name in (*foreign, *read_along)}, message="Another model")
     publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")
     warned = [record.getMessage().split(",")[0] for record in caplog.records if "hf_pneumonia" in record.name]
-    assert warned == ["ann/x also holds pytorch_model.bin", "ann/x also holds sub/last.ckpt"]
+    assert warned == ["ann/x: also contains pytorch_model.bin", "ann/x: also contains sub/last.ckpt"]
     there = local_hub.repositories["model", "ann/x"].contents()
     assert set(foreign) <= there.keys() and not set(read_along) & there.keys()
 
 
-def test_a_space_has_the_page_and_the_package_and_what_they_need_pinned(tmp_path):
+def test_a_space_has_the_app_the_package_and_pinned_requirements(tmp_path):
     files = space_files("user/name")
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hf_pneumonia").rglob("*.*")}
     package = {name for name in package if name.endswith((".py", ".css", ".js", ".html", ".md"))}
@@ -153,7 +153,7 @@ def test_a_space_has_the_page_and_the_package_and_what_they_need_pinned(tmp_path
     head = metadata_load(tmp_path / "README.md")
     assert (head["sdk"], head["sdk_version"], head["app_file"]) == ("gradio", version("gradio"), "app.py")
     assert head["models"] == ["user/name"]
-    # What the Hub refuses otherwise.
+    # The Hub refuses other values.
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {head["colorFrom"], head["colorTo"]} <= colours and len(head["short_description"]) <= 60
     assert head["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -164,7 +164,7 @@ def test_a_space_has_the_page_and_the_package_and_what_they_need_pinned(tmp_path
 
 
 @pytest.mark.slow
-def test_a_space_that_was_fetched_from_the_hub_starts_alone_and_serves_its_model(
+def test_a_space_downloaded_from_the_hub_runs_alone_and_serves_its_model(
     finished_run, image_folder, ann, local_hub, tmp_path
 ):
     publish_model(ann, finished_run, prepare_run(finished_run, "ann/x"), "ann/x")

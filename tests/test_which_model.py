@@ -6,9 +6,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import which_model
 
 
-def test_the_environment_comes_before_the_spaces_own_model_and_that_before_the_run_finished_last(
-    tmp_path, monkeypatch
-):
+def test_the_environment_comes_first_then_the_model_of_the_space_then_the_latest_run(tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL_ID", raising=False)
     for name, finished_at in (("a", 200), ("seeds/seed-1", 300), ("unfinished", None)):
         run = tmp_path / "runs" / name
@@ -27,7 +25,8 @@ def test_the_environment_comes_before_the_spaces_own_model_and_that_before_the_r
     assert which_model(tmp_path) == "user/other"
 
 
-def test_no_model_at_all_is_an_error_that_says_how_to_get_one(tmp_path, monkeypatch):
+def test_without_a_model_the_error_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL_ID", raising=False)
-    with pytest.raises(UsageError, match=r"no finished run in .*runs; train one \(train.py\)"):
+    with pytest.raises(UsageError, match=r"train\.py.*--model") as error:
         which_model(tmp_path)
+    assert error.value.code == "no-model" and str(tmp_path / "runs") in str(error.value)

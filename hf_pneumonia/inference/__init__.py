@@ -1,1 +1,1 @@
-"""An image in, an answer out."""
+"""Prediction: classifier, OOD check, batch scoring and ONNX export."""

@@ -1,4 +1,4 @@
-"""PneumoniaClassifier: images in any form -> predictions, by a saved run or any two-class model of the Hub."""
+"""PneumoniaClassifier: predictions from a training run, or from any two-class image model on the Hub."""
 
 import itertools
 import logging
@@ -32,33 +32,33 @@ from hf_pneumonia.modeling.saved import SavedModel, load_model, save_model
 
 logger = logging.getLogger(__name__)
 
-# What an image is called.
+# Decisions.
 PNEUMONIA, NORMAL, UNCERTAIN = "pneumonia", "normal", "uncertain"
-# Recognisably something else (a photograph, a CT, blank, inverted); and only unlike what it was trained on.
+# Recognised as something else (a photograph, CT, blank, inverted); only unlike the training images.
 NOT_A_CHEST_XRAY, NOT_ASSESSED = "not a chest X-ray", "not assessed"
 REFUSED = (NOT_A_CHEST_XRAY, NOT_ASSESSED)
 DECISIONS = (PNEUMONIA, NORMAL, UNCERTAIN, *REFUSED)
 
 UNLIKE = "unlike the X-rays that this model was trained on"
 
-# What two threads may read at a time, one image given twice included: not so open files and Pillow images.
+# Inputs that several threads may read at once, unlike open files and Pillow images.
 _THREAD_SAFE = (str, os.PathLike, bytes, np.ndarray)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """Prediction for one image.
 
     Attributes:
-        label: one of LABELS: PNEUMONIA from the threshold on.
-        probability: of pneumonia, 0 to 1, calibrated where the model is. Like label and heat map it means
-            little for an image that is refused: look at the decision first.
+        label: one of LABELS; PNEUMONIA if `probability >= threshold`.
+        probability: probability of pneumonia in [0, 1], calibrated if the model is. Label, probability and
+            heat map mean little for a refused image: check `decision` first.
         threshold: the model's operating point.
         decision: one of DECISIONS: "pneumonia" or "normal"; "uncertain" in the band around the threshold,
-            where a person should read the image; "not a chest X-ray" or "not assessed" where it is refused.
-        reason: why it is refused, or would be without `force`; "" otherwise.
-        heat_map: (h, w) float32 of the network's input size, 0 to 1, where it saw pneumonia; None where none
-            was asked for.
+            which needs review by a radiologist; "not a chest X-ray" or "not assessed" if refused.
+        reason: why the image is refused, or would be without `force`; otherwise "".
+        heat_map: (h, w) float32 in [0, 1] at the network's input size, evidence for pneumonia; None unless
+            requested.
     """
 
     label: str
@@ -70,11 +70,11 @@ class Prediction:
 
 
 def refusal(reason: str) -> str:
-    """Return the decision for an image that is refused for this reason."""
+    """Return the decision for an image that is refused for `reason`."""
     return NOT_ASSESSED if reason == UNLIKE else NOT_A_CHEST_XRAY
 
 
-# What loaders read beside config.json and model.safetensors: that of an earlier model changes the answers.
+# Files that loaders read beside config.json and model.safetensors, removed when another model is saved.
 READ_ALONG = (
     OOD_FILE,
     "model.safetensors.index.json",
@@ -83,35 +83,35 @@ READ_ALONG = (
     "adapter_config.json",
 )
 
-_NO_OOD_CHECK = "it has no OOD check: any gray picture gets an answer, a chest X-ray or not"
+_NO_OOD_CHECK = "no OOD check: any grayscale image gets a prediction, chest X-ray or not"
 
-# What is done to an image by mistake, and how it is undone.
+# Common mistakes in an export, and the functions that undo them.
 _MISTAKES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
-    ("inverted: bones are dark in it, and lungs bright", lambda square: 255 - square),
-    ("it lies on its side", np.rot90),
-    ("it lies on its side", lambda square: np.rot90(square, 3)),
-    ("it is upside down", lambda square: np.rot90(square, 2)),
+    ("inverted: bones are dark and lungs bright", lambda square: 255 - square),
+    ("rotated by 90 degrees", np.rot90),
+    ("rotated by 90 degrees", lambda square: np.rot90(square, 3)),
+    ("upside down", lambda square: np.rot90(square, 2)),
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PneumoniaClassifier:
-    """A network with its input size and its operating point. Several threads may ask it at a time.
+    """Thread-safe classifier: a network with its input size and operating point.
 
     Attributes:
-        model: in evaluation mode; `network_input` in, logits in the order of LABELS out.
-        ood_check: statistics of its training images; None if the model has none, and then only what the
-            image itself says counts.
+        model: network in evaluation mode; maps `network_input` to logits in the order of LABELS.
+        ood_check: statistics of the training images. If None, only the image's header and gray levels are
+            checked.
     """
 
-    name: str  # the last folder, or the repository's id
+    name: str  # name of the run folder, or the repository id
     image_size: int  # side of the network's input in pixels
-    threshold: float  # an image is called pneumonia from this probability on; 0.5 where the model states none
-    operating_point: dict  # all that the model states of it; empty where it states nothing
-    band: tuple[float, float] | None  # of uncertain probabilities; None where the model states none
-    trade_off: dict[str, list[float]]  # of `evaluation.thresholds.trade_off`; empty where it states none
-    notes: list[str]  # what a reader of its answers should know, a line each
+    threshold: float  # PNEUMONIA from this probability on; 0.5 if config.json has none
+    operating_point: dict  # from config.json; empty if it has none
+    band: tuple[float, float] | None  # range of uncertain probabilities; None if config.json has none
+    trade_off: dict[str, list[float]]  # from `evaluation.thresholds.trade_off`; empty if config.json has none
+    notes: list[str]  # caveats for the user, one line each
 
     def __init__(self, saved: SavedModel, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.image_size, self.notes = saved.name, saved.image_size, saved.notes
@@ -122,30 +122,32 @@ class PneumoniaClassifier:
         self.threshold = float(saved.operating_point.get("threshold", 0.5))
         self.band = None
         if uncertain := saved.operating_point.get("uncertain"):
-            # Around the threshold, though somebody chose another one for their own images.
+            # A user may have changed the threshold in config.json: the band must include it.
             low, high = float(uncertain["low"]), float(uncertain["high"])
             self.band = min(low, self.threshold), max(high, self.threshold)
         self.trade_off = saved.operating_point.get("trade_off") or {}
         self.device, self.dtype = device, dtype
         self.model = saved.model.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
-        self.model.requires_grad_(False)  # heat maps ask for gradients of features alone
+        self.model.requires_grad_(False)  # heat maps need gradients of features only
         self._processor = saved.processor
-        # One batch in the network at a time, where it takes the whole device; any number where each thread
-        # has a core of its own.
+        # Taken where one forward pass uses the whole device; not where each thread has its own core.
         self._lock = threading.Lock()
         noise = np.random.default_rng(0).integers(0, 256, (1, self.image_size, self.image_size), np.uint8)
         try:
-            statistics = self._ask(noise)[1]
+            statistics = self._forward(noise)[1]
             if self.ood_check is not None:
                 self.ood_check.scores(noise, statistics)
         except ValueError as error:
             raise UsageError(
-                "init", f"{self.name}: its {OOD_FILE} is of another network; publish both anew"
+                "ood-check-mismatch",
+                f"{self.name}: {OOD_FILE} is of another network than model.safetensors. "
+                "Publish both files of one run",
             ) from error
         except RuntimeError as error:
             raise UsageError(
-                "init",
-                f"{self.name} does not work on {self.device} as {self.dtype}: {str(error).splitlines()[0]}",
+                "network-fails",
+                f"{self.name}: the network fails on {self.device} in {self.dtype}: "
+                f"{str(error).splitlines()[0]}. Choose another device or dtype",
             ) from error
 
     @classmethod
@@ -157,18 +159,18 @@ class PneumoniaClassifier:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> "PneumoniaClassifier":
-        """Load a run folder, any local folder, or a repository of the Hub, and warn of its notes.
+        """Load a run folder, any local model folder or a Hub repository, and log its notes as warnings.
 
         Args:
-            name: path, or user/name.
-            revision: branch, tag or commit of a repository.
-            device: by default a GPU where there is one, else the CPU.
-            dtype: of weights and computation, such as `torch.bfloat16` or its name; by default float32.
+            name: path, or user/name on the Hub.
+            revision: branch, tag or commit of a Hub repository.
+            device: defaults to a GPU if there is one, else the CPU.
+            dtype: of weights and computation, such as `torch.bfloat16` or "bfloat16"; defaults to float32.
 
         Raises:
-            UsageError: there is no such model, device or dtype, or its labels are others than LABELS.
+            UsageError: no such model, device or dtype, or the model's labels are not LABELS.
         """
-        device, dtype = _device(device), _dtype(dtype)  # ahead of what may be a download
+        device, dtype = _device(device), _dtype(dtype)  # before a download
         saved = load_model(os.fspath(name), revision)
         classifier = cls(saved, device, dtype)
         for note in classifier.notes:
@@ -178,37 +180,39 @@ class PneumoniaClassifier:
     def __call__(
         self, image: Any, heat_map: bool = False, batch_size: int = 16, force: bool = False
     ) -> Prediction | list[Prediction]:
-        """Return what the model says of one image, or of several.
+        """Predict one image or several.
 
         Args:
-            image: one image in any form that `read_any_image` takes (path, bytes, file, Pillow image, array,
-                pydicom Dataset), or any number of them: list, tuple, generator ...
-            heat_map: whether to say where the network saw it, too.
-            batch_size: images of several that a core puts through the network at a time.
-            force: decide by the probability also where an image is refused; the reason stays.
+            image: one image in any form that `read_any_image` accepts (path, bytes, file, Pillow image,
+                array, pydicom Dataset), or an iterable of images.
+            heat_map: whether to return heat maps.
+            batch_size: images per forward pass and core.
+            force: decide by the probability even if an image is refused; the reason is kept.
 
         Returns:
-            A Prediction, or a list of them in the order of the images.
+            A Prediction, or a list of Predictions in the order of the images.
 
         Raises:
-            UnreadableImage: an image can't be read; of several, the message says which.
-            UsageError: batch_size is no number from 1, heat maps of this kind of network can't be made, or
-                its answer is no number.
-            TypeError: this is no image.
-            OSError: a file can't be read for another reason than its content.
+            UnreadableImage: an image can't be read; for several images the message gives the index.
+            UsageError: `batch_size` is not an integer of at least 1, the network does not support heat maps,
+                or its output is NaN or infinity.
+            TypeError: not an image.
+            OSError: a file can't be read for a reason other than its content.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError("call", f"batch_size expects a number from 1, got {batch_size!r}")
+            raise UsageError(
+                "batch-size", f"batch_size: expected an integer of at least 1, got {batch_size!r}"
+            )
         if is_one_image(image):
             square, problem = self.prepare(read_any_image(image))
-            return self._answers(square[None], heat_map, [problem], force)[0]
+            return self._predict(square[None], heat_map, [problem], force)[0]
         if hasattr(image, "__len__"):
-            # A batch is one core's: of a few images each core has some.
+            # Each core takes a batch: divide a few images among all cores.
             batch_size = max(1, min(batch_size, -(-len(image) // available_cores())))
 
         def predict(batch: list[Callable[[], tuple[np.ndarray, str]]]) -> list[Prediction]:
             squares, problems = zip(*(task() for task in batch), strict=True)
-            return self._answers(np.stack(squares), heat_map, problems, force)
+            return self._predict(np.stack(squares), heat_map, problems, force)
 
         tasks, threads = self._tasks(image), available_cores()
         batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
@@ -216,16 +220,18 @@ class PneumoniaClassifier:
             return list(itertools.chain.from_iterable(work_ahead(predict, batches, threads, 2 * threads)))
 
     def prepare(self, image: Image.Image) -> tuple[np.ndarray, str]:
-        """Return an image's square at the network's size, and `image_problem`: what `predict_squares` takes."""
+        """Return an image at the network's input size and its `image_problem`, for `predict_squares`."""
         square = squash(image, self.image_size)
         return square, image_problem(image, square)
 
-    def _answers(self, squares: np.ndarray, heat_map: bool, problems: Sequence[str], force: bool) -> list:
-        found = self.predict_squares(squares, heat_map, problems)
-        return [replace(one, decision=self.decide(one.probability)) for one in found] if force else found
+    def _predict(self, squares: np.ndarray, heat_map: bool, problems: Sequence[str], force: bool) -> list:
+        predictions = self.predict_squares(squares, heat_map, problems)
+        if not force:
+            return predictions
+        return [replace(one, decision=self.decide(one.probability)) for one in predictions]
 
     def makes_heat_maps(self) -> bool:
-        """Whether the network can say where it looked: not all kinds can, and only a try tells."""
+        """Return whether the network supports heat maps, by trying."""
         try:
             self.predict_squares(np.zeros((1, self.image_size, self.image_size), np.uint8), heat_map=True)
         except UsageError:
@@ -233,11 +239,11 @@ class PneumoniaClassifier:
         return True
 
     def decide(self, probability: float, threshold: float | None = None) -> str:
-        """Return what a chest X-ray of this probability is called: "pneumonia", "normal" or "uncertain".
+        """Return the decision at a probability: "pneumonia", "normal" or "uncertain".
 
         Args:
-            probability: of pneumonia, 0 to 1.
-            threshold: another operating point than the model's; the band moves along, as wide in the logit.
+            probability: of pneumonia, in [0, 1].
+            threshold: replaces the model's operating point; the band moves with it, equally wide in logits.
         """
         band = self.band
         if threshold is None:
@@ -249,7 +255,7 @@ class PneumoniaClassifier:
         return PNEUMONIA if probability >= threshold else NORMAL
 
     def _tasks(self, images: Iterable) -> Iterator[Callable[[], tuple[np.ndarray, str]]]:
-        """For each of several images, in order, what makes of it what `prepare` gives, in any thread."""
+        """Yield, for each image in order, a function that returns its `prepare` and may run in any thread."""
 
         def prepare(number: int, image: Any) -> tuple[np.ndarray, str]:
             try:
@@ -270,20 +276,23 @@ class PneumoniaClassifier:
     def predict_squares(
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """Return what the model says of images that are brought to its input size by `squash`.
+        """Predict images that `squash` has resized to the network's input.
 
         Args:
-            squares: (b, image_size, image_size) uint8, from 1 image.
-            heat_map: whether to say where the network saw it, too.
-            problems: why each is no chest X-ray, where that is known already; "" where nothing is.
+            squares: (b, image_size, image_size) uint8, b >= 1.
+            heat_map: whether to return heat maps.
+            problems: from `image_problem`, one per image; "" for no problem.
+
+        Raises:
+            UsageError: the network does not support heat maps, or its output is NaN or infinity.
         """
-        logits, statistics, maps = self._ask(squares, heat_map)
+        logits, statistics, maps = self._forward(squares, heat_map)
         probabilities = pneumonia_probability(logits)
         if not np.isfinite(probabilities).all():
             raise UsageError(
-                "predict-squares",
-                f"{self.name}: its answers are NaN or infinity; train it anew, or take another dtype than "
-                f"{self.dtype}",
+                "network-output-nan",
+                f"{self.name}: the network's output is NaN or infinity in {self.dtype}. "
+                "Choose another dtype, or train again",
             )
         problems = list(problems or [""] * len(squares))
         if self.ood_check is not None:
@@ -293,20 +302,24 @@ class PneumoniaClassifier:
         return list(map(self._prediction, probabilities.tolist(), problems, maps))
 
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
-        """Write what `from_pretrained` reads again, and so do transformers' own Auto classes.
+        """Save the model for `from_pretrained` and for the Auto classes of transformers.
 
-        A model that was loaded as bfloat16 or float16 is saved as that. What else the folder holds stays,
-        except READ_ALONG.
+        The weights keep the dtype of this classifier. Other files in the folder are kept, except READ_ALONG.
+
+        Args:
+            folder: created if missing.
 
         Returns:
             Names of the files.
 
         Raises:
-            UsageError: there is a file where the folder should be, or no space for the weights.
+            UsageError: `folder` is a file, or the disk is full.
         """
         folder = Path(folder).expanduser()
         if folder.exists() and not folder.is_dir():
-            raise UsageError("save-pretrained", f"{folder} is a file; choose another folder")
+            raise UsageError(
+                "save-folder-is-file", f"{folder}: expected a folder, got a file. Choose another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             save_model(self.model, Path(aside))
@@ -323,10 +336,10 @@ class PneumoniaClassifier:
         return names
 
     def push_to_hub(self, repo: str, *, private: bool = False, revision: str = "main") -> Commit:
-        """Publish what `save_pretrained` writes as one commit, as `hub.commit_files` does.
+        """Publish the files of `save_pretrained` as one commit, like `hub.commit_files`.
 
-        A card and figures that are there already stay, which is warned of: those of a run go with
-        push_to_hub.py.
+        A model card and report already in the repository are kept, with a warning. To publish a run with its
+        card, use push_to_hub.py.
         """
         with tempfile.TemporaryDirectory() as folder:
             files = {name: Path(folder) / name for name in self.save_pretrained(folder)}
@@ -339,15 +352,16 @@ class PneumoniaClassifier:
                 revision=revision,
                 stale=READ_ALONG,
             )
-        if commit.changed and (said := [one for one in commit.others if one in ("README.md", "report.json")]):
-            logger.warning("%s also holds %s, of what was there before", repo, " and ".join(said))
+        kept = [name for name in commit.others if name in ("README.md", "report.json")]
+        if commit.changed and kept:
+            logger.warning("%s: kept %s of the previous model", repo, " and ".join(kept))
         return commit
 
     @torch.inference_mode()
-    def _ask(
+    def _forward(
         self, squares: np.ndarray, heat_map: bool = False
     ) -> tuple[np.ndarray, list[np.ndarray], Sequence[np.ndarray | None]]:
-        """(b, 2) logits, the statistics of each stage for the OOD check, and a heat map or None for each image."""
+        """Return (b, 2) logits, the stage statistics for the OOD check, and a heat map or None per image."""
         inputs = network_input(torch.from_numpy(np.array(squares)).to(self.device)).to(self.dtype)
         maps: Sequence[np.ndarray | None] = [None] * len(squares)
         alone = self.device.type != "cpu" or torch.get_num_threads() > 1
@@ -360,14 +374,14 @@ class PneumoniaClassifier:
                 try:
                     logits, maps = logits_and_heat_maps(self.model, inputs)
                 except ValueError as error:
-                    raise UsageError("ask", f"{self.name}: no heat maps: {error}") from error
+                    raise UsageError("no-heat-maps", f"{self.name}: no heat maps: {error}") from error
                 maps = maps.cpu().numpy()
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
     def _reason(self, square: np.ndarray) -> str:
-        """Which mistake made a chest X-ray a stranger, if one did."""
-        turned = np.stack([turn(square) for _, turn in _MISTAKES])
-        scores = self.ood_check.scores(turned, self._ask(turned)[1])
+        """Return the mistake that explains why an image is out of distribution, or UNLIKE."""
+        corrected = np.stack([undo(square) for _, undo in _MISTAKES])
+        scores = self.ood_check.scores(corrected, self._forward(corrected)[1])
         return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else UNLIKE
 
     def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:
@@ -382,11 +396,12 @@ def _device(wanted: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device).cpu()
-    # No such device here, no such name, a device that holds nothing ("meta"), torch built without it.
+    # No such device or name, a device without storage ("meta"), or torch built without support for it.
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            "device", f"device expects cpu, cuda, cuda:1 or mps, got {wanted!r}: {reason}"
+            "unknown-device",
+            f"device: expected an available device (cpu, cuda, cuda:1, mps), got {wanted!r}: {reason}",
         ) from error
     return device
 
@@ -394,20 +409,20 @@ def _device(wanted: str | torch.device | None) -> torch.device:
 def _dtype(wanted: torch.dtype | str | None) -> torch.dtype:
     name = str(wanted or "float32").removeprefix("torch.")
     if name not in _DTYPES:
-        raise UsageError("dtype", f"dtype expects {', '.join(_DTYPES)}, got {wanted!r}")
+        raise UsageError("unknown-dtype", f"dtype: expected one of {', '.join(_DTYPES)}, got {wanted!r}")
     return _DTYPES[name]
 
 
 def which_model(folder: Path) -> str:
-    """Return the name of the model that a page serves where none is named.
+    """Return the model that app.py serves by default.
 
     Args:
-        folder: of app.py. A Space names its model in its README.md there; a checkout has its runs below
-            `runs`.
+        folder: folder of app.py. A Space names its model in the README.md there; a checkout has its runs
+            under `runs`.
 
     Returns:
-        `MODEL_ID` of the environment, else the first of the Space's `models`, else the folder of the run that
-        was finished last.
+        The environment variable `MODEL_ID`, else the first of the Space's `models`, else the folder of the
+        latest finished run.
 
     Raises:
         UsageError: there is none of these.
@@ -422,8 +437,8 @@ def which_model(folder: Path) -> str:
     finished = [report for report in reports if (report.parent / "model.safetensors").is_file()]
     if not finished:
         raise UsageError(
-            "which-model",
-            f"no --model given, and no finished run in {folder / 'runs'}; train one (train.py), or give "
+            "no-model",
+            f"no model given, and no finished run in {folder / 'runs'}. Train one with train.py, or give "
             "--model RUN_OR_REPO",
         )
     return str(max(finished, key=lambda report: report.stat().st_mtime_ns).parent)

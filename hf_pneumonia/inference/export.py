@@ -1,4 +1,4 @@
-"""Export a saved model as one ONNX file, checked against it, with a JSON file beside it on how to use it."""
+"""ONNX export of a saved model, verified against PyTorch, with a JSON description."""
 
 import copy
 import hashlib
@@ -24,48 +24,54 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import MEAN, STD, network_input
 from hf_pneumonia.modeling.saved import SavedModel
 
-# The opset that torch's exporter is written in; to any other it converts what it wrote.
+# Native opset of torch's exporter; for any other it converts its output.
 OPSET = 18
-# Of logits (relative above 1) and probability, between onnxruntime and torch.
+# Largest difference between onnxruntime and torch, of probabilities and logits (relative above 1).
 TOLERANCE = 1e-4
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_export(output: Path) -> None:
-    """Check before a model is loaded that the packages are here and the file has the right name.
+    """Check the packages and the output path of an export, before the model is loaded.
 
     Raises:
-        UsageError: a package is missing, or `output` does not end in .onnx or is a folder.
+        UsageError: a package is missing, or `output` is a folder or does not end in .onnx.
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise UsageError("export", f"an export needs {' and '.join(missing)}: pip install -e '.[onnx]'")
+        raise UsageError(
+            "onnx-packages-missing",
+            f"export: expected {', '.join(_NEEDED)}, missing {', '.join(missing)}. "
+            "Install them with pip install -e '.[onnx]'",
+        )
     if output.suffix != ".onnx" or output.is_dir():
-        raise UsageError("export", f"--output {output}: expected the name of a file that ends in .onnx")
+        raise UsageError(
+            "not-an-onnx-path", f"--output: expected a file name that ends in .onnx, got {str(output)!r}"
+        )
 
 
 def export_onnx(saved: SavedModel, output: Path) -> float:
-    """Write a model as ONNX, and `describe`'s answer as JSON under the same name with .json behind it.
+    """Export a model to ONNX, and its description from `describe` to OUTPUT.json.
 
-    The file takes `pixel_values`, (b, 3, s, s) float32 as `network_input` makes them, for any b, and gives
-    `logits`, (b, 2) float32 in the order of LABELS, and `probability`, (b,) float32, of pneumonia. What
-    `load_model` does to feed and understand a network of other people is in the file. It gets its name only
-    after onnxruntime has answered from it as torch does.
+    The input is `pixel_values`, (b, 3, s, s) float32 from `network_input`, for any b. The outputs are
+    `logits`, (b, 2) float32 in the order of LABELS, and `probability`, (b,) float32, of pneumonia. The
+    adapters that `load_model` adds to third-party models are part of the graph. The files are put in place
+    only if onnxruntime reproduces the outputs of torch.
 
     Args:
-        saved: left as it is.
-        output: name of the file; an earlier one is replaced. Its folder is made.
+        saved: model; not modified.
+        output: path of the .onnx file. An earlier file is replaced; the folder is created.
 
     Returns:
-        The largest difference between the file's answers and torch's, on the inputs that were tried.
+        The largest difference between onnxruntime and torch on random inputs.
 
     Raises:
-        UsageError: the network can't be written as ONNX, or the written one answers otherwise. Then nothing
-            is left, and earlier files stay.
+        UsageError: the network can't be exported, or onnxruntime and torch differ by more than TOLERANCE.
+            Earlier files are kept.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(output.name + ".json")
-    # The network may be another's, on a GPU or of half precision.
+    # The network may be on a GPU or in half precision.
     network = copy.deepcopy(saved.model).cpu().float().eval()
     description = describe(saved)
     with written_whole(output) as aside:
@@ -73,17 +79,17 @@ def export_onnx(saved: SavedModel, output: Path) -> float:
         difference = _compare(saved.name, network, saved.image_size, aside)
         digest = hashlib.sha256(aside.read_bytes()).hexdigest()
         description = {"file": output.name, "sha256": digest, **description}
-        beside.unlink(missing_ok=True)  # a file without a description is better than one with another's
+        beside.unlink(missing_ok=True)  # no description is better than one of an earlier file
     with written_whole(beside) as aside:
         aside.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return difference
 
 
 def describe(saved: SavedModel) -> dict:
-    """Return what a reader of the file must know to use it without this project, in plain values.
+    """Return a description of input, preprocessing and outputs, to use the file without this package.
 
-    From `threshold` on a probability is called PNEUMONIA; `operating_point` was measured at it on validation;
-    `calibration` is in the weights already. None for what the model does not state.
+    A probability of at least `threshold` means PNEUMONIA. `operating_point` was measured at this threshold
+    on validation. `calibration` is already part of the weights. Values that the model lacks are None.
     """
     size, stated = saved.image_size, saved.operating_point
 
@@ -100,13 +106,13 @@ def describe(saved: SavedModel) -> dict:
         },
         "preprocessing": {
             "steps": [
-                "bring the image upright and to 8 bits of gray, black being 0 (Pillow: "
-                "ImageOps.exif_transpose, convert('L')); show a DICOM image through its window; stretch "
-                "others of more than 8 bits from their darkest to their brightest value",
-                f"resize all of it to {size} x {size} without keeping its proportions, antialiased "
+                "apply the EXIF orientation and convert to 8-bit grayscale with 0 as black (Pillow: "
+                "ImageOps.exif_transpose, convert('L')); apply the window of a DICOM image; stretch other "
+                "images of more than 8 bits from their darkest to their brightest value",
+                f"resize the whole image to {size} x {size} without keeping its proportions, antialiased "
                 f"(Pillow: resize(({size}, {size}), Resampling.{INTERPOLATION.upper()}))",
-                "divide by 255, subtract the mean, divide by the deviation, in float32",
-                "repeat the one channel three times: (3, height, width)",
+                "divide by 255, subtract the mean, divide by the standard deviation, in float32",
+                "repeat the channel three times: (3, height, width)",
             ],
             "height": size,
             "width": size,
@@ -131,8 +137,8 @@ def describe(saved: SavedModel) -> dict:
     }
 
 
-class _Answers(nn.Module):
-    """The model, hooks of `load_model` included, with plain tensors out."""
+class _WithProbability(nn.Module):
+    """The model, including the hooks of `load_model`, with logits and probability as plain tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -150,7 +156,7 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
     with _silence():
         try:
             torch.onnx.export(
-                _Answers(network).eval(),
+                _WithProbability(network).eval(),
                 (torch.zeros(2, 3, size, size),),
                 file,
                 input_names=["pixel_values"],
@@ -163,7 +169,9 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = (str(error.__cause__ or error) or "no reason given").splitlines()[0]
-            raise UsageError("write", f"{name} can't be written as ONNX: {reason}") from error
+            raise UsageError(
+                "onnx-export-failed", f"{name}: this network can't be exported to ONNX: {reason}"
+            ) from error
     graph = onnx.load(file)
     _strip(graph)
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in description.items()})
@@ -172,7 +180,7 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep off the screen the pages that torch's exporter prints, warns and logs."""
+    """Suppress the prints, warnings and log lines of torch's exporter."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -184,7 +192,7 @@ def _silence() -> Iterator[None]:
 
 
 def _strip(message) -> None:
-    """Remove the source file and line that the exporter notes for each node: paths tell of the machine."""
+    """Remove the source file and line of each node: paths reveal the machine."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)
@@ -195,7 +203,11 @@ def _strip(message) -> None:
 
 @torch.inference_mode()
 def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
-    """Return the largest difference of the file's answers from the network's; UsageError above TOLERANCE."""
+    """Return the largest difference between the ONNX file and the network.
+
+    Raises:
+        UsageError: it exceeds TOLERANCE.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -205,16 +217,15 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
     for batch in (1, 2, 5):
         images = torch.from_numpy(rng.integers(0, 256, (batch, size, size), np.uint8))
         inputs = network_input(images).contiguous()
-        expected = [one.numpy() for one in _Answers(network)(inputs)]
+        expected = [output.numpy() for output in _WithProbability(network)(inputs)]
         found = session.run(["logits", "probability"], {"pixel_values": inputs.numpy()})
         for one, other in zip(found, expected, strict=True):
-            # Written so that nan fails.
             difference = np.max(np.abs(one - other) / np.maximum(1, np.abs(other)))
-            if not difference <= TOLERANCE:
+            if not difference <= TOLERANCE:  # also true for NaN
                 raise UsageError(
-                    "compare",
-                    f"{name}: for {batch} images the answers of onnxruntime differ from torch's by "
-                    f"{difference:.2g}, expected at most {TOLERANCE:g}; nothing was written",
+                    "onnx-mismatch",
+                    f"{name}: expected onnxruntime within {TOLERANCE:g} of torch, got a difference of "
+                    f"{difference:.2g} for a batch of {batch}. Nothing was written",
                 )
             largest = max(largest, float(difference))
     return largest

@@ -1,4 +1,4 @@
-"""Files, folders and zip files -> images in order, and the bytes of each, read without unpacking."""
+"""Image discovery in files, folders and zip files, and reading without unpacking."""
 
 import functools
 import hashlib
@@ -18,41 +18,41 @@ from hf_pneumonia.errors import UnreadableImage
 
 logger = logging.getLogger(__name__)
 
-_OPEN_ZIPS = 8  # a list of many is read with few of them open
+_OPEN_ZIPS = 8  # zip files kept open at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one image is."""
+    """Location of one image."""
 
-    name: str  # as the user gave the path, joined with what is inside it; for people, and never opened
-    path: str  # of its file, or of the zip file that holds it
-    member: int | None = None  # number of its entry in that zip file
-    stamp: tuple[int, ...] = ()  # size and time of change in ns of the file; size and checksum of an entry
-    problem: str = ""  # why the path leads to no image
+    name: str  # path as given, joined with the path inside the folder or zip file; for display only
+    path: str  # of the image file, or of the zip file that contains it
+    member: int | None = None  # index of the entry in the zip file
+    stamp: tuple[int, ...] = ()  # size and mtime (ns) of the file; for a zip entry also its size and CRC
+    problem: str = ""  # why there is no image at this path
 
     @property
     def key(self) -> str:
-        """24 hex digits that change with the name, and with the image."""
+        """24 hex digits that identify the name and the content."""
         return hashlib.sha256(ascii((self.name, self.member, self.stamp)).encode()).hexdigest()[:24]
 
 
-def find_images(paths: Iterable[str], passed_over: Path | None = None) -> Iterator[Source]:
-    """Yield images of files, folders and zip files, in the order of the paths; inside each sorted by name.
+def find_images(paths: Iterable[str], exclude: Path | None = None) -> Iterator[Source]:
+    """Yield the images under the paths, in the order of the paths and sorted by name within each.
 
-    A file that is named is taken for an image, whatever it is called. In folders and zip files hidden files,
-    `__MACOSX`, zip files, and files that are no image by their name are skipped; a file without an ending
-    counts where it begins as DICOM does. A path that leads nowhere is a Source with its problem.
+    A file that is given by its path counts as an image, whatever its name. In folders and zip files hidden
+    files, `__MACOSX`, nested zip files and files without an image suffix are skipped; a file without any
+    suffix counts if it starts like DICOM. A missing path is a Source with a `problem`.
 
     Args:
-        paths: as given.
-        passed_over: a folder whose images are not meant, wherever it lies.
+        paths: files, folders and zip files.
+        exclude: folder to skip, also when it is reached through a link.
     """
-    apart = passed_over and os.path.realpath(passed_over)
+    excluded = exclude and os.path.realpath(exclude)
     for path in paths:
         image = _image_of_file(path, path)
         if os.path.isdir(path):
-            yield from _images_of_folder(path, apart)
+            yield from _images_of_folder(path, excluded)
         elif path.lower().endswith(".zip") and not image.problem:
             yield from _images_of_zip(image)
         else:
@@ -60,7 +60,7 @@ def find_images(paths: Iterable[str], passed_over: Path | None = None) -> Iterat
 
 
 def paths_of_lines(lines: BinaryIO) -> Iterator[str]:
-    """Yield one path per line, in whatever bytes names have here; empty lines are skipped."""
+    """Yield one path per line, decoded as file names are. Empty lines are skipped."""
     for number, line in enumerate(lines):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
         if path := os.fsdecode(line.rstrip(b"\r\n")):
@@ -68,10 +68,12 @@ def paths_of_lines(lines: BinaryIO) -> Iterator[str]:
 
 
 class ImageReader:
-    """Bytes of images, by several threads at a time. Zip files stay open from one image to the next."""
+    """Thread-safe reader of image bytes, which keeps zip files open between images."""
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(_OPEN_ZIPS)(open_zip)  # one that falls out is closed after its use
+        self._open = functools.lru_cache(_OPEN_ZIPS)(
+            open_zip
+        )  # an evicted file closes when its last user is done
         self._lock = threading.Lock()
 
     def __enter__(self) -> "ImageReader":
@@ -81,12 +83,12 @@ class ImageReader:
         self._open.cache_clear()
 
     def read(self, source: Source) -> str | bytes:
-        """Return what `read_image` takes: a file's path, or the bytes of an entry of a zip file.
+        """Return the input of `read_image`: the path of a file, or the bytes of a zip entry.
 
         Raises:
-            UnreadableImage: there is no image; or the entry is damaged, encrypted, or larger than MAX_BYTES,
-                which is asked of the zip file's directory before anything is decompressed.
-            OSError: the zip file is gone, or can't be read.
+            UnreadableImage: there is no image, or the zip entry is damaged, encrypted or larger than
+                MAX_BYTES by the zip directory, which is checked before anything is decompressed.
+            OSError: the zip file is missing or can't be read.
         """
         if source.problem:
             raise UnreadableImage(source.problem)
@@ -97,32 +99,32 @@ class ImageReader:
         entries = archive.infolist()
         entry = entries[source.member] if source.member < len(entries) else None
         if entry is None or (entry.file_size, entry.CRC) != source.stamp[-2:]:
-            raise UnreadableImage("the zip file was changed meanwhile")
+            raise UnreadableImage("the zip file has changed since it was listed")
         return read_member(archive, entry)
 
 
 def why_not(error: Exception) -> str:
-    """Return why a file can't be read, in a few words."""
+    """Return a short reason why a file can't be read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         return "no such file"
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
-def _images_of_folder(root: str, apart: str | None) -> Iterator[Source]:
+def _images_of_folder(root: str, excluded: str | None) -> Iterator[Source]:
     problems: list[OSError] = []
     found, zips = [], []
     for parent, names in walk(Path(root), problems.append):
-        place = os.path.realpath(parent)
-        if apart is None or not f"{place}/".startswith(f"{apart}/"):
+        real = os.path.realpath(parent)
+        if excluded is None or not f"{real}/".startswith(f"{excluded}/"):
             found += [parent / name for name in names if kind_of(parent / name)]
             zips += [parent / name for name in names if name.lower().endswith(".zip")]
-    # By parts, so that a folder's images stay together: "a/b" comes before "a-b".
+    # Paths compare part by part, which keeps a folder's images together: "a/b" comes before "a-b".
     for path in sorted(found):
         name = os.path.join(root, path.relative_to(root))
         yield _image_of_file(name, str(path))
     if zips:
-        said = "zip files in %s are skipped (%d, such as %s): name them to have their images scored"
-        logger.warning(said, root, len(zips), zips[0].name)
+        message = "%s: skipped %d zip files, such as %s. Give their paths to score the images in them"
+        logger.warning(message, root, len(zips), zips[0].name)
     for error in problems:
         yield Source(str(error.filename), str(error.filename), problem=why_not(error))
 
@@ -130,10 +132,10 @@ def _images_of_folder(root: str, apart: str | None) -> Iterator[Source]:
 def _image_of_file(name: str, path: str) -> Source:
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         return Source(name, path, problem=why_not(error))
     if not stat.S_ISREG(status.st_mode):
-        return Source(name, path, problem="neither a file nor a folder")  # a pipe may never end
+        return Source(name, path, problem="neither a file nor a folder")  # reading a pipe could block forever
     return Source(name, path, stamp=(status.st_size, status.st_mtime_ns))
 
 
@@ -146,16 +148,16 @@ def _images_of_zip(archive_file: Source) -> Iterator[Source]:
     except (UnreadableImage, OSError) as error:
         yield Source(path, path, problem=why_not(error) if isinstance(error, OSError) else str(error))
         return
-    for number, entry in sorted(entries, key=lambda one: one[1].filename.split("/")):
+    for number, entry in sorted(entries, key=lambda pair: pair[1].filename.split("/")):
         stamp = (*archive_file.stamp, entry.file_size, entry.CRC)
         yield Source(f"{path}/{entry.filename}", path, number, stamp)
 
 
 def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     if not entry.filename:
-        return False  # a damaged directory; is_dir() looks at the last letter
+        return False  # a damaged directory; is_dir() would fail on an empty name
     parts = entry.filename.split("/")
-    # ".." is no hidden folder but a name that somebody wrote; it is never followed.
+    # ".." is not a hidden folder. It is never followed: entries are read by index.
     if entry.is_dir() or any(part.startswith((".", "__")) and part not in (".", "..") for part in parts):
         return False
     kind = kind_by_name(parts[-1])

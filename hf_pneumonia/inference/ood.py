@@ -1,7 +1,8 @@
-"""The out-of-distribution check ("gate"): fitted after training, and asked of every image.
+"""Out-of-distribution (OOD) check: refuses images that are not frontal chest X-rays.
 
-By what the stages of a network make of an image, by its layout, and by signs of its file. A network answers
-"pneumonia" or "normal" to a cat, too; the OOD check knows nothing of those answers.
+A network predicts "pneumonia" or "normal" for a photograph of a cat, too. The check compares an image's
+features at each stage of the network and its coarse layout with the training images, and reads its colours,
+gray levels and DICOM header. It does not use the prediction. It is fitted after training.
 """
 
 import logging
@@ -34,49 +35,55 @@ logger = logging.getLogger(__name__)
 
 OOD_FILE = "gate.safetensors"
 
-_HUES = 3.0  # differs in hue from what any image has (hue_spread)
-# Grays between the 1st and the 99th percentile below which an image is blank; a dark image has 60 and more.
+_HUES = 3.0  # hue_spread above which an image is in colour; X-rays stay below it
+# Gray levels between the 1st and 99th percentile below which an image is blank; dark X-rays have 60 or more.
 _FLAT = 12
 
 _IMAGE_MODALITIES = {"CR", "DX", "RG", "RF"}
 _CHEST = {"CHEST", "THORAX", "LUNG", "RIB", "HEART"}
 _SIDE_VIEWS = {"LL", "RL", "LATERAL", "LLD", "RLD"}
 
-# Sides of the thumbnail that layout is judged by: coarse, so that ribs do not matter and their place does.
+# Side of the layout thumbnail in pixels: coarse enough to show the position of the ribs but not single ribs.
 _LAYOUT = 16
-_FRAME_GRAYS = 12  # that a line of a frame may span: compression and resizing let the image run into it
-# Fields a side in which the middle stage is looked at: what is where, and not only how much (docs/LOG.md).
+_FRAME_GRAYS = 12  # gray levels within a line of a frame: compression and resizing blur its edge
+# The middle stage is also averaged over 4 x 4 fields, which keeps the position of features (docs/LOG.md).
 _FIELDS = 4
 
-# Images that the statistics are taken of, drawn from each split where it has more: enough for 64 directions.
+# At most this many images per split are used: enough to fit 64 directions.
 _IMAGES = 1024
 _DIRECTIONS = 64
 
-# Images of one hospital are alike in exposure, and those of another are chest X-rays too: each counts as it is,
-# and once varied. Turned and moved ones pass anyway.
+# Exposure differs between hospitals more than within one: each image is used as it is and once augmented.
+# Rotation and shift are not needed: rotated and shifted images pass anyway.
 _VARIED = {"exposure": 0.3, "blur": 0.7, "noise": 0.03}
 
-# Widest frame that a varied image is put into, as a share of the side: exports and screenshots have some.
+# Largest width of an added frame as a fraction of the image's side; exports and screenshots have frames.
 _FRAME = 0.08
 
-# Share of validation's images, as they are and varied, above each limit; and the margin on top of it: images of
-# another scanner lie further out than validation's.
+# Share of validation images, original and augmented, above each limit; and a margin on each limit, since
+# images of another scanner are further from the training images than validation images are.
 _REFUSED, _MARGIN = 0.0025, 1.1
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A Gaussian of few directions, and what lies across them: principal components of training images."""
+    """Gaussian in the space of the first principal components of the training images."""
 
     mean: np.ndarray  # (d,)
-    scale: np.ndarray  # (d,), by which numbers less mean are divided
+    scale: np.ndarray  # (d,) standard deviations
     directions: np.ndarray  # (k, d) orthonormal
     variances: np.ndarray  # (k,) along the directions
 
-    def distances(self, numbers: np.ndarray) -> np.ndarray:
-        """(n, d) -> (n, 2) squared distances from the mean: along the directions, in their deviations, and
-        across them."""
-        centred = (numbers - self.mean) / self.scale
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """Return two squared distances from the mean: Mahalanobis along the components, and the residual.
+
+        Args:
+            features: (n, d) float.
+
+        Returns:
+            (n, 2) float64.
+        """
+        centred = (features - self.mean) / self.scale
         squared, along = np.square(centred).sum(1), np.square(centred @ self.directions.T)
         both = [(along / self.variances).sum(1), (squared - along.sum(1)).clip(0)]
         return np.stack(both, axis=1).astype(np.float64)
@@ -84,49 +91,54 @@ class Spread:
 
 @dataclass(frozen=True)
 class OODCheck:
-    """Statistics of the images that a network was trained on."""
+    """Statistics of a network's training images."""
 
-    layout: Spread  # of their thumbnails
-    stages: tuple[Spread, ...]  # of what the network's stages make of them, from `watch_stages`
-    limits: np.ndarray  # (1 + stages,) distances from which on a picture is refused
+    layout: Spread  # of the thumbnails
+    stages: tuple[Spread, ...]  # of the stage statistics, from `watch_stages`
+    limits: np.ndarray  # (1 + stages,) distances above which an image is refused
 
     def distances(self, squares: np.ndarray, statistics: list[np.ndarray]) -> np.ndarray:
-        """(n, 1 + stages) how far pictures lie from images in layout and in each stage: the geometric mean of
-        the two distances of `Spread`, so that neither decides alone. Args: as `scores`."""
-        numbers = [layout_numbers(squares), *statistics]
+        """Return (n, 1 + stages) float64 distances from the training images, for layout and each stage.
+
+        A distance is the geometric mean of the two distances of `Spread`, so that neither decides alone.
+
+        Args:
+            squares, statistics: as for `scores`.
+        """
+        features = [layout_features(squares), *statistics]
         spreads = (self.layout, *self.stages)
-        both = [spread.distances(one) for spread, one in zip(spreads, numbers, strict=True)]
-        # What lies across may be nothing, as of a blank picture.
-        return np.stack([np.sqrt(one.clip(1e-9).prod(1)) for one in both], axis=1)
+        pairs = [spread.distances(part) for spread, part in zip(spreads, features, strict=True)]
+        # The residual may be 0, as for a blank image.
+        return np.stack([np.sqrt(pair.clip(1e-9).prod(1)) for pair in pairs], axis=1)
 
     def scores(self, squares: np.ndarray, statistics: list[np.ndarray]) -> np.ndarray:
-        """Return (n,) float64, how far from chest X-rays pictures are; refused above 1.
+        """Return (n,) float64 OOD scores; an image with a score above 1 is refused.
 
         Args:
             squares: (n, s, s) uint8, the network's input.
-            statistics: (n, numbers) float of each, from `watch_stages`.
+            statistics: (n, d) float per statistic of `watch_stages`.
         """
         return (self.distances(squares, statistics) / self.limits).max(1)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All of it by name, as it is saved."""
-        found = {"limits": self.limits}
+        """Return the tensors of gate.safetensors by name."""
+        tensors = {"limits": self.limits}
         for number, spread in enumerate((self.layout, *self.stages)):
             name = f"stage{number - 1}" if number else "layout"
-            found |= {f"{name}.{key}": np.ascontiguousarray(one) for key, one in vars(spread).items()}
-        return found
+            tensors |= {f"{name}.{key}": np.ascontiguousarray(array) for key, array in vars(spread).items()}
+        return tensors
 
     def save(self, folder: Path) -> None:
-        """Write gate.safetensors into a model's folder."""
+        """Write gate.safetensors to a model's folder."""
         with written_whole(folder / OOD_FILE) as aside:
             aside.write_bytes(save(self.tensors()))
 
 
 def load_ood_check(folder: Path) -> OODCheck | None:
-    """Return the OOD check beside a model; None where it has none.
+    """Return the OOD check in a model's folder, or None if there is none.
 
     Raises:
-        UsageError: the file is damaged.
+        UsageError: gate.safetensors is damaged.
     """
     if not (folder / OOD_FILE).is_file():
         return None
@@ -135,36 +147,44 @@ def load_ood_check(folder: Path) -> OODCheck | None:
         for name, tensor in tensors.items():
             least = 0 if name.endswith(("limits", "scale", "variances")) else -np.inf
             if not np.isfinite(tensor).all() or not (tensor > least).all():
-                raise ValueError(f"{name} has NaN, infinity, or a spread of 0 or less")
+                raise ValueError(f"{name} has NaN, infinity, or a variance of 0 or less")
         count = sum(name.endswith(".mean") for name in tensors) - 1
         layout, *stages = (
             Spread(*(tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances")))
             for name in ("layout", *(f"stage{number}" for number in range(count)))
         )
-        for one in (layout, *stages):
-            number, size = one.directions.shape
-            if not one.mean.shape == one.scale.shape == (size,) or one.variances.shape != (number,):
-                raise ValueError("its tensors have other shapes than expected")
+        for spread in (layout, *stages):
+            number, size = spread.directions.shape
+            if not spread.mean.shape == spread.scale.shape == (size,) or spread.variances.shape != (number,):
+                raise ValueError("unexpected tensor shapes")
         if tensors["limits"].shape != (1 + count,):
             raise ValueError(f"expected {1 + count} limits")
         return OODCheck(layout, tuple(stages), tensors["limits"])
-    # TypeError, AttributeError: numbers that NumPy does not have, such as bfloat16.
+    # TypeError, AttributeError: dtypes that NumPy lacks, such as bfloat16.
     except (SafetensorError, KeyError, ValueError, OSError, TypeError, AttributeError) as error:
         raise UsageError(
-            "ood-check", f"{folder.name}: its {OOD_FILE} is damaged: {str(error).splitlines()[0]}"
+            "damaged-ood-check",
+            f"{folder.name}/{OOD_FILE}: damaged: {str(error).splitlines()[0]}. Train or copy the model again",
         ) from error
 
 
-def layout_numbers(squares: np.ndarray) -> np.ndarray:
-    """(n, s, s) uint8 -> (n, 256) float32 thumbnails of one brightness and contrast, without frames."""
+def layout_features(squares: np.ndarray) -> np.ndarray:
+    """Return thumbnails without frames, normalised in brightness and contrast.
+
+    Args:
+        squares: (n, s, s) uint8.
+
+    Returns:
+        (n, 256) float32.
+    """
     inner = [torch.from_numpy(_without_frame(square).copy())[None, None].float() for square in squares]
     small = np.stack([F.interpolate(one, (_LAYOUT, _LAYOUT), mode="area").numpy().ravel() for one in inner])
-    # Five levels more, so that a blank picture's noise is not blown up to a layout.
+    # + 5 keeps the noise of a blank image from being amplified to a layout.
     return (small - small.mean(1, keepdims=True)) / (small.std(1, keepdims=True) + 5)
 
 
 def _without_frame(square: np.ndarray) -> np.ndarray:
-    """Less the rows and columns of one gray at its edges, an eighth of the side at most on each."""
+    """Crop uniform rows and columns at the edges, at most an eighth of the side each."""
     most = len(square) // 8
     kept = []
     for lines in (square, square.T):
@@ -176,11 +196,11 @@ def _without_frame(square: np.ndarray) -> np.ndarray:
 
 
 def image_problem(image: Image.Image, square: np.ndarray | None = None) -> str:
-    """Return why a picture is no chest X-ray, by its file and its grays; "" where nothing says so.
+    """Return why an image is not a frontal chest X-ray by its colours, gray levels and DICOM header, or "".
 
     Args:
-        image: of mode 'L' at its full size, with `info` as `read_image` leaves it.
-        square: (s, s) uint8, the same at the network's size, which is counted faster.
+        image: mode 'L' at full size, with `info` from `read_image`.
+        square: (s, s) uint8, the same image at the network's size: its histogram is faster.
     """
     hues, modality, part, view = (image.info.get(name) for name in ("hues", "modality", "body_part", "view"))
     if isinstance(hues, float) and hues > _HUES:
@@ -190,27 +210,27 @@ def image_problem(image: Image.Image, square: np.ndarray | None = None) -> str:
     if part in BODY_PARTS and part not in _CHEST:
         return f"its DICOM header says {part.lower()}"
     if view in _SIDE_VIEWS:
-        return "its DICOM header says that it is a side view"
+        return "its DICOM header says side view"
     levels = image.histogram() if square is None else np.bincount(square.ravel(), minlength=256)
     levels = np.cumsum(levels)
     low, high = np.searchsorted(levels, [0.01 * levels[-1], 0.99 * levels[-1]])
     if high - low < _FLAT:
         return "blank: it has hardly any contrast"
-    return "it has two or three grays, as masks have" if few_grays(image) else ""
+    return "it has only two or three gray levels, like a mask" if few_grays(image) else ""
 
 
 @contextmanager
 def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """While it is open, each pass of the network leaves its stages' statistics in the list, in their order.
+    """Record statistics of each stage in every forward pass of this thread while the context is open.
 
-    A statistic is the mean and the standard deviation of each channel over places (or tokens). Before those
-    of the middle stage, where it has places, stand the means of its channels over 4 x 4 fields.
+    The statistics of a stage are the mean and standard deviation of each channel over positions (or tokens).
+    The middle stage, if it has positions, also gives the channel means over 4 x 4 fields, ahead of these.
 
     Args:
-        network: timm's, whose `feature_info` lists its stages. What other threads put through it is skipped.
+        network: timm network that lists its stages in `feature_info`.
 
     Yields:
-        List that grows by a (b, numbers) float32 tensor for each statistic, on the network's device.
+        List to which each forward pass appends (b, d) float32 tensors on the network's device.
     """
     kept: list[torch.Tensor] = []
     names = [stage["module"] for stage in getattr(network, "feature_info", [])]
@@ -226,9 +246,9 @@ def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
             maps = maps.permute(0, 3, 1, 2)
         if name == middle and maps.ndim == 4:
             kept.append(F.adaptive_avg_pool2d(maps, _FIELDS).flatten(1))
-        places = tuple(range(2, maps.ndim))
-        mean = maps.mean(places, keepdim=True)
-        deviation = (maps - mean).square_().mean(places).sqrt()  # torch.std takes seven times as long
+        positions = tuple(range(2, maps.ndim))
+        mean = maps.mean(positions, keepdim=True)
+        deviation = (maps - mean).square_().mean(positions).sqrt()  # torch.std takes seven times as long
         kept.append(torch.cat([mean.flatten(1), deviation], dim=1))
 
     with ExitStack() as hooks:
@@ -240,11 +260,11 @@ def watch_stages(network: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 
 @torch.inference_mode()
 def stage_statistics(model: torch.nn.Module, squares: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return (n, numbers) float32 of each statistic of `watch_stages`; none where no stages are listed.
+    """Return the statistics of `watch_stages`, (n, d) float32 each; an empty list if no stages are listed.
 
     Args:
-        model: with timm's network as `timm_model`; left in evaluation mode.
-        squares: (n, s, s) uint8, from 1 image.
+        model: has the timm network as `timm_model`; left in evaluation mode.
+        squares: (n, s, s) uint8, n >= 1.
         batch_size: images per forward pass.
     """
     model.eval()
@@ -254,56 +274,58 @@ def stage_statistics(model: torch.nn.Module, squares: np.ndarray, batch_size: in
         images = torch.from_numpy(np.array(squares[start : start + batch_size])).to(device)
         with watch_stages(model.timm_model) as kept:
             model(network_input(images))
-        batches.append([one.cpu().numpy() for one in kept])
+        batches.append([statistic.cpu().numpy() for statistic in kept])
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def make_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> OODCheck | None:
-    """Fit an OOD check on the training images, its limits on validation's.
+    """Fit an OOD check on the training images and its limits on the validation images.
 
     Args:
-        model: the network as it is saved, on any device.
-        cohort: the splits; their images at the network's input size.
+        model: network with the saved weights, on any device.
+        cohort: splits, with images at the network's input size.
         batch_size: images per forward pass.
 
     Returns:
-        None where the network's stages can't be watched, or there are fewer than 32 images to train and 8 to
-        validate.
+        The check; None if the network lists no usable stages, or there are fewer than 32 training or 8
+        validation images.
     """
     rows = [cohort.rows(split) for split in ("train", "validation")]
-    train, validation = (np.sort(np.random.default_rng(0).permutation(one)[:_IMAGES]) for one in rows)
+    train, validation = (np.sort(np.random.default_rng(0).permutation(split)[:_IMAGES]) for split in rows)
     if len(train) < 32 or len(validation) < 8 or not getattr(model.timm_model, "feature_info", None):
-        logger.warning("no out-of-distribution check: it needs 32 images to train, 8 to validate, and stages")
+        logger.warning(
+            "no OOD check: it needs 32 training images, 8 validation images and a network with feature_info"
+        )
         return None
     try:
         stage_statistics(model, cohort.cache[train[:1]], 1)
-    # A few architectures list stages that are no modules, or give no maps; the training is done, and is kept.
+    # A few architectures list stages that are not modules or return no maps: training must not fail here.
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         kind = type(model.timm_model).__name__
-        logger.warning("no OOD check: the stages of %s can't be watched (%s)", kind, error)
+        logger.warning("no OOD check: %s gives no features of its stages (%s)", kind, error)
         return None
 
-    def seen(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def with_varied(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         plain = cohort.cache[rows]
-        both = np.concatenate([plain, _framed(_varied(plain))])
-        return both, stage_statistics(model, both, batch_size)
+        squares = np.concatenate([plain, _framed(_varied(plain))])
+        return squares, stage_statistics(model, squares, batch_size)
 
-    return fit_ood_check(seen(train), seen(validation))
+    return fit_ood_check(with_varied(train), with_varied(validation))
 
 
 def fit_ood_check(
     train: tuple[np.ndarray, list[np.ndarray]], validation: tuple[np.ndarray, list[np.ndarray]]
 ) -> OODCheck:
-    """Take the statistics of training images, and limits of validation's, which did not train the network.
+    """Fit an OOD check on statistics of training images, and its limits on validation images.
 
-    A limit is the conformal quantile of validation's images at `1 - _REFUSED`, or what Student's distribution
-    of their logarithms foretells for the next image where that is more (it is where they are few), times
-    `_MARGIN`.
+    A limit is `_MARGIN` times the larger of two estimates of the `1 - _REFUSED` quantile of validation
+    distances: the conformal one, and a Student's t prediction limit of the log distances, which is the larger
+    one for few images.
 
     Args:
-        train, validation: squares (n, s, s) uint8, and the statistics of `watch_stages`.
+        train, validation: squares, (n, s, s) uint8, and their statistics from `watch_stages`.
     """
-    layout, *stages = map(_spread, [layout_numbers(train[0]), *train[1]])
+    layout, *stages = map(_spread, [layout_features(train[0]), *train[1]])
     ood_check = OODCheck(layout, tuple(stages), np.ones(1 + len(stages)))
     return replace(
         ood_check, limits=np.array([_limit(column) for column in ood_check.distances(*validation).T])
@@ -311,29 +333,34 @@ def fit_ood_check(
 
 
 def measure_ood_check(ood_check: OODCheck, model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
-    """Count the chest X-rays of validation and test that an OOD check refuses; args as for `make_ood_check`.
+    """Count the validation and test images that an OOD check refuses.
+
+    benchmarks/ood.py measures it on other images.
+
+    Args:
+        ood_check: the check.
+        model, cohort, batch_size: as for `make_ood_check`.
 
     Returns:
-        `images`: by split, how many `images` were `refused`, and their `share` with Wilson's interval.
-        benchmarks/ood.py asks about other pictures.
+        `films`: split -> number of `films`, number `refused`, and their `share` with a Wilson interval.
     """
-    found = {}
+    splits = {}
     for split in ("validation", "test"):
         rows = cohort.rows(split)
         squares, hues = cohort.cache[rows], cohort.cache.facts["hues"][rows]
         refused = ood_check.scores(squares, stage_statistics(model, squares, batch_size)) > 1
         for number, square in enumerate(squares):
-            picture = Image.fromarray(square)
-            picture.info["hues"] = float(hues[number])
-            refused[number] |= bool(image_problem(picture))
+            image = Image.fromarray(square)
+            image.info["hues"] = float(hues[number])
+            refused[number] |= bool(image_problem(image))
         count = int(sum(refused))
         share = {"value": count / len(rows), "wilson95": wilson(count, len(rows))}
-        found[split] = {"films": len(rows), "refused": count, "share": share}
-    return {"films": found}
+        splits[split] = {"films": len(rows), "refused": count, "share": share}
+    return {"films": splits}
 
 
 def _varied(squares: np.ndarray) -> np.ndarray:
-    """The same images in other exposures, blurred and noisy, by draws of its own: no other draw is changed."""
+    """Vary exposure, blur and noise, without changing the state of the global random generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = torch.from_numpy(squares).split(256)
@@ -342,7 +369,7 @@ def _varied(squares: np.ndarray) -> np.ndarray:
 
 
 def _framed(squares: np.ndarray) -> np.ndarray:
-    """The same images, every second one in a frame, mostly black, of a width for each side of it."""
+    """Put half of the images into frames of random widths, black or white."""
     rng, size = np.random.default_rng(0), squares.shape[1]
     framed = squares.copy()
     for number in np.flatnonzero(rng.random(len(squares)) < 0.5):
@@ -354,20 +381,20 @@ def _framed(squares: np.ndarray) -> np.ndarray:
     return framed
 
 
-def _spread(taught: np.ndarray) -> Spread:
-    mean, scale = taught.mean(0), taught.std(0) + 1e-6
-    # Half of them at most: what lies across one or two is too uneven to be judged by.
-    count = min(_DIRECTIONS, len(taught) // 4, taught.shape[1] // 2)
-    # Randomised (Halko, Martinsson, Tropp, SIAM Review 2011): a ResNet50's last stage has 4,096 numbers.
-    pca = PCA(count, svd_solver="randomized", random_state=0).fit((taught - mean) / scale)
+def _spread(features: np.ndarray) -> Spread:
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    # At most half of the dimensions: a residual of one or two dimensions varies too much to have a limit.
+    count = min(_DIRECTIONS, len(features) // 4, features.shape[1] // 2)
+    # Randomised SVD (Halko, Martinsson, Tropp, SIAM Review 2011): a last stage may have 4,096 features.
+    pca = PCA(count, svd_solver="randomized", random_state=0).fit((features - mean) / scale)
     parts = (mean, scale, pca.components_, pca.explained_variance_ + 1e-9)
     return Spread(*(np.asarray(part, dtype=np.float32) for part in parts))
 
 
-def _limit(found: np.ndarray) -> float:
-    count = len(found)
+def _limit(distances: np.ndarray) -> float:
+    count = len(distances)
     rank = min(int(np.ceil((1 - _REFUSED) * (count + 1))), count)
-    logs = np.log(found)
+    logs = np.log(distances)
     reach = students.ppf(1 - _REFUSED / 2, count - 1) * np.sqrt(1 + 1 / count)
-    foretold = logs.mean() + reach * logs.std(ddof=1)
-    return float(max(np.sort(found)[rank - 1], np.exp(foretold)) * _MARGIN)
+    predicted = logs.mean() + reach * logs.std(ddof=1)
+    return float(max(np.sort(distances)[rank - 1], np.exp(predicted)) * _MARGIN)

@@ -1,1 +1,1 @@
-"""A finished run -> the Hub."""
+"""Publication of a finished run on the Hub."""

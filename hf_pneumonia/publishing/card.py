@@ -1,6 +1,6 @@
-"""Report -> README.md of the model, through the template card.md, and metrics that programs read.
+"""Model card (README.md) from the template card.md, and evaluation results in the Hub's format.
 
-Every number in both is the report's.
+All numbers come from the report.
 """
 
 import re
@@ -16,12 +16,12 @@ from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
-# Names under which the images of Kermany et al. are passed on; of others the card says what the run knows.
+# Names of copies of the data set of Kermany et al., which the card describes.
 _KERMANY = re.compile(r"kermany|chest[-_]?xray[-_]pneumonia", re.IGNORECASE)
 
 _TAGS = ["timm", "transformers", "image-classification", "chest-x-ray", "radiology", "medical", "pneumonia"]
 
-# Metric of the report -> metric of the Hub, and its title.
+# Metric in the report -> metric on the Hub, and its title.
 _AT_HALF = {
     "auroc": ("roc_auc", "AUROC"),
     "average_precision": ("average_precision", "Average precision"),
@@ -35,22 +35,22 @@ _AT_POINT = {
 
 
 def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) -> str:
-    """Return the model card, front matter included. The same run gives the same text.
+    """Return the model card with its front matter; deterministic for a run.
 
     Args:
         report: from `public_report`.
         config: the model's config.json.
         recipe: from `public_recipe`.
         manifest: from `summarise_manifest`.
-        repo: user/name of the published model; `USER/...` where it is not known yet.
+        repo: user/name of the published model; `USER/...` if it is not known yet.
 
     Raises:
-        KeyError, jinja2.UndefinedError: the report lacks what the card needs.
-        UsageError: it has a null where the card needs a count or a name.
+        KeyError, jinja2.UndefinedError: the report lacks a value that the card needs.
+        UsageError: the report has null for a count or a name.
     """
     names = list(manifest["sources"])
-    # Others have data sets of such names, too; person1000_bacteria_2931 and IM-0115-0001 are these alone.
-    named_so = 2 * manifest["patients_known_by"]["file name"] > manifest["films"]
+    # Other data sets have such names, too, but not files like person1000_bacteria_2931 and IM-0115-0001.
+    kermany_files = 2 * manifest["patients_known_by"]["file name"] > manifest["films"]
     kinds = [source["kind"] for source in manifest["sources"].values()]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -60,7 +60,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"figure": show_figure, "epochs": _show_epochs, "plain": plain}
+    environment.filters |= {"metric": show_metric, "epochs": _show_epochs, "plain": plain}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         front_matter=card_data(report, recipe, manifest, repo).to_yaml(),
         repo=repo,
@@ -74,8 +74,8 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         own_network=config["architecture"].startswith("cnn_"),
         simulated="phantom" in kinds,
         all_simulated=set(kinds) == {"phantom"},
-        kermany=named_so and all(_KERMANY.search(name) for name in names),
-        some_kermany=named_so and any(_KERMANY.search(name) for name in names),
+        kermany=kermany_files and all(_KERMANY.search(name) for name in names),
+        some_kermany=kermany_files and any(_KERMANY.search(name) for name in names),
         local=[plain(name) for name, kind in zip(names, kinds, strict=True) if kind == "local"],
         augmentations=list(AUGMENTATIONS),
         at_threshold={name: metric.title for name, metric in AT_THRESHOLD.items()},
@@ -84,49 +84,49 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
     )
 
 
-def show_figure(figure: dict | float | None, digits: int = 3) -> str:
-    """Format a number of the report; the one place where numbers are rounded.
+def show_metric(metric: dict | float | None, digits: int = 3) -> str:
+    """Format a number of the report. Numbers are rounded only here.
 
     Args:
-        figure: a number; or {"value"} with "ci95", or else "wilson95", shown with that interval.
-        digits: after the point. More are shown where a number would look like 0 or 1 and is not.
+        metric: a number, or {"value"} with the interval "ci95" or "wilson95".
+        digits: decimal places; more are shown where a number would be rounded to 0 or 1.
     """
-    if isinstance(figure, dict):
-        if figure["value"] is None:
+    if isinstance(metric, dict):
+        if metric["value"] is None:
             return "not defined"
-        ends = figure["ci95"] if "ci95" in figure else figure["wilson95"]
-        interval = ", ".join(show_figure(end, digits) for end in ends) if ends else "no interval"
-        return f"{show_figure(figure['value'], digits)} [{interval}]"
-    if figure is None:
+        ends = metric["ci95"] if "ci95" in metric else metric["wilson95"]
+        interval = ", ".join(show_metric(end, digits) for end in ends) if ends else "no interval"
+        return f"{show_metric(metric['value'], digits)} [{interval}]"
+    if metric is None:
         return "not defined"
-    shown = f"{figure:.{digits}f}"
-    while 0 < digits < 17 and float(shown) in (0, 1) and float(shown) != figure:
+    shown = f"{metric:.{digits}f}"
+    while 0 < digits < 17 and float(shown) in (0, 1) and float(shown) != metric:
         digits += 1
-        shown = f"{figure:.{digits}f}"
+        shown = f"{metric:.{digits}f}"
     return shown
 
 
 def plain(text: object) -> str:
-    """Return a name from outside as it can stand in a table or a sentence of Markdown."""
+    """Return an external name without characters that have a meaning in Markdown."""
     return re.sub(r"[^\w .,:;()/+=-]+|_{2,}", "_", " ".join(str(text).split()))
 
 
 def worst_levels(robustness: dict) -> dict[str, dict | None]:
-    """Return for each metric the corruption at which it is lowest: `name`, `level`, `unit`, `figure`.
+    """Return, for each metric, the corruption at which it is lowest: `name`, `level`, `unit` and `metric`.
 
-    A metric that no level defines is None.
+    The entry is None if the metric is not defined at any level.
     """
-    found: dict = {"auroc": None, "sensitivity": None, "specificity": None}
-    changes = {name: change for name, change in robustness.items() if isinstance(change, dict)}
-    for metric in found:
+    worst: dict = {"auroc": None, "sensitivity": None, "specificity": None}
+    corruptions = {name: one for name, one in robustness.items() if isinstance(one, dict)}
+    for metric in worst:
         levels = [
-            {"name": name, "level": level["level"], "unit": change["unit"], "figure": level[metric]}
-            for name, change in changes.items()
-            for level in change["levels"]
+            {"name": name, "level": level["level"], "unit": corruption["unit"], "metric": level[metric]}
+            for name, corruption in corruptions.items()
+            for level in corruption["levels"]
             if level[metric]["value"] is not None
         ]
-        found[metric] = min(levels, key=lambda level: level["figure"]["value"], default=None)
-    return found
+        worst[metric] = min(levels, key=lambda level: level["metric"]["value"], default=None)
+    return worst
 
 
 def card_data(report: dict, recipe: dict, manifest: dict, repo: str) -> ModelCardData:
@@ -139,11 +139,11 @@ def card_data(report: dict, recipe: dict, manifest: dict, repo: str) -> ModelCar
     hub = [name for name, source in manifest["sources"].items() if source["kind"] == "hub"]
     return ModelCardData(
         license="apache-2.0",
-        # The Hub's own timm checkpoints have it so: this library, and the tag of the other.
+        # As timm's own checkpoints on the Hub: library timm, with transformers as a tag.
         library_name="timm",
         pipeline_tag="image-classification",
         base_model=base_model(recipe),
-        datasets=hub or None,  # others would be links to nowhere
+        datasets=hub or None,  # other names would be broken links
         metrics=sorted(metric for metric, _ in (_AT_HALF | _AT_POINT).values()),
         tags=[*_TAGS, *(["simulated"] if "phantom" in kinds else [])],
         model_name=repo.split("/")[-1],
@@ -152,20 +152,19 @@ def card_data(report: dict, recipe: dict, manifest: dict, repo: str) -> ModelCar
 
 
 def base_model(recipe: dict) -> str | None:
-    """Return the repository of the Hub that the starting weights came from; None for any other start."""
+    """Return the Hub repository of the pretrained weights, or None if they are not from the Hub."""
     if recipe["pretrained"] != "true":
         return None
-    import timm  # seconds, and most cards need none of it
+    import timm  # takes seconds, and many cards do not need it
 
     known = timm.get_pretrained_cfg(recipe["model"])
     return known.hf_hub_id if known else None
 
 
 def eval_result_files(report: dict, recipe: dict, manifest: dict, repo: str) -> dict[str, bytes]:
-    """Return `.eval_results/*.yaml`: the metrics for programs.
+    """Return the files `.eval_results/*.yaml` with the metrics in the Hub's format.
 
-    The Hub shows them beside the data set's other models, once that data set is registered there as a
-    benchmark with tasks of these names.
+    The Hub shows them on the page of the data set if it is registered there as a benchmark with these tasks.
     """
     test, point = report["splits"]["test"], report["operating_point"]
     entries = [
@@ -191,18 +190,20 @@ def _show_epochs(number: float) -> str:
 
 
 def _no_null(value: object) -> object:
-    """A metric may be null, and is then shown as not defined; a count or a name may not."""
+    """Refuse null for counts and names; a metric that is null goes through `show_metric`."""
     if value is None:
         raise UsageError(
-            "no-null",
-            "report.json has a null where the card needs a count or a name; train again with this version",
+            "report-incomplete",
+            "report.json: null for a value that the model card needs. Train again with this version",
         )
     return value
 
 
 def _dataset_id(report: dict, recipe: dict, manifest: dict) -> str:
-    """The Hub's data set where its own test split judged; else a name that no data set of the Hub can have:
-    no model is to be compared on images that nobody else can find."""
+    """Return the Hub's data set if its own test split was used, else a name that no Hub data set can have.
+
+    Models must not be compared on test images that are not public.
+    """
     cut = recipe["split"] != "official" or any("no test split" in note for note in report["data"]["notes"])
     kinds = {name: source["kind"] for name, source in manifest["sources"].items()}
     if not cut and list(kinds.values()) == ["hub"]:
@@ -214,12 +215,12 @@ def _dataset_id(report: dict, recipe: dict, manifest: dict) -> str:
 
 def _eval_results(report: dict, manifest: dict) -> list[EvalResult]:
     (first, source), *more = manifest["sources"].items()
-    # A folder's name must not be taken for a data set of the Hub: what reads such folders is called this.
+    # The name of a local folder must not look like a Hub data set; "imagefolder" loads such folders.
     kind = first if not more and source["kind"] != "local" else "imagefolder"
     scores = [(report["splits"]["test"], _AT_HALF), (report["operating_point"]["test"], _AT_POINT)]
     if appearance := report["checks"].get("appearance"):
         factor = appearance["factor"]
-        # Of a type of its own: a program that looks for the AUROC must not find this one.
+        # A separate metric type: a program that looks for the AUROC must not find this one.
         name = "roc_auc_proportions_swapped", f"AUROC with proportions swapped by {factor}"
         scores.append((appearance["proportions"][str(factor)], {"auroc": name}))
     return [

@@ -1,7 +1,7 @@
-"""report.json, recipe and manifest of a run -> what of them may leave this machine.
+"""Publishable parts of a run's report, recipe and manifest.
 
-An allow-list of keys and kinds: a key of a later version stays private until it is named here. The manifest
-becomes counts.
+Allow-lists select keys and types: a new key stays private until it is listed here. The manifest is reduced to
+counts.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ from hf_pneumonia.evaluation.checks import CORRUPTIONS
 from hf_pneumonia.evaluation.metrics import METRICS
 from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
-# Kinds of leaves.
-NUMBER, TEXT = "number", "text"  # a number may be a list of numbers, a boolean or null
-ANY = "*"  # any key of a table whose keys come from the data, or from a list in the code
+# Types of values.
+NUMBER, TEXT = "number", "text"  # NUMBER includes booleans, null and lists of numbers
+ANY = "*"  # any key, in tables whose keys come from the data or from a list in the code
 
 
 def _numbers(keys: str) -> dict[str, str]:
     return dict.fromkeys(keys.split(), NUMBER)
 
 
-_FIGURE = _numbers("value ci95 wilson95 delong95 undefined_replicates if_calibrated")
+_METRIC = _numbers("value ci95 wilson95 delong95 undefined_replicates if_calibrated")
 _COUNTS = {ANY: NUMBER}
 _SPLIT = {
-    **{name: _FIGURE for name in METRICS},
-    "predictive_values": {ANY: {"prevalence": NUMBER, "ppv": _FIGURE, "npv": _FIGURE}},
+    **{name: _METRIC for name in METRICS},
+    "predictive_values": {ANY: {"prevalence": NUMBER, "ppv": _METRIC, "npv": _METRIC}},
     "confusion_matrix": _numbers("tn fp fn tp"),
-    **_numbers("threshold images patients"),
+    **_numbers("threshold films patients"),
 }
-_BIN = _numbers("low high images mean_probability share wilson95")
-_CALIBRATION = {"ece": _FIGURE, "brier": _FIGURE, "nll": _FIGURE, "reliability": [_BIN]}
+_BIN = _numbers("low high films mean_probability share wilson95")
+_CALIBRATION = {"ece": _METRIC, "brier": _METRIC, "nll": _METRIC, "reliability": [_BIN]}
 _POINT = _numbers("threshold target_sensitivity sensitivity specificity temperature intercept")
-_PAIR = {"sensitivity": _FIGURE, "specificity": _FIGURE}
-_METRICS_AT = {"auroc": _FIGURE, **_PAIR}
-_GROUP = {**_numbers("images patients"), "classes": _COUNTS, **_METRICS_AT, "auroc_against": TEXT}
+_PAIR = {"sensitivity": _METRIC, "specificity": _METRIC}
+_METRICS_AT = {"auroc": _METRIC, **_PAIR}
+_GROUP = {**_numbers("films patients"), "classes": _COUNTS, **_METRICS_AT, "auroc_against": TEXT}
 
 _REPORT = {
     "splits": {name: _SPLIT for name in (*SPLITS, "covid")},
@@ -64,19 +64,19 @@ _REPORT = {
             "vertical": TEXT,
             "proportions": {ANY: _METRICS_AT},
             "histogram_and_spectrum": _METRICS_AT,
-            "appearance_auroc": _FIGURE,
-            "matched_auroc": _FIGURE,
+            "appearance_auroc": _METRIC,
+            "matched_auroc": _METRIC,
             "contradicting": {"images": _COUNTS, **_PAIR},
         },
-        "shortcuts": {ANY: {"films": NUMBER, "auroc": _FIGURE, "mean_probability": _COUNTS}},
+        "shortcuts": {ANY: {"films": NUMBER, "auroc": _METRIC, "mean_probability": _COUNTS}},
         "robustness": {
-            **_numbers("images threshold"),
+            **_numbers("films threshold"),
             **{
                 name: {"unit": TEXT, "clean": NUMBER, "levels": [{"level": NUMBER, **_METRICS_AT}]}
                 for name in CORRUPTIONS
             },
         },
-        # A family of file names is letters that five patients or more have in common (evaluation/checks.py).
+        # A family is the letters of file names, shared by at least five patients (evaluation/checks.py).
         "subgroups": {"sources": {ANY: _GROUP}, "families": {ANY: _GROUP}},
         "errors": {ANY: _COUNTS},
     },
@@ -86,33 +86,33 @@ _REPORT = {
         "splits": {ANY: {"films": NUMBER, "patients": NUMBER, "classes": _COUNTS}},
         "sources": _COUNTS,
         "removed": _COUNTS,
-        # Sentences of splits.py, of counts and names of splits.
+        # Sentences of splits.py with counts and split names only.
         "notes": [TEXT],
         "split_sha256": TEXT,
         "leakage": _COUNTS,
     },
     "audit": {
-        **_numbers("images searched_for_text blank"),
+        **_numbers("films searched_for_text blank"),
         **dict.fromkeys(("sources", "removed", "duplicates", "label_told_by"), _COUNTS),
         "leakage": {"as_given": _COUNTS, "as_used": _COUNTS},
         "overlays": {"text": _COUNTS, "colour": _COUNTS},
         "balance": {ANY: {ANY: _COUNTS}},
         "appearance": {
             "images": NUMBER,
-            "auroc": _FIGURE,
+            "auroc": _METRIC,
             "statistics": [{"statistic": TEXT, "auroc": NUMBER, "median": _COUNTS, "words": TEXT}],
-            "test_against_train": {ANY: _FIGURE},
+            "test_against_train": {ANY: _METRIC},
         },
     },
     "history": [{"epoch": NUMBER, "train": _COUNTS, "validation": _COUNTS}],
     **_numbers("seed kept_epoch training_seconds processes"),
     "versions": {ANY: TEXT},
     **dict.fromkeys(("device", "weights_sha256", "gate_sha256"), TEXT),
-    "gate": {"films": {ANY: {**_numbers("films refused"), "share": _FIGURE}}},
-    "uncertain": {split: {name: _FIGURE for name in ("share", "missed", "false_alarms")} for split in SPLITS},
+    "gate": {"films": {ANY: {**_numbers("films refused"), "share": _METRIC}}},
+    "uncertain": {split: {name: _METRIC for name in ("share", "missed", "false_alarms")} for split in SPLITS},
 }
 
-# Every choice that a run depends on, but not where its images, weights and outputs are.
+# All settings that results depend on, without the paths of images, weights and outputs.
 RECIPE_KEYS = (
     *"""
     dataset model pretrained image_size drop_rate split split_seed covid uncertain allow_leakage
@@ -125,26 +125,26 @@ RECIPE_KEYS = (
     *AUGMENTATIONS,
 )
 
-# An image of a Hub data set has such a name in a manifest; a file of this machine has its path.
+# Name of an image of a Hub data set in a manifest; local images have paths.
 _HUB_IMAGE = re.compile(r"(train|validation|test)/\d{6}(/|$)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _REASONS = (UNREADABLE, CONFLICT, COPIES, PATIENT)
 _KNOWN_BY = ("file name", "source", "nothing")
 
-_STAYS = object()  # in place of a value that is not let through; None is a value
+_PRIVATE = object()  # marks a value that may not be published; None is a value
 
 
 def public_report(report: dict, sources: list[str]) -> dict:
-    """Return what of a report may be published: its metrics as they are, lists of files as counts.
+    """Return the publishable part of a report: metrics unchanged, lists of files as counts.
 
     Args:
         report: report.json of a run.
-        sources: their short names, as the manifest's summary has them.
+        sources: short names of the sources, as in `summarise_manifest`.
 
     Returns:
-        The keys of the allow-list that the report has. `data.unreadable` and `audit.unreadable` are counts by
-        reason, `audit.conflicting_labels` counts groups and images, `recipe` is `public_recipe`'s.
+        The listed keys that the report has. `data.unreadable` and `audit.unreadable` are counts by reason,
+        `audit.conflicting_labels` is a count of groups and images, and `recipe` is from `public_recipe`.
     """
     public = _pick(report, _REPORT)
     public["recipe"] = public_recipe(report["recipe"], sources)
@@ -158,9 +158,9 @@ def public_report(report: dict, sources: list[str]) -> dict:
 
 
 def public_recipe(recipe: dict, sources: list[str]) -> dict:
-    """Return what of a resolved recipe may be published.
+    """Return the publishable part of a resolved recipe.
 
-    Its sources have their short names, and starting weights of this machine the name of their folder.
+    Sources are replaced by their short names, local pretrained weights by the name of their folder.
     """
     public = {key: recipe[key] for key in RECIPE_KEYS if key in recipe}
     public["dataset"] = list(sources)
@@ -170,49 +170,51 @@ def public_recipe(recipe: dict, sources: list[str]) -> dict:
 
 
 def recipe_yaml(recipe: dict, all_public: bool, given: Iterable[str] = ()) -> str:
-    """Return a published recipe as a file that `train.py FILE --dataset ...` takes.
+    """Return a published recipe as YAML for `train.py FILE --dataset ...`.
 
     Args:
         recipe: from `public_recipe`.
-        all_public: whether everybody can have all of its sources by their names.
-        given: keys of the recipe that it was made of; those that stay at home are named.
+        all_public: whether all sources can be downloaded by their names.
+        given: keys of the original recipe; the unpublished ones are listed in a comment.
     """
-    lines, local = ["# What the network was trained by, every choice resolved."], set()
+    lines, local = ["# Training recipe of this network, with all defaults resolved."], set()
     if not all_public:
         local.add("dataset")
         sources = " ".join(", ".join(recipe["dataset"]).split())
         lines.append(
-            f"# It was trained on {sources}, of which this file can't name all the places: give yours with "
-            "--dataset."
+            f"# Trained on {sources}, including images that are not public. Give your own with --dataset."
         )
     if recipe["pretrained"] not in ("true", "false"):
         local.add("pretrained")
         lines.append(
-            "# It started from the weights of an earlier run, which are not part of this: give a folder "
-            "with --pretrained."
+            "# Started from the weights of an earlier run, which are not included. Give a folder with "
+            "--pretrained."
         )
     if unpublished := sorted(set(given) - set(RECIPE_KEYS)):
-        lines.append(f"# Set as well, and not published: {', '.join(unpublished)}.")
+        lines.append(f"# Also set, but not published: {', '.join(unpublished)}.")
     kept = {key: value for key, value in recipe.items() if key not in local}
     return "\n".join(lines) + "\n" + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def summarise_manifest(run: Path, report: dict) -> dict:
-    """Return what of a manifest may be published: counts that name no file and no patient.
+    """Return the publishable summary of a manifest: counts, without file names and patient ids.
 
     Args:
         run: folder of a finished run.
         report: its report.json.
 
     Returns:
-        `images`, as found; `sources`, by name and in the order of the recipe: `kind` (phantom, hub, kaggle, or
-        local for what only this machine has) and `splits`: split -> label -> {"images", "patients"} of the
-        images that are used; `removed`, by reason; `copies`, groups and images; `patients_known_by`, the
-        images whose patient is known by the file's name, by the source, or by nothing; `seen_before`, the
-        images that the starting weights were trained on; `split_sha256` of the report; `manifest_sha256`.
+        films: number of images found.
+        sources: source -> `kind` (phantom, hub, kaggle or local) and `splits`, split -> label ->
+            {"films", "patients"} of the images used; in the order of the recipe.
+        removed: reason -> number of images.
+        copies: number of groups and of images in them.
+        patients_known_by: number of images whose patient is known by file name, source or nothing.
+        seen_before: number of images that the pretrained weights were trained on.
+        split_sha256, manifest_sha256: hashes that identify the images and their use.
 
     Raises:
-        UsageError: the manifest is missing, or none that this version writes.
+        UsageError: the manifest is missing, damaged or of another version.
     """
     rows = read_manifest(run / MANIFEST)
     by_source: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -237,50 +239,50 @@ def summarise_manifest(run: Path, report: dict) -> dict:
 
 
 def manifest_sha256(rows: list[dict[str, str]]) -> str:
-    """Return the SHA-256 over the sorted lines `content_hash,split,label,kept`, each ended by a line feed.
+    """Return the SHA-256 of the sorted lines `content_hash,split,label,kept`, each ending with a line feed.
 
-    It is equal where the same images were used in the same way, whatever their names and folders.
+    Equal hashes mean that the same images were used in the same way, whatever their names and folders.
     """
     lines = sorted(f"{row['content_hash']},{row['split']},{row['label']},{row['kept']}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def source_names(report: dict) -> list[str]:
-    """Return the sources of a run by their names in its report, in the order of its recipe.
+    """Return the short names of a run's sources from its report, in the order of its recipe.
 
     Raises:
-        UsageError: they can't be told apart.
+        UsageError: the names are ambiguous.
     """
     given, shown = report["recipe"]["dataset"], report["data"]["source"]
     names = [shown] if len(given) == 1 else shown.split(", ")
     if len(names) != len(given):
         raise UsageError(
-            "source-names",
-            f"report.json names {len(given)} sources as {shown!r}: which is which can't be told; "
-            "train again from folders without a comma in their names",
+            "ambiguous-sources",
+            f"report.json: expected {len(given)} source names, got {shown!r}. "
+            "Train again from folders without commas in their names",
         )
     return names
 
 
 def _pick(value: object, allowed: object) -> object:
-    """The part of a plain value that an allow-list of its keys and kinds lets through."""
+    """Return the part of a JSON value that an allow-list of keys and types permits, or _PRIVATE."""
     if isinstance(allowed, dict):
-        found = value if isinstance(value, dict) else {}
-        picked = {key: _pick(one, allowed.get(key, allowed.get(ANY))) for key, one in found.items()}
-        return {key: one for key, one in picked.items() if one is not _STAYS}
+        table = value if isinstance(value, dict) else {}
+        picked = {key: _pick(item, allowed.get(key, allowed.get(ANY))) for key, item in table.items()}
+        return {key: item for key, item in picked.items() if item is not _PRIVATE}
     if isinstance(allowed, list):
-        picked = [_pick(one, allowed[0]) for one in value] if isinstance(value, list) else []
-        return [one for one in picked if one is not _STAYS]
+        picked = [_pick(item, allowed[0]) for item in value] if isinstance(value, list) else []
+        return [item for item in picked if item is not _PRIVATE]
     if allowed == TEXT:
-        return value if isinstance(value, str) else _STAYS
+        return value if isinstance(value, str) else _PRIVATE
     if allowed == NUMBER:
         numbers = value if isinstance(value, list) else [value]
-        return value if all(isinstance(one, int | float | None) for one in numbers) else _STAYS
-    return _STAYS
+        return value if all(isinstance(number, int | float | None) for number in numbers) else _PRIVATE
+    return _PRIVATE
 
 
 def _plain_reason(reason: str) -> str:
-    """Why an image can't be read: decoders may quote what they were given, so that only plain words pass."""
+    """Return why an image can't be read, in plain words only: decoders may quote paths or content."""
     return reason if re.fullmatch(r"[\w .,:;()+x-]{1,120}", reason) else "another reason"
 
 
@@ -289,7 +291,7 @@ def _kind(given: str, name: str, rows: list[dict[str, str]]) -> str:
         return "phantom"
     if given.startswith("kaggle:") and given == name:
         return "kaggle"
-    # A relative folder can look like user/name too.
+    # A relative folder may look like user/name too.
     is_hub = given == name and _HUB_NAME.fullmatch(name) and rows
     return "hub" if is_hub and all(_HUB_IMAGE.match(row["path"]) for row in rows) else "local"
 
@@ -311,24 +313,26 @@ def _counts(rows: list[dict[str, str]]) -> dict:
 
 
 def _count(names: Iterable[str], found: Iterable[str]) -> dict[str, int]:
-    """How often each name was found, 0 included."""
+    """Count how often each name occurs, including 0."""
     counted = Counter(found)
     return {name: counted[name] for name in names}
 
 
-def _reason(said: str) -> str:
-    """Why an image is not used, without what names it or its copy."""
+def _reason(text: str) -> str:
+    """Return why an image is excluded, without the names of files in the manifest's text."""
     for reason in _REASONS:
-        if said.startswith(reason):
+        if text.startswith(reason):
             return reason
-    raise UsageError("reason", f"{MANIFEST} has an unknown reason; train again with this version")
+    raise UsageError(
+        "unknown-exclusion", f"{MANIFEST}: got an unknown reason of exclusion. Train again with this version"
+    )
 
 
 def _known_by(row: dict[str, str]) -> str:
     patient = row["patient_id"].removeprefix(f"{row['source']}:")
     if is_global_id(patient):
         return "file name"
-    # An image without an id is called by its place in the source, below the name of its split.
+    # Without an id, the patient is the image's path in the source, below the name of its split.
     path = "/" + row["path"].replace("\\", "/")
     return (
         "nothing" if path.endswith((f"/{patient}", f"/{patient.partition('/')[2] or patient}")) else "source"

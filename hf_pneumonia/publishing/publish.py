@@ -1,4 +1,4 @@
-"""A finished run -> the files that it publishes, by an allow-list; a model on the Hub, checked after it arrived; a Space."""
+"""Publication of a finished run as a model repository, and of the app as a Space, on the Hub."""
 
 import json
 import logging
@@ -34,9 +34,9 @@ from hf_pneumonia.publishing.public_report import (
 from hf_pneumonia.training.checkpoints import checkpoints
 
 AS_THEY_ARE = ("config.json", "model.safetensors")
-WHERE_THERE = ("gate.safetensors",)  # a network trained on a handful of images has none
+WHERE_THERE = ("gate.safetensors",)  # missing for a network trained on too few images
 
-# Plots of numbers only: plots/shortcuts.png and plots/samples.png show images, and stay.
+# Without plots/shortcuts.png and plots/samples.png, which show images.
 PLOTS = (
     "plots/curves.png",
     "plots/confusion_matrix.png",
@@ -51,9 +51,9 @@ _FRONT_MATTER = ("license", "library name", "pipeline tag", "datasets", "model i
 
 
 def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """Return everything that publishing a run sends: files of it as they are, and files made of it here.
+    """Return all files to publish for a run: its own, and generated ones.
 
-    The same run gives the same bytes.
+    The result is deterministic: the same run gives the same bytes.
 
     Args:
         run: folder of a finished run of train.py.
@@ -63,13 +63,14 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         Path in the repository -> file, or its content.
 
     Raises:
-        UsageError: a file is missing or damaged, the report lacks what the card needs, or something names
-            this machine, an image or a patient (`check_private`).
+        UsageError: a file is missing or damaged, the report lacks a value that the card needs, or a file
+            fails `check_private`.
     """
     for name in ("report.json", "recipe.yaml", MANIFEST, *AS_THEY_ARE, *PLOTS):
         if not (run / name).is_file():
             raise UsageError(
-                "public-files", f"{run} is no finished run of train.py: {name} is missing; train again"
+                "not-a-finished-run",
+                f"{run}: expected a finished run of train.py, but {name} is missing. Train again",
             )
     report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
     try:
@@ -77,8 +78,9 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         made, innocent = _made_files(run, report, config, repo)
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise UsageError(
-            "public-files",
-            f"{run / 'report.json'} lacks {error}, which the card needs; train again with this version",
+            "report-incomplete",
+            f"{run / 'report.json'}: {error} is missing, which the model card needs. "
+            "Train again with this version",
         ) from error
     there = [name for name in WHERE_THERE if (run / name).is_file()]
     files = made | {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
@@ -87,62 +89,65 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 
 def write_card(run: Path) -> None:
-    """Write the model card of a finished run as its README.md; publishing makes it again.
+    """Write the model card of a finished run to its README.md.
 
     Raises:
-        UsageError: as `public_files`.
+        UsageError: as for `public_files`.
     """
     (run / "README.md").write_bytes(public_files(run, f"USER/{run.resolve().name}")["README.md"])
 
 
 def _made_files(run: Path, report: dict, config: dict, repo: str) -> tuple[dict[str, Path | bytes], str]:
-    """The files that are made of a run; and the words of every card, whatever its images are called."""
+    """Return the generated files of a run, and the words that are allowed in them even as image names."""
     manifest = summarise_manifest(run, report)
     sources = list(manifest["sources"])
     recipe = public_recipe(report["recipe"], sources)
     public = public_report(report, sources)
-    everybodys = all(source["kind"] != "local" for source in manifest["sources"].values())
+    all_public = all(source["kind"] != "local" for source in manifest["sources"].values())
     files: dict[str, Path | bytes] = {
         "README.md": card(public, config, recipe, manifest, repo).encode(),
         "report.json": _json(public),
-        "recipe.yaml": recipe_yaml(recipe, everybodys, report["recipe"]).encode(),
+        "recipe.yaml": recipe_yaml(recipe, all_public, report["recipe"]).encode(),
         "manifest.json": _json(manifest),
         **eval_result_files(public, recipe, manifest, repo),
     }
-    said = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
-    said += public["checks"]["subgroups"]["families"]  # letters that images of five patients or more share
-    said += [*_keys(public), *_keys(config), *_FRONT_MATTER]
-    said += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
-    return files, " ".join(said)
+    innocent = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
+    innocent += public["checks"]["subgroups"]["families"]  # each is shared by at least five patients
+    innocent += [*_keys(public), *_keys(config), *_FRONT_MATTER]
+    innocent += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
+    return files, " ".join(innocent)
 
 
 def _keys(value: object) -> Iterator[str]:
-    """The keys of a table and of those in it, but for those that are made of the names of files."""
+    """Yield all keys of nested tables, except those of `families`, which are made of file names."""
     if isinstance(value, list):
-        for one in value:
-            yield from _keys(one)
+        for item in value:
+            yield from _keys(item)
     elif isinstance(value, dict):
-        for key, one in value.items():
+        for key, item in value.items():
             yield key
-            yield from _keys(one if key != "families" else list(one.values()))
+            yield from _keys(item if key != "families" else list(item.values()))
 
 
 def _check_weights(run: Path, report: dict, config: dict) -> None:
-    """Refuse weights and a config that the report does not describe."""
+    """Refuse weights and a config that are not those of the report."""
     stated = config.get("pneumonia")
     if not isinstance(stated, dict) or "threshold" not in stated:
         raise UsageError(
-            "weights", f"{run / 'config.json'} states no operating point; train again with this version"
+            "config-incomplete",
+            f"{run / 'config.json'}: the operating point is missing. Train again with this version",
         )
     if stated["threshold"] != report["operating_point"]["threshold"]:
-        raise UsageError("weights", f"{run}: config.json and report.json are of different runs; train again")
-    # Reports of earlier versions do not say.
+        raise UsageError(
+            "mixed-runs", f"{run}: config.json and report.json are of different runs. Train again"
+        )
+    # Reports of earlier versions have no hashes.
     for key, name in (("weights_sha256", "model.safetensors"), ("gate_sha256", "gate.safetensors")):
         file = run / name
         if key in report and (not file.is_file() or report[key] != content_sha256(file)):
             raise UsageError(
-                "weights",
-                f"{run}: {name} is missing or damaged, or not the one that report.json speaks of; train again",
+                "weights-differ-from-report",
+                f"{run / name}: missing, damaged, or not the file in report.json. Train again",
             )
 
 
@@ -150,14 +155,14 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
-        raise UsageError("json", f"{path} is damaged ({error}); train again") from error
+        raise UsageError("damaged-json", f"{path}: damaged ({error}). Train again") from error
     if not isinstance(found, dict):
-        raise UsageError("json", f"{path} is damaged (no table of keys); train again")
+        raise UsageError("damaged-json", f"{path}: damaged (not a JSON object). Train again")
     return found
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _json(value: dict) -> bytes:
@@ -166,71 +171,70 @@ def _json(value: dict) -> bytes:
 
 logger = logging.getLogger(__name__)
 
-# Weights that others' programs may load before ours, most of them by running what is in them.
+# Weights that other programs may prefer to ours; most of these formats can execute code.
 _FOREIGN = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".keras", ".joblib")
 
-# Files of an earlier model that loaders would read beside the new one's, and figures of other weights.
+# Files of an earlier model that loaders would read, and its metrics.
 _STALE = (".eval_results/", *READ_ALONG)
 
-_MANY = 20  # files of a folder, from which on nobody reads their names
+_MANY = 20  # a folder with more files is listed in one line
 
-_IMAGES = 4  # on which what came back is compared
+_IMAGES = 4  # random images on which the downloaded model is compared
 
 _PACKAGE = Path(hf_pneumonia.__file__).parent
 _ROOT = _PACKAGE.parent
 
-# Brought by timm, and not named in requirements.txt for the reason given there. Together they fit, and a
-# Space that is rebuilt next year answers as it does today.
+# Dependencies of timm, not in requirements.txt (see there); pinned so that a rebuilt Space predicts the same.
 _BESIDE = ("torch", "torchvision")
 
 _SUFFIXES = (".py", ".md", ".css", ".js", ".html")
 
 _SPACE_README = """
-Images in, answers out: this page serves [{repo}](https://huggingface.co/{repo}), whose card says what it was
-trained on, how good it is, and where it is not to be used.
+Demo of [{repo}](https://huggingface.co/{repo}), a classifier of pneumonia on chest X-rays. Its model card
+describes the training data, the evaluation and the limits.
 
-**This is no medical device.** It is for research and teaching. Uploads are deleted within ten minutes, and no
-name or pixel of them is logged.
+**Not a medical device.** For research and teaching only. Uploads are deleted within ten minutes; their names
+and pixels are not logged.
 
-Images may be JPEG, PNG (16 bits too) or DICOM files, of 20 MB and 40 megapixels at most; many of them at a
-time, or a zip file of them. From a program:
+Upload one or more JPEG, PNG (8 or 16 bits) or DICOM files, or a zip file of them. The limit is 20 MB and 40
+megapixels per image. From a program:
 
 ```python
 from gradio_client import Client, handle_file
 
 answer = Client("USER/SPACE").predict(handle_file("image.jpeg"), api_name="/predict")
-print(answer["decision"], answer["probability"])  # such as: pneumonia 0.96
+print(answer["decision"], answer["probability"])  # for example: pneumonia 0.96
 ```
 
-`python app.py` in a copy of this folder, after `pip install -r requirements.txt`, serves the same page
-elsewhere; `--model`, or `MODEL_ID` in the environment, another model. A private model needs `HF_TOKEN` among
-the Space's secrets.
+To run the app elsewhere, copy this folder and run `pip install -r requirements.txt` and `python app.py`. To
+serve another model, pass `--model` or set the environment variable `MODEL_ID`. For a private model, set the
+secret `HF_TOKEN` in the Space's settings.
 """
 
 
 def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """Check a run, and return what publishing it would send. No network.
+    """Check a run and return the files to publish, without network access.
 
     Args:
         run: folder of a finished run of train.py.
-        repo: USER/NAME, under which it will stand.
+        repo: USER/NAME on the Hub.
 
     Returns:
         Path in the repository -> file, or its content.
 
     Raises:
-        UsageError: the folder holds no finished run, or its files are damaged.
+        UsageError: the folder is not a finished run, or its files are damaged.
     """
     _check_run(run)
     try:
         _load(run)
     except UsageError as error:
-        raise UsageError("prepare-run", f"{run} can't be published: {error}") from error
+        raise UsageError(error.code, f"{run}: can't be published: {error}") from error
     return public_files(run, repo)
 
 
 def listing(files: dict[str, Path | bytes]) -> list[str]:
-    """Return the files and their sizes, a line each, or one for a folder of many; and their sum."""
+    """Return lines with the files and their sizes, large folders in one line, and the total."""
     inside = Counter(name.partition("/")[0] for name in files if "/" in name)
     sizes: Counter[str] = Counter()
     for name, content in sorted(files.items()):
@@ -251,48 +255,49 @@ def publish_model(
     private: bool = False,
     revision: str = "main",
 ) -> Commit:
-    """Send a run as one commit, fetch it again by the commit's hash, and compare its answers with the run's.
+    """Publish a run as one commit, download it again and compare the predictions.
 
     Args:
-        api: with the token to use, or none for HF_TOKEN or the saved login.
+        api: with the token to use; without one, HF_TOKEN or the saved login is used.
         run: the run's folder.
         files: from `prepare_run`.
-        repo: USER/NAME, made where missing.
-        private: only its owner may see a repository that is made now.
-        revision: branch, made where missing.
+        repo: USER/NAME, created if missing.
+        private: create the repository as private.
+        revision: branch, created if missing.
 
     Raises:
-        UsageError: it can't be sent, or what came back is not what was sent.
+        UsageError: the upload fails, or the downloaded model differs from the run.
     """
     message = "Publish a fine-tuned network"
     commit = commit_files(api, repo, files, message=message, private=private, revision=revision, stale=_STALE)
     for name in commit.others:
         if name.endswith(_FOREIGN):
-            logger.warning("%s also holds %s, which is not of this run: delete it if it is yours", repo, name)
+            logger.warning("%s: also contains %s, which is not of this run; delete it if unused", repo, name)
     try:
         with tempfile.TemporaryDirectory() as folder:
             download_files(api, repo, commit.sha, files, Path(folder))
-            same = torch.equal(_answers(_load(Path(folder))), _answers(_load(run)))
+            same = torch.equal(_logits(_load(Path(folder))), _logits(_load(run)))
     except UsageError as error:
-        raise UsageError("publish-model", f"sent as {commit.url}, but not checked: {error}") from error
+        raise UsageError(error.code, f"published as {commit.url}, but not verified: {error}") from error
     if not same:
         raise UsageError(
-            "publish-model", f"what came back from {commit.url} answers otherwise than {run}; publish again"
+            "published-model-differs",
+            f"{commit.url}: the downloaded model predicts differently from {run}. Publish again",
         )
     return commit
 
 
 def publish_space(api: HfApi, repo: str, space: str, *, private: bool = False) -> Commit:
-    """Make or update a Gradio Space that serves a model of the Hub, as one commit.
+    """Create or update a Gradio Space that serves a model on the Hub, as one commit.
 
     Args:
         api: as for `publish_model`.
-        repo: the model, USER/NAME.
-        space: USER/SPACE, made where missing.
-        private: only its owner may see a Space that is made now.
+        repo: the model's repository, USER/NAME.
+        space: USER/SPACE, created if missing.
+        private: create the Space as private.
 
     Raises:
-        UsageError: it can't be sent.
+        UsageError: the upload fails.
     """
     return commit_files(
         api,
@@ -301,28 +306,29 @@ def publish_space(api: HfApi, repo: str, space: str, *, private: bool = False) -
         message=f"Serve {repo}",
         repo_type="space",
         private=private,
-        stale=("hf_pneumonia/",),  # a module that was renamed since would lie beside the new one
+        stale=("hf_pneumonia/",),  # remove modules that have been renamed since
     )
 
 
 def space_files(repo: str) -> dict[str, Path | bytes]:
-    """Return the files of a Gradio Space that serves a model: page, package, and pinned requirements.
+    """Return the files of a Gradio Space that serves a model: app, package and pinned requirements.
 
     Args:
-        repo: the model's repository, user/name. It is under `models` in the front matter of README.md, where
+        repo: the model's repository, user/name, written to `models` in the front matter of README.md, where
             the Hub and app.py look for it.
 
     Returns:
         Path in the Space -> file, or its content.
 
     Raises:
-        UsageError: app.py and requirements.txt are not beside the package, as in an installation by pip; or
-            there is a token or the home folder in a file.
+        UsageError: app.py or requirements.txt is not beside the package, as after an installation with pip;
+            or a file contains a token or the path of the home folder.
     """
     beside = [_ROOT / name for name in ("app.py", "requirements.txt")]
     if missing := [path.name for path in beside if not path.is_file()]:
         raise UsageError(
-            "space-files", f"--space needs a checkout of the project: {missing[0]} is not beside its package"
+            "space-needs-checkout",
+            f"--space: expected {missing[0]} beside the package {_PACKAGE.name}. Run it in a checkout",
         )
     package = {
         path.relative_to(_ROOT).as_posix(): path
@@ -344,16 +350,17 @@ def _check_run(run: Path) -> None:
     if not run.is_dir():
         problem = "it is a file" if run.is_file() else "no such folder"
     elif not (run / "report.json").is_file() and _seeds(run):
-        problem = f"it holds a run per seed; choose one of {', '.join(_seeds(run))}"
+        problem = f"it contains one run per seed. Choose one of {', '.join(_seeds(run))}"
     elif checkpoints(run):
-        problem = "its training is not finished; go on with --resume_from_checkpoint true"
+        problem = "its training is not finished. Resume it with --resume_from_checkpoint true"
     elif not (run / "report.json").is_file():
         problem = "report.json is missing"
     elif not (run / "model.safetensors").is_file():
-        problem = "it has a report but no weights, as an evaluation has; publish the run that was evaluated"
+        problem = "it has a report but no weights, like an evaluation. Publish the run that was evaluated"
     if problem:
         raise UsageError(
-            "run", f"expected the folder of a finished run of train.py, got {str(run)!r}: {problem}"
+            "not-a-finished-run",
+            f"RUN: expected the folder of a finished run of train.py, got {str(run)!r}: {problem}",
         )
 
 
@@ -362,13 +369,13 @@ def _seeds(run: Path) -> list[str]:
 
 
 def _load(folder: Path) -> SavedModel:
-    # An absolute path is never taken for the name of a repository.
+    # An absolute path can't be mistaken for the name of a repository.
     return load_model(str(folder.resolve()))
 
 
 @torch.inference_mode()
-def _answers(saved: SavedModel) -> torch.Tensor:
-    """Logits of a few images of noise, the same each time."""
+def _logits(saved: SavedModel) -> torch.Tensor:
+    """Return the logits of a few fixed noise images."""
     size = (_IMAGES, saved.image_size, saved.image_size)
     images = torch.randint(256, size, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return saved.model(network_input(images)).logits
@@ -394,14 +401,14 @@ def _space_readme(repo: str) -> str:
         "app_file": "app.py",
         "models": [repo],
         "license": "apache-2.0",
-        "short_description": "Research and teaching only: no medical device",
+        "short_description": "Research and teaching only, not a medical device",
     }
     front_matter = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return f"---\n{front_matter}---\n{_SPACE_README.format(repo=repo)}"
 
 
 def _pinned(requirements: str) -> str:
-    """The requirements at the versions that run here, which are those that the model was verified with."""
+    """Pin the requirements to the installed versions, with which the model was verified."""
     names = re.findall(r"^([\w.-]+)", requirements, re.MULTILINE)
-    # A wheel's local version (2.15.0+cpu) is on no index.
+    # PyPI does not have local versions such as 2.15.0+cpu.
     return "".join(f"{name}=={version(name).split('+')[0]}\n" for name in (*names, *_BESIDE))
