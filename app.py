@@ -1,4 +1,4 @@
-"""The Gradio page: `python app.py [--model RUN_OR_REPO]`, here and on a Hugging Face Space. Wiring only."""
+"""Gradio page of a model, local or on a Hugging Face Space: `python app.py [--model RUN_OR_REPO]`."""
 
 import argparse
 import sys
@@ -11,16 +11,16 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
     parser.add_argument(
         "--model",
-        help="run folder, or repository of the Hub (user/name); by default MODEL_ID of the environment, the "
-        "Space's own, or the newest finished run",
+        help="run folder or Hub repository (user/name); default: the environment variable MODEL_ID, the "
+        "Space's own model, or the newest finished run",
     )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="also serve it to everybody who knows the address, through Gradio's servers",
+        help="create a public address through Gradio's servers",
     )
     args = parser.parse_args(argv)
-    # Here, as the decoding processes import this file, and need neither torch nor Gradio.
+    # Not at the top: the decoding processes import this file and need neither torch nor Gradio.
     import transformers
 
     from hf_pneumonia.inference.classifier import PneumoniaClassifier, which_model

@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page: Debian's Chromium, or any Chrome that is there."""
+"""A real browser for the tests of the page: Chromium or Chrome."""
 
 import shutil
 from html.parser import HTMLParser
@@ -12,19 +12,19 @@ LAPTOP, PHONE = {"width": 1366, "height": 850}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def browser():
-    """Playwright's browser; a test that wants one skips where there is none."""
+    """Playwright's browser; without one the test is skipped."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install -e '.[test]'")
     if (path := next(filter(None, map(shutil.which, _BROWSERS)), None)) is None:
         pytest.skip("needs Chromium or Chrome: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        # As root, as in a container, Chromium starts without its sandbox only.
+        # As root, for instance in a container, Chromium only starts without its sandbox.
         launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield launched
         launched.close()
 
 
 class Parsed(HTMLParser):
-    """HTML's tags with their attributes, and the texts between them."""
+    """Tags of some HTML with their attributes, and the texts between them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A served page whose answers come from no network: one for all tests of a session."""
+"""A served page with a stub classifier, shared by all tests of a session."""
 
 import threading
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from PIL import Image
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.inference.classifier import NOT_A_CHEST_XRAY, PneumoniaClassifier, Prediction
 
-# What would run, or be fetched, if a card could do more than be read. Each sets `window.ran`.
+# Code and images that a model card must not run or load. Each script sets `window.ran`.
 HOSTILE = """---
 license: x
 ---
@@ -34,7 +34,7 @@ ${window.ran = 9} {{window.ran}}
 
 
 class StubClassifier(PneumoniaClassifier):
-    """The probability is a square's mean gray. Answers while `free` is set, white images while `white` is."""
+    """Its probability is the mean gray. Waits for `free`, and on white images for `white`."""
 
     def __init__(self) -> None:
         self.name, self.image_size, self.notes = "stub", 64, []
@@ -52,21 +52,21 @@ class StubClassifier(PneumoniaClassifier):
 
     def predict_squares(self, squares, heat_map=False, problems=None):
         assert self.free.wait(60) and (np.min(squares) < 250 or self.white.wait(60))
-        found = []
+        predictions = []
         for square, problem in zip(squares, problems or [""] * len(squares), strict=True):
             probability = float(square.mean() / 255)
             decision = NOT_A_CHEST_XRAY if problem else self.decide(probability)
             shown = (square / 255).astype(np.float32) if heat_map else None
             label = LABELS[int(probability >= self.threshold)]
-            found.append(Prediction(label, probability, self.threshold, decision, problem, shown))
-        return found
+            predictions.append(Prediction(label, probability, self.threshold, decision, problem, shown))
+        return predictions
 
 
 @pytest.fixture(scope="session")
 def page_server(tmp_path_factory):
-    """The whole page, as app.py serves it: its address, classifier, upload folder and Blocks.
+    """The whole page as app.py serves it: its address, classifier, upload folder and Blocks.
 
-    The model's card is HOSTILE, and there is one plot.
+    The model's card is HOSTILE, and it has one plot.
     """
     from hf_pneumonia.page.decoder import Decoder
     from hf_pneumonia.page.guard import UploadFolder

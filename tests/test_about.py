@@ -13,7 +13,7 @@ from hf_pneumonia.publishing.publish import public_files
 
 @pytest.fixture
 def bare(finished_run, tmp_path):
-    """Only what other people's models have: a network."""
+    """A model without this project's other files."""
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(finished_run / name, tmp_path / "bare")
@@ -22,7 +22,7 @@ def bare(finished_run, tmp_path):
 
 @pytest.fixture
 def publish(local_hub, monkeypatch, tmp_path):
-    """Publish files as ann/x to a Hub that code without an HfApi asks, too."""
+    """Publish files as ann/x to the local Hub, which huggingface_hub uses by default too."""
     monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", local_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -32,7 +32,7 @@ def publish(local_hub, monkeypatch, tmp_path):
     return lambda files: commit_files(api, "ann/x", files, message="A model")
 
 
-def test_a_finished_run_shows_its_card_and_its_plots_and_names_no_place(finished_run, publish):
+def test_a_finished_run_shows_its_card_and_plots_but_no_local_path(finished_run, publish):
     text, plots = read_evidence(str(finished_run))
     sections = re.findall(r"^## (.*)$", (finished_run / "README.md").read_text(), flags=re.MULTILINE)
     assert len(sections) > 5 and all(f"## {section}" in text for section in sections)
@@ -44,10 +44,10 @@ def test_a_finished_run_shows_its_card_and_its_plots_and_names_no_place(finished
     assert text == plain_markdown(files["README.md"].decode()) and len(plots) == 6
 
 
-def test_a_model_without_a_card_and_one_that_can_not_be_had_are_a_sentence(bare, publish):
+def test_a_missing_card_or_model_is_stated_in_a_sentence(bare, publish):
     publish({path.name: path for path in bare.iterdir()})
     for model in (str(bare), "ann/x"):
-        assert read_evidence(model) == ("This model has no card.", {})
+        assert read_evidence(model) == ("This model has no model card.", {})
     assert "no such repository" in read_evidence("ann/none")[0]
 
 
@@ -57,7 +57,7 @@ def test_a_card_of_other_weights_is_not_shown(finished_run, tmp_path):
     weights[-1] ^= 1
     (run / "model.safetensors").write_bytes(weights)
     text, plots = read_evidence(str(run))
-    assert "of other weights" in text and "AUROC" not in text and plots == {}
+    assert "belongs to other weights" in text and "AUROC" not in text and plots == {}
 
 
 def test_a_hostile_card_keeps_its_words_and_has_neither_html_nor_images(bare):
@@ -75,5 +75,5 @@ def test_the_examples_of_a_repository_are_fetched_and_their_source_is_shown(bare
     (bare / "examples" / "README.md").write_text("Of *somebody*, CC0. <script>window.ran = 1</script>")
     publish({path.relative_to(bare).as_posix(): path for path in bare.rglob("*") if path.is_file()})
     for model in (str(bare), "ann/x"):
-        assert "come from\n\nOf *somebody*, CC0. &lt;script>" in read_evidence(model)[0]
+        assert "Source of the examples\n\nOf *somebody*, CC0. &lt;script>" in read_evidence(model)[0]
         assert len(real_examples(model, str)) == 1

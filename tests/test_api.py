@@ -20,17 +20,17 @@ def image(image_folder) -> str:
     return str(min((image_folder / "test").rglob("*.jpeg")))
 
 
-def test_an_image_is_answered_as_by_the_class(client, page_server, image):
+def test_the_answer_is_the_classifiers(client, page_server, image):
     expected, answer = page_server.classifier(image), client.predict(handle_file(image), api_name="/predict")
     assert answer.keys() == ANSWER | {"model"} and answer["model"] == "stub"
     for name in ("decision", "threshold", "label", "probability"):
         assert answer[name] == getattr(expected, name)
 
 
-def test_the_endpoints_are_two_and_say_what_they_take(client):
+def test_there_are_two_endpoints_with_described_parameters(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    taken = {name: endpoint["parameters"][0]["python_type"]["type"] for name, endpoint in named.items()}
-    assert taken == {"/predict": "filepath", "/predict_batch": "list[filepath]"}
+    types = {name: endpoint["parameters"][0]["python_type"]["type"] for name, endpoint in named.items()}
+    assert types == {"/predict": "filepath", "/predict_batch": "list[filepath]"}
     assert all(f"\n{key}: " in named["/predict"]["description"] for key in ANSWER | {"model"})
     assert all("Not a medical device" in endpoint["description"] for endpoint in named.values())
 
@@ -47,7 +47,7 @@ def test_a_batch_with_bad_images_gives_a_row_each(client, page_server, tmp_path,
         "page.jpg": "an HTML page, not an image",
         "ward.zip/../../evil.png": None,
         "ward.zip/<b>.png": None,
-        "ward.zip/in.zip": "a zip file in a zip file is not opened",
+        "ward.zip/in.zip": "zip files in zip files are not opened",
     }
     empty = dict.fromkeys(("prediction", "confidence", "decision", "label", "probability"))
     assert rows["page.jpg"].items() >= {**empty, "reason": ""}.items()
@@ -56,12 +56,12 @@ def test_a_batch_with_bad_images_gives_a_row_each(client, page_server, tmp_path,
     assert sum(answer["counts"].values()) == 5 and answer["counts"]["could not be read"] == 2
 
 
-def test_what_is_no_chest_image_has_no_probability(client, tmp_path):
+def test_a_refused_image_has_no_probability(client, tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(colours).save(tmp_path / "cat.png")
     expected = {
         "prediction": "Not a chest X-ray", "confidence": None, "decision": "not a chest X-ray", "label": None,
-        "probability": None, "threshold": 0.5, "reason": "a colour picture, and chest X-rays are gray",
+        "probability": None, "threshold": 0.5,
     }  # fmt: skip
     answer = client.predict(handle_file(tmp_path / "cat.png"), api_name="/predict")
-    assert answer == {**expected, "model": "stub"}
+    assert answer.pop("reason") and answer == {**expected, "model": "stub"}

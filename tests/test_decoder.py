@@ -16,7 +16,7 @@ from test_inputs import DICOM
 
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UnreadableImage
-from hf_pneumonia.page.decoder import COULD_NOT_COPE, NO_MEMORY, Decoder
+from hf_pneumonia.page.decoder import DECODER_FAILED, NO_MEMORY, Decoder
 from hf_pneumonia.page.limits import MAX_FILE_BYTES, MAX_PIXELS
 
 SLOPE = np.arange(60 * 50, dtype=np.uint16).reshape(60, 50)
@@ -44,16 +44,16 @@ IMAGES = {
 
 
 def _children() -> set[int]:
-    """The processes of the decoders that are open."""
+    """Process ids of the open decoders."""
     return {child.pid for child in multiprocessing.active_children()}
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process that may be somebody else's child, or nobody's, still runs."""
+    """Whether a process, which need not be a child of this one, still runs."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the second where it ends while it is read
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends during the read
         return False
 
 
@@ -68,7 +68,7 @@ def test_an_image_is_the_one_that_read_image_gives(decoder, tmp_path, kind):
 
 
 @pytest.mark.parametrize("damage", [b"", b"<html>", IMAGE[:-40], "/no/such/image"])
-def test_what_is_no_image_gets_the_reason_that_read_image_gives(decoder, damage):
+def test_an_unreadable_file_gets_the_same_reason_as_from_read_image(decoder, damage):
     reasons = []
     for read in (read_image, decoder.read):
         with pytest.raises(UnreadableImage) as refusal:
@@ -81,7 +81,7 @@ def test_files_and_images_above_the_pages_limits_are_refused(decoder, tmp_path):
     large = bytes(MAX_FILE_BYTES + 1)
     (tmp_path / "image.dcm").write_bytes(large)
     for source in (str(tmp_path / "image.dcm"), large):
-        with pytest.raises(UnreadableImage, match="more than the 20 MB"):
+        with pytest.raises(UnreadableImage, match="larger than 20 MB"):
             decoder.read(source)
     with pytest.raises(UnreadableImage, match=f"more than {MAX_PIXELS:,}"):
         decoder.read(_saved(np.zeros((8_000, 5_001), bool), "PNG"))
@@ -96,32 +96,32 @@ def test_an_image_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end
         (pid,) = _children() - before
         if end == "killed":
             threading.Timer(0.3, os.kill, [pid, signal.SIGKILL]).start()
-        with pytest.raises(UnreadableImage, match=COULD_NOT_COPE):
+        with pytest.raises(UnreadableImage, match=DECODER_FAILED):
             decoder.read(str(tmp_path / "image.png"))
         assert decoder.read(IMAGE).size == (50, 60)
         assert not _runs(pid)
     assert _children() <= before
 
 
-def test_too_little_memory_is_a_reason_and_a_decoder_that_was_killed_while_idle_costs_no_answer():
+def test_too_little_memory_is_a_reason_and_an_idle_process_that_is_killed_costs_no_answer():
     before = _children()
     with Decoder(processes=1, memory=100_000_000) as decoder:
         with pytest.raises(UnreadableImage, match=NO_MEMORY):
             decoder.read(_saved(np.zeros((4_000, 5_000), np.uint16), "PNG"))
         (pid,) = _children() - before
         os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)  # its end is noticed ahead of the next image
+        time.sleep(0.5)  # its end is noticed before the next image
         assert decoder.read(IMAGE).size == (50, 60)
 
 
-def test_threads_that_ask_at_once_get_each_their_own_image(decoder):
+def test_concurrent_threads_each_get_their_own_image(decoder):
     shades = [_saved(np.full((30, 20 + shade), shade, np.uint8), "PNG") for shade in range(60)]
     with ThreadPoolExecutor(16) as pool:
         for shade, image in enumerate(pool.map(decoder.read, shades)):
             assert image.size == (20 + shade, 30) and image.getextrema() == (shade, shade)
 
 
-def test_a_decoder_imports_no_torch_and_no_gradio_and_outlives_no_server_that_is_killed():
+def test_a_decoder_process_imports_neither_torch_nor_gradio_and_ends_with_a_killed_server():
     script = """
 import multiprocessing, sys, time
 import app, hf_pneumonia.page.decoder

@@ -1,4 +1,4 @@
-"""The limits of the page, asked of a running server."""
+"""The limits of the page, checked on a running server."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def _jpeg(width: int = 60) -> bytes:
 
 @pytest.fixture
 def server(page_server):
-    """The page; after the test the next person gets an answer."""
+    """The page; after the test it still answers the next request."""
     yield page_server
     path = _send(page_server, _jpeg(77)).json()[0]
     assert _result(page_server.address, _call(page_server.address, {"path": path}))["model"] == "stub"
@@ -49,7 +49,7 @@ def _call(address: str, image: object, name: str = "predict") -> httpx.Response:
 
 
 def _result(address: str, answer: httpx.Response, name: str = "predict") -> dict:
-    """What an event that was accepted says in the end: its data, or the error."""
+    """The final data, or error, of an accepted event."""
     event = answer.json()["event_id"]
     lines = httpx.get(f"{address}gradio_api/call/{name}/{event}", timeout=60).text.splitlines()
     data = json.loads(lines[-1 if lines[-1] else -2].removeprefix("data: "))
@@ -70,8 +70,8 @@ def test_a_hostile_file_is_refused_with_its_reason(server):
     ):
         path = _send(server, content, name).json()[0]
         assert Path(path).parent.parent == server.uploads.folder and ".." not in path
-        said = _result(server.address, _call(server.address, {"path": path, "orig_name": name}))
-        assert reason in said["error"]
+        result = _result(server.address, _call(server.address, {"path": path, "orig_name": name}))
+        assert reason in result["error"]
 
 
 def test_odd_requests_are_refused_and_the_next_one_is_served(server):
@@ -84,7 +84,7 @@ def test_odd_requests_are_refused_and_the_next_one_is_served(server):
             assert "Traceback" not in answer.text and "root:" not in answer.text
 
 
-def test_an_upload_that_is_too_large_or_says_no_length_is_refused_and_leaves_nothing(server, monkeypatch):
+def test_an_upload_that_is_too_large_or_without_a_length_is_refused_and_leaves_nothing(server, monkeypatch):
     before = _stored(server.uploads)
     assert _send(server, bytes(MAX_FILE_BYTES + 1)).status_code == 413
     with monkeypatch.context() as patch:
@@ -95,13 +95,13 @@ def test_an_upload_that_is_too_large_or_says_no_length_is_refused_and_leaves_not
     assert endless.status_code == 413 and _stored(server.uploads) == before
 
 
-def test_uploads_for_which_there_is_no_room_are_told_to_come_back(server, monkeypatch):
+def test_uploads_beyond_the_stored_bytes_get_503_until_others_end(server, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(guard, "UPLOAD_SECONDS", 1)
         patch.setattr(guard, "MAX_STORED_BYTES", server.uploads.stored() + 120_000)
         stalled = _broken_upload(server.address, 100_000)
         assert until(lambda: _send(server, bytes(20_000)).status_code == 503, 1)
-        # An upload that never ends gives its room back.
+        # A stalled upload times out and frees its bytes.
         assert until(lambda: _send(server, bytes(20_000)).status_code == 200)
         stalled.close()
         refused = _send(server, b"2" * 120_000)
@@ -110,7 +110,7 @@ def test_uploads_for_which_there_is_no_room_are_told_to_come_back(server, monkey
 
 
 def _broken_upload(address: str, length: int) -> socket.socket:
-    """The connection of an upload that has sent its image's first bytes."""
+    """The connection of an upload that stopped after its image's first bytes."""
     place = urlsplit(address)
     connection = socket.create_connection((place.hostname, place.port))
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="image.jpg"\r\n\r\n\xff\xd8\xff'
@@ -119,7 +119,7 @@ def _broken_upload(address: str, length: int) -> socket.socket:
     return connection
 
 
-def test_a_full_queue_is_busy_and_takes_images_again(server):
+def test_a_full_queue_refuses_images_and_accepts_them_again_later(server):
     path = _send(server, _jpeg()).json()[0]
     server.classifier.free.clear()
     try:
@@ -127,14 +127,14 @@ def test_a_full_queue_is_busy_and_takes_images_again(server):
         while (answer := _call(server.address, {"path": path})).status_code == 200:
             accepted.append(answer)
             if len(accepted) == AT_A_TIME:
-                time.sleep(0.5)  # these are being answered, and no longer wait
+                time.sleep(0.5)  # these are being answered and have left the queue
         assert answer.status_code == 503 and len(accepted) == AT_A_TIME + QUEUE
     finally:
         server.classifier.free.set()
     assert {_result(server.address, answer)["model"] for answer in accepted} == {"stub"}
 
 
-def test_no_file_of_the_machine_is_served_nor_what_gradio_serves_besides_the_page(page_server):
+def test_no_file_of_the_machine_and_no_unused_route_of_gradio_is_served(page_server):
     paths = ["/etc/passwd", "app.py", str(ROOT / "app.py"), "../../etc/passwd", "//etc/passwd"]
     paths += ["https://example.com/", *(quote(path, "") for path in paths)]
     routes = ("file=", "file/", "proxy=", "../static/", "../assets/")
@@ -151,13 +151,13 @@ def test_no_file_of_the_machine_is_served_nor_what_gradio_serves_besides_the_pag
         assert httpx.post(f"{page_server.address}gradio_api/{route}", json=event).status_code == 404
 
 
-def test_what_the_page_says_of_itself_names_no_place_of_the_machine(page_server):
+def test_the_pages_config_and_api_info_contain_no_local_path(page_server):
     for path in ("config", "gradio_api/info", "gradio_api/openapi.json", ""):
-        said = httpx.get(page_server.address + path).text
-        assert said and not any(place in said for place in (str(page_server.uploads.folder), str(ROOT)))
+        text = httpx.get(page_server.address + path).text
+        assert text and not any(place in text for place in (str(page_server.uploads.folder), str(ROOT)))
 
 
-def test_an_upload_is_served_to_who_knows_where_it_lies_and_to_nobody_who_guesses(server):
+def test_an_upload_is_served_by_its_exact_path_only(server):
     path = Path(_send(server, _jpeg(91)).json()[0])
     address = f"{server.address}gradio_api/file="
     assert httpx.get(address + str(path)).content == _jpeg(91)
@@ -166,14 +166,14 @@ def test_an_upload_is_served_to_who_knows_where_it_lies_and_to_nobody_who_guesse
     assert stat.S_IMODE(server.uploads.folder.stat().st_mode) == 0o700
 
 
-def test_no_address_and_no_path_of_the_server_is_taken_for_an_image(server, tmp_path):
+def test_urls_and_paths_of_the_server_are_refused_as_images(server, tmp_path):
     uploads, beside = server.uploads.folder, Path(f"{server.uploads.folder}2")
     beside.mkdir()
     for folder in (tmp_path, beside):
         (folder / "image.jpg").write_bytes(_jpeg())
     (uploads / "link.jpg").symlink_to(tmp_path / "image.jpg")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        # Gradio itself fetches an address of the Internet, and refuses one of this machine.
+        # Gradio itself would download a public URL, and refuses a local one.
         url = f"http://127.0.0.1:{other.getsockname()[1]}/image.jpg"
         places = [tmp_path / "image.jpg", "/etc/passwd", uploads / "link.jpg", f"{uploads}/../../etc/passwd"]
         places += [beside / "image.jpg", uploads, uploads / "gone", "", "\0", url, "https://example.com/"]
@@ -183,13 +183,13 @@ def test_no_address_and_no_path_of_the_server_is_taken_for_an_image(server, tmp_
         path = _send(server, _jpeg()).json()[0]
         assert _result(server.address, _call(server.address, {"path": path, "url": url}))["model"] == "stub"
         other.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody asked it
+        with pytest.raises(BlockingIOError):  # no request arrived
             other.accept()
     (uploads / "link.jpg").unlink()
     shutil.rmtree(beside)
 
 
-def test_an_event_of_too_many_bytes_is_refused_and_500_uploads_with_long_names_are_taken(server):
+def test_a_large_event_is_refused_but_500_uploads_with_long_names_are_accepted(server):
     join = f"{server.address}gradio_api/queue/join"
     assert httpx.post(join, content=b"[" * 100_000).status_code == 400
     assert httpx.post(join, content=b" " * (MAX_EVENT_BYTES + 1)).status_code == 413
@@ -212,7 +212,7 @@ def test_uploads_are_deleted_by_age():
     assert not uploads.folder.exists()
 
 
-def test_a_server_removes_what_one_that_was_killed_left_and_nothing_else(tmp_path, monkeypatch):
+def test_a_server_deletes_the_folders_of_killed_servers_only(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dead, alive, other = (tmp_path / f"hf-pneumonia-{name}" for name in ("page-1", "page-2", "other"))
     for folder in (dead, alive, other):
@@ -225,7 +225,9 @@ def test_a_server_removes_what_one_that_was_killed_left_and_nothing_else(tmp_pat
         assert alive.exists() and other.exists()
 
 
-def test_no_name_of_an_image_is_logged_and_a_bug_leaves_its_place(page_server, monkeypatch, capfd, caplog):
+def test_a_bug_is_logged_with_its_traceback_but_without_the_images_name(
+    page_server, monkeypatch, capfd, caplog
+):
     def bug(*_):
         raise KeyError(f"a bug that names {SECRET}")
 

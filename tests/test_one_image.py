@@ -31,25 +31,25 @@ from hf_pneumonia.page.one_image import (
 def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(decision):
     image, heat = Image.new("L", (90, 70)), np.ones((4, 4), np.float32)
     refused = Prediction("PNEUMONIA", 0.8125, 0.5, decision, "a colour picture", heat)
-    said, shown = look_at(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
+    answer, shown = look_at(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
     assert shown["heat"] is None
-    # Wherever the slider is, its card is the same.
+    # Its card is the same at every threshold.
     classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75), decide=lambda *_: "pneumonia")
-    (card,) = {card_html(classifier, said, threshold) for threshold in (0.5, 0.1, 0.99)}
-    assert WORDS[decision] in card and "a colour picture" in card and "%" not in card
-    forced = card_html(classifier, said, 0.5, force=True)
+    (card,) = {card_html(classifier, answer, threshold) for threshold in (0.5, 0.1, 0.99)}
+    assert f"{WORDS[decision]}: a colour picture" in card and "%" not in card
+    forced = card_html(classifier, answer, 0.5, force=True)
     assert "Pneumonia" in forced and "81%" in forced and "Warning: a colour picture" in forced
 
 
-def test_names_reasons_and_problems_are_text_and_no_markup():
+def test_names_reasons_and_problems_are_escaped():
     evil = '<img src=x onerror="alert(1)">.png'
     plain = {"name": "image.jpeg", "note": "", "probability": 0.2, "reason": ""}
-    for said in (*({**plain, part: evil} for part in ("name", "note", "reason")), {"problem": evil}):
-        card = card_html(StubClassifier(), said, 0.5)
+    for answer in (*({**plain, part: evil} for part in ("name", "note", "reason")), {"problem": evil}):
+        card = card_html(StubClassifier(), answer, 0.5)
         assert "<img" not in card and "&lt;img" in card
 
 
-def test_a_zip_file_is_sent_to_the_other_tab_whatever_its_name(tmp_path):
+def test_a_zip_file_is_refused_whatever_its_name(tmp_path):
     (tmp_path / "images.png").write_bytes(zipped([("image.png", b"")]))
     with pytest.raises(UnreadableImage, match="zip file"):
         read_upload(read_image, str(tmp_path / "images.png"))
@@ -67,7 +67,7 @@ def test_the_simulated_examples_are_two_of_each_class_of_the_simulated_test_spli
         assert any(np.array_equal(example.image, image) for image in held_out)
 
 
-def test_a_models_examples_are_read_by_the_pages_own_decoder_and_a_damaged_one_is_left_out(tmp_path, caplog):
+def test_a_models_examples_are_read_by_the_pages_decoder_and_a_damaged_one_is_skipped(tmp_path, caplog):
     folder, image = tmp_path / "examples", Image.new("L", (8, 8))
     (folder / "deep.png").mkdir(parents=True)
     for name in ("b.PNG", "a.jpeg", "c.dcm", "bad.png", ".hidden.png", "run.py"):
@@ -89,7 +89,7 @@ def test_a_models_examples_are_read_by_the_pages_own_decoder_and_a_damaged_one_i
     assert len(real_examples(str(tmp_path), lambda path: image)) == 8
 
 
-def test_the_gallery_has_small_pictures_without_comments_and_names_are_no_markup():
+def test_the_gallery_has_thumbnails_without_metadata_and_escaped_captions():
     image = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (400, 2)))
     image.info["comment"] = b"Anna"
     html = gallery_html([Example(image, '<b>"x"</b>', '" onclick="alert(1)')])

@@ -6,9 +6,10 @@ import pytest
 from hf_pneumonia.page.trade_off import (
     Setting,
     band_sentence,
-    of_100,
+    metrics_at,
+    metrics_html,
     own_setting,
-    predictive_sentence,
+    rounded,
     settings_of,
 )  # fmt: skip
 
@@ -25,62 +26,75 @@ def test_the_slider_runs_over_the_models_points_and_starts_at_its_own():
     settings = settings_of(_model())
     assert settings == [Setting(0.1, 1, 0.25), Setting(0.4, 0.95, 0.9), Setting(0.8, 0.6, 1)]
     assert own_setting(settings, 0.4) == 1
-    # A model that states only its operating point has that setting, and others have none.
+    # A model that states only its operating point has one setting; a model without metrics has none.
     assert settings_of(_model(trade_off={})) == [Setting(0.4, 0.95, 0.9)]
     assert settings_of(_model(trade_off={}, operating_point={})) == []
 
 
-def test_a_share_is_rounded_and_all_or_none_is_said_only_where_it_is_so():
-    for share, count in ((0.947, 95), (0.994, 99), (0.006, 1), (0.0, 0), (1.0, 100)):
-        assert of_100(share) == f"{count} of 100"
-    assert {of_100(share) for share in (0.9951, 0.999999)} == {"more than 99 of 100"}
-    assert of_100(0.004) == "fewer than 1 of 100"
+def test_a_share_is_rounded_and_0_and_100_percent_are_exact():
+    for share, text in ((0.947, "95%"), (0.994, "99%"), (0.006, "1%"), (0.0, "0%"), (1.0, "100%")):
+        assert rounded(share) == text
+    assert {rounded(share) for share in (0.9951, 0.999999)} == {"> 99%"}
+    assert (rounded(0.004), rounded(None)) == ("< 1%", "n/a")
 
 
-def _shares(sentence: str) -> list[str]:
-    return re.findall(r"(?:more than )?[\d,]+ of [\d,]+", sentence)
+def _predictive(sensitivity: float, specificity: float, prevalence: float | None) -> tuple:
+    metrics = metrics_at(Setting(0.5, sensitivity, specificity), prevalence)
+    return metrics["PPV"], metrics["NPV"]
 
 
 def test_predictive_values_are_those_of_a_table_of_1000_images():
-    # Of 1,000 images 200 show pneumonia: 190 found, 10 missed, 80 of 800 called in vain, 720 cleared.
-    # PPV 190 / 270 = 0.704, NPV 720 / 730 = 0.986.
-    said = predictive_sentence(Setting(0.4, 0.95, 0.9), 20)
-    assert _shares(said) == ["20 of 100", "70 of 100", "99 of 100"]
-    # 5 of 1,000: 4.75 found, 99.5 in vain, 895.5 cleared, 0.25 missed. PPV 0.0456, NPV 0.9997.
-    said = predictive_sentence(Setting(0.4, 0.95, 0.9), 0.5)
-    assert _shares(said) == ["5 of 1,000", "5 of 100", "more than 99 of 100"]
+    # Of 1,000 images 200 show pneumonia: 190 true and 80 false positives, 720 true and 10 false negatives.
+    assert _predictive(0.95, 0.9, 20) == pytest.approx((190 / 270, 720 / 730))
+    # 5 of 1,000: 4.75 true and 99.5 false positives, 895.5 true and 0.25 false negatives.
+    assert _predictive(0.95, 0.9, 0.5) == pytest.approx((4.75 / 104.25, 895.5 / 895.75))
 
 
-def test_what_validation_saw_no_case_of_is_not_promised():
-    # No false alarm in validation: 0 of 800 normal images in vain, which no hospital would see. Of 1,000 images
-    # 100 found, 100 missed, 800 cleared: NPV 800 / 900 = 0.889.
-    said = predictive_sentence(Setting(0.9, 0.5, 1), 20)
-    assert _shares(said) == ["20 of 100", "89 of 100"] and "PPV can't be told" in said
-    # None missed: 200 found, 400 of 800 in vain. PPV 200 / 600 = 0.333.
-    said = predictive_sentence(Setting(0.1, 1, 0.5), 20)
-    assert _shares(said) == ["20 of 100", "33 of 100"] and "NPV can't be told" in said
-    for sensitivity in (0, 0.5, 1):
-        for specificity in (0, 0.5, 1):
-            said = predictive_sentence(Setting(0.5, sensitivity, specificity), 20)
-            assert "100 of 100" not in said and " 0 of 100" not in said and "PPV" in said and "NPV" in said
-    # Nothing is called normal, or pneumonia.
-    assert "no image is called normal (NPV)" in predictive_sentence(Setting(0, 1, 0), 20)
-    assert "no image is called pneumonia (PPV)" in predictive_sentence(Setting(1, 0, 1), 20)
+def test_predictive_values_that_validation_is_too_small_for_are_not_stated():
+    # No false positives: of 1,000 images 100 true positives, 100 false negatives, 800 true negatives.
+    assert _predictive(0.5, 1, 20) == (None, pytest.approx(800 / 900))
+    # No false negatives: 200 true positives, 400 false positives.
+    assert _predictive(1, 0.5, 20) == (pytest.approx(200 / 600), None)
+    # No positives, or no negatives at all.
+    assert _predictive(0, 1, 20) == (None, pytest.approx(0.8))
+    assert _predictive(1, 0, 20) == (pytest.approx(0.2), None)
+    assert _predictive(0, 0.5, 20)[0] is None and _predictive(0.5, 0, 20)[1] is None
 
 
 @pytest.mark.parametrize("prevalence", [None, 0, 0.09, 99.95, -3, float("nan")])
-def test_a_prevalence_that_is_none_is_asked_for_again(prevalence):
-    said = predictive_sentence(Setting(0.4, 0.95, 0.9), prevalence)
-    assert "enter a prevalence from 0.1 to 99.9" in said and _shares(said) == []
+def test_a_prevalence_out_of_range_gives_no_predictive_values_and_is_asked_for_again(prevalence):
+    assert _predictive(0.95, 0.9, prevalence) == (None, None)
+    assert "prevalence from 0.1 to 99.9" in metrics_html(_model(), settings_of(_model()), 1, prevalence)
 
 
-def test_the_band_is_explained_with_its_promise_at_the_models_own_point_only():
-    sensitive, own, _ = settings_of(_model())
-    said = band_sentence(_model(), own)
-    assert said.startswith("Between 20% and 60% the answer is left open")
-    assert "at most 2 of 100 pneumonias lie below it and at most 2 of 100 normal images above it" in said
+def test_the_table_has_the_chosen_threshold_and_the_models_own():
+    def cells(model, index):
+        html = metrics_html(model, settings_of(model), index, 20)
+        return re.findall("<t[hd](?: [^>]*)?>([^<]*)<", html)
+
+    assert cells(_model(), 2) == [
+        "", "Chosen", "Model&#x27;s own",
+        "Threshold", "80%", "40%",
+        "Sensitivity", "60%", "95%",
+        "Specificity", "100%", "90%",
+        "PPV", "n/a", "70%",
+        "NPV", "91%", "99%",
+    ]  # fmt: skip
+    assert cells(_model(trade_off={}), 0)[1:6] == [
+        "Model&#x27;s own",
+        "Threshold",
+        "40%",
+        "Sensitivity",
+        "95%",
+    ]
+    assert cells(_model(trade_off={}, operating_point={}), 0) == []
+
+
+def test_the_band_is_explained_with_its_error_limits_at_the_models_threshold_only():
+    text = band_sentence(_model(), 0.4)
+    assert text.startswith("Uncertain range 20% to 60%: in validation")
+    assert "at most 2% of pneumonias" in text and "at most 2% of normal images" in text
     # In the odds: 1/9 for 0.1 instead of 2/3, a sixth. 0.25 / 6 = 1/24 -> 4%, 1.5 / 6 = 1/4 -> 20%.
-    moved = band_sentence(_model(), sensitive)
-    assert moved.startswith("Between 4% and 20% the answer is left open")
-    assert "2 of 100" not in moved and "at the model's own operating point only" in moved
-    assert band_sentence(_model(band=None), own) == ""
+    moved = band_sentence(_model(), 0.1)
+    assert moved.startswith("Uncertain range 4% to 20%: it moves") and " 2%" not in moved
+    assert band_sentence(_model(band=None), 0.4) == ""

@@ -17,6 +17,7 @@ from transformers import pipeline
 from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
+from hf_pneumonia.page.answer import prediction_line
 from hf_pneumonia.page.one_image import card_html, look_at
 
 # Batches and single images use different kernels.
@@ -80,10 +81,10 @@ def test_timm(finished_run, classifier, reported):
 
 def test_the_page(classifier, reported):
     answers = [look_at(classifier, read_image(image), "image", heat_map=False)[0] for image in reported]
-    _assert_same([answer["probability"] for answer in answers], reported, classifier.threshold)
-    for answer, probability in zip(answers, reported.values(), strict=True):
-        card = card_html(classifier, answer, classifier.threshold)
-        assert f"Prediction: {classifier.decide(probability).capitalize()}" in card
+    _assert_same([said["probability"] for said in answers], reported, classifier.threshold)
+    for said, probability in zip(answers, reported.values(), strict=True):
+        card = card_html(classifier, said, classifier.threshold)
+        assert prediction_line(classifier.decide(probability), said["probability"]).partition(" (")[0] in card
 
 
 def test_onnx(finished_run, classifier, reported, tmp_path, capsys):

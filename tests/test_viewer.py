@@ -1,4 +1,4 @@
-"""The viewer: its pictures decoded and laid together again, and its controls in a real browser."""
+"""The viewer: its image and heat map composed again, and its controls in a real browser."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from hf_pneumonia.page.answer import viewer, viewer_value
 
 
 def image(width: int, height: int) -> Image.Image:
-    """Smooth, so that a JPEG is close to it."""
+    """A smooth image, which a JPEG approximates well."""
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
     return Image.fromarray((127 + 90 * np.sin(x + y) * np.cos(x - y)).astype(np.uint8))
 
@@ -26,14 +26,14 @@ def heat(side: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(2000, 1000), (90, 70), (1, 5000)])
-def test_an_image_goes_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
+def test_an_image_is_sent_as_a_gray_jpeg_of_at_most_1024_pixels_and_is_never_enlarged(size):
     value, most = viewer_value(image(*size), None), max(1, max(size) / 1024)
     sent = Image.open(value["image"]["path"])
     assert (sent.format, sent.mode, sent.size) == ("JPEG", "L", (value["width"], value["height"]))
     assert sent.size == tuple(max(1, round(side / most)) for side in size)
 
 
-def test_image_and_layer_laid_together_are_the_overlay_of_the_heat_map():
+def test_image_and_heat_map_layer_compose_to_the_overlay():
     given = image(640, 400)
     value = viewer_value(given, heat())
     layer = Image.open(value["heat"]["path"]).resize(given.size, Image.Resampling.BICUBIC)
@@ -43,7 +43,7 @@ def test_image_and_layer_laid_together_are_the_overlay_of_the_heat_map():
     assert difference.mean() < 1 and difference.max() < 12
 
 
-def test_what_a_file_said_beside_its_pixels_is_not_sent_on():
+def test_metadata_of_a_file_is_not_sent():
     given = image(90, 70)
     given.info = {"comment": b"DOE^JANE", "exif": b"Exif\0\0DOE^JANE", "icc_profile": b"DOE"}
     data = Path(viewer_value(given, None)["image"]["path"]).read_bytes()
@@ -77,7 +77,7 @@ def tab(browser, address):
 
 
 def near(numbers) -> object:
-    """The browser gives six digits."""
+    """Equal to the browser's six digits."""
     return pytest.approx(numbers, abs=1e-4)
 
 
@@ -87,7 +87,7 @@ def show(tab, name: str) -> None:
 
 
 def zoomed(tab) -> tuple[float, float, float]:
-    """Scale and place of the sheets, which have to agree: scale, x and y in widths and heights of a pane."""
+    """Scale, x and y (in widths and heights of a pane) of the sheets, which must agree."""
     (style,) = set(tab.locator(".sheet").evaluate_all("all => all.map(one => one.style.transform)"))
     x, y, scale = map(float, re.fullmatch(r"translate\((.+)%, (.+)%\) scale\((.+)\)", style).groups())
     assert tab.locator(".zoom output").inner_text() == f"{100 * scale:.0f}%"
@@ -100,7 +100,7 @@ def test_without_an_image_there_is_a_placeholder_and_no_control(tab):
     show(tab, "mapped")
     show(tab, "nothing")
     assert tab.get_by_text("The image appears here.").is_visible()
-    # Nothing of the last person stays in the page.
+    # The last person's image is not kept in the page.
     assert "file=" not in tab.locator(".viewer").inner_html()
     show(tab, "plain")  # without a heat map
     tab.locator(".caption", has_text="<b>no</b> ${map} {{here}}").wait_for()
@@ -116,7 +116,7 @@ def test_buttons_keys_and_dragging_zoom_and_move_both_images_and_never_past_the_
     assert zoomed(tab) == (1, 0, 0)
     tab.get_by_role("button", name="Zoom in").click()
     stage.press("+")
-    # 1.25 twice is 1.5625; the middle stays where half of what is added is cut off on each side.
+    # 1.25 twice is 1.5625; the middle stays fixed, so half of the growth is cut off on each side.
     assert zoomed(tab) == near((1.5625, -0.28125, -0.28125))
     stage.press("ArrowRight")
     stage.press("ArrowUp")

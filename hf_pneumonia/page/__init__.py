@@ -1,1 +1,1 @@
-"""The page: an image in a browser -> an answer that can be understood. The only room that knows Gradio."""
+"""The Gradio page and its API. No other package imports Gradio."""

@@ -1,6 +1,6 @@
 """The tab "About the model": the model's card and plots, from its run folder or repository.
 
-Anybody may have written these files. A model without them is no error.
+The files are untrusted: anyone may have written them. A model may lack them.
 """
 
 import base64
@@ -13,14 +13,14 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.saved import LARGEST_PLOT, evidence_folder
 
-# The plots that are published, and what a screen reader says of each.
+# The published plots and their alt texts.
 _ALT = {
-    "plots/curves.png": "Loss and metrics by epoch of the training.",
+    "plots/curves.png": "Loss and metrics by training epoch.",
     "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
-    "plots/roc.png": "ROC curves of validation and test: sensitivity by 1 - specificity.",
-    "plots/reliability.png": "Reliability of validation and test: share of pneumonia by probability.",
+    "plots/roc.png": "ROC curves of validation and test: sensitivity against 1 - specificity.",
+    "plots/reliability.png": "Reliability of validation and test: observed share by predicted probability.",
     "plots/robustness.png": "Metrics by degree of blur, noise, compression, exposure, rotation, resolution.",
-    "plots/class_distribution.png": "Images of each class in each split.",
+    "plots/class_distribution.png": "Number of images of each class in each split.",
 }
 
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?:.*?\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -29,7 +29,7 @@ _LARGEST_CARD = 100_000  # characters; a card of this project has 18,000
 
 
 def about_tab(model: str) -> None:
-    """Add the tab's parts to the open gr.Blocks or gr.Tab.
+    """Add the tab's components to the open gr.Blocks or gr.Tab.
 
     Args:
         model: run folder, any local folder, or a repository of the Hub (user/name).
@@ -48,8 +48,8 @@ def about_tab(model: str) -> None:
 def read_evidence(model: str) -> tuple[str, dict[str, Path]]:
     """Return a model's card as Markdown without HTML and images, and its plots by their names.
 
-    The README.md or LICENSE of its examples follows. Instead of a card that is missing, or of other weights,
-    there is a sentence that says so.
+    The README.md or LICENSE of the model's examples follows the card. If the card is missing, or belongs to
+    other weights, a sentence replaces it.
 
     Args:
         model: as for `about_tab`.
@@ -57,23 +57,23 @@ def read_evidence(model: str) -> tuple[str, dict[str, Path]]:
     try:
         folder = evidence_folder(model)
     except UsageError as error:
-        return f"The model card can't be read: {error}.", {}
+        return f"The model card can't be read: {error}", {}
     card, plots = _read_text(folder / "README.md"), {}
     stated, weights = _WEIGHTS.search(card), folder / "model.safetensors"
     if stated and weights.is_file() and stated[1] != content_sha256(weights):
-        parts = ["The card is of other weights than these, so it is not shown."]
+        parts = ["The model card is not shown: it belongs to other weights."]
     elif card:
         parts = [plain_markdown(card)]
         plots = {name: folder / name for name in _ALT if _is_plot(folder / name)}
     else:
-        parts = ["This model has no card."]
+        parts = ["This model has no model card."]
     if source := _read_text(folder / "examples" / "README.md") or _read_text(folder / "examples" / "LICENSE"):
-        parts += ["## Where its examples come from", plain_markdown(source)]
+        parts += ["## Source of the examples", plain_markdown(source)]
     return "\n\n".join(parts), plots
 
 
 def plain_markdown(text: str) -> str:
-    """Return Markdown without front matter and images, its HTML escaped: it fetches and runs nothing."""
+    """Return Markdown without front matter and images, its HTML escaped: it can load and run nothing."""
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", _FRONT_MATTER.sub("", text[:_LARGEST_CARD]))
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"!+\[", "[", text))
 
@@ -87,6 +87,6 @@ def _is_plot(path: Path) -> bool:
 
 
 def _image(name: str, file: Path) -> str:
-    """The plot as HTML that needs no other request."""
+    """The plot as HTML, with its data inside."""
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{_ALT[name]}">'

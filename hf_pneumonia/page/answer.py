@@ -1,4 +1,4 @@
-"""One answer on the page: the card (decision, probability, operating point, band), and the viewer of image and heat map."""
+"""The answer card (decision, probability, threshold, uncertain band) and the viewer of image and heat map."""
 
 import base64
 import io
@@ -23,20 +23,20 @@ from hf_pneumonia.inference.classifier import (
     UNCERTAIN,
 )
 
-# For one image of many, beside the classifier's DECISIONS.
+# A decision of the page, in addition to the classifier's DECISIONS.
 UNREADABLE = "could not be read"
 
-# The decision as the first line of an answer.
+# The decision as the first line of an answer, and as `prediction` of the API.
 WORDS = {
     PNEUMONIA: "Pneumonia",
-    UNCERTAIN: "Uncertain - have it read",
+    UNCERTAIN: "Uncertain: needs review by a radiologist",
     NORMAL: "Normal",
     NOT_A_CHEST_XRAY: "Not a chest X-ray",
     NOT_ASSESSED: "Not assessed",
     UNREADABLE: "Could not be read",
 }
 
-# A full, a half, an empty and three struck circles: told apart without their colours.
+# Full, half, empty and crossed circles: distinct without colour.
 _LINE = 'stroke="currentColor" stroke-width="2.5"'
 _CIRCLE = f'<circle cx="10" cy="10" r="8" fill="none" {_LINE}/>'
 _SHAPES = {
@@ -48,17 +48,17 @@ _SHAPES = {
     UNREADABLE: f'{_CIRCLE}<path d="M4.5 4.5l11 11m0-11l-11 11" {_LINE}/>',
 }
 
-# In percent: 0.29 as a float32 (or 100 * 0.29) is a little less than 29, and must not be floored to 28%.
+# In percent: 100 * 0.29 is a little less than 29 and must not be floored to 28%.
 _ROUNDING = 1e-5
 
 
 def shape(decision: str) -> str:
-    """Return a decision's sign: an svg element in the colour of the text around it, not read out."""
+    """Return a decision's icon: an svg element in the colour of its text, hidden from screen readers."""
     return f'<svg viewBox="0 0 20 20" aria-hidden="true">{_SHAPES[decision]}</svg>'
 
 
 def percent(probability: float) -> str:
-    """Return a probability in whole percent, floored; nothing is certain: "< 1%" and "> 99%" at the ends."""
+    """Return a probability in whole percent, floored, with "< 1%" and "> 99%" at the ends."""
     hundredths = 100 * probability
     if hundredths < 1 - _ROUNDING:
         return "< 1%"
@@ -68,10 +68,10 @@ def percent(probability: float) -> str:
 
 
 def answer_panel() -> gr.HTML:
-    """Return the component; its value is "" or an `answer_html`. A screen reader reads its changes out."""
+    """Return the component of the answer, a live region. Its value is "" or an `answer_html`."""
     return gr.HTML(
         "",
-        # The region has to be there before its content for a screen reader to notice it.
+        # Screen readers announce changes only in a region that exists before its content.
         html_template='<div class="answer-region" role="status" aria-live="polite" aria-atomic="false">'
         "${value || '<p class=\"answer-empty\">The answer appears here.</p>'}</div>",
         css_template=Path(__file__).with_name("answer.css").read_text(encoding="utf-8"),
@@ -84,21 +84,19 @@ def prediction_line(decision: str, probability: float | None) -> str:
     """Return the answer as one line of plain text.
 
     Args:
-        decision: one of `prediction.DECISIONS`.
+        decision: one of DECISIONS, or UNREADABLE.
         probability: of pneumonia, 0 to 1; used for "pneumonia" and "normal" only.
 
     Returns:
-        The class with its confidence, which is never below 50%. Away from 0.5 the operating point may name
-        the less likely class; then the line has the probability of pneumonia instead.
+        The class with its confidence, which is never below 50%. A threshold other than 0.5 may select the
+        less likely class; the line then states the probability of pneumonia instead.
     """
-    if decision in REFUSED:
+    if decision not in (PNEUMONIA, NORMAL):
         return WORDS[decision]
-    if decision == UNCERTAIN:
-        return f"Prediction: {WORDS[decision]}"
     confidence = probability if decision == PNEUMONIA else 1 - probability
     if confidence < 0.5:
         return (
-            f"Prediction: {WORDS[decision]} at this operating point "
+            f"Prediction: {WORDS[decision]} at this threshold "
             f"(probability of pneumonia: {percent(probability)})"
         )
     return f"Prediction: {WORDS[decision]} (Confidence: {percent(confidence)})"
@@ -115,53 +113,53 @@ def answer_html(
 
     Args:
         probability: of pneumonia, 0 to 1; not used, and may be None, for a refused image.
-        threshold: the operating point of the decision.
-        band: lowest and highest uncertain probability at that operating point, or None.
-        decision: one of `prediction.DECISIONS`. The card of a refused image holds no number.
-        reason: why the image is refused, one line of plain text; beside another decision a warning.
+        threshold: from which the image is called pneumonia.
+        band: lowest and highest uncertain probability at that threshold, or None.
+        decision: one of DECISIONS. The card of a refused image states no probability.
+        reason: why the image is refused, one line of plain text; with another decision it is a warning.
     """
-    said, parted, confidence = prediction_line(decision, probability).partition(" (")
-    if parted:  # the best place to break the line at
+    line, has_confidence, confidence = prediction_line(decision, probability).partition(" (")
+    if has_confidence:  # kept together where the line breaks
         confidence = f' <span class="answer-whole">({escape(confidence)}</span>'
     if decision in REFUSED:
-        rest = f"<p>Reason: {escape(reason)}</p>" if reason else ""
-        rest += '<p class="answer-quiet">Such a picture gets no probability.</p>'
+        line += f": {escape(reason)}" if reason else ""
+        rest = '<p class="answer-quiet">No probability is given.</p>'
     else:
-        warning = f"<p>Warning: {escape(reason)}. This answer may mean nothing.</p>" if reason else ""
+        warning = f"<p>Warning: {escape(reason)}. The result may be meaningless.</p>" if reason else ""
         rest = warning + _bar(probability, threshold, band)
     return (
         f'<div class="answer answer-{decision.replace(" ", "-")}">'
-        f'<p class="answer-line">{shape(decision)}<span>{said}{confidence}</span></p>{rest}</div>'
+        f'<p class="answer-line">{shape(decision)}<span>{line}{confidence}</span></p>{rest}</div>'
     )
 
 
 def _bar(probability: float, threshold: float, band: tuple[float, float] | None) -> str:
-    """The value's label stands above the bar and the tick's below it, so that they can't meet."""
-    said = [f"Probability of pneumonia {percent(probability)}", f"operating point {percent(threshold)}"]
+    """The value's label is above the bar and the threshold's below it, so that they never overlap."""
+    label = [f"Probability of pneumonia {percent(probability)}", f"threshold {percent(threshold)}"]
     stretch = legend = ""
     if band is not None:
         low, high = band
         ends = " to ".join(dict.fromkeys((percent(low), percent(high))))
-        said.append(f"uncertain: {ends}")
+        label.append(f"uncertain: {ends}")
         stretch = f'<i class="answer-band" style="left:{_place(low)};width:{_place(high - low)}"></i>'
         legend = (
             '<p class="answer-quiet"><i class="answer-swatch"></i>'
-            f"<span>Uncertain, have it read: {ends}</span></p>"
+            f"<span>Uncertain range (needs review): {ends}</span></p>"
         )
     return (
         '<p class="answer-title">Probability of pneumonia</p>'
-        f'<div class="answer-scale" role="img" aria-label="{escape("; ".join(said))}">'
+        f'<div class="answer-scale" role="img" aria-label="{escape("; ".join(label))}">'
         f"<b>0%</b>{_label('answer-value', probability, percent(probability))}"
         f'<div class="answer-track"><i class="answer-fill" style="width:{_place(probability)}"></i>{stretch}'
         f'<i class="answer-tick" style="left:{_place(threshold)}"></i>'
         f'<i class="answer-mark" style="left:{_place(probability)}"></i></div>'
-        f"{_label('answer-point', threshold, f'Operating point {percent(threshold)}')}<b>100%</b></div>"
+        f"{_label('answer-point', threshold, f'Threshold {percent(threshold)}')}<b>100%</b></div>"
         f"{legend}"
     )
 
 
 def _label(name: str, at: float, text: str) -> str:
-    """Moved to the left by as much of its width as it stands to the right: it stays within the bar."""
+    """Shift the label left by the same share of its width, so that it stays within the bar."""
     style = f"left:{_place(at)};transform:translateX(-{_place(at)})"
     return f'<div class="{name}"><span style="{style}">{escape(text)}</span></div>'
 
@@ -170,23 +168,23 @@ def _place(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-# Longest side of the image that the browser gets. A laptop has room for half of that, before it is zoomed.
+# Longest side of the image in the browser: twice what a laptop shows before zooming.
 MOST_PIXELS = 1024
 
-_QUALITY = 90  # of its JPEG
+_JPEG_QUALITY = 90
 
-_WHERE = "Where the network looked. It marks what spoke for pneumonia, not the disease."
-_NOWHERE = "Where the network looked: nothing on this image spoke for pneumonia."
-NO_HEAT_MAP = "Without a heat map: networks of this kind give none."
+_CAPTION = "Heat map: regions that raised the probability of pneumonia. It does not outline the disease."
+_EMPTY_CAPTION = "Heat map: no region raised the probability of pneumonia."
+NO_HEAT_MAP = "No heat map: this network does not support one."
 
 _HERE = Path(__file__).parent
 
 
 def viewer() -> gr.HTML:
-    """Return the component; its value is None or a `viewer_value`.
+    """Return the component of image and heat map. Its value is None or a `viewer_value`.
 
-    The markup is fixed, and viewer.js fills it: no text of a file is ever read as HTML, and zoom and opacity
-    live through a new image.
+    The markup is fixed, and viewer.js fills it in: text of a file is never parsed as HTML, and a new image
+    keeps the opacity.
     """
     return gr.HTML(
         html_template=(_HERE / "viewer.html").read_text(encoding="utf-8"),
@@ -203,16 +201,16 @@ def viewer_value(
     """Return the viewer's value for an image.
 
     Args:
-        image: of mode 'L', of any size; it is left as it is.
+        image: of mode 'L', of any size; not modified.
         heat_map: (h, w) float, 0 to 1, of the whole image squashed to the network's input, from `heat_maps`;
-            None where there is none.
-        no_heat_map: the caption then.
+            or None.
+        no_heat_map: the caption without a heat map.
 
     Returns:
         `image`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
         gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
-        orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks as
-        `lay_over` does.
+        orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks like
+        `overlay`.
     """
     image = _shrunk(image, MOST_PIXELS)
     heat, caption = None, no_heat_map
@@ -220,9 +218,9 @@ def viewer_value(
         layer = Image.new("RGB", heat_map.shape[::-1], HEAT)
         layer.putalpha(Image.fromarray((heat_map * 255).round().astype(np.uint8)))
         heat = _cached(layer, "png")
-        caption = _WHERE if heat_map.any() else _NOWHERE
+        caption = _CAPTION if heat_map.any() else _EMPTY_CAPTION
     return {
-        "image": _cached(image, "jpeg", quality=_QUALITY),
+        "image": _cached(image, "jpeg", quality=_JPEG_QUALITY),
         "heat": heat,
         "width": image.width,
         "height": image.height,
@@ -231,14 +229,14 @@ def viewer_value(
 
 
 def thumbnail_uri(image: Image.Image, side: int) -> str:
-    """Return a JPEG of at most `side` pixels a side as a data URI: it is part of the page, and in no file."""
+    """Return a JPEG of at most `side` pixels a side as a data URI, without writing a file."""
     data = io.BytesIO()
     _shrunk(image, side).save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:
-    """A copy that fits a square, without comments, which may name a patient and which Pillow keeps."""
+    """A copy that fits a square, without the metadata that Pillow keeps: it may name a patient."""
     image = image.copy()
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image.info = {}
@@ -248,6 +246,6 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
 def _cached(image: Image.Image, kind: str, **options: int) -> dict[str, Any]:
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{uuid4().hex}.{kind}"  # a name that nobody guesses
+    path = folder / f"{uuid4().hex}.{kind}"  # not guessable
     image.save(path, **options)
     return gr.FileData(path=str(path)).model_dump()

@@ -1,4 +1,4 @@
-"""The endpoints for programs: /predict for one image, /predict_batch for many."""
+"""The API: /predict for one image, /predict_batch for several."""
 
 from collections.abc import Callable
 
@@ -17,43 +17,42 @@ from hf_pneumonia.page.limits import (
     MAX_UNPACKED_BYTES,
 )
 from hf_pneumonia.page.many_images import IN_TURN, ImageRow, confidence, count_rows, row_of, score_images
-from hf_pneumonia.page.uploads import errors_told, images_of, uploaded
+from hf_pneumonia.page.uploads import errors_shown, images_of, uploaded
 
-_PREDICT = f"""What the model says of one chest X-ray.
+_PREDICT = f"""Classify one chest X-ray.
 
 image: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at most
 {MAX_FILE_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} megapixels; upload it with handle_file.
 
 Returns a dict:
-prediction: "Pneumonia", "Normal", "Uncertain - have it read", "Not assessed" (unlike the X-rays that
-the model was trained on) or "Not a chest X-ray";
-confidence: calibrated probability, 0 to 1, of the class that prediction names; null where it names none;
+prediction: "Pneumonia", "Normal", "Uncertain: needs review by a radiologist", "Not assessed" (unlike the
+X-rays this model was trained on) or "Not a chest X-ray";
+confidence: calibrated probability, 0 to 1, of the predicted class; null without a class;
 decision: "pneumonia", "normal", "uncertain", "not assessed" or "not a chest X-ray";
-label: "PNEUMONIA" where probability is at least threshold, else "NORMAL"; null for what is refused;
-probability: of pneumonia, calibrated, 0 to 1; null for what is refused;
+label: "PNEUMONIA" if probability is at least threshold, else "NORMAL"; null for a refused image;
+probability: of pneumonia, calibrated, 0 to 1; null for a refused image;
 threshold: the model's operating point, 0 to 1;
-reason: why it is refused; "" otherwise;
+reason: why the image is refused; "" otherwise;
 model: the model's name.
-A file that can't be read is an error that says why. Not a medical device.
+A file that can't be read raises an error with the reason. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")
 print(client.predict(handle_file("image.png"), api_name="/predict"))
 """
 
-_PREDICT_BATCH = f"""What the model says of up to {MAX_IMAGES} chest X-rays.
+_PREDICT_BATCH = f"""Classify up to {MAX_IMAGES} chest X-rays.
 
 images: files as for /predict, and zip files of them; {MAX_FILE_BYTES >> 20} MB each,
-{MAX_UNPACKED_BYTES >> 20} MB in all once unpacked.
+{MAX_UNPACKED_BYTES >> 20} MB in total when unpacked.
 
 Returns a dict:
-images: one dict per image in order, as /predict returns it, without model, and with
-file: the image's name; error: why it could not be read, null where it could. Where there is an error,
-prediction, confidence, decision, label and probability are null.
+films: one dict per image in order, as from /predict, without model, and with
+file: the image's name; error: why it could not be read, else null. With an error, prediction, confidence,
+decision, label and probability are null.
 counts: number of images by decision, and of those that "could not be read";
 model: the model's name.
-An image that can't be read is one of the images, and does not end the others; nor does one that is not read
-within {MANY_IMAGES_SECONDS / 60:g} minutes. Not a medical device.
+Images not read within {MANY_IMAGES_SECONDS / 60:g} minutes have an error, too. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")
@@ -62,17 +61,17 @@ print(client.predict([handle_file("image.png"), handle_file("images.zip")], api_
 
 
 def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes], Image.Image]) -> None:
-    """Add both to the open gr.Blocks. Arguments as `build_page`."""
+    """Add both endpoints to the open gr.Blocks. Arguments as for `build_page`."""
 
-    @errors_told()
+    @errors_shown()
     def predict(image: FileData) -> dict:
         prediction = classifier(read(uploaded(image).path))
         return {**_answer(row_of("", prediction)), "model": classifier.name}
 
-    @errors_told()
+    @errors_shown()
     def predict_batch(images: list[FileData]) -> dict:
         if not isinstance(images, list):
-            raise UsageError("predict-batch", "expected a list of files, got one thing")
+            raise UsageError("not-a-list", "images: expected a list of files, got a single value")
         found = images_of(map(uploaded, images))
         rows = [row for batch in score_images(classifier, read, found, thumbnails=False) for row in batch]
         return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}
@@ -83,8 +82,8 @@ def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes],
 
 def _answer(row: ImageRow) -> dict:
     names = ("decision", "label", "probability", "threshold", "reason")
-    said = {"prediction": WORDS[row.decision], "confidence": confidence(row)}
-    return said | {name: getattr(row, name) for name in names}
+    words = {"prediction": WORDS[row.decision], "confidence": confidence(row)}
+    return words | {name: getattr(row, name) for name in names}
 
 
 def _row(row: ImageRow) -> dict:

@@ -1,4 +1,4 @@
-"""Decoding in processes of its own: a file that kills or hangs a decoder costs one answer, not the page."""
+"""Image decoding in separate processes, so that a file that crashes or hangs a decoder costs one answer."""
 
 import errno
 import multiprocessing
@@ -23,16 +23,16 @@ from hf_pneumonia.page.limits import (
     MAX_PIXELS,
 )
 
-COULD_NOT_COPE = "the decoder could not cope with this file"
-NO_MEMORY = "more memory is needed to decode it than an image may take"
+DECODER_FAILED = "decoding crashed or took too long"
+NO_MEMORY = "decoding needs too much memory"
 
 
 class Decoder:
-    """Decodes images as `read_image` does, each in one of a few processes that are started with it.
+    """Decodes images as `read_image` does, in a fixed number of processes.
 
-    Each process is a pool of one, so that its death costs one image. It ends itself where an image takes too
-    long, and is replaced. It is not a sandbox: crashes, hangs and memory stay in the process, but it runs as
-    the server's user, and the server unpickles what it sends.
+    Each process is a pool of one, so that its death costs one image. A process that takes too long for an
+    image ends itself and is replaced. This is not a sandbox: it contains crashes, hangs and memory use, but a
+    process runs as the server's user, and the server unpickles its results.
     """
 
     def __init__(
@@ -41,49 +41,49 @@ class Decoder:
         seconds: float = DECODING_SECONDS,
         memory: int = DECODING_BYTES,
     ) -> None:
-        """Start the processes, without waiting for them.
+        """Start the processes without waiting for them.
 
         Args:
-            processes: images decoded at a time.
-            seconds: for one image.
-            memory: bytes of address space that a process may take beyond those it starts with.
+            processes: number of images decoded in parallel.
+            seconds: limit for one image.
+            memory: limit of address space in bytes, beyond what a process has at its start.
         """
         self._processes, self._seconds, self._memory = processes, seconds, memory
-        # The one that was used last is warm.
+        # Last in, first out: the process used last is warm.
         self._idle: queue.LifoQueue[ProcessPoolExecutor] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(self._start())
 
     def read(self, source: str | bytes) -> Image.Image:
-        """Decode one image. Any number of threads may ask; they wait for a process to be free.
+        """Decode one image. Thread-safe: waits for a free process.
 
         Args:
             source: path of a file, or its bytes.
 
         Returns:
-            as `read_image`.
+            The image, as from `read_image`.
 
         Raises:
-            UnreadableImage: as `read_image`, and where it is above MAX_FILE_BYTES, or its process died.
-            OSError: as `read_image`, without a file's name.
+            UnreadableImage: as `read_image`; also a file above MAX_FILE_BYTES, or a process that died.
+            OSError: as `read_image`, without the file's name.
         """
         _check_size(source)
         pool = self._idle.get()
         try:
             try:
                 image = self._submit(pool, source)
-            except BrokenProcessPool:  # killed while it had nothing to do, not by this image
+            except BrokenProcessPool:  # killed while idle, not by this image
                 pool = self._start()
                 image = self._submit(pool, source)
             return image.result()
         except BrokenProcessPool:
             pool = self._start()
-            raise UnreadableImage(COULD_NOT_COPE) from None
+            raise UnreadableImage(DECODER_FAILED) from None
         finally:
             self._idle.put(pool)
 
     def close(self) -> None:
-        """End the processes, once the images that are being read are done."""
+        """Finish the images in progress and end the processes."""
         for pool in [self._idle.get() for _ in range(self._processes)]:
             pool.shutdown()
             self._idle.put(pool)
@@ -91,7 +91,7 @@ class Decoder:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, _limit_this_process, (self._memory,))
-        pool.submit(Image.init)  # starts the process, which then has every decoder ahead of the first image
+        pool.submit(Image.init)  # starts the process and loads all decoders before the first image
         return pool
 
     def _submit(self, pool: ProcessPoolExecutor, source: str | bytes) -> "Future[Image.Image]":
@@ -108,19 +108,19 @@ def _check_size(source: str | bytes) -> None:
     try:
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
     except (OSError, ValueError):
-        return  # which read_image tells better
+        return  # read_image has a better message
     if size > MAX_FILE_BYTES:
-        raise UnreadableImage(f"more than the {MAX_FILE_BYTES / 2**20:g} MB that are taken here")
+        raise UnreadableImage(f"larger than {MAX_FILE_BYTES / 2**20:g} MB")
 
 
 def _limit_this_process(memory: int) -> None:
-    # Beyond what it has: on many cores NumPy alone reserves gigabytes for its threads.
+    # Relative to the start: on many cores NumPy alone reserves gigabytes for its threads.
     memory += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file holds the pixels
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the server's
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain the pixels
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    # libtiff and others write of damaged files straight to the descriptors.
+    # libtiff and others print warnings straight to the file descriptors.
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -132,7 +132,7 @@ def _end_with_the_server() -> None:
 
 
 def _decode(source: str | bytes, seconds: float) -> Image.Image:
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # at its end the kernel ends this process
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # the signal ends this process
     try:
         return read_image(source, MAX_PIXELS)
     except UnreadableImage as error:

@@ -1,4 +1,4 @@
-"""Request filter and folder of uploads: both limit what a stranger can make the server store and read."""
+"""Request filter and upload folder: limits on what a client can make the server store and read."""
 
 import asyncio
 import json
@@ -31,18 +31,18 @@ from hf_pneumonia.page.uploads import uploaded
 logger = logging.getLogger(__name__)
 
 _PREFIX = "hf-pneumonia-page-"
-_LEFT_SECONDS = 3_600  # a folder that nobody has swept for so long is of a server that was killed
+_LEFT_SECONDS = 3_600  # a folder not swept for so long belongs to a killed server
 
 
 class UploadFolder:
-    """Context manager of a private folder of uploads and pictures, swept while the page is served.
+    """Context manager of a private folder for uploads and rendered images. A thread deletes old files.
 
-    Enter it before the page is built, as Gradio's components remember their folder. Gradio's own
-    `delete_cache` leaves interrupted uploads, and everything of a server that was killed. This deletes by age
-    whatever is there, and the folders of killed servers.
+    Enter it before building the page, as Gradio's components remember their folder. Gradio's own
+    `delete_cache` keeps interrupted uploads, and the files of a killed server. This class deletes all files
+    by age, and the folders of killed servers.
 
     Attributes:
-        folder: GRADIO_TEMP_DIR while entered.
+        folder: its path, GRADIO_TEMP_DIR while entered.
     """
 
     def __init__(self, kept_seconds: float = KEPT_SECONDS, sweep_seconds: float = SWEEP_SECONDS) -> None:
@@ -50,7 +50,7 @@ class UploadFolder:
         self._stop = threading.Event()
 
     def __enter__(self) -> "UploadFolder":
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()  # of mode 0700
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()  # mode 0700
         self._before = os.environ.get("GRADIO_TEMP_DIR")
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         self._sweeper = threading.Thread(target=self._sweep_on, name="sweeper", daemon=True)
@@ -73,15 +73,15 @@ class UploadFolder:
         while True:
             try:
                 self._sweep()
-            except OSError as error:  # the disk's, or gone meanwhile; the next round tries again
-                logger.warning("old uploads could not be deleted: %s", os.strerror(error.errno or 0))
+            except OSError as error:  # retried in the next round
+                logger.warning("deleting old uploads failed: %s", os.strerror(error.errno or 0))
             if self._stop.wait(self._sweep_seconds):
                 return
 
     def _sweep(self) -> None:
         oldest = time.time() - self._kept_seconds
         for path, status in self._files():
-            # A copy may bring an old time of change along; ctime says when it came here.
+            # A copied file may keep an old mtime; its ctime is when it arrived.
             if max(status.st_mtime, status.st_ctime) < oldest:
                 path.unlink(missing_ok=True)
         os.utime(self.folder)
@@ -99,28 +99,28 @@ class UploadFolder:
                 continue
 
 
-class Guard:
-    """ASGI middleware in front of Gradio's app: refuses addresses in place of files, and too many bytes."""
+class RequestFilter:
+    """ASGI middleware in front of Gradio's app: refuses URLs in place of uploads, and oversized requests."""
 
     def __init__(self, app: ASGIApp, uploads: UploadFolder) -> None:
         self._app = app
         self._uploads = uploads
-        self._announced = 0  # bytes of the uploads that are being received
+        self._announced = 0  # bytes of uploads in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
             name = scope["path"].rstrip("/").rpartition("/")[2]
-            # Gradio would have ffmpeg read a recording, and the page records nothing.
+            # Unused by the page; Gradio would run ffmpeg on a recording.
             closed = PlainTextResponse("Not Found", 404)
             answer = {"upload": self._upload, "process_recording": closed}.get(name, self._event)
         await answer(scope, receive, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Limit a request and all of them together, or the disk would be full; Gradio limits a file only."""
+        """Limit the bytes of a request and of all requests together; Gradio limits only single files."""
         length = _length(scope)
         if length is None or length > UPLOAD_BYTES:
-            message = f"an upload says its length, and has {UPLOAD_BYTES / 1e6:g} MB at most"
+            message = f"upload: expected a Content-Length of at most {UPLOAD_BYTES / 1e6:g} MB"
             return await PlainTextResponse(message, 413)(scope, receive, send)
         self._announced += length
         try:
@@ -130,15 +130,15 @@ class Guard:
                 return await busy(scope, receive, send)
             await asyncio.wait_for(self._app(scope, receive, send), UPLOAD_SECONDS)
         except (asyncio.TimeoutError, ClientDisconnect):
-            pass  # nobody is left to be told; what has come is deleted with the other uploads
+            pass  # the client is gone; the partial file is deleted with the old uploads
         finally:
             self._announced -= length
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse an event with a file that is not an upload: Gradio would fetch an address, and keep it."""
+        """Refuse an event with a file that is not an upload: Gradio would download a URL and keep it."""
         length = _length(scope)
         if length is None or length > MAX_EVENT_BYTES:
-            message = f"an event says its length, and has {MAX_EVENT_BYTES / 1e6:g} MB of data at most"
+            message = f"event: expected a Content-Length of at most {MAX_EVENT_BYTES / 1e6:g} MB"
             return await JSONResponse({"detail": message}, 413)(scope, receive, send)
         try:
             body = await Request(scope, receive).body()
@@ -163,7 +163,7 @@ def _length(scope: Scope) -> int | None:
 
 
 def _paths(data: object) -> Iterator[object]:
-    """Paths of all the files that an event names, at any depth."""
+    """Paths of all files in an event's data, at any depth."""
     waiting = [data]
     while waiting:
         value = waiting.pop()

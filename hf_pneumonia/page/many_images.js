@@ -1,4 +1,4 @@
-// Sorts the table by the column whose head is pressed: one way, the other way, and back to the images' own order.
+// Sorts the table by a column: a click on its head cycles through both directions and the original order.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("th button");
   if (!button) return;
@@ -19,7 +19,7 @@ element.addEventListener("click", (event) => {
   rows.sort((a, b) => {
     const inOrder = a.dataset.place - b.dataset.place;
     if (next === "none") return inOrder;
-    if (!key(a) || !key(b)) return !key(a) - !key(b) || inOrder; // images without a probability stay last
+    if (!key(a) || !key(b)) return !key(a) - !key(b) || inOrder; // images without a probability are last
     const difference = head.dataset.kind === "number"
       ? key(a) - key(b)
       : key(a).localeCompare(key(b), undefined, { numeric: true });

@@ -1,12 +1,12 @@
-// Of the tab "One image": which choice the answer is awaited of, thumbnails that are pressed, and pictures that
-// are pasted anywhere on the page. gr.HTML gives `element`, `props` and `trigger`.
+// The tab "One image": which choice awaits its answer, clicks on thumbnails, and images pasted anywhere on the
+// page. gr.HTML provides `element`, `props` and `trigger`.
 
-// Choices are numbered, and of the answers the page shows the one to the last choice, whichever comes last.
+// Choices are numbered: only the answer to the last choice is shown, whatever the order of arrival.
 let choices = 0;
-let awaited = 0; // 0 where there is nothing to wait for
-let ofFile = 0; // of the choice that is being uploaded
+let awaited = 0; // 0 if nothing is awaited
+let ofFile = 0; // the choice of the current upload
 
-// What is shown goes at once, by CSS: where the connection is lost, Gradio lets nothing else be changed.
+// CSS hides the last answer at once: without a connection, Gradio changes nothing else.
 const hold = (held) => document.querySelector("#one-image").toggleAttribute("data-awaited", held);
 
 function begin() {
@@ -16,14 +16,14 @@ function begin() {
   return awaited;
 }
 
-// For the events of the tab; undefined leaves a part as it is.
+// For the events of the tab; undefined leaves a component unchanged.
 window.oneImage = {
   file: (file) => [ofFile === awaited ? file : null, ofFile],
   show(answer) {
     if (!awaited || answer?.choice !== awaited) return [undefined, undefined, null];
     awaited = 0;
     hold(false);
-    return [answer.said, answer.view, null];
+    return [answer.answer, answer.view, null];
   },
   fail(problem) {
     if (!awaited) return [undefined, undefined, null];
@@ -42,10 +42,10 @@ element.addEventListener("click", (event) => {
   if (button) trigger("select", { number: Number(button.dataset.example), choice: begin() });
 });
 
-// Listens on the page, and no longer than this tab is on it.
-function listen(name, heard) {
+// Listens on the document for as long as this component is in it.
+function listen(name, handle) {
   const listener = (event) => {
-    if (element.isConnected) heard(event);
+    if (element.isConnected) handle(event);
     else document.removeEventListener(name, listener, true);
   };
   document.addEventListener(name, listener, true);
@@ -53,7 +53,7 @@ function listen(name, heard) {
 
 const within = (event, place) => event.target instanceof Element && event.target.closest(place);
 
-// Ahead of Gradio, which tells of a file once it is uploaded, and of one that is too large not at all.
+// Before Gradio, which reports a file only after its upload, and a file that is too large never.
 function chosen(event) {
   const files = event.type === "drop" ? event.dataTransfer?.files : event.target.files;
   if (within(event, "#image-file") && files?.length) ofFile = begin();
@@ -64,7 +64,7 @@ listen("drop", chosen);
 listen("paste", (event) => {
   const file = event.clipboardData?.files[0];
   const input = document.querySelector("#image-file input[type=file]");
-  // Text is pasted into a field as ever. On another tab this one isn't laid out, and the picture isn't for it.
+  // Pasted text goes to its field as usual. The element has no layout while another tab is open.
   if (!file || !input || element.offsetParent === null) return;
   event.preventDefault();
   const transfer = new DataTransfer();
@@ -73,11 +73,11 @@ listen("paste", (event) => {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });
 
-// A screen reader says where the slider stands, and not the number of the setting.
-function say(event) {
+// Screen readers announce the threshold instead of the slider's index.
+function announce(event) {
   if (!within(event, "#image-setting input[type=range]")) return;
   const point = props.points[Number(event.target.value)];
   if (point) event.target.setAttribute("aria-valuetext", point);
 }
-listen("focusin", say);
-listen("input", say);
+listen("focusin", announce);
+listen("input", announce);

@@ -1,4 +1,4 @@
-"""The tab "One image": its inputs, examples, answer and operating point."""
+"""The tab "One image": inputs, examples, answer and threshold."""
 
 import json
 import logging
@@ -30,48 +30,45 @@ from hf_pneumonia.page.trade_off import (
     Setting,
     band_at,
     in_words,
+    metrics_html,
     own_setting,
-    setting_html,
     settings_of,
-    worth_html,
 )
-from hf_pneumonia.page.uploads import errors_told, uploaded
+from hf_pneumonia.page.uploads import errors_shown, uploaded
 
 logger = logging.getLogger(__name__)
 
-# Two pairs of the simulated data set's test split (`phantom_folder`): no network was trained on them.
+# From the test split of the simulated data set (`phantom_folder`): no network is trained on them.
 _PATIENTS, _SEED = (1, 2, 11, 12), 0
 
-_THUMBNAIL = 160  # pixels on a side: sharp at the 80 that a thumbnail is wide, on a phone's screen too
+_THUMBNAIL = 160  # pixels on a side: twice the width of a thumbnail, for high-density screens
 
-SIMULATED = (
-    "This image is simulated. A model that was trained on images of patients has never seen such a one."
-)
+SIMULATED = "This image is simulated. A model trained on patients' X-rays has not seen images like it."
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, the caption of its thumbnail, and a note for its answer."""
+    """An example image, the caption of its thumbnail, and a note shown with its answer."""
 
-    image: Image.Image  # of mode 'L'
+    image: Image.Image  # mode 'L'
     caption: str
     note: str
 
 
 def simulated_examples() -> list[Example]:
-    """Return four simulated images, two normal and two with pneumonia, the same ones each time."""
-    images = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
-    images.sort(key=lambda image: image.label)
+    """Return the same four simulated images each time: two normal ones, then two with pneumonia."""
+    phantoms = [simulate_patient(patient, _SEED)[0] for patient in _PATIENTS]
+    phantoms.sort(key=lambda phantom: phantom.label)
     return [
-        Example(Image.fromarray(image.image), f"Simulated, {image.label.lower()}", SIMULATED)
-        for image in images
+        Example(Image.fromarray(phantom.image), f"Simulated, {phantom.label.lower()}", SIMULATED)
+        for phantom in phantoms
     ]
 
 
 def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Example]:
-    """Return the images of a model's folder `examples`, numbered: their names may be patients'.
+    """Return the images of a model's folder `examples`; unreadable ones are skipped with a warning.
 
-    What can't be read is left out with a warning.
+    Their captions are numbers, as file names may identify patients.
 
     Args:
         model: run folder, or a repository of the Hub (user/name).
@@ -82,15 +79,15 @@ def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Exampl
         try:
             image = read(str(path))
         except UnreadableImage as error:
-            logger.warning("an example of the model can't be read: %s", error)
+            logger.warning("skipped an unreadable example of the model: %s", error)
             continue
         caption = f"Example {len(examples) + 1}"
-        examples.append(Example(image, caption, f"{caption} of the model's own."))
+        examples.append(Example(image, caption, f"{caption}, supplied with the model."))
     return examples
 
 
 def gallery_html(examples: list[Example]) -> str:
-    """Return a button with a thumbnail for each example; one_image.js acts on them."""
+    """Return a button with a thumbnail for each example, handled by one_image.js."""
     buttons = [
         f'<button type="button" data-example="{number}" title="{escape(example.note)}">'
         f'<img src="{thumbnail_uri(example.image, _THUMBNAIL)}" alt="">'
@@ -101,25 +98,25 @@ def gallery_html(examples: list[Example]) -> str:
 
 
 def _example_files(model: str) -> list[Path]:
-    """Images by name: MOST_EXAMPLES at most, none above LARGEST_EXAMPLE."""
+    """Images sorted by name: at most MOST_EXAMPLES, none above LARGEST_EXAMPLE."""
     try:
         folder = evidence_folder(model) / "examples"
     except UsageError:
-        return []  # the tab "About the model" says why
-    found = [
+        return []  # the tab "About the model" shows the error
+    files = [
         path
         for path in sorted(folder.glob("[!.]*"))
         if path.suffix.lower() in EXAMPLES and path.is_file() and path.stat().st_size <= LARGEST_EXAMPLE
     ]
-    return found[:MOST_EXAMPLES]
+    return files[:MOST_EXAMPLES]
 
 
-_WAYS_IN = "JPEG, PNG of 8 or 16 bits, TIFF, DICOM. A copied picture can be pasted anywhere here (Ctrl+V)."
+_HINT = "JPEG, PNG (8 or 16 bits), TIFF or DICOM. A copied image can be pasted with Ctrl+V."
 
-# Events that need no turn in the queue, and none of which is for programs: /predict is.
+# Events outside the queue and the API.
 _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-_ZIP = b"PK\3\4"  # a zip file begins so
+_ZIP = b"PK\3\4"  # signature of a zip file
 
 
 def look_at(
@@ -129,155 +126,155 @@ def look_at(
 
     Args:
         image: of mode 'L'.
-        name: its name for the person.
-        heat_map: whether the network can give one.
-        note: to stand with the answer.
+        name: the image's name, for display.
+        heat_map: whether to compute one.
+        note: shown with the answer.
 
     Returns:
-        The answer for `card_html` as plain values, since the browser keeps it, and the viewer's value.
+        The answer for `card_html`, as plain values since the browser keeps it, and the viewer's value.
     """
     prediction = classifier(image, heat_map=heat_map)
     refused = prediction.decision if prediction.decision in REFUSED else ""
-    said = {
+    answer = {
         "name": name, "note": note, "probability": prediction.probability, "refused": refused,
         "reason": prediction.reason,
     }  # fmt: skip
     if refused:
-        return said, viewer_value(image, None, f"Without a heat map: {refused}.")
-    return said, viewer_value(image, prediction.heat_map)
+        return answer, viewer_value(image, None, f"No heat map: {refused}.")
+    return answer, viewer_value(image, prediction.heat_map)
 
 
 def card_html(
-    classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: PneumoniaClassifier, answer: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
     """Return the content of `answer_panel`.
 
     Args:
-        said: of `look_at`; {"problem": ...}, with the image's "name" if it has one, where there is no answer;
-            None before any image.
-        threshold: of the setting.
-        force: give an answer also for a refused image, with the reason as a warning.
+        answer: of `look_at`; or {"problem": ...}, with the image's "name" if it has one; or None before the
+            first image.
+        threshold: the chosen one.
+        force: classify a refused image too, with the reason as a warning.
     """
-    if not said:
+    if not answer:
         return ""
-    name = said.get("name", "")
+    name = answer.get("name", "")
     lines = [name and f"Image: {name}"]
-    if "problem" in said:
-        return f"<p>{escape(said['problem'])}</p>" + _quiet(lines)
-    probability = said["probability"]
-    lines.append(said["note"])
-    decision = _decision(classifier, said, threshold, force)
+    if "problem" in answer:
+        return f"<p>{escape(answer['problem'])}</p>" + _quiet(lines)
+    probability = answer["probability"]
+    lines.append(answer["note"])
+    decision = _decision(classifier, answer, threshold, force)
     if decision not in REFUSED and threshold != classifier.threshold:
         lines.append(
-            f"The operating point is moved to {in_words(threshold)}; the model's own is "
-            f"{in_words(classifier.threshold)}."
+            f"Chosen threshold: {in_words(threshold)} (the model's own: {in_words(classifier.threshold)})."
         )
     band = band_at(classifier, threshold)
-    return answer_html(probability, threshold, band, decision, said["reason"]) + _quiet(lines)
+    return answer_html(probability, threshold, band, decision, answer["reason"]) + _quiet(lines)
 
 
 def short_html(
-    classifier: PneumoniaClassifier, said: dict[str, Any] | None, threshold: float, force: bool = False
+    classifier: PneumoniaClassifier, answer: dict[str, Any] | None, threshold: float, force: bool = False
 ) -> str:
-    """Return the answer in one line, for under the slider where a phone has no room for the card beside it.
+    """Return the answer in one line, shown below the slider on a phone, where the card is out of view.
 
     Args:
-        said, threshold, force: as for `card_html`.
+        answer, threshold, force: as for `card_html`.
     """
-    if not said or "problem" in said:
+    if not answer or "problem" in answer:
         return ""
-    probability = said["probability"]
-    decision = _decision(classifier, said, threshold, force)
+    probability = answer["probability"]
+    decision = _decision(classifier, answer, threshold, force)
     line = prediction_line(decision, probability).partition(" (")[0].removeprefix("Prediction: ")
-    of_it = "" if decision in REFUSED else f" (probability of pneumonia: {percent(probability)})"
-    return f"<p>{escape(f'This image: {line}{of_it}')}</p>"
+    chance = "" if decision in REFUSED else f" (probability of pneumonia: {percent(probability)})"
+    return f"<p>{escape(line + chance)}</p>"
 
 
 def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
     """Read an uploaded image.
 
     Raises:
-        UnreadableImage: by `read`; or it is a zip file, and those are read by another tab.
+        UnreadableImage: from `read`; or the file is a zip file.
     """
     with open(path, "rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
-            raise UnreadableImage('a zip file: the tab "Many images" reads it')
+            raise UnreadableImage('a zip file; use the tab "Several images"')
     return read(path)
 
 
 def one_image_tab(
     classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
 ) -> None:
-    """Add the tab's parts to the open gr.Blocks or gr.Tab. Arguments as `build_page`."""
+    """Add the tab's components to the open gr.Blocks or gr.Tab. Arguments as for `build_page`."""
     settings = settings_of(classifier)
     own = own_setting(settings, classifier.threshold)
     heat_map = classifier.makes_heat_maps()
 
-    def answer(choice: Any, name: str, note: str, image: Callable[[], Image.Image]) -> dict[str, Any]:
+    def classify(choice: Any, name: str, note: str, image: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            said, view = look_at(classifier, image(), name, heat_map, note)
+            answer, view = look_at(classifier, image(), name, heat_map, note)
         except UnreadableImage as error:
-            said, view = {"problem": f"This file can't be read as an image: {error}", "name": name}, None
+            answer, view = {"problem": f"This file can't be read as an image: {error}", "name": name}, None
         except UsageError as error:
-            said, view = {"problem": f"The model gave no answer: {error}", "name": name}, None
-        return {"choice": choice, "said": said, "view": view}
+            answer, view = {"problem": f"Classification failed: {error}", "name": name}, None
+        return {"choice": choice, "answer": answer, "view": view}
 
-    @errors_told()
+    @errors_shown()
     def from_file(file: Any, choice: Any) -> dict[str, Any] | None:
-        if not file:  # another choice has been made since
+        if not file:  # superseded by another choice
             return None
         upload = uploaded(file)
-        return answer(choice, upload.name, "", lambda: read_upload(read, upload.path))
+        return classify(choice, upload.name, "", lambda: read_upload(read, upload.path))
 
-    @errors_told()
+    @errors_shown()
     def from_example(event: gr.EventData) -> dict[str, Any]:
         number = getattr(event, "number", None)
         if not isinstance(number, int) or not 0 <= number < len(examples):
-            raise UsageError("from-example", "there is no such example")
+            raise UsageError(
+                "no-such-example", f"example: expected a number below {len(examples)}, got {number!r}"
+            )
         example, choice = examples[number], getattr(event, "choice", None)
-        return answer(choice, example.caption, example.note, lambda: example.image)
+        return classify(choice, example.caption, example.note, lambda: example.image)
 
-    @errors_told()
+    @errors_shown()
     def move(
-        index: float, percent: float | None, said: dict | None, force: bool = False
-    ) -> tuple[str, str, str, str]:
+        index: float, prevalence: float | None, answer: dict | None, force: bool = False
+    ) -> tuple[str, str, str]:
         index = int(index)
         threshold = settings[index].threshold if settings else classifier.threshold
         return (
-            card_html(classifier, said, threshold, force),
-            short_html(classifier, said, threshold, force),
-            setting_html(classifier, settings, index),
-            worth_html(classifier, settings, index, percent),
+            card_html(classifier, answer, threshold, force),
+            short_html(classifier, answer, threshold, force),
+            metrics_html(classifier, settings, index, prevalence),
         )
 
     fresh = move(own, USUAL_PREVALENCE, None)
-    parts = _parts(settings, own, examples, *fresh[2:])
-    said, view, answered, card, short = parts.said, parts.view, parts.answered, parts.card, parts.short
-    moved = [card, short, parts.of_setting, parts.worth]
-    setting = [parts.slider, parts.prevalence, said, parts.force]
+    parts = _parts(settings, own, examples, fresh[2])
+    answer, view, answered, card, short = parts.answer, parts.view, parts.answered, parts.card, parts.short
+    moved = [card, short, parts.metrics]
+    setting = [parts.slider, parts.prevalence, answer, parts.force]
 
     def then_check(done: Any) -> None:
-        """Meanwhile the image may be gone; its answer goes too."""
-        done.then(None, said, [card, short], js="(said) => said ? [] : ['', '']", **_AT_ONCE)
+        """Remove the answer again if its image was removed meanwhile."""
+        done.then(None, answer, [card, short], js="(answer) => answer ? [] : ['', '']", **_AT_ONCE)
 
-    # Each choice is scored, and the browser knows whether its answer is still awaited.
-    scoring = {"show_progress_on": [card], "trigger_mode": "multiple", "api_visibility": "private"}
+    # Every choice is classified; the browser drops the answers that it no longer awaits.
+    running = {"show_progress_on": [card], "trigger_mode": "multiple", "api_visibility": "private"}
     number = "(file) => window.oneImage.file(file)"
-    # Not preprocessed, which would lose the image's own name.
+    # Not preprocessed, which would lose the original name.
     chosen = [parts.file, parts.choice]
-    of_file = parts.file.upload(from_file, chosen, answered, preprocess=False, js=number, **scoring)
-    for done in (of_file, parts.gallery.select(from_example, None, answered, **scoring)):
-        # The field is emptied: the next image can be dropped where this one was.
+    of_file = parts.file.upload(from_file, chosen, answered, preprocess=False, js=number, **running)
+    for done in (of_file, parts.gallery.select(from_example, None, answered, **running)):
+        # The input is emptied, so that the next image can be dropped there.
         show = "(answer) => window.oneImage.show(answer)"
-        shown = done.then(None, answered, [said, view, parts.file], js=show, **_AT_ONCE)
-        # By where the slider is now, and not where it was when the image was sent.
+        shown = done.then(None, answered, [answer, view, parts.file], js=show, **_AT_ONCE)
+        # Uses the slider's present position, not that of the time of upload.
         then_check(shown.then(move, setting, moved, **_AT_ONCE))
-        fail = "() => window.oneImage.fail('No answer came. Try again.')"
-        done.failure(None, None, [said, card, parts.file], js=fail, **_AT_ONCE)
-    # With a new choice the last image goes, though the new one may never come.
+        fail = "() => window.oneImage.fail('No answer from the server. Try again.')"
+        done.failure(None, None, [answer, card, parts.file], js=fail, **_AT_ONCE)
+    # A new choice removes the last image at once: the new one may fail.
     empty = "() => [null, null, '', '', null]"
-    parts.gallery.input(None, None, [said, view, card, short, answered], js=empty, **_AT_ONCE)
-    everything = [parts.slider, parts.prevalence, parts.force, parts.file, said, view, answered, *moved]
+    parts.gallery.input(None, None, [answer, view, card, short, answered], js=empty, **_AT_ONCE)
+    everything = [parts.slider, parts.prevalence, parts.force, parts.file, answer, view, answered, *moved]
     as_new = json.dumps([own, USUAL_PREVALENCE, False, None, None, None, None, *fresh])
     clear = f"() => {{ window.oneImage.clear(); return {as_new}; }}"
     parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
@@ -288,68 +285,65 @@ def one_image_tab(
         )
     )
 
-    def go_back(percent: float | None, said: dict | None, force: bool) -> tuple:
-        return own, *move(own, percent, said, force)
+    def reset(prevalence: float | None, answer: dict | None, force: bool) -> tuple:
+        return own, *move(own, prevalence, answer, force)
 
-    then_check(parts.back.click(go_back, setting[1:], [parts.slider, *moved], **_AT_ONCE))
+    then_check(parts.reset.click(reset, setting[1:], [parts.slider, *moved], **_AT_ONCE))
 
 
-def _parts(
-    settings: list[Setting], own: int, examples: Sequence[Example], of_setting: str, worth: str
-) -> SimpleNamespace:
-    """The tab's components in their places."""
+def _parts(settings: list[Setting], own: int, examples: Sequence[Example], metrics: str) -> SimpleNamespace:
+    """The tab's components, laid out."""
     parts = SimpleNamespace()
     with gr.Row(elem_id="one-image"):
         with gr.Column(elem_id="image-input"):
             parts.file = gr.File(label="Chest X-ray", file_count="single", height=132, elem_id="image-file")
-            _html(f'<p class="quiet">{_WAYS_IN}</p>')
+            _html(f'<p class="quiet">{_HINT}</p>')
             parts.gallery = _html(
                 gallery_html(examples),
                 js_on_load=Path(__file__).with_name("one_image.js").read_text(encoding="utf-8"),
                 elem_id="image-examples",
-                points=[f"Operating point {in_words(setting.threshold)}" for setting in settings],
+                points=[f"Threshold {in_words(setting.threshold)}" for setting in settings],
             )
             parts.clear = gr.Button("Clear", size="sm", elem_id="image-clear")
         with gr.Column(elem_id="image-answer"):
-            parts.said, parts.choice = (gr.JSON(visible=False) for _ in range(2))
-            parts.answered = gr.HTML(visible=False)  # of gr.JSON Gradio does not serve the files
+            parts.answer, parts.choice = (gr.JSON(visible=False) for _ in range(2))
+            parts.answered = gr.HTML(visible=False)  # gr.HTML, as Gradio does not serve files of a gr.JSON
             parts.card = answer_panel()
             parts.force = gr.Checkbox(
-                label="Answer also for an image that is refused, with a warning", elem_id="image-force"
+                label="Classify a refused image too, with a warning", elem_id="image-force"
             )
             parts.view = viewer()
-        with gr.Column(elem_id="image-trade-off"):
+        with gr.Column(elem_id="image-threshold"):
             movable = len(settings) > 1
-            _html("<h2>Sensitivity against specificity</h2>")
+            _html("<h2>Sensitivity and specificity</h2>")
             parts.slider = gr.Slider(
                 0,
                 max(len(settings) - 1, 1),
                 value=own,
                 step=1,
-                label="Operating point: sensitive to specific",
+                label="Threshold",
                 visible=movable,
                 buttons=[],
                 elem_id="image-setting",
             )
             _html(
-                '<div class="ends" aria-hidden="true"><span>finds more</span><span>clears more</span></div>',
+                '<div class="ends" aria-hidden="true"><span>sensitive</span><span>specific</span></div>',
                 visible=movable,
             )
-            # The region has to be there before its content for a screen reader to notice it.
+            # Screen readers announce changes only in a region that exists before its content.
             live = '<div aria-live="polite">${value || ""}</div>'
             parts.short = _html("", html_template=live, visible=movable, elem_id="image-short")
-            parts.of_setting = _html(of_setting, elem_id="image-found")
-            parts.back = gr.Button(
-                "Back to the model's operating point", size="sm", visible=movable, elem_id="image-back"
+            parts.reset = gr.Button(
+                "Reset to the model's threshold", size="sm", visible=movable, elem_id="image-reset"
             )
             parts.prevalence = gr.Number(
                 USUAL_PREVALENCE,
-                label="Prevalence where you are, in percent of images",
+                label="Prevalence of pneumonia (%)",
                 step=1,
                 visible=bool(settings),
                 elem_id="image-prevalence",
             )
-            parts.worth = _html(worth, elem_id="image-worth")
+            parts.metrics = _html(metrics, elem_id="image-metrics")
     return parts
 
 
@@ -357,10 +351,10 @@ def _html(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _decision(classifier: PneumoniaClassifier, said: dict[str, Any], threshold: float, force: bool) -> str:
-    if said.get("refused") and not force:
-        return said["refused"]
-    return classifier.decide(said["probability"], None if threshold == classifier.threshold else threshold)
+def _decision(classifier: PneumoniaClassifier, answer: dict[str, Any], threshold: float, force: bool) -> str:
+    if answer.get("refused") and not force:
+        return answer["refused"]
+    return classifier.decide(answer["probability"], None if threshold == classifier.threshold else threshold)
 
 
 def _quiet(lines: Sequence[str]) -> str:

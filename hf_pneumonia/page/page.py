@@ -1,4 +1,4 @@
-"""The page as a whole: its head, its tabs, its looks, and its server."""
+"""The page as a whole: header, tabs, theme and server."""
 
 import signal
 import sys
@@ -18,15 +18,15 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
-from hf_pneumonia.page.guard import Guard, UploadFolder
+from hf_pneumonia.page.guard import RequestFilter, UploadFolder
 from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.many_images import many_images_tab
 from hf_pneumonia.page.one_image import Example, one_image_tab
 
 TITLE = "Pneumonia on chest X-rays"
-NOTE = "Not a medical device. For research and teaching: an image is read by a person who is trained for it."
+NOTE = "Not a medical device. For research and teaching only: a radiologist must read every image."
 
-# Fonts of the reader's own machine: nothing is fetched from anywhere but the page's own server.
+# Local fonts, so that the page makes no request to another host.
 _FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _FONT_MONO = ("ui-monospace", "Consolas", "monospace")
 
@@ -40,20 +40,20 @@ def build_page(
     """Build the page.
 
     Args:
-        classifier: answers.
-        read: path or bytes -> image of mode 'L', or UnreadableImage.
-        examples: offered by the tab "One image".
-        model: run folder or repository that the tab "About the model" describes; None leaves that tab out.
+        classifier: classifies the images.
+        read: decodes a path or bytes to an image of mode 'L', or raises UnreadableImage.
+        examples: shown in the tab "One image".
+        model: run folder or repository of the tab "About the model"; None omits that tab.
     """
     notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
     head = f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head, apply_default_css=False, elem_id="head")
-        gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="no-device")
+        gr.HTML(f'<p role="note">{NOTE}</p>', apply_default_css=False, elem_id="disclaimer")
         with gr.Tabs():
             with gr.Tab("One image"):
                 one_image_tab(classifier, read, examples)
-            with gr.Tab("Many images"):
+            with gr.Tab("Several images"):
                 many_images_tab(classifier, read)
             if model is not None:
                 with gr.Tab("About the model"):
@@ -62,8 +62,8 @@ def build_page(
     return page
 
 
-def looks() -> dict[str, Any]:
-    """Return the arguments of `launch` for a sober page, light or dark as the reader's machine is."""
+def appearance() -> dict[str, Any]:
+    """Return the theme, CSS and footer for `launch`; light or dark follows the system."""
     theme = gr.themes.Default(
         primary_hue="sky", secondary_hue="sky", neutral_hue="slate", font=_FONT, font_mono=_FONT_MONO
     )
@@ -72,16 +72,16 @@ def looks() -> dict[str, Any]:
 
 
 def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
-    """Serve a page until Ctrl-C or SIGTERM; prints its address.
+    """Serve a page until Ctrl-C or SIGTERM, and print its address.
 
     Args:
         page: built while `uploads` was entered.
-        uploads: stores its uploads.
-        share: whether Gradio makes a public address for it.
+        uploads: folder of the uploads.
+        share: whether to create a public address through Gradio's servers.
 
     Raises:
-        KeyboardInterrupt, SystemExit: when it is stopped; nothing of it is left then.
-        UsageError: no port is free, or GRADIO_SERVER_NAME is no address of this machine.
+        KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after the server has stopped.
+        UsageError: no port is free, or GRADIO_SERVER_NAME is not an address of this machine.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with served(page, uploads, share) as addresses:
@@ -91,8 +91,8 @@ def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
 
 @contextmanager
 def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Iterator[list[str]]:
-    """Yield the addresses of a page while it is served. Arguments as `serve`."""
-    # Closed API: nobody passes the queue by.
+    """Yield the addresses of a page while it is served. Arguments as for `serve`."""
+    # Closed API: no request bypasses the queue.
     page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
     try:
         _, address, public = page.launch(
@@ -108,11 +108,14 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Itera
             pwa=False,
             mcp_server=False,
             num_workers=0,
-            app_kwargs={"middleware": [Middleware(Guard, uploads=uploads)]},
-            **looks(),
+            app_kwargs={"middleware": [Middleware(RequestFilter, uploads=uploads)]},
+            **appearance(),
         )
     except OSError as error:
-        raise UsageError("served", f"expected a free port for the page: {error}") from error
+        raise UsageError(
+            "no-port",
+            f"GRADIO_SERVER_PORT, GRADIO_SERVER_NAME: expected a free port of this machine: {error}",
+        ) from error
     try:
         yield [address, public] if public else [address]
     finally:

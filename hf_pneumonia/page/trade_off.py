@@ -1,25 +1,19 @@
-"""Validation's ROC curve -> the settings of a slider, and a sentence on each of them.
+"""Sensitivity, specificity and predictive values at each threshold of the slider.
 
-Knows nothing of Gradio or of networks: moving the slider asks neither.
+Uses neither Gradio nor a network: moving the slider recomputes nothing on the image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-
-import numpy as np
 
 from hf_pneumonia.evaluation.calibration import moved_band
 from hf_pneumonia.evaluation.metrics import predictive_values
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import percent
 
-# Percent of the images that show pneumonia: the default is about what a ward for coughing children sends. At
-# 0 and 100 there is nothing to tell apart.
+# Percent of images that show pneumonia. The default is about that of a ward for children with a cough.
 USUAL_PREVALENCE, LEAST_PREVALENCE, MOST_PREVALENCE = 20, 0.1, 99.9
-
-_ELSEWHERE = (
-    "All figures are of the model's own validation images and not of your hospital, where they can be worse."
-)
 
 
 @dataclass(frozen=True)
@@ -32,10 +26,10 @@ class Setting:
 
 
 def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
-    """Return the slider's settings, from the most sensitive one to the most specific one.
+    """Return the slider's settings, from the most sensitive to the most specific one.
 
-    These are the points of the model's trade-off; its operating point alone where it states only that; none
-    where it states no metrics at all.
+    These are the model's ROC points. A model that states only its operating point has one setting, and a
+    model without metrics has none.
     """
     points = classifier.trade_off
     if points:
@@ -48,25 +42,15 @@ def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
 
 
 def own_setting(settings: list[Setting], threshold: float) -> int:
-    """Return the index of the setting nearest to the model's operating point; 0 where there is none."""
+    """Return the index of the setting nearest to the model's threshold; 0 if there are no settings."""
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
 
 
 def band_at(classifier: PneumoniaClassifier, threshold: float) -> tuple[float, float] | None:
-    """Return the uncertain band around a threshold; None where the model has no band."""
+    """Return the uncertain band around a threshold; None if the model has no band."""
     if classifier.band is None or threshold == classifier.threshold:
         return classifier.band
     return moved_band(classifier.band, classifier.threshold, threshold)
-
-
-def of_100(share: float) -> str:
-    """Return a share as "95 of 100". "100 of 100" and "0 of 100" are exact, never rounded."""
-    count = round(100 * share)
-    if count == 100 and share < 1:
-        return "more than 99 of 100"
-    if count == 0 and share > 0:
-        return "fewer than 1 of 100"
-    return f"{count} of 100"
 
 
 def in_words(probability: float) -> str:
@@ -74,115 +58,101 @@ def in_words(probability: float) -> str:
     return percent(probability).replace("< ", "less than ").replace("> ", "more than ")
 
 
-def predictive_sentence(setting: Setting, prevalence: float | None) -> str:
-    """Return PPV and NPV at a setting by Bayes' theorem, in words.
+def rounded(share: float | None) -> str:
+    """Return a share in whole percent; "100%" and "0%" are exact, never rounded. "n/a" for None."""
+    if share is None:
+        return "n/a"
+    whole = round(100 * share)
+    if whole == 100 and share < 1:
+        return "> 99%"
+    if whole == 0 and share > 0:
+        return "< 1%"
+    return f"{whole}%"
+
+
+def metrics_at(setting: Setting, prevalence: float | None) -> dict[str, float | None]:
+    """Return sensitivity, specificity, PPV and NPV of a setting, 0 to 1.
 
     Args:
-        prevalence: percent, LEAST_PREVALENCE to MOST_PREVALENCE, rounded to the first decimal; None where the
-            field is empty.
+        setting: one of `settings_of`.
+        prevalence: percent of images that show pneumonia; None where the field is empty.
 
     Returns:
-        The sentence; and why PPV or NPV can't be told, where validation's images give only an exact 0 or 1.
+        PPV and NPV by Bayes' theorem. They are None if the prevalence is out of range, and where validation
+        gives exactly 0 or 1: it has too few images to show that no error occurs elsewhere.
     """
-    if prevalence is None or not LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE:
-        return f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
-    per_1000 = round(10 * prevalence)
-    images = f"{per_1000} of 1,000" if per_1000 % 10 else f"{per_1000 // 10} of 100"
-    ppv, npv = predictive_values(setting.sensitivity, setting.specificity, per_1000 / 1000)
-    called = "no image is called pneumonia (PPV)"
-    if np.isfinite(ppv):
-        called = f"{of_100(float(ppv))} images called pneumonia show one (PPV)"
-    cleared = "no image is called normal (NPV)"
-    if np.isfinite(npv):
-        cleared = f"{of_100(float(npv))} called normal show none (NPV)"
-    unknown = _never_seen(setting)
-    known = ", and ".join(said for name, said in (("PPV", called), ("NPV", cleared)) if name not in unknown)
-    first = [f"Where {images} images show pneumonia, {known}."] if known else []
-    return " ".join([*first, *unknown.values()])
+    metrics: dict[str, float | None] = {
+        "Sensitivity": setting.sensitivity, "Specificity": setting.specificity, "PPV": None, "NPV": None
+    }  # fmt: skip
+    if _is_valid(prevalence):
+        values = predictive_values(setting.sensitivity, setting.specificity, prevalence / 100)
+        metrics |= {
+            name: float(value) for name, value in zip(("PPV", "NPV"), values, strict=True) if 0 < value < 1
+        }
+    return metrics
 
 
-def band_sentence(classifier: PneumoniaClassifier, setting: Setting) -> str:
-    """Return what the uncertain band means at a setting; "" where the model has no band."""
-    band = band_at(classifier, setting.threshold)
+def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
+    """Return what the uncertain band means at a threshold; "" if the model has no band."""
+    band = band_at(classifier, threshold)
     if band is None:
         return ""
-    low, high = map(in_words, band)
-    between = f"Between {low} and {high} the answer is left open"
-    if low == high:
-        between = "Close to the operating point the answer is left open"
-    counted = "Such images are counted above by the side of the operating point on which they lie."
-    if setting.threshold != classifier.threshold:
-        return (
-            f"{between}: the band moves along with the setting. What it was chosen for in validation holds "
-            f"at the model's own operating point only. {counted}"
-        )
-    risk = of_100(classifier.operating_point["uncertain"].get("risk", 0))
+    uncertain = f"Uncertain range {' to '.join(dict.fromkeys(map(percent, band)))}"
+    if threshold != classifier.threshold:
+        return f"{uncertain}: it moves with the threshold; its error limits hold only at the model's own."
+    risk = rounded(classifier.operating_point["uncertain"].get("risk", 0))
     return (
-        f"{between}, and the image should be read: the band was chosen in validation so that at most {risk} "
-        f"pneumonias lie below it and at most {risk} normal images above it. {counted}"
+        f"{uncertain}: in validation, at most {risk} of pneumonias were below it and at most {risk} of "
+        "normal images above it."
     )
 
 
-def setting_html(classifier: PneumoniaClassifier, settings: list[Setting], index: int) -> str:
-    """Return the text beside the slider: a setting on validation, and compared with the model's own one."""
-    if not settings:
-        return _paragraphs(
-            f"This model states no figures of its validation images: its operating point "
-            f"({in_words(classifier.threshold)}) can't be moved here, and how often it is right is not known."
-        )
-    setting, own = settings[index], settings[own_setting(settings, classifier.threshold)]
-    found = (
-        f"At this setting the model found {of_100(setting.sensitivity)} pneumonias and cleared "
-        f"{of_100(setting.specificity)} normal images in validation."
-    )
-    compared = f"This is the model's own operating point ({in_words(own.threshold)})."
-    if setting != own:
-        compared = (
-            f"Against the model's own operating point ({in_words(own.threshold)}: {of_100(own.sensitivity)} "
-            f"and {of_100(own.specificity)}) it found {_more_or_fewer(setting.sensitivity, own.sensitivity)} "
-            f"pneumonias and cleared {_more_or_fewer(setting.specificity, own.specificity)} normal images."
-        )
-    fixed = "" if len(settings) > 1 else " The model states no other, so that it can't be moved here."
-    return _paragraphs(f"{found} {compared}{fixed}")
-
-
-def worth_html(
+def metrics_html(
     classifier: PneumoniaClassifier, settings: list[Setting], index: int, prevalence: float | None
 ) -> str:
-    """Return the text beside the prevalence, in percent: predictive values, uncertain band, their limits."""
+    """Return a table of `metrics_at` the chosen threshold and the model's own, with two sentences on it.
+
+    Args:
+        classifier: states the model's threshold and band.
+        settings: of `settings_of`.
+        index: of the chosen setting.
+        prevalence: as for `metrics_at`.
+    """
     if not settings:
-        return ""
-    setting = settings[index]
-    return _paragraphs(
-        predictive_sentence(setting, prevalence), band_sentence(classifier, setting), _ELSEWHERE
+        return _region(
+            f"This model states no validation metrics: its threshold ({in_words(classifier.threshold)}) "
+            "can't be changed here, and its sensitivity and specificity are unknown."
+        )
+    chosen, own = settings[index], settings[own_setting(settings, classifier.threshold)]
+    columns = {"Chosen": chosen, "Model's own": own} if len(settings) > 1 else {"Model's own": own}
+    metrics = [metrics_at(setting, prevalence) for setting in columns.values()]
+    rows = {"Threshold": [percent(setting.threshold) for setting in columns.values()]}
+    rows |= {name: [rounded(column[name]) for column in metrics] for name in metrics[0]}
+    unknown = ""
+    if not _is_valid(prevalence):
+        unknown = f"For PPV and NPV, enter a prevalence from {LEAST_PREVALENCE} to {MOST_PREVALENCE} percent."
+    elif any(None in column.values() for column in metrics):
+        unknown = "n/a: validation has too few images to estimate this value."
+    source = (
+        "Measured on the model's validation images, with uncertain results counted by the threshold; at your "
+        "hospital the metrics may be lower."
     )
+    return _region(unknown, source, band_sentence(classifier, chosen.threshold), table=_table(columns, rows))
 
 
-def _never_seen(setting: Setting) -> dict[str, str]:
-    """Why PPV or NPV can't be told: where validation has no image of a kind, they would be exactly 0 or 1,
-    and promise that there is none elsewhere either."""
-    found, missed = setting.sensitivity > 0, setting.sensitivity < 1
-    cleared, in_vain = setting.specificity > 0, setting.specificity < 1
-    why = {}
-    if found and not in_vain:
-        why["PPV"] = "normal image of validation was called pneumonia"
-    if in_vain and not found:
-        why["PPV"] = "pneumonia of validation was found"
-    if cleared and not missed:
-        why["NPV"] = "pneumonia of validation was called normal"
-    if missed and not cleared:
-        why["NPV"] = "normal image of validation was cleared"
-    return {
-        name: f"No {case} at this setting, so that the {name} can't be told." for name, case in why.items()
-    }
+def _table(columns: Iterable[str], rows: dict[str, list[str]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, cells in rows.items()
+    )
+    return f"<table><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _more_or_fewer(share: float, own: float) -> str:
-    if share == own:
-        return "as many"
-    return "more" if share > own else "fewer"
+def _is_valid(prevalence: float | None) -> bool:
+    return prevalence is not None and LEAST_PREVALENCE <= prevalence <= MOST_PREVALENCE
 
 
-def _paragraphs(*texts: str) -> str:
-    lines = "".join(f"<p>{escape(text.strip())}</p>" for text in texts if text)
-    return f'<div class="figures" aria-live="polite">{lines}</div>'
+def _region(*paragraphs: str, table: str = "") -> str:
+    texts = "".join(f"<p>{escape(text)}</p>" for text in paragraphs if text)
+    return f'<div class="metrics" aria-live="polite">{table}{texts}</div>'

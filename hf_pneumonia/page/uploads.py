@@ -1,6 +1,6 @@
-"""Requests: the uploaded images that they mean, within the limits, and the errors that they are told.
+"""Uploaded files and zip files of a request, and its error messages.
 
-Nothing is unpacked onto the disk, and nothing is read that was not uploaded.
+Zip files are not unpacked to the disk, and only uploaded files are read.
 """
 
 import logging
@@ -21,19 +21,19 @@ from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_IMAGES, MA
 
 logger = logging.getLogger(__name__)
 
-BUG = "This went wrong here, for a reason that nobody expected. The server's log says where."
+BUG = "Internal error. The server's log has the details."
 
-_ENTRY = b"PK\1\2"  # each entry of a zip file's directory begins so
+_ENTRY = b"PK\1\2"  # signature of an entry in a zip file's directory
 
 _NAME_LENGTH = 200
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """Decorate a handler of an event, or wrap the body of one that is a generator.
+def errors_shown() -> Iterator[None]:
+    """Show the errors of an event handler as gr.Error: a decorator, or a context in a generator.
 
-    Mistakes become gr.Error. A bug is logged by its type and place alone: its message may hold the name of an
-    image, and Gradio would print it.
+    A bug is logged by type and traceback only: its message may contain an image's name, which Gradio
+    would print.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def errors_told() -> Iterator[None]:
         raise gr.Error(f"This file can't be read as an image: {error}", print_exception=False) from None
     except Exception as error:
         place = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("%s (its message is not logged)\n%s", type(error).__qualname__, place)
+        logger.error("%s (message not logged)\n%s", type(error).__qualname__, place)
         raise gr.Error(BUG, print_exception=False) from None
 
 
@@ -54,8 +54,8 @@ class Upload:
     """An uploaded file.
 
     Attributes:
-        name: as the sender named it; for people, and never opened.
-        path: where it is.
+        name: the sender's, for display only.
+        path: of the file on the server.
     """
 
     name: str
@@ -63,57 +63,61 @@ class Upload:
 
 
 def uploaded(file: Any) -> Upload:
-    """Return the upload that a request means.
+    """Return the upload that a request refers to.
 
     Args:
-        file: a gradio.FileData as JSON has it, or anything else that a stranger may send.
+        file: a gradio.FileData as JSON; untrusted, so it may be anything.
 
     Raises:
-        UsageError: it is none, or means a file that was not uploaded.
+        UsageError: not a file, or not an uploaded one.
     """
     path = file.get("path") if isinstance(file, dict) else None
     folder = os.path.realpath(get_upload_folder())
     try:
         real = os.path.realpath(path)
         is_there = real.startswith(f"{folder}{os.sep}") and os.path.isfile(real)
-    except (TypeError, ValueError):  # no path, or a zero byte in it
+    except (TypeError, ValueError):  # not a path, or a null byte in it
         is_there = False
     if not is_there:
         raise UsageError(
-            "uploaded",
-            "expected an uploaded file, got something else or one that is deleted by now; upload it (again), "
-            "with gradio_client.handle_file(path)",
+            "not-uploaded",
+            "file: expected an uploaded file, got another value or a deleted upload. Upload it again, with "
+            "gradio_client.handle_file(path)",
         )
     name = file.get("orig_name")
     return Upload(shown_name(os.path.basename(name if isinstance(name, str) else real)), real)
 
 
 def images_of(uploads: Iterable[Upload]) -> list[Source]:
-    """Return the images of files and zip files in their order, each to be read by `inputs.ImageReader`.
+    """Return the images of files and zip files in order, each to be read by `inputs.ImageReader`.
 
-    Zip files are searched as `inputs.find_images` does. What can't be read is a Source with its problem: a
-    file that is too large, a damaged zip file, one of a rare compression, one in another.
+    Zip files are searched as `inputs.find_images` does. A file that can't be read becomes a Source with its
+    problem: too large, a damaged zip file, an unsupported compression, a zip file in a zip file.
 
     Raises:
-        UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files;
-            nothing is unpacked before.
+        UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files,
+            before anything is unpacked.
     """
     images: list[Source] = []
     for upload in uploads:
         images += _images_of_upload(upload)
         if len(images) > MAX_IMAGES:
-            raise UsageError("images-of", f"more than {MAX_IMAGES} images; send them in several parts")
+            raise UsageError(
+                "too-many-images",
+                f"files: expected at most {MAX_IMAGES} images, got more. Send them in several requests",
+            )
     total = sum(_size(image) for image in images if not image.problem)
     if total > MAX_UNPACKED_BYTES:
         raise UsageError(
-            "images-of",
-            f"{_mb(total)} unpacked, more than {_mb(MAX_UNPACKED_BYTES)}; send the images in several parts",
+            "too-many-bytes",
+            f"files: expected at most {_mb(MAX_UNPACKED_BYTES)} unpacked, got {_mb(total)}. Send them in "
+            "several requests",
         )
     return images
 
 
 def shown_name(name: str) -> str:
-    """Return a name without characters that hide or turn round its letters, and of a line or two at most."""
+    """Return a name of at most 200 characters, with unprintable ones (such as bidi marks) replaced."""
     name = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
@@ -134,21 +138,21 @@ def _images_of_zip(upload: Upload) -> Iterator[Source]:
         return
     images = list(find_images([upload.path]))
     if not images and not zips:
-        yield _problem(upload.name, upload.path, "no image in this zip file")
+        yield _problem(upload.name, upload.path, "no images in this zip file")
     for image in images:
         name, problem = shown_name(upload.name + image.name[len(upload.path) :]), image.problem
         if not problem and _size(image) > MAX_FILE_BYTES:
             problem = f"more than {_mb(MAX_FILE_BYTES)}"
         yield replace(image, name=name, problem=problem)
     for name in zips:
-        yield _problem(f"{upload.name}/{name}", upload.path, "a zip file in a zip file is not opened")
+        yield _problem(f"{upload.name}/{name}", upload.path, "zip files in zip files are not opened")
 
 
 def _look_into(path: str) -> tuple[str, list[str]]:
-    """Why a zip file is not opened, or "", and the names of the zip files in it."""
+    """Why a zip file is not opened, or ""; and the names of the zip files in it."""
     with open(path, "rb") as file:
         data = file.read()
-    # Counted ahead of zipfile, which lists all of them as it opens.
+    # Counted first, as zipfile lists all entries when it opens.
     if data.count(_ENTRY) > MAX_ENTRIES:
         return f"a zip file of more than {MAX_ENTRIES:,} entries", []
     try:
@@ -164,7 +168,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _size(image: Source) -> int:
-    """Bytes unpacked: in a file's stamp they are first, in an entry's they precede its checksum."""
+    """Unpacked bytes: first in a file's stamp, before the checksum in a zip entry's."""
     return image.stamp[0] if image.member is None else image.stamp[-2]
 
 

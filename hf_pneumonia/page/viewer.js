@@ -1,16 +1,15 @@
-// Shows the component's value; zoom, place and opacity are the browser's alone. gr.HTML gives `element`, `props`
-// and `watch`.
-const MOST = 8; // times as large as it fits
-const STEP = 1.25; // of one click
-const MOVE = 0.1; // of one arrow key, in widths and heights of a pane
+// Shows the component's value; zoom, position and opacity are handled in the browser. gr.HTML provides `element`,
+// `props` and `watch`.
+const MAX_SCALE = 8; // relative to the size that fits
+const STEP = 1.25; // per click
+const MOVE = 0.1; // per arrow key, in widths and heights of a pane
 
 const all = (selector) => [...element.querySelectorAll(selector)];
 const one = (selector) => element.querySelector(selector);
 const stage = one(".stage");
 const slider = one(".opacity input");
 
-// The upper left corner of the sheet in widths and heights of its pane, so that a new size of the window changes
-// nothing.
+// The upper left corner of the sheet in widths and heights of its pane, independent of the window's size.
 let scale = 1, x = 0, y = 0;
 
 function place() {
@@ -23,10 +22,10 @@ function place() {
   stage.classList.toggle("zoomed", scale > 1);
 }
 
-// What lies at (atX, atY) of a pane stays there.
+// The point at (atX, atY) of a pane stays fixed.
 function zoom(factor, atX = 0.5, atY = 0.5) {
-  let next = Math.min(MOST, Math.max(1, scale * factor));
-  if (next < 1.001) next = 1; // what divisions leave of it
+  let next = Math.min(MAX_SCALE, Math.max(1, scale * factor));
+  if (next < 1.001) next = 1; // rounding errors
   x = atX - (atX - x) * (next / scale);
   y = atY - (atY - y) * (next / scale);
   scale = next;
@@ -50,7 +49,7 @@ function show() {
   one(".empty").hidden = Boolean(value);
   one(".shown").hidden = !value;
   if (!value) {
-    for (const image of all("image")) image.removeAttribute("href"); // of one person; not kept for the next
+    for (const image of all("image")) image.removeAttribute("href"); // not kept for the next person
     return reset();
   }
   for (const sheet of all(".sheet")) sheet.setAttribute("viewBox", `0 0 ${value.width} ${value.height}`);
@@ -63,18 +62,18 @@ function show() {
   else one(".heat").removeAttribute("href");
   one(".mapped").hidden = one(".opacity").hidden = !value.heat;
   one(".caption").textContent = value.caption;
-  // A strip would leave no room for the controls, or none for itself: it gets a margin.
+  // A very wide or tall image gets a margin, so that it and the controls stay visible.
   stage.style.setProperty("--shape", Math.min(2, Math.max(0.5, value.width / value.height)));
   reset();
 }
 
-// Where an event is, in widths and heights of its pane.
+// The position of an event in widths and heights of its pane.
 function within(pane, event) {
   const box = pane.getBoundingClientRect();
   return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
 }
 
-const fingers = new Map(); // or the mouse: pointer -> where it was last
+const fingers = new Map(); // or the mouse: pointer -> last position
 
 function move(pane, event) {
   if (!fingers.has(event.pointerId)) return;
@@ -106,16 +105,16 @@ for (const pane of all(".pane")) {
   pane.addEventListener("pointermove", (event) => move(pane, event));
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
     pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  // Two fingers are for the image and not for the page; one moves the page on until the image is zoomed.
+  // Two fingers zoom the image, not the page; one finger scrolls the page unless the image is zoomed.
   pane.addEventListener("touchmove", (event) => {
     if (event.cancelable && (event.touches.length > 1 || scale > 1)) event.preventDefault();
   }, { passive: false });
   pane.addEventListener("wheel", (event) => {
     const turned = event.deltaY * (event.deltaMode === 1 ? 16 : 1); // lines, in Firefox
     const larger = turned < 0;
-    // At either end the wheel goes on to the page, or a reader who scrolls down would be caught by the image. A
-    // pinch on a touchpad comes as a wheel with ctrl, and would zoom the page.
-    if (!event.ctrlKey && (larger ? scale >= MOST : scale <= 1)) return;
+    // At either end of the zoom the wheel scrolls the page. A pinch on a touchpad is a wheel event with ctrl, which
+    // would zoom the page.
+    if (!event.ctrlKey && (larger ? scale >= MAX_SCALE : scale <= 1)) return;
     event.preventDefault();
     zoom(Math.exp(-Math.max(-100, Math.min(100, turned)) * (event.ctrlKey ? 0.01 : 0.002)), ...within(pane, event));
   }, { passive: false });
