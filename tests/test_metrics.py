@@ -153,3 +153,11 @@ def test_patients_with_many_images_widen_the_interval_of_the_area():
     )
     assert apart["value"] == pytest.approx(sklearn.roc_auc_score(label, probability))
     assert np.ptp(together["ci95"]) > 1.6 * np.ptp(apart["ci95"])  # about twice: a quarter of the draws
+
+
+def test_an_image_at_the_threshold_is_called_pneumonia():
+    label, probability = [1, 1, 1, 0, 0], [0.5, 0.4, 0.9, 0.5, 0.1]
+    (report,) = split_reports(predicted(label, probability), [0.5])
+    for found in (report, metrics_at(np.array(label), np.array(probability), range(5), 0.5)):
+        assert (found["sensitivity"]["value"], found["specificity"]["value"]) == (2 / 3, 1 / 2)
+        assert found["sensitivity"]["wilson95"] == wilson(2, 3)

@@ -209,7 +209,7 @@ def test_two_processes_train_and_score_every_image_once_as_one_process_does(imag
     "file, flags, code",
     [
         ("report.json", (), "finished-run"),
-        ("checkpoint-9/x", (), "unfinished-run"),
+        ("checkpoint-9/x", (), "unfinished-training"),
         ("model.safetensors", (), "existing-model"),
         ("model.safetensors", ("--resume_from_checkpoint", "auto"), "existing-model"),
         ("notes.txt", ("--resume_from_checkpoint", "true"), "checkpoint-not-found"),

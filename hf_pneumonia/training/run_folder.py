@@ -81,7 +81,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         raise UsageError("existing-model", f"--output_dir: {folder} has a model. Use another folder, {over}")
     if not resume and checkpoints(folder):
         raise UsageError(
-            "unfinished-run",
+            "unfinished-training",
             f"--output_dir: {folder} has an unfinished run. Use --resume_from_checkpoint true, {over}",
         )
 
