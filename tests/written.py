@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_pneumonia.evaluation.metrics import METRICS
 from hf_pneumonia.evaluation.scoring import Predictions
 
 # fmt: off
 
 SPLITS = ("train", "validation", "test")
-METRICS = ("accuracy", "precision", "sensitivity", "specificity", "f1", "auroc", "average_precision", "mcc")
 
 
 def written_report() -> dict:

@@ -374,7 +374,9 @@ class PneumoniaClassifier:
                 try:
                     logits, maps = logits_and_heat_maps(self.model, inputs)
                 except ValueError as error:
-                    raise UsageError("no-heat-maps", f"{self.name}: no heat maps: {error}") from error
+                    raise UsageError(
+                        "no-heat-maps", f"{self.name}: no heat maps: {error}. Ask without heat_map"
+                    ) from error
                 maps = maps.cpu().numpy()
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 

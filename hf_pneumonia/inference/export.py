@@ -170,7 +170,8 @@ def _write(name: str, network: nn.Module, size: int, description: dict, file: Pa
         except torch.onnx.errors.OnnxExporterError as error:
             reason = (str(error.__cause__ or error) or "no reason given").splitlines()[0]
             raise UsageError(
-                "onnx-export-failed", f"{name}: this network can't be exported to ONNX: {reason}"
+                "onnx-export-failed",
+                f"{name}: this network can't be exported to ONNX: {reason}. Use it through PyTorch",
             ) from error
     graph = onnx.load(file)
     _strip(graph)

@@ -54,7 +54,7 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
     if not existing.is_dir():
         raise UsageError(
             "unusable-output-dir",
-            f"--output_dir: expected a folder, but {existing} is a file. Use another one",
+            f"--output_dir: expected a folder, got the file {existing}. Use another one",
         )
     if not os.access(existing, os.W_OK):
         raise UsageError(
