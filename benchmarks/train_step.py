@@ -10,7 +10,6 @@ there is a GPU, the images are in its memory. Images/s; the last line is JSON.
 """
 
 import argparse
-import inspect
 import json
 import tempfile
 import time
@@ -22,7 +21,7 @@ import torch
 from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_pneumonia.modeling.augment import Augment
+from hf_pneumonia.modeling.augment import AUGMENTATIONS, Augment
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.launch import use_machine
@@ -67,7 +66,7 @@ def _wait() -> None:
 
 
 def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, model: str) -> Recipe:
-    off = [] if augmented else [f"--{name}=0" for name in inspect.signature(Augment).parameters]
+    off = [] if augmented else [f"--{name}=0" for name in AUGMENTATIONS]
     flags = (
         f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARM} --ema_decay 0 "
     )

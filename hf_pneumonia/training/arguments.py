@@ -45,6 +45,7 @@ _RANGES = {
     (0.01, 1): "layer_decay",
     (0, 0.999999): "ema_decay adam_beta1 adam_beta2",
     (0, 1): "max_unreadable adam_epsilon",
+    (1, 1000): "dataloader_prefetch_factor",
     (0, 256): "dataloader_num_workers",
     (0, 2**32 - 1): "seed seeds split_seed data_seed",
     (1, 100_000): "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
@@ -226,7 +227,8 @@ class Recipe(Strengths, TrainingArguments):
         ranges |= {name: (0, largest) for name, largest in LARGEST.items()}
         for name, (low, high) in ranges.items():
             # Not `value < low or value > high`: NaN has to fail.
-            if wrong := [value for value in _numbers(getattr(self, name)) if not low <= value <= high]:
+            values = [value for value in _numbers(getattr(self, name)) if value is not None]
+            if wrong := [value for value in values if not low <= value <= high]:
                 raise UsageError(
                     "out-of-range", f"--{name}: expected a number from {low:g} to {high:g}, got {wrong[0]}"
                 )
