@@ -1,14 +1,13 @@
 """Gradio page of a model, local or on a Hugging Face Space: `python app.py [--model RUN_OR_REPO]`."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from hf_pneumonia.errors import run_script
+from hf_pneumonia.errors import ArgumentParser, run_script
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser = ArgumentParser(prog="app.py", description=__doc__)
     parser.add_argument(
         "--model",
         help="run folder or Hub repository (user/name); default: the environment variable MODEL_ID, the "

@@ -1,11 +1,10 @@
 """Publish a finished run on the Hub: `python push_to_hub.py RUN --repo USER/NAME [--space USER/SPACE]`."""
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 
-from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.errors import ArgumentParser, UsageError, run_script
 
 
 def main(argv: list[str]) -> None:
@@ -62,8 +61,8 @@ def result(changed: bool, url: str) -> str:
     return f"{'published' if changed else 'unchanged'}: {url}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="push_to_hub.py", description=__doc__)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="push_to_hub.py", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of train.py")
     parser.add_argument(
         "--repo", required=True, metavar="USER/NAME", help="model repository; created if missing"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from hf_pneumonia.data.labels import COVID, PHANTOMS, UNCERTAIN
-from hf_pneumonia.errors import UsageError, run_script
+from hf_pneumonia.errors import ArgumentParser, UsageError, run_script
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "resnet18.yaml"
 SOURCE = (
@@ -167,13 +167,8 @@ def _check_output(folder: Path, flag: str = "--output") -> None:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UsageError("invalid-flag", f"{message}. See {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m hf_pneumonia" if sys.argv[0] == __file__ else None,
         description=__doc__,
         allow_abbrev=False,

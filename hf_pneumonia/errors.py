@@ -1,5 +1,6 @@
 """Exceptions of the project, and exit codes of its scripts."""
 
+import argparse
 import errno
 import os
 import sys
@@ -43,6 +44,13 @@ class Stopped(Exception):
 
 class UnreadableImage(ValueError):
     """A file that can't be read as an image. The message gives the reason, without the file's name."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, with an unknown or missing flag as a UsageError of one line."""
+
+    def error(self, message: str) -> None:
+        raise UsageError("invalid-flag", f"{message}. See {self.prog} --help")
 
 
 def run_script(program: str, main: Callable[[list[str]], None], argv: list[str]) -> int:

@@ -233,3 +233,10 @@ def test_a_zip_file_may_have_windows_paths(tmp_path):
             entry.filename = name  # the constructor would replace the backslashes
             archive.writestr(entry, DICOM)
     assert sources(tmp_path / "packed.zip", tmp_path=tmp_path) == {"a": "train", "b": "test"}
+
+
+def test_a_folder_of_masks_alone_is_refused_and_the_masks_are_named(tmp_path):
+    put(tmp_path, "train/NORMAL/a_mask.dcm", "train/PNEUMONIA/b_mask.dcm")
+    with pytest.raises(UsageError) as error:
+        read(tmp_path)
+    assert error.value.code == "no-class-folders" and "2 images in *_mask.dcm" in str(error.value)

@@ -45,7 +45,7 @@ def test_the_metrics_equal_a_table_computed_by_hand(tmp_path):
     assert metric.compute() == scores
     # Separated perfectly: scikit-learn's own sum is 1.0000000000000002 for these.
     separated = score_predictions(np.repeat([0, 1], [4, 9]), np.linspace(0, 1, 13))
-    assert (separated["auroc"], separated["average_precision"]) == (1, 1)
+    assert (separated["auroc"], separated["average_precision"], separated["mcc"]) == (1, 1, 1)
 
 
 def test_an_undefined_metric_is_none():

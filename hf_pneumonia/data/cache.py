@@ -198,7 +198,7 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
         data = source if isinstance(source, bytes) else read_file(source)
         image = read_image(data)
         if few_grays(image):
-            raise UnreadableImage("only two or three grays: a mask, not a radiograph")
+            raise UnreadableImage("only two or three gray levels: a mask, not an X-ray")
     except UnreadableImage as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(image, size)

@@ -182,11 +182,13 @@ def _one_data_set(found: dict, root: str, left_out: list[str]) -> dict:
         if roles.class_name is not None:
             sets[roles.wrapper].append(image)
     if not sets:
+        excluded = f" (left out: {_listed(left_out)})" if left_out else ""
         got = {"/".join(roles.folders) or "images without folders" for roles in found.values()}
         raise UsageError(
             "no-class-folders",
             f"{root}: expected images in class folders such as NORMAL and PNEUMONIA, got "
-            f"{_listed(got) or 'none'}. Sort the images into class folders, or add a table of labels",
+            f"{_listed(got) or 'none'}{excluded}. Sort the images into class folders, or add a table of "
+            "labels",
         )
     outer = min(sets, key=len)
     others = [wrapper for wrapper in sets if wrapper != outer]

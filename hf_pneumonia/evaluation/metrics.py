@@ -44,7 +44,9 @@ def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) ->
     """Matthews correlation; 0 where both classes are present and all images get one answer."""
     # The root of each factor: the product of four counts may exceed 53 bits.
     predicted, actual = np.sqrt(tp + fp) * np.sqrt(tn + fn), np.sqrt(tp + fn) * np.sqrt(tn + fp)
-    return np.where((predicted == 0) & (actual > 0), 0.0, ratio(tp * tn - fp * fn, predicted * actual))
+    # The roots may carry a perfect correlation beyond 1.
+    correlation = np.clip(ratio(tp * tn - fp * fn, predicted * actual), -1, 1)
+    return np.where((predicted == 0) & (actual > 0), 0.0, correlation)
 
 
 # The metrics of each split by their names in report.json. Report, model card, seed summary and the choice of
