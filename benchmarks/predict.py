@@ -90,7 +90,7 @@ def folder(run: Path, images: list[Path], name: str) -> dict:
         }
     best = max(speeds, key=speeds.get)
     size, workers = best
-    return {"films_per_second": speeds[best], "batch_size": size, "workers": workers, "peak_mb": peak_mb()}
+    return {"images_per_second": speeds[best], "batch_size": size, "workers": workers, "peak_mb": peak_mb()}
 
 
 def _speed(ask, paths: list[str]) -> float:
@@ -157,7 +157,7 @@ def main() -> None:
     folders = interleaved(
         {name: partial(run_alone, __file__, *argv, name) for name in (*PIPELINES, *DTYPES)}, args.rounds
     )
-    speeds = {name: [one["films_per_second"] for one in runs] for name, runs in folders.items()}
+    speeds = {name: [one["images_per_second"] for one in runs] for name, runs in folders.items()}
     print_table("images/s of a folder", {name: spread(values) for name, values in speeds.items()})
     memory = {name: max(one["peak_mb"] for one in runs) for name, runs in folders.items()}
     ratios = {

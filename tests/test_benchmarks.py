@@ -16,7 +16,7 @@ SIZES = "--image_size 32 --batch_size 4 --steps 2 --rounds 1"
     "script, flags, times",
     [
         ("train_step", SIZES, {"images_per_second": 5}),
-        ("epoch", "--image_size 32 --count 40 --rounds 1 --cache_dir TMP", {"films_per_second": 6}),
+        ("epoch", "--image_size 32 --count 40 --rounds 1 --cache_dir TMP", {"images_per_second": 6}),
         ("scaling", f"--images 50 {SIZES} --cache_dir TMP", {"images_per_second": 2}),
         ("startup", "RUN --rounds 1 --port 7980", {"seconds": 5}),
         ("predict", "RUN --images IMAGES/test --rounds 1", {}),
