@@ -47,7 +47,7 @@ def end(builder: multiprocessing.Process) -> int:
 
 def content(cache: Path) -> dict[str, bytes]:
     """Return all files that builders left in the cache folder."""
-    places = (place for place in sorted((cache / "films").rglob("*")) if place.is_file())
+    places = (place for place in sorted((cache / "images").rglob("*")) if place.is_file())
     return {str(place.relative_to(cache)): place.read_bytes() for place in places}
 
 
@@ -65,9 +65,9 @@ def soak(kills: int, patients: int, seed: int) -> dict:
     found = {"kills": 0, "too_late": 0, "half_built": 0, "wrong": 0, "pairs": 0, "pairs_wrong": 0}
     with tempfile.TemporaryDirectory(prefix="store-kills-") as name:
         folder = Path(name)
-        write_dataset(folder / "films", patients, seed, 64)
+        write_dataset(folder / "images", patients, seed, 64)
         started = time.monotonic()
-        assert end(start(folder / "films", folder / "undisturbed")) == 0
+        assert end(start(folder / "images", folder / "undisturbed")) == 0
         seconds, expected = time.monotonic() - started, content(folder / "undisturbed")
         number = 0
         while found["kills"] < kills:
@@ -75,7 +75,7 @@ def soak(kills: int, patients: int, seed: int) -> dict:
             number += 1
             again = True
             while again:
-                builder = start(folder / "films", cache)
+                builder = start(folder / "images", cache)
                 time.sleep(rng.random() * seconds)
                 late = not builder.is_alive()
                 builder.kill()
@@ -83,12 +83,12 @@ def soak(kills: int, patients: int, seed: int) -> dict:
                 found["too_late" if late else "kills"] += 1
                 found["half_built"] += bool(list(cache.glob("images/.building-*")))
                 again = not late and rng.random() < 0.3
-            if end(start(folder / "films", cache)) or content(cache) != expected:
+            if end(start(folder / "images", cache)) or content(cache) != expected:
                 found["wrong"] += 1
                 print(f"cache {number}: {sorted(content(cache))}", flush=True)
         for number in range(max(kills // 10, 1)):
             cache = folder / f"pair-{number}"
-            pair = [start(folder / "films", cache) for _ in range(2)]
+            pair = [start(folder / "images", cache) for _ in range(2)]
             codes = [end(builder) for builder in pair]
             found["pairs"] += 1
             if any(codes) or content(cache) != expected:

@@ -171,7 +171,7 @@ def cache(bench: Bench, rng: np.random.Generator) -> None:
         rows.append({"path": str(path), "bytes": data if rng.random() < 0.3 else None})
     cache = bench.folder / "case" / "cache"
     before = np.array(open_cache(rows, 16, cache)[range(6)])
-    files = sorted((cache / "films").glob("*/*"))
+    files = sorted((cache / "images").glob("*/*"))
     file = files[rng.integers(len(files))]
     content = mutate.spoil(file.read_bytes(), rng)
     file.write_bytes(content)
@@ -203,7 +203,7 @@ def archive(bench: Bench, rng: np.random.Generator) -> None:
 
 def folder(bench: Bench, rng: np.random.Generator) -> None:
     """Read class folders with a corrupted metadata file or table."""
-    root = bench.folder / "case" / "films"
+    root = bench.folder / "case" / "images"
     members = _members(bench, rng)
     for name, data in members.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

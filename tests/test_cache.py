@@ -18,7 +18,7 @@ from hf_pneumonia.errors import UsageError
 def images(tmp_path):
     """Six images by path and one by its bytes: 4 is a larger copy of 1, 3 is damaged, 6 is a mask."""
     rng = np.random.default_rng(0)
-    paths = [tmp_path / "films" / f"{number}.png" for number in range(7)]
+    paths = [tmp_path / "images" / f"{number}.png" for number in range(7)]
     for path in paths:
         write_image(path, 1, rng)
     Image.open(paths[1]).resize((450, 350)).save(paths[4])
@@ -34,12 +34,12 @@ def _resized(path) -> np.ndarray:
 
 
 def test_a_row_of_the_cache_has_the_pixels_that_pillow_reads_and_the_facts_of_its_file(images, tmp_path):
-    Image.new("L", (90, 70), 100).save(tmp_path / "films" / "2.png")
+    Image.new("L", (90, 70), 100).save(tmp_path / "images" / "2.png")
     images.append({"path": "lost.png", "bytes": None})
     cache = open_cache(images, 32, tmp_path)
     assert (len(cache), cache.size) == (8, 32)
     for row in range(7):
-        path = tmp_path / "films" / f"{row}.png"
+        path = tmp_path / "images" / f"{row}.png"
         content = path.read_bytes()
         assert cache.facts["sha256"][row].decode() == hashlib.sha256(content).hexdigest()
         if row in (0, 1, 2, 5):
@@ -55,7 +55,7 @@ def test_a_row_of_the_cache_has_the_pixels_that_pillow_reads_and_the_facts_of_it
 
 def test_a_cache_that_was_cut_short_raises_an_error(images, tmp_path):
     cache = open_cache(images, 32, tmp_path)
-    os.truncate(next((tmp_path / "films").glob("*/images.uint8")), 6 * 32 * 32 + 5)
+    os.truncate(next((tmp_path / "images").glob("*/images.uint8")), 6 * 32 * 32 + 5)
     assert cache[[5]].any()
     with pytest.raises(CacheCutShort) as error:
         cache[[6]]
@@ -77,10 +77,10 @@ def test_a_second_run_reads_the_cache_of_the_first_and_finds_copies_at_any_size(
 def test_another_size_or_a_changed_file_makes_a_new_cache(images, tmp_path):
     open_cache(images, 32, tmp_path)
     assert open_cache(images, 48, tmp_path).size == 48
-    write_image(tmp_path / "films" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
+    write_image(tmp_path / "images" / "0.png", 0, np.random.default_rng(9), size=(120, 90))
     cache = open_cache(images, 32, tmp_path)
     assert np.array_equal(cache[[0]][0], _resized(images[0]["path"]))
-    assert len(list((tmp_path / "films").glob("*/index.json"))) == 3
+    assert len(list((tmp_path / "images").glob("*/index.json"))) == 3
 
 
 def test_a_file_replaced_by_another_of_the_same_size_and_time_makes_a_new_cache(images, tmp_path):
@@ -107,4 +107,4 @@ def test_images_deleted_while_they_are_decoded_leave_no_cache(images, tmp_path, 
     with pytest.raises(UsageError) as error:
         open_cache(images, 32, tmp_path / "cache")
     assert error.value.code == "images-changed"
-    assert list((tmp_path / "cache" / "films").iterdir()) == []
+    assert list((tmp_path / "cache" / "images").iterdir()) == []

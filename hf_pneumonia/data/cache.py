@@ -131,7 +131,7 @@ def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache
         OSError: the cache can't be written, or the disk is full.
     """
     key = _key(images, size)
-    folder = cache_dir / "films" / key
+    folder = cache_dir / "images" / key
 
     def build(aside: Path) -> None:
         _build(images, size, aside)
