@@ -5,10 +5,10 @@ from sklearn import metrics as sklearn
 from written import predicted
 
 from hf_pneumonia.errors import UsageError
+from hf_pneumonia.evaluation.hf_metric import PneumoniaMetric
 from hf_pneumonia.evaluation.intervals import NOT_DEFINED, wilson
 from hf_pneumonia.evaluation.metrics import (
     METRICS,
-    PneumoniaMetric,
     auroc,
     matrix_figures,
     metrics_at,

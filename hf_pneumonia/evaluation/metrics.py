@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -67,46 +65,38 @@ METRICS = (*AT_THRESHOLD, *OF_RANKS)
 PREVALENCES = (0.05, 0.2)  # of the predictive values, besides that of the split
 
 
-class PneumoniaMetric(evaluate.Metric):
-    """All METRICS and the confusion matrix as one `evaluate.Metric` that downloads no code from the Hub.
-
-    `compute(predictions=..., references=..., threshold=0.5)` takes probabilities of pneumonia, 0 to 1, and
-    labels, 0 or 1. An image is called pneumonia if its probability is at least the threshold. An undefined
-    metric (precision without positive calls, AUROC of one class) is None.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description=f"{', '.join(METRICS)} and confusion matrix; class 1, pneumonia, is positive.",
-            citation="",
-            inputs_description="predictions: probability of class 1. references: 0 or 1. threshold: float.",
-            features=datasets.Features(features),
-        )
-
-    def _compute(self, predictions, references, threshold: float = 0.5) -> dict:
-        probability, label = np.asarray(predictions), np.asarray(references)
-        counts = _cells(label, probability, threshold).sum(0)
-        metrics = matrix_figures(*counts)
-        both = 0 < label.sum() < len(label)
-        for name, metric in OF_RANKS.items():
-            # Rounding may carry the sum above 1.
-            metrics[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
-        return {
-            **{name: None if np.isnan(metrics[name]) else float(metrics[name]) for name in METRICS},
-            "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
-        }
-
-
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict:
     """Compute `PneumoniaMetric` of (n,) labels and (n,) probabilities, in memory.
 
     Raises:
         UsageError: a probability is NaN or outside 0 to 1.
     """
+    # Imported here: `evaluate` and `datasets` take a second to import, and the page needs neither.
+    from hf_pneumonia.evaluation.hf_metric import PneumoniaMetric
+
     check_probabilities(probabilities)
     metric = PneumoniaMetric(keep_in_memory=True)
     return metric.compute(predictions=probabilities, references=labels, threshold=threshold)
+
+
+def all_metrics(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict:
+    """Compute all METRICS (None where undefined) and `confusion_matrix`, counts by `tn`, `fp`, `fn` and `tp`.
+
+    Args:
+        label: (n,) 0 or 1.
+        probability: (n,) of class 1.
+        threshold: an image is called pneumonia from this probability on.
+    """
+    counts = _cells(label, probability, threshold).sum(0)
+    metrics = matrix_figures(*counts)
+    both = 0 < label.sum() < len(label)
+    for name, metric in OF_RANKS.items():
+        # Rounding may carry the sum above 1.
+        metrics[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
+    return {
+        **{name: None if np.isnan(metrics[name]) else float(metrics[name]) for name in METRICS},
+        "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
+    }
 
 
 def check_probabilities(probability: np.ndarray) -> None:
