@@ -48,6 +48,7 @@ from hf_pneumonia.training.run_folder import (
 from hf_pneumonia.training.stopping import explain_failures
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
+TRAIN_SCORED = 1000  # images: enough to see overfitting, and independent of the size of the data set
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
 logger = logging.getLogger("hf_pneumonia")
@@ -185,7 +186,10 @@ def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: d
         "leakage_allowed": args.allow_leakage,
     }
     splits = [*SPLITS, "covid"] if len(cohort.rows("covid")) else SPLITS
-    predictions = {split: predict_split(model, cohort, split, batch_size) for split in splits}
+    predictions = {
+        split: predict_split(model, cohort, split, batch_size, TRAIN_SCORED if split == "train" else None)
+        for split in splits
+    }
     held_out = {split: predictions[split] for split in ("test", "validation")}
     if args.checks:
         facts["checks"] = run_checks(model, cohort, held_out, operating_point["threshold"], batch_size)

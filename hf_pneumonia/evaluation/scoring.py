@@ -95,9 +95,16 @@ def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, 1]
 
 
-def predict_split(model: torch.nn.Module, cohort: Cohort, split: str, batch_size: int) -> Predictions:
-    """Score the images of one split. Arguments as for `score_images`."""
+def predict_split(
+    model: torch.nn.Module, cohort: Cohort, split: str, batch_size: int, at_most: int | None = None
+) -> Predictions:
+    """Score the images of one split, or `at_most` of them, drawn with a fixed seed.
+
+    Other arguments as for `score_images`.
+    """
     rows = cohort.rows(split)
+    if at_most is not None:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:at_most])
     probability = pneumonia_probability(score_images(model, cohort.cache, rows, batch_size))
     return Predictions(
         cohort.file[rows].tolist(), cohort.patient[rows].tolist(), cohort.label[rows], probability

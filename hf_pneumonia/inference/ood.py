@@ -5,6 +5,8 @@ features at each stage of the network and its coarse layout with the training im
 gray levels and DICOM header. It does not use the prediction. It is fitted after training.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +25,6 @@ from safetensors.numpy import load_file, save
 from scipy.stats import t as students
 from sklearn.decomposition import PCA
 
-from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
 from hf_pneumonia.data.files import written_whole
 from hf_pneumonia.data.images import few_grays
@@ -30,6 +32,9 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import wilson
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import network_input
+
+if TYPE_CHECKING:
+    from hf_pneumonia.data.cohort import Cohort
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +54,8 @@ _FRAME_GRAYS = 12  # gray levels within a line of a frame: compression and resiz
 # The middle stage is also averaged over 4 x 4 fields, which keeps the position of features (docs/LOG.md).
 _FIELDS = 4
 
-# At most this many images per split are used: enough to fit 64 directions.
-_IMAGES = 1024
+# At most this many images per split are used, each twice: enough to fit 64 directions.
+_IMAGES = 512
 _DIRECTIONS = 64
 
 # Exposure differs between hospitals more than within one: each image is used as it is and once augmented.
