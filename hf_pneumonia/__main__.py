@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """find unreadable images, copies, leakage and shortcuts; write an HTML page and a manifest"""
+    """find unreadable images, duplicates, leakage and shortcuts; write an HTML page and a manifest"""
     _quiet_libraries()
     cohort = _images(args, 224)
     # Imported late, in all commands: these imports are slow.
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if any(next(args.output.glob(kind), None) for kind in ("model.safetensors", "checkpoint-*", "seed*")):
         raise UsageError(
             "existing-run",
-            f"--output {args.output}: this folder holds a training run. To keep it, choose another folder",
+            f"--output: expected no training run in {args.output}, got one. Choose another folder",
         )
     with local_main_first(state):  # the other processes then find the images decoded
         cohort = _images(args, saved.image_size, one_class=True)
@@ -163,7 +163,8 @@ def _check_output(folder: Path, flag: str = "--output") -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problem = "can't be written to" if existing.is_dir() else "is a file"
         raise UsageError(
-            "unusable-output-dir", f"{flag} {folder}: {existing} {problem}. Choose another folder"
+            "unusable-output-dir",
+            f"{flag}: expected a writable folder, got {folder} ({existing} {problem}). Choose another",
         )
 
 

@@ -64,7 +64,7 @@ def check_repo_name(repo: str) -> None:
             return validate_repo_id(repo)
     except HFValidationError as error:
         reason = f". {str(error).splitlines()[0]}"
-    raise UsageError("invalid-repo-name", f"expected a Hub repository USER/NAME, got {repo!r}{reason}")
+    raise UsageError("invalid-repo-name", f"Hub repository: expected USER/NAME, got {repo!r}{reason}")
 
 
 def commit_files(
@@ -145,12 +145,13 @@ def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | byte
                 api.hf_hub_download(repo, name, revision=sha, local_dir=folder, force_download=True)
             except RemoteEntryNotFoundError as error:
                 raise UsageError(
-                    "file-missing-on-hub", f"{repo}: {name} is missing on the Hub. Check the .gitignore there"
+                    "file-missing-on-hub",
+                    f"{repo}: expected {name} on the Hub, got none. Check the .gitignore there",
                 ) from error
             if content_sha256(folder / name) != content_sha256(content):
                 raise UsageError(
                     "file-differs-on-hub",
-                    f"{repo}: {name} differs on the Hub from the file sent. Publish again",
+                    f"{repo}: expected {name} as sent, got other content. Publish again",
                 )
 
 
@@ -190,12 +191,13 @@ def _check_token(api: HfApi) -> None:
     if not token:
         raise UsageError(
             "no-hub-token",
-            "no Hub token found. Run `hf auth login`, or set HF_TOKEN to a token with write access",
+            "Hub token: expected one, got none. Run `hf auth login`, or set HF_TOKEN to one that can write",
         )
     # Checked here, because the libraries would quote the token in their messages.
     if not re.fullmatch("[!-~]+", token):
         raise UsageError(
-            "invalid-hub-token", "the Hub token has invalid characters. Run `hf auth login`, or set HF_TOKEN"
+            "invalid-hub-token",
+            "Hub token: expected ASCII without spaces, got others. Run `hf auth login`, or set HF_TOKEN",
         )
 
 
@@ -248,4 +250,4 @@ def _refusal(error: HfHubHTTPError) -> str:
 
 def _connection_failed(api: HfApi, error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return f"the connection to {api.endpoint} failed ({reason}). Check the network, and try again"
+    return f"{api.endpoint}: connection failed ({reason}). Check the network, and try again"

@@ -366,7 +366,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_an_error(trainer, tmp_pa
         (MemoryError(), "out-of-memory"),
         (RuntimeError("can't allocate memory"), "out-of-memory"),
         (OSError(errno.ENOSPC, "No space", "predictions_test.csv"), "no-space"),
-        (CacheCutShort("images.uint8 was cut short. Delete it"), "cache-cut-short"),
+        (CacheCutShort("cache: expected a full image cache, got a part. Delete it"), "cache-cut-short"),
     ],
 )
 def test_a_lack_of_memory_space_or_images_is_a_usage_error(tmp_path, error, code):

@@ -273,7 +273,7 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
     assert set(cut.split) == set(TRIO)
 
 
-@pytest.mark.parametrize("why", ["unreadable", "copies of test images"])
+@pytest.mark.parametrize("why", ["unreadable", "duplicates of test images"])
 def test_it_is_an_error_if_no_training_image_is_left(why):
     cache = _Cache([*"abcdef"] * 2, 9, [], [], range(6) if why == "unreadable" else [])
     names = [f"f{row}" for row in range(12)]

@@ -102,7 +102,7 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
     except (*BROKEN, tarfile.TarError, OSError) as error:
         raise UsageError(
             "archive-unpack",
-            f"{archive}: can't be unpacked into {folder.parent}: {error}. Download it again, unpack it "
+            f"{archive}: can't be unpacked into {folder.parent} ({error}). Download it again, unpack it "
             "yourself and give the folder, or choose another --cache_dir",
         ) from error
     return folder
@@ -119,7 +119,7 @@ def fetch_kaggle(name: str) -> Path:
     except ImportError:
         raise UsageError(
             "kagglehub-missing",
-            f"--dataset kaggle:{name}: needs the package kagglehub. Run pip install 'kagglehub~=1.0'",
+            f"--dataset kaggle:{name}: kagglehub is not installed. Run pip install 'kagglehub~=1.0'",
         ) from None
     logger.info("downloading %s from Kaggle", name)
     try:

@@ -100,7 +100,7 @@ class ImageCache:
         for row, image in zip(rows.tolist(), images, strict=True):
             data = self._read(row * image.nbytes, image.nbytes)
             if len(data) != image.nbytes:
-                raise CacheCutShort(f"the image cache {self.folder} was cut short: delete it")
+                raise CacheCutShort(f"{self.folder}: expected a full image cache, got a part. Delete it")
             image[:] = np.frombuffer(data, np.uint8).reshape(image.shape)
         return images
 
@@ -138,7 +138,8 @@ def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache
         if _key(images, size) != key:
             raise UsageError(
                 "images-changed",
-                "images changed or disappeared while they were decoded. Start again when they are complete",
+                "images: expected no change during decoding, got changed or missing files. Start again when "
+                "nothing writes to them",
             )
 
     build_once(folder, build, sealed=True)
@@ -183,7 +184,7 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
             thumbnails.write(thumbnail.tobytes())
             facts[row] = fact
         thumbnails.flush()
-        logger.info("looking for copies among %d images", len(images))
+        logger.info("looking for duplicates among %d images", len(images))
         shape = (len(images), THUMBNAIL, THUMBNAIL)
         pairs, correlation = find_copies(np.memmap(thumbnails, np.uint8, "r", shape=shape))
     np.savez(folder / "copies.npz", pairs=pairs, correlation=correlation)

@@ -166,9 +166,9 @@ def settle_cohort(
     if must_split and "train" in initial and not np.any(initial[used] == "train"):
         raise UsageError(
             "no-training-images-left",
-            f"expected usable training images, got 0 of {np.sum(initial == 'train')}: they are unreadable, "
-            "copies of test images, or copies with different labels. List them with `python -m hf_pneumonia "
-            "audit`",
+            f"--dataset: expected usable training images, got 0 of {np.sum(initial == 'train')}: they are "
+            "unreadable, duplicates of test images, or duplicates with different labels. List them with "
+            "`python -m hf_pneumonia audit`",
         )
     patient = _join_patients(patient_id, group)
     cluster, cut = _clusters(patient_id, group, cache), []
@@ -208,8 +208,8 @@ def _cut_shifted(
     if scores is None:
         raise UsageError(
             "too-few-patients",
-            f"--split shifted: expected {MIN_PATIENTS} or more patients of each class. Add images, or use "
-            "--split 70/10/20",
+            f"--split shifted: expected {MIN_PATIENTS} or more patients of each class, got fewer. Add "
+            "images, or use --split 70/10/20",
         )
     test = shifted_test(label[rows], cluster[rows], scores)
     split[rows[test]] = "test"
@@ -246,7 +246,8 @@ def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: floa
     )
     if len(cache.unreadable) > max_unreadable * len(file):
         raise UsageError(
-            "unreadable-images", f"{problem}. Repair or remove them, or skip them with --max_unreadable 1"
+            "unreadable-images",
+            f"--max_unreadable {max_unreadable:g}: {problem}. Repair or remove them, or skip them with 1",
         )
     logger.warning("%s; they are left out and listed in the report", problem)
 
@@ -319,7 +320,7 @@ def _rows_of_groups(group: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 def _notes_on_copies(cohort: Cohort) -> list[str]:
     notes = []
     if copies := int(np.sum(cohort.reason == COPIES)):
-        notes.append(f"left out {copies} copies of other images: each image counts once")
+        notes.append(f"left out {copies} duplicates of other images: each image counts once")
     if conflicting := int(np.sum(cohort.reason == CONFLICT)):
-        notes.append(f"left out {conflicting} images that have a copy with another label")
+        notes.append(f"left out {conflicting} images that have a duplicate with another label")
     return notes

@@ -83,7 +83,7 @@ def read_kind(data: bytes) -> dict[str, str]:
 def _refuse_other_images(header: DicomHeader, max_pixels: int) -> None:
     rows, columns = header.integer("Rows"), header.integer("Columns")
     if not rows * columns:
-        raise UnreadableImage("DICOM without pixels, or cut off before them")
+        raise UnreadableImage("DICOM without pixels, or truncated before them")
     if rows * columns > max_pixels:
         raise UnreadableImage(f"{columns} x {rows} pixels, more than {max_pixels:,}")
     if (header.decimal("NumberOfFrames") or 1) != 1:
@@ -252,7 +252,7 @@ def _exactly(pixels: bytes, options: dict) -> bytes:
     samples = 2 if options["photometric_interpretation"] == "YBR_FULL_422" else options["samples_per_pixel"]
     expected = -(-options["rows"] * options["columns"] * samples * options["bits_allocated"] // 8)
     if len(pixels) < expected:
-        raise UnreadableImage(f"DICOM cut off: {len(pixels):,} of {expected:,} bytes of pixels")
+        raise UnreadableImage(f"truncated DICOM: {len(pixels):,} of {expected:,} bytes of pixels")
     return pixels[: expected + expected % 2]
 
 
@@ -275,7 +275,7 @@ def _check_stream(pixels: bytes, options: dict) -> None:
             f"damaged DICOM: compressed pixels of {size[0]} x {size[1]}, expected {expected}"
         )
     if b"\xff\xd9" not in stream[-10:]:  # end marker of JPEG, JPEG-LS and JPEG 2000; padding may follow
-        raise UnreadableImage("DICOM cut off: its compressed pixels have no end marker")
+        raise UnreadableImage("truncated DICOM: its compressed pixels have no end marker")
 
 
 def _stream_size(stream: bytes) -> tuple[int, int] | None:

@@ -252,7 +252,7 @@ def _check_splits(found: dict, root: str) -> None:
             raise UsageError(
                 "ambiguous-splits",
                 f"{'/'.join((root, *parent))}: expected one folder for the split {split}, got "
-                f"{' and '.join(sorted(same))}. Keep one of them",
+                f"{' and '.join(sorted(same))}. Merge them, or keep one",
             )
     without = [image for image, roles in found.items() if roles.class_name and roles.split is None]
     if without and len(without) < sum(roles.class_name is not None for roles in found.values()):
@@ -348,8 +348,8 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     if metadata and not listed:
         raise UsageError(
             "metadata-without-images",
-            f"{root}: expected a metadata file that lists its images, got other paths. Write file_name "
-            "relative to the metadata file",
+            f"{root}: expected a metadata file that lists the images in this folder, got other paths. Write "
+            "file_name relative to the metadata file",
         )
     return rows
 

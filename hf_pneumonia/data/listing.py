@@ -232,7 +232,7 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
         if split and split_of(split) is None:
             raise UsageError(
                 "unknown-split",
-                f"{file}, line {number}: expected a split of {', '.join(SPLITS)}, got {split!r}. Correct it",
+                f"{file}, line {number}: expected one of {', '.join(SPLITS)} as split, got {split!r}. Fix it",
             )
         patient_and_split = (line.get(table.patient) or None, split)
         answer = _answer(table, line, uncertain)
@@ -376,7 +376,7 @@ def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[st
                     raise UsageError(
                         "metadata-without-file-name",
                         f"{file}: expected the path of an image in column file_name of each row, got none. "
-                        "Add it",
+                        "Add the missing paths",
                     )
                 image = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
                 described[image] = {key: value for key, value in row.items() if value != ""}

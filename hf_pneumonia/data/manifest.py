@@ -97,7 +97,7 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
     """
     audit = next((path / "audit" for path in (weights, weights.parent) if (path / MANIFEST).exists()), None)
     if audit is None:
-        logger.warning("%s: no %s, so the images it was trained on are unknown", weights, MANIFEST)
+        logger.warning("%s: no %s, so leakage from its training images can't be checked", weights, MANIFEST)
         return []
     seen = []
     for path in (audit / "manifest.csv", audit / SEEN):

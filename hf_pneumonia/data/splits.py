@@ -86,7 +86,7 @@ def assign_splits(
     if "train" not in split:
         raise UsageError(
             "no-training-images",
-            f"expected a train split, got {', '.join(sorted(set(split)))}. Add training images",
+            f"train split: expected images, got {', '.join(sorted(set(split)))} only. Add training images",
         )
     if "test" not in split:
         cut({"train": 1 - TEST_SHARE, "test": TEST_SHARE})
@@ -162,8 +162,8 @@ def _check_classes(split: np.ndarray, labels: np.ndarray) -> None:
             if not np.any((split == name) & (labels == index)):
                 raise UsageError(
                     "class-missing-in-split",
-                    f"{name} split: expected images of both classes, got no {label}. Add some, or cut the "
-                    "splits anew with --split 70/20/10",
+                    f"{name} split: expected images of both classes, got no {label}. Add some, or "
+                    "split again with --split 70/20/10",
                 )
 
 
@@ -194,8 +194,8 @@ def _cut(
         if (count := len(np.unique(clusters[labels == index]))) < len(names):
             raise UsageError(
                 "too-few-patients",
-                f"cutting a {' and a '.join(names[1:])} split: expected {len(names)} or more {label} "
-                f"patients, got {count}. Add images, or provide the splits",
+                f"splits {', '.join(names)}: expected {len(names)} or more {label} patients, got {count}. "
+                "Add images, or provide the splits",
             )
     kinds, kind = np.unique(np.stack([labels.astype(str), strata.astype(str)]), axis=1, return_inverse=True)
     ids, cluster = np.unique(clusters, return_inverse=True)

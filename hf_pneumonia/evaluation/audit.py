@@ -28,15 +28,15 @@ PAGE = "audit.html"
 _TEMPLATE = Path(__file__).with_name("audit.html")
 _SHOWN = 6  # pairs per plot
 _PAIRS = {
-    "different_labels": "Copies with different labels",
-    "across_splits": "Copies in two splits of the sources",
-    "least_alike": "Least similar pairs above the limit (copies)",
-    "most_alike": "Most similar pairs below the limit (not copies)",
+    "different_labels": "Duplicates with different labels",
+    "across_splits": "Duplicates in two splits of the sources",
+    "least_alike": "Least similar pairs above the limit (duplicates)",
+    "most_alike": "Most similar pairs below the limit (not duplicates)",
 }
 _CROSSING = {
     "patients_fine": "patients, by full id",
     "patients_coarse": "patients, by coarse id",
-    "duplicate_groups": "groups of copies",
+    "duplicate_groups": "groups of duplicates",
 }
 
 
@@ -163,7 +163,7 @@ def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> 
         raise UsageError(
             "leakage",
             f"--allow_leakage: expected no leakage, got {leaks['patients']} patients and "
-            f"{leaks['duplicate_groups']} groups of copies in two splits, and {leaks['films_seen']} "
+            f"{leaks['duplicate_groups']} groups of duplicates in two splits, and {leaks['films_seen']} "
             "validation and test images that the starting weights were trained on. Start from other weights, "
             "keep their split, or pass --allow_leakage true (recorded in the report and in config.json)",
         )
@@ -223,7 +223,7 @@ def summary(findings: dict) -> list[str]:
     lines = [
         f"{findings['films']} images, sources: {', '.join(findings['sources'])}; excluded: "
         + ", ".join(f"{count} ({reason})" for reason, count in removed.items()),
-        f"{copies['groups']} groups of copies ({copies['films']} images), "
+        f"{copies['groups']} groups of duplicates ({copies['films']} images), "
         f"{copies['groups_of_equal_bytes']} of them with equal bytes; "
         f"{len(findings['conflicting_labels'])} groups with different labels",
     ]
@@ -231,7 +231,7 @@ def summary(findings: dict) -> list[str]:
         lines.append(
             f"in two splits, {name.replace('_', ' ')}: {leak['patients_fine']} patients "
             f"({leak['patients_coarse']} by coarse id), "
-            f"{leak['duplicate_groups']} groups of copies"
+            f"{leak['duplicate_groups']} groups of duplicates"
         )
     for name, classes in findings["overlays"].items():
         if any(classes.values()):

@@ -271,7 +271,7 @@ def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
         raise UsageError(
             "diverged",
             "--learning_rate: expected finite logits on validation, got NaN or infinity. Training diverged: "
-            "lower the learning rate",
+            "start over with a lower one",
         )
     if not 0 < label.sum() < len(label):
         raise UsageError(

@@ -135,13 +135,13 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
         raise UsageError(
             "damaged-run",
             f"{folder}: report.json, predictions_test.csv or the manifest is damaged ({reason}). Evaluate "
-            "its model again",
+            "the model again",
         ) from error
     if sum(counts.values()) != len(key):
         raise UsageError(
             "damaged-run",
             f"{folder}/predictions_test.csv: expected {sum(counts.values())} test images as in report.json, "
-            f"got {len(key)}. Evaluate its model again",
+            f"got {len(key)}. Evaluate the model again",
         )
     return Run(name, folder, report, predictions, key)
 
@@ -244,7 +244,9 @@ def _parameters(weights: Path) -> int | None:
             names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     except SafetensorError as error:
-        raise UsageError("damaged-run", f"{weights}: damaged ({error}). Train the model again") from error
+        raise UsageError(
+            "damaged-run", f"{weights}: expected safetensors, got {error}. Train it again"
+        ) from error
 
 
 @matplotlib.rc_context(STYLE)

@@ -225,7 +225,7 @@ def list_images(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
             problems = [f"{source.name}: {source.problem}" for source in sources[:3]]
             raise UsageError(
                 "no-image-found",
-                f"no image found ({'; '.join(problems) or 'no path given, or empty folders'}). "
+                f"PATH: expected images, got none ({'; '.join(problems) or 'no path, or empty folders'}). "
                 "Give image or DICOM files, or folders or zip files of them",
             )
         return sources

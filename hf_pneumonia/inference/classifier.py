@@ -140,8 +140,8 @@ class PneumoniaClassifier:
         except ValueError as error:
             raise UsageError(
                 "ood-check-mismatch",
-                f"{self.name}: {OOD_FILE} is of another network than model.safetensors. "
-                "Publish both files of one run",
+                f"{self.name}: expected {OOD_FILE} and model.safetensors of one run, got those of two. "
+                "Copy or publish both from one run",
             ) from error
         except RuntimeError as error:
             raise UsageError(
@@ -291,7 +291,7 @@ class PneumoniaClassifier:
         if not np.isfinite(probabilities).all():
             raise UsageError(
                 "network-output-nan",
-                f"{self.name}: the network's output is NaN or infinity in {self.dtype}. "
+                f"{self.name}: expected finite logits, got NaN or infinity in {self.dtype}. "
                 "Choose another dtype, or train again",
             )
         problems = list(problems or [""] * len(squares))
@@ -354,7 +354,9 @@ class PneumoniaClassifier:
             )
         kept = [name for name in commit.others if name in ("README.md", "report.json")]
         if commit.changed and kept:
-            logger.warning("%s: kept %s of the previous model", repo, " and ".join(kept))
+            logger.warning(
+                "%s: kept %s of the previous model; delete what is outdated", repo, " and ".join(kept)
+            )
         return commit
 
     @torch.inference_mode()
@@ -375,7 +377,7 @@ class PneumoniaClassifier:
                     logits, maps = logits_and_heat_maps(self.model, inputs)
                 except ValueError as error:
                     raise UsageError(
-                        "no-heat-maps", f"{self.name}: no heat maps: {error}. Ask without heat_map"
+                        "no-heat-maps", f"{self.name}: no heat maps: {error}. Predict without them"
                     ) from error
                 maps = maps.cpu().numpy()
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
@@ -440,7 +442,7 @@ def which_model(folder: Path) -> str:
     if not finished:
         raise UsageError(
             "no-model",
-            f"no model given, and no finished run in {folder / 'runs'}. Train one with train.py, or give "
-            "--model RUN_OR_REPO",
+            f"--model: expected a run or repository, got none, and {folder / 'runs'} has no finished run. "
+            "Give one, or train one with train.py",
         )
     return str(max(finished, key=lambda report: report.stat().st_mtime_ns).parent)

@@ -41,8 +41,8 @@ def check_export(output: Path) -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             "onnx-packages-missing",
-            f"export: expected {', '.join(_NEEDED)}, missing {', '.join(missing)}. "
-            "Install them with pip install -e '.[onnx]'",
+            f"export: expected the packages {', '.join(_NEEDED)}, got no {', '.join(missing)}. "
+            "Run pip install -e '.[onnx]'",
         )
     if output.suffix != ".onnx" or output.is_dir():
         raise UsageError(
@@ -226,7 +226,7 @@ def _compare(name: str, network: nn.Module, size: int, file: Path) -> float:
                 raise UsageError(
                     "onnx-mismatch",
                     f"{name}: expected onnxruntime within {TOLERANCE:g} of torch, got a difference of "
-                    f"{difference:.2g} for a batch of {batch}. Nothing was written",
+                    f"{difference:.2g} for a batch of {batch}; nothing was written. Use it through PyTorch",
                 )
             largest = max(largest, float(difference))
     return largest

@@ -307,7 +307,7 @@ def make_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> O
     # A few architectures list stages that are not modules or return no maps: training must not fail here.
     except (AttributeError, TypeError, IndexError, ValueError, RuntimeError) as error:
         kind = type(model.timm_model).__name__
-        logger.warning("no OOD check: %s gives no features of its stages (%s)", kind, error)
+        logger.warning("no OOD check: %s returns no features by stage (%s)", kind, error)
         return None
 
     def with_varied(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -138,12 +138,13 @@ def check_input_size(
     except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            "unsupported-image-size", f"{flag} {size}: --model {architecture} can't use this size: {reason}"
+            "unsupported-image-size",
+            f"{flag}: expected a size that {architecture} accepts, got {size} ({reason}). Use another",
         ) from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
         raise UsageError(
             "nonlinear-head",
-            f"--model {architecture}: expected a linear head, which can be calibrated. Use another one",
+            f"--model {architecture}: expected a linear head, got one that can't be calibrated. Use another",
         )
 
 
@@ -219,8 +220,8 @@ def _timm_network(architecture: str, pretrained: str, arguments: dict) -> torch.
     except RuntimeError as error:  # tensors of other shapes
         raise UsageError(
             "weights-mismatch",
-            f"--pretrained {pretrained}: the weights have other shapes than {architecture} at this "
-            "--image_size. Set --model and --image_size to those of the weights",
+            f"--pretrained {pretrained}: expected weights of {architecture} at this --image_size, got other "
+            "shapes. Set --model and --image_size to those of the weights",
         ) from error
 
 
@@ -237,7 +238,7 @@ def _weights_file(architecture: str, folder: Path) -> Path:
             found = set(weights.keys())
     except SafetensorError as error:
         raise UsageError(
-            "unreadable-weights", f"--pretrained {folder}: expected a safetensors file, got {error}"
+            "unreadable-weights", f"--pretrained {folder}: expected safetensors, got {error}. Copy them again"
         ) from error
     with torch.device("meta"):
         network = timm.create_model(architecture)
@@ -248,7 +249,7 @@ def _weights_file(architecture: str, folder: Path) -> Path:
         raise UsageError(
             "weights-mismatch",
             f"--pretrained {folder}: expected weights of {architecture}, got another architecture "
-            f"({len(wrong)} tensors differ, such as {min(wrong)}). Give theirs as --model",
+            f"({len(wrong)} tensors differ, such as {min(wrong)}). Set --model to that of the weights",
         )
     return file
 

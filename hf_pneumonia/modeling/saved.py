@@ -49,12 +49,12 @@ _EVIDENCE = (
 )
 # Code and message by exception; GatedRepoError, a subclass of RepositoryNotFoundError, comes first.
 _REASONS = {
-    GatedRepoError: ("gated-model", "access is restricted. Ask for it on its page, then `hf auth login`"),
+    GatedRepoError: ("gated-model", "access is restricted. Request it on its page, then run `hf auth login`"),
     RepositoryNotFoundError: (
         "model-not-found",
-        "no such repository, or a private one and no token for it. `hf auth login`, or set HF_TOKEN",
+        "no such repository, or it is private. Check the name, run `hf auth login`, or set HF_TOKEN",
     ),
-    RevisionNotFoundError: ("revision-not-found", "it has no such branch, tag or commit"),
+    RevisionNotFoundError: ("revision-not-found", "no such branch, tag or commit. Check the revision"),
 }
 
 
@@ -73,7 +73,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         if revision is not None:
             raise _invalid("revision-not-found", name, f"a folder has no revision {revision!r}. Leave it out")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise _invalid("model-not-found", name, "no such folder")
+        raise _invalid("model-not-found", name, "no such folder. Check the path")
     else:
         with _explained(name):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
@@ -83,7 +83,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
             "unfinished-model", name, "its training is not finished. Use --resume_from_checkpoint true"
         )
     if not (folder / "config.json").is_file():
-        raise _invalid("incomplete-model", name, "config.json is missing")
+        raise _invalid("incomplete-model", name, "config.json is missing. Copy or train the model again")
     if not any(folder.glob("model*.safetensors")):
         raise _invalid(
             "incomplete-model",
@@ -143,7 +143,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _invalid(code: str, name: str, problem: str) -> UsageError:
-    return UsageError(code, f"expected a run folder or a Hub repository, got {name!r}: {problem}")
+    return UsageError(code, f"model: expected a run folder or Hub repository, got {name!r}: {problem}")
 
 
 # Valid sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
@@ -224,8 +224,11 @@ def load_model(name: str, revision: str | None = None) -> SavedModel:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(source), name)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json"
-        raise _invalid("invalid-model", name, reason) from error
-    notes = [] if point else ["the model states no operating point: threshold 0.5 is used"]
+        raise UsageError(
+            "invalid-model",
+            f"model: expected a pneumonia classifier, got {name!r} ({reason}). Use another one",
+        ) from error
+    notes = [] if point else ["the model has no operating point: threshold 0.5 is used"]
     if squashed:
         notes.append(
             f"the model has other preprocessing: images were squashed to {size} x {size} ({INTERPOLATION}) "
@@ -333,7 +336,7 @@ def _preprocessing(
         if settings.get("do_normalize"):
             mean, std = settings["image_mean"], settings["image_std"]
         if abs(255 * settings.get("rescale_factor", 1 / 255) - 1) > 1e-6 or settings.get("rescale_offset"):
-            raise ValueError("expected a preprocessor that scales pixels to 0 to 1")
+            raise ValueError("expected a preprocessor that scales pixels to the range 0 to 1")
         cropped = settings.get("crop_size") if settings.get("do_center_crop") else None
         sides = cropped or settings["size"]
         size = [sides.get(side, sides.get("shortest_edge")) for side in ("height", "width")]

@@ -74,7 +74,9 @@ class UploadFolder:
             try:
                 self._sweep()
             except OSError as error:  # retried in the next round
-                logger.warning("deleting old uploads failed: %s", os.strerror(error.errno or 0))
+                logger.warning(
+                    "old uploads could not be deleted, trying again: %s", os.strerror(error.errno or 0)
+                )
             if self._stop.wait(self._sweep_seconds):
                 return
 

@@ -114,7 +114,7 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Itera
     except OSError as error:
         raise UsageError(
             "no-port",
-            f"GRADIO_SERVER_PORT, GRADIO_SERVER_NAME: expected a free port of this machine: {error}",
+            f"GRADIO_SERVER_PORT, GRADIO_SERVER_NAME: expected a free port, got an error: {error}",
         ) from error
     try:
         yield [address, public] if public else [address]

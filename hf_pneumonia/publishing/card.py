@@ -194,7 +194,7 @@ def _no_null(value: object) -> object:
     if value is None:
         raise UsageError(
             "report-incomplete",
-            "report.json: null for a value that the model card needs. Train again with this version",
+            "report.json: expected a value for the model card, got null. Train again with this version",
         )
     return value
 

@@ -59,7 +59,7 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
             if search_names and (name := names.found_in(text)):
                 raise UsageError(
                     "private-name",
-                    f"{place}: contains a name of an image or patient ({name}). Remove it; nothing was sent",
+                    f"{place}: expected no image or patient name, got {name}; nothing was sent. Remove it",
                 )
 
 
@@ -84,14 +84,14 @@ def check_source_code(files: Mapping[str, Path | bytes]) -> None:
 def _refuse_token(place: str, text: str, tokens: Iterable[str]) -> None:
     if _TOKEN.search(text) or any(token in text for token in tokens):
         raise UsageError(
-            "token-in-file", f"{place}: contains a token. Remove and revoke it; nothing was sent"
+            "token-in-file", f"{place}: expected no token, got one; nothing was sent. Remove and revoke it"
         )
 
 
 def _refuse_path(place: str, text: str, paths: Iterable[str]) -> None:
     if path := next((path for path in paths if path in text), None):
         raise UsageError(
-            "local-path-in-file", f"{place}: contains a local path ({path}). Remove it; nothing was sent"
+            "local-path-in-file", f"{place}: expected no local path, got {path}; nothing was sent. Remove it"
         )
 
 
@@ -186,7 +186,8 @@ def _texts(place: str, content: Path | bytes) -> Iterable[tuple[str, bool]]:
         yield _decoded(place, _bytes(content)), True
     else:
         raise UsageError(
-            "unsearchable-file", f"{place}: files of this type can't be checked. Publish without it"
+            "unsearchable-file",
+            f"{place}: expected a text, PNG or safetensors file, got another type. Leave it out",
         )
 
 
@@ -198,7 +199,7 @@ def _decoded(place: str, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("unsearchable-file", f"{place}: expected UTF-8 text, got {error}") from error
+        raise UsageError("unsearchable-file", f"{place}: expected UTF-8, got {error}. Convert it") from error
 
 
 def _strings(place: str, data: bytes) -> Iterable[str]:
@@ -206,7 +207,7 @@ def _strings(place: str, data: bytes) -> Iterable[str]:
     try:
         waiting = [json.loads(data)]
     except ValueError as error:
-        raise UsageError("unsearchable-file", f"{place}: expected JSON, got {error}") from error
+        raise UsageError("unsearchable-file", f"{place}: expected JSON, got {error}. Correct it") from error
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
@@ -223,7 +224,9 @@ def _header(place: str, content: Path | bytes) -> bytes:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, 10**8))  # the format allows no more than 100 MB
     if len(header) != length:
-        raise UsageError("unsearchable-file", f"{place}: expected a safetensors file, got a truncated header")
+        raise UsageError(
+            "unsearchable-file", f"{place}: expected safetensors, got a truncated header. Copy it again"
+        )
     return header
 
 
@@ -236,4 +239,4 @@ def _png_texts(place: str, content: Path | bytes) -> Iterable[str]:
                 yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
     # Pillow raises nearly any exception on damaged data.
     except Exception as error:
-        raise UsageError("unsearchable-file", f"{place}: expected a PNG image, got {error}") from error
+        raise UsageError("unsearchable-file", f"{place}: expected PNG, got {error}. Save it again") from error

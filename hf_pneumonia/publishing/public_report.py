@@ -324,7 +324,8 @@ def _reason(text: str) -> str:
         if text.startswith(reason):
             return reason
     raise UsageError(
-        "unknown-exclusion", f"{MANIFEST}: got an unknown reason of exclusion. Train again with this version"
+        "unknown-exclusion",
+        f"{MANIFEST}: expected a known reason, got another. Train again with this version",
     )
 
 

@@ -70,7 +70,7 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         if not (run / name).is_file():
             raise UsageError(
                 "not-a-finished-run",
-                f"{run}: expected a finished run of train.py, but {name} is missing. Train again",
+                f"{run}: expected a finished run of train.py, got no {name}. Train again",
             )
     report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
     try:
@@ -79,7 +79,7 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise UsageError(
             "report-incomplete",
-            f"{run / 'report.json'}: {error} is missing, which the model card needs. "
+            f"{run / 'report.json'}: expected {error}, which the model card needs, got none. "
             "Train again with this version",
         ) from error
     there = [name for name in WHERE_THERE if (run / name).is_file()]
@@ -135,11 +135,11 @@ def _check_weights(run: Path, report: dict, config: dict) -> None:
     if not isinstance(stated, dict) or "threshold" not in stated:
         raise UsageError(
             "config-incomplete",
-            f"{run / 'config.json'}: the operating point is missing. Train again with this version",
+            f"{run / 'config.json'}: expected an operating point, got none. Train again with this version",
         )
     if stated["threshold"] != report["operating_point"]["threshold"]:
         raise UsageError(
-            "mixed-runs", f"{run}: config.json and report.json are of different runs. Train again"
+            "mixed-runs", f"{run}: expected config.json and report.json of one run, got two. Train again"
         )
     # Reports of earlier versions have no hashes.
     for key, name in (("weights_sha256", "model.safetensors"), ("gate_sha256", "gate.safetensors")):
@@ -147,7 +147,7 @@ def _check_weights(run: Path, report: dict, config: dict) -> None:
         if key in report and (not file.is_file() or report[key] != content_sha256(file)):
             raise UsageError(
                 "weights-differ-from-report",
-                f"{run / name}: missing, damaged, or not the file in report.json. Train again",
+                f"{run / name}: expected the file that report.json lists, got none or another. Train again",
             )
 
 
@@ -155,9 +155,11 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
-        raise UsageError("damaged-json", f"{path}: damaged ({error}). Train again") from error
+        raise UsageError(
+            "damaged-json", f"{path}: expected JSON, got an error ({error}). Train again"
+        ) from error
     if not isinstance(found, dict):
-        raise UsageError("damaged-json", f"{path}: damaged (not a JSON object). Train again")
+        raise UsageError("damaged-json", f"{path}: expected a JSON object, got another value. Train again")
     return found
 
 
@@ -272,7 +274,7 @@ def publish_model(
     commit = commit_files(api, repo, files, message=message, private=private, revision=revision, stale=_STALE)
     for name in commit.others:
         if name.endswith(_FOREIGN):
-            logger.warning("%s: also contains %s, which is not of this run; delete it if unused", repo, name)
+            logger.warning("%s: also contains %s, not part of this run; delete it if unused", repo, name)
     try:
         with tempfile.TemporaryDirectory() as folder:
             download_files(api, repo, commit.sha, files, Path(folder))
@@ -282,7 +284,7 @@ def publish_model(
     if not same:
         raise UsageError(
             "published-model-differs",
-            f"{commit.url}: the downloaded model predicts differently from {run}. Publish again",
+            f"{commit.url}: expected the predictions of {run}, got others after a download. Publish again",
         )
     return commit
 
@@ -328,7 +330,7 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
     if missing := [path.name for path in beside if not path.is_file()]:
         raise UsageError(
             "space-needs-checkout",
-            f"--space: expected {missing[0]} beside the package {_PACKAGE.name}. Run it in a checkout",
+            f"--space: expected {missing[0]} beside {_PACKAGE.name}, got none. Run it in a checkout",
         )
     package = {
         path.relative_to(_ROOT).as_posix(): path
@@ -354,7 +356,7 @@ def _check_run(run: Path) -> None:
     elif checkpoints(run):
         problem = "its training is not finished. Resume it with --resume_from_checkpoint true"
     elif not (run / "report.json").is_file():
-        problem = "report.json is missing"
+        problem = "report.json is missing. Train again"
     elif not (run / "model.safetensors").is_file():
         problem = "it has a report but no weights, like an evaluation. Publish the run that was evaluated"
     if problem:

@@ -255,12 +255,12 @@ class Recipe(Strengths, TrainingArguments):
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UsageError(
                 "overwrite-and-resume",
-                "--overwrite_output_dir: expected no --resume_from_checkpoint with it. Leave one of them out",
+                "--overwrite_output_dir: expected no --resume_from_checkpoint, got both. Leave out one",
             )
         if self.frozen_epochs and self.lr_scheduler_type == "reduce_lr_on_plateau":
             raise UsageError(
                 "frozen-with-plateau",
-                "--frozen_epochs: expected another scheduler than reduce_lr_on_plateau. Use cosine or linear",
+                "--frozen_epochs: expected a scheduler other than reduce_lr_on_plateau. Use cosine or linear",
             )
         for name in ("frozen_epochs", "small_epochs"):
             epochs = getattr(self, name)
@@ -378,7 +378,7 @@ def _read_yaml(path: Path) -> dict:
     try:
         recipe = read_yaml(path)
     except FileNotFoundError:
-        raise UsageError("recipe-not-found", "no such file. See recipes/ for the project's recipes") from None
+        raise UsageError("recipe-not-found", "expected a recipe, got no such file. See recipes/") from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError("unreadable-recipe", f"expected YAML, got an error: {reason}") from error
@@ -388,8 +388,8 @@ def _read_yaml(path: Path) -> dict:
     for key in recipe:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f". Did you mean {close[0]!r}?" if close else ""
-            raise UsageError("unknown-recipe-key", f"unknown key {key!r}{hint}")
+            hint = f"Did you mean {close[0]!r}?" if close else "See train.py --help"
+            raise UsageError("unknown-recipe-key", f"expected a known key, got {key!r}. {hint}")
     return recipe
 
 

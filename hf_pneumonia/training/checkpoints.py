@@ -97,7 +97,7 @@ def read_facts(checkpoint: Path) -> dict:
     except (OSError, ValueError) as error:
         raise ValueError(f"{MANIFEST} can't be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_sha256(manifest):
-        raise ValueError(f"{MANIFEST} was changed")
+        raise ValueError(f"{MANIFEST} was changed after it was written")
     if manifest["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {manifest['format']}")
     return manifest
@@ -137,8 +137,8 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
         if reason := _unusable(Path(resume), with_best):
             raise UsageError(
                 "damaged-checkpoint",
-                f"--resume_from_checkpoint: {resume} is damaged: {reason}. Give another one, or true for the "
-                "newest complete one",
+                f"--resume_from_checkpoint: expected a complete checkpoint, got {resume}: {reason}. Give "
+                "another one, or true for the newest complete one",
             )
         return Path(resume)
     found = checkpoints(folder)
@@ -151,8 +151,8 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
         return None
     raise UsageError(
         "no-complete-checkpoint",
-        f"--resume_from_checkpoint: none of the {len(found)} checkpoints in {folder} is complete. Start over "
-        "with --overwrite_output_dir",
+        f"--resume_from_checkpoint: expected a complete one, got none of the {len(found)} in {folder}. "
+        "Start over with --overwrite_output_dir",
     )
 
 

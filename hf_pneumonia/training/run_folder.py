@@ -30,7 +30,8 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UsageError(
             "run-folder-locked",
-            f"--output_dir: another training is writing {folder}. Wait for it, or use another folder",
+            f"--output_dir: expected a free folder, got {folder}, which another training uses. Wait for it, "
+            "or use another folder",
         ) from None
     try:
         yield
@@ -58,7 +59,8 @@ def check_run_folder(folder: Path, overwrite: bool, resume: str | bool | None) -
         )
     if not os.access(existing, os.W_OK):
         raise UsageError(
-            "unusable-output-dir", f"--output_dir: {existing} can't be written. Use another folder"
+            "unusable-output-dir",
+            f"--output_dir: expected a writable folder, got {existing}. Use another one",
         )
     if resume is True and not checkpoints(folder):
         raise UsageError(

@@ -123,7 +123,7 @@ def _explanation(error: Exception, args: Recipe) -> UsageError | None:
     # An allocation on the CPU fails with a plain RuntimeError.
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if no_memory or "can't allocate memory" in text or "out of memory" in text:
-        resume = f". Or free some, or lower --per_device_eval_batch_size, and {_RESUME}"
+        resume = f". Or free memory, or lower --per_device_eval_batch_size, and {_RESUME}"
         return UsageError(
             "out-of-memory",
             f"out of memory with batches of {args.per_device_train_batch_size} images of {args.image_size} "

@@ -207,7 +207,7 @@ class PneumoniaTrainer(ResumableTrainer):
             raise UsageError(
                 "last-batch-of-one",
                 f"--per_device_train_batch_size: {len(self.train_dataset)} images in batches of {batch} "
-                "leave one, and BatchNorm needs two. Use another size, or --dataloader_drop_last true",
+                "leave one over, but BatchNorm needs two. Use another size, or --dataloader_drop_last true",
             )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
