@@ -27,6 +27,6 @@ def test_the_environment_comes_first_then_the_model_of_the_space_then_the_latest
 
 def test_without_a_model_the_error_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL_ID", raising=False)
-    with pytest.raises(UsageError, match=r"train\.py.*--model") as error:
+    with pytest.raises(UsageError, match=r"--model.*train\.py") as error:
         which_model(tmp_path)
     assert error.value.code == "no-model" and str(tmp_path / "runs") in str(error.value)

@@ -442,7 +442,7 @@ def which_model(folder: Path) -> str:
     if not finished:
         raise UsageError(
             "no-model",
-            f"--model: expected a run or repository, got none, and {folder / 'runs'} has no finished run. "
+            f"--model: expected a run or a repository, got none; {folder / 'runs'} has no finished run. "
             "Give one, or train one with train.py",
         )
     return str(max(finished, key=lambda report: report.stat().st_mtime_ns).parent)

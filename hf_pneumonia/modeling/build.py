@@ -139,7 +139,7 @@ def check_input_size(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             "unsupported-image-size",
-            f"{flag}: expected a size that {architecture} accepts, got {size} ({reason}). Use another",
+            f"{flag} {size}: expected a size that {architecture} accepts ({reason}). Use another",
         ) from error
     if logits.shape != (2, len(LABELS)) or not torch.allclose(doubled, 2 * logits, rtol=1e-3, atol=1e-4):
         raise UsageError(
