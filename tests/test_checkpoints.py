@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_skipped_with_the_reason_and_refused_by_name(tmp
     DAMAGES[reason](newer)
     assert reason in damage(newer) and find_checkpoint(tmp_path, True, True) == older
     assert len(caplog.messages) == 1 and reason in caplog.text and "checkpoint-10" in caplog.text
-    with pytest.raises(UsageError, match=f"checkpoint-10 .*{reason}") as error:
+    with pytest.raises(UsageError, match=f"checkpoint-10: .*{reason}") as error:
         find_checkpoint(tmp_path, str(newer), True)
     assert error.value.code == "damaged-checkpoint"
 
