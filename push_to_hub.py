@@ -72,9 +72,9 @@ def _parser() -> ArgumentParser:
         "--space", metavar="USER/SPACE", help="also create or update a Gradio Space that serves the model"
     )
     parser.add_argument(
-        "--revision", default="main", metavar="BRANCH", help="branch, created if missing (default: main)"
+        "--revision", default="main", metavar="BRANCH", help="branch, created if missing; default: main"
     )
-    parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes, send nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list files and sizes, upload nothing")
     return parser
 
 

@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """score images with a saved model: one CSV row per image, on the screen or in a file"""
+    """score images with a saved model: one CSV row per image, on stdout or in a file"""
     if args.output is not None:
         if args.output.suffix.lower() not in (".csv", ".parquet") or args.output.is_dir():
             raise UsageError(
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="folder for heat maps of the images")
     command.add_argument("--batch_size", type=int, default=16, help="images per forward pass; default: 16")
     command.add_argument(
-        "--force", action="store_true", help="also score images that fail the out-of-distribution check"
+        "--force", action="store_true", help="classify images that fail the out-of-distribution check too"
     )
     command.add_argument(
         "--dtype",
@@ -243,12 +243,12 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
         default="official",
         help="official, shifted, or shares such as 70/20/10, as in train.py",
     )
-    command.add_argument("--split_seed", type=int, default=0, help="seed of the splits that are cut")
+    command.add_argument("--split_seed", type=int, default=0, help="seed of the random splits")
     command.add_argument("--covid", choices=COVID, default="drop", help="treatment of COVID-19 images")
     command.add_argument(
         "--uncertain", choices=UNCERTAIN, default="drop", help="treatment of uncertain findings"
     )
-    command.add_argument("--cache_dir", type=Path, help="folder for decoded images")
+    command.add_argument("--cache_dir", type=Path, help="folder of the image cache")
 
 
 def cli() -> int:

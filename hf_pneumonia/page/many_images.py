@@ -45,7 +45,7 @@ TOO_LONG = "not read: the time limit was reached; send fewer images at once"
 _LIMITS = (
     f"Up to {MAX_IMAGES} chest X-rays, as files or in zip files: at most {MAX_FILE_BYTES >> 20} MB per file "
     f"and {MAX_UNPACKED_BYTES >> 20} MB in total when unpacked. "
-    "The server deletes the images within ten minutes and keeps no results."
+    "The server deletes the images within ten minutes and stores no results."
 )
 _THUMBNAIL = 64  # pixels on a side
 

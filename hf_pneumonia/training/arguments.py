@@ -81,12 +81,13 @@ class Recipe(Strengths, TrainingArguments):
 
     dataset: list[str] = _option(
         ["phantom"],
-        "One source or several: phantom, phantom:shortcut, a folder, a .zip or .csv file, kaggle:owner/name, "
-        "or a Hub id (user/name).",
+        "One source or several: phantom, phantom:shortcut, a folder, a .zip, .tar or .csv file, "
+        "kaggle:owner/name, or a Hub id (user/name); prefix train=, validation= or test= to use it as this "
+        "split.",
     )
     split: str = _option(
         "official",
-        "official: the splits of the sources, or a random split by patient where they have none; shares of "
+        "official: the splits of the sources, or a random split by patient if they have none; shares of "
         "train, validation and test, such as 70/20/10, to split all images anew; or shifted: test on the "
         "patients with images that look most like the other class.",
     )
@@ -119,7 +120,7 @@ class Recipe(Strengths, TrainingArguments):
     imbalance: str = _option(
         "none",
         "Class imbalance: none; weights: weight the loss by class; sampler: draw both classes equally often. "
-        "The last two change the meaning of a probability, see docs/training.md.",
+        "The last two shift the logits, which calibration corrects; see docs/training.md.",
     )
     adam_l2: bool = _option(
         False,
@@ -148,11 +149,11 @@ class Recipe(Strengths, TrainingArguments):
         True, "Run the robustness, shortcut, appearance and error checks after the training."
     )
     ood: bool = _option(
-        True, "Fit the out-of-distribution check, which rejects images other than chest X-rays."
+        True, "Fit the out-of-distribution check, which refuses images unlike the training images."
     )
     max_unreadable: float = _option(0.05, "Stop if a larger share of the images can't be read; 1: never.")
     cache_dir: str | None = _option(None, "Folder of the image cache (default ~/.cache/hf-pneumonia).")
-    overwrite_output_dir: bool = _option(False, "Overwrite the run in the output folder.")
+    overwrite_output_dir: bool = _option(False, "Start over in an output folder that contains a run.")
 
     # Defaults of TrainingArguments that do not suit images.
     output_dir: str | None = _option(None, "The run folder (default runs/<recipe>).")
