@@ -1,6 +1,6 @@
 # make train      train on simulated images; on real ones: make train ARGS="recipes/resnet18.yaml --dataset FOLDER"
-# make test       lint and fast tests, in minutes
-# make test-all   lint and all tests
+# make test       lint, type check and fast tests, in minutes
+# make test-all   lint, type check and all tests
 # make soak       fault injection for an hour: kills, interruptions, hostile files (docs/reliability.md)
 # make bench      speed benchmarks, an hour or more; RUN is the model (docs/benchmarks.md)
 # The first call sets up .venv.
@@ -22,10 +22,12 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist lo
 
 test: .venv/installed-test
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: .venv/installed-test
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 	$(PYTEST) $(PYTEST_ARGS)
 
 soak: .venv/installed-test

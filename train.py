@@ -8,6 +8,7 @@ import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import transformers
 from accelerate import PartialState
@@ -158,9 +159,9 @@ def prepare_images(args: Recipe, state: PartialState) -> Cohort:
 
 
 def build_trainer(args: Recipe, model: transformers.PreTrainedModel, cohort: Cohort) -> PneumoniaTrainer:
-    datasets = [ImageDataset(cohort, split, args.device) for split in ("train", "validation")]
+    training, validation = (ImageDataset(cohort, split, args.device) for split in ("train", "validation"))
     try:
-        trainer = PneumoniaTrainer(model, args, *datasets, Augment(**args.augmentation))
+        trainer = PneumoniaTrainer(model, args, training, validation, Augment(**args.augmentation))
         trainer.create_optimizer()
     # transformers refuses flags that exclude each other, or that need a package that is not installed.
     except (ValueError, RuntimeError, ImportError) as error:
@@ -168,7 +169,7 @@ def build_trainer(args: Recipe, model: transformers.PreTrainedModel, cohort: Coh
     return trainer
 
 
-def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: object) -> None:
+def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: Any) -> None:
     """Calibrate the trained network, score every split once, run the checks and write the run folder.
 
     Args:

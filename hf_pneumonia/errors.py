@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 # A full disk, or a user's full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,7 +50,7 @@ class UnreadableImage(ValueError):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, with an unknown or missing flag as a UsageError of one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError("invalid-flag", f"{message}. See {self.prog} --help")
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,10 @@ def check_repo_name(repo: str) -> None:
     raise UsageError("invalid-repo-name", f"Hub repository: expected USER/NAME, got {repo!r}{reason}")
 
 
-def commit_files(
+def commit_files(  # type: ignore[return]  # the second turn returns or raises
     api: HfApi,
     repo: str,
-    files: dict[str, Path | bytes],
+    files: Mapping[str, Path | bytes],
     *,
     message: str,
     repo_type: str = "model",

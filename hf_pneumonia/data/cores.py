@@ -13,7 +13,8 @@ from threadpoolctl import OpenBLASController, threadpool_limits
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def available_cores(quota: Path = _QUOTA) -> int:
@@ -29,7 +30,8 @@ def available_cores(quota: Path = _QUOTA) -> int:
 class _Shared:
     """Number of threads inside `one_core_each`, and the settings from before the first entered."""
 
-    lock, users, threads, blas = threading.Lock(), 0, 0, None
+    lock, users, threads = threading.Lock(), 0, 0
+    blas: threadpool_limits | None = None
 
 
 @contextmanager

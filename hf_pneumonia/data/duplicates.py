@@ -135,7 +135,7 @@ def _propose(thumbnails: np.ndarray, chosen: np.ndarray, pool: Executor) -> np.n
             pairs[:, part], likeness[part] = pair, values
 
     list(pool.map(neighbours, members, ends.tolist()))
-    return _nearest(*pairs, likeness, len(thumbnails))
+    return _nearest(pairs[0], pairs[1], likeness, len(thumbnails))
 
 
 def _neighbours(

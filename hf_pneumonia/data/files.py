@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -236,7 +237,7 @@ def read_yaml(file: Path) -> object:
         raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
-def read_json(file: Path) -> object:
+def read_json(file: Path) -> Any:
     """Read a JSON file as plain values.
 
     Raises:

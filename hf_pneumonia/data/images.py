@@ -54,7 +54,7 @@ _BEGINNINGS = {
 _FORMS = "a path, bytes, an open binary file, a Pillow image, an array or a pydicom Dataset"
 
 
-def read_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image at its full size.
 
     Args:
@@ -145,7 +145,7 @@ def gray_image(image: Image.Image) -> Image.Image:
         return _to_gray(image, keep=True)
 
 
-def read_file(path: str | Path) -> bytes:
+def read_file(path: str | os.PathLike) -> bytes:
     """Read a whole file.
 
     Raises:

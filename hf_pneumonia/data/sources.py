@@ -42,7 +42,7 @@ class _Images(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> dict:
+    def __getitem__(self, row: int) -> dict:  # type: ignore[override]  # is never sliced
         image = self._rows[row].image
         return {"path": image, "bytes": None} if isinstance(image, str) else image()
 

@@ -323,7 +323,7 @@ def calibration_report(
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
     counts, place = bootstrap_counts(predictions.patient_id)
     stages = {} if temperature is None else {"before": uncalibrated(probability, temperature, intercept)}
-    report = {}
+    report: dict[str, dict] = {}
     for stage, values in {**stages, "after": probability}.items():
         drawn = bootstrap_errors(counts, place, label, values)
         errors = reliability_errors(label, values)

@@ -188,7 +188,7 @@ def paired_tests(runs: Sequence[Run]) -> list[dict]:
     place = {key: index for index, key in enumerate(first.key)}
     label, patient, own = first.predictions.label, first.predictions.patient_id, first.predictions.probability
     thresholds = [run.report["operating_point"]["threshold"] for run in runs]
-    tests = []
+    tests: list[dict] = []
     for run, threshold in zip(others, thresholds[1:], strict=True):
         probability = np.empty(len(place))
         probability[[place[key] for key in run.key]] = run.predictions.probability

@@ -303,7 +303,7 @@ def _predictive_values(metrics: dict, drawn: dict[str, np.ndarray], label: np.nd
     """
     own = {"own": float(np.mean(label == 1))} if len(label) else {}
     sensitivity, specificity = metrics["sensitivity"], metrics["specificity"]
-    table = {}
+    table: dict[str, dict] = {}
     for name, prevalence in {**{f"{share:.2f}": share for share in PREVALENCES}, **own}.items():
         table[name] = {"prevalence": prevalence}
         if sensitivity["value"] is None or specificity["value"] is None:

@@ -36,8 +36,8 @@ class Predictions:
 
     def part(self, chosen: np.ndarray) -> Predictions:
         """Return the images at (k,) indices."""
-        names = ([column[index] for index in chosen] for column in (self.file, self.patient_id))
-        return Predictions(*names, self.label[chosen], self.probability[chosen])
+        file, patient = ([column[index] for index in chosen] for column in (self.file, self.patient_id))
+        return Predictions(file, patient, self.label[chosen], self.probability[chosen])
 
     def write_csv(self, path: Path) -> None:
         """Write one row per image: file, patient_id, label (name of the class) and probability."""

@@ -131,7 +131,9 @@ def write_csv(rows: Iterable[Row], file: TextIO) -> None:
 
 def print_scores(rows: Iterable[Row]) -> None:
     """Write the CSV to standard output in UTF-8. A closed pipe is not an error."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
+    sys.stdout.reconfigure(  # type: ignore[union-attr]  # typeshed: any TextIO may replace it
+        encoding="utf-8", errors="backslashreplace", newline=""
+    )
     try:
         write_csv(rows, sys.stdout)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,7 @@ class PneumoniaClassifier:
 
     def __call__(
         self, image: Any, heat_map: bool = False, batch_size: int = 16, force: bool = False
-    ) -> Prediction | list[Prediction]:
+    ) -> Any:  # not a union, which callers would have to narrow
         """Predict one image or several.
 
         Args:
@@ -271,7 +271,7 @@ class PneumoniaClassifier:
                 yield partial(prepare, number, image)
             else:
                 done = prepare(number, image)
-                yield lambda done=done: done
+                yield lambda done=done: done  # type: ignore[misc]  # mypy infers no lambda with a default
 
     def predict_squares(
         self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
@@ -368,18 +368,18 @@ class PneumoniaClassifier:
         maps: Sequence[np.ndarray | None] = [None] * len(squares)
         alone = self.device.type != "cpu" or torch.get_num_threads() > 1
         network = getattr(self.model, "timm_model", self.model)
-        watched = nullcontext([]) if self.ood_check is None else watch_stages(network)
+        watched: AbstractContextManager = nullcontext([]) if self.ood_check is None else watch_stages(network)
         with self._lock if alone else nullcontext(), watched as statistics:
             if not heat_map:
                 logits = self.model(inputs).logits
             else:
                 try:
-                    logits, maps = logits_and_heat_maps(self.model, inputs)
+                    logits, drawn = logits_and_heat_maps(self.model, inputs)
                 except ValueError as error:
                     raise UsageError(
                         "no-heat-maps", f"{self.name}: no heat maps: {error}. Predict without them"
                     ) from error
-                maps = maps.cpu().numpy()
+                maps = drawn.cpu().numpy()
         return logits.float().cpu().numpy(), [one.cpu().numpy() for one in statistics], maps
 
     def _reason(self, square: np.ndarray) -> str:

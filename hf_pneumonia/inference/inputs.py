@@ -48,7 +48,7 @@ def find_images(paths: Iterable[str], exclude: Path | None = None) -> Iterator[S
         paths: files, folders and zip files.
         exclude: folder to skip, also when it is reached through a link.
     """
-    excluded = exclude and os.path.realpath(exclude)
+    excluded = os.path.realpath(exclude) if exclude else None
     for path in paths:
         image = _image_of_file(path, path)
         if os.path.isdir(path):

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ Strength = float | Sequence[float]
 # Number of sizes that `resolution` draws from, evenly spaced.
 _SIDES = 16
 # The strength for all images of a batch, or (b,) float32.
-Limit = float | torch.Tensor
+Limit: TypeAlias = float | torch.Tensor
 
 
 def _strength(text: str):
@@ -78,7 +79,7 @@ class Augment(nn.Module):
 
     def __init__(self, **strengths: Strength) -> None:
         super().__init__()
-        values = Strengths(**strengths)
+        values = Strengths(**strengths)  # type: ignore[arg-type]  # fields have the types of flags
         self.horizontal_flip = values.horizontal_flip
         for name in set(AUGMENTATIONS) - {"horizontal_flip"}:
             setattr(self, name, _pair(getattr(values, name)))
@@ -223,7 +224,7 @@ def _of_class(pair: tuple[float, float], labels: torch.Tensor | None) -> Limit:
 
 def _where(limit: Limit, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """Return `after`, but `before` for images with limit 0: a step of strength 0 still rounds."""
-    return torch.where(limit.view(-1, 1, 1) > 0, after, before) if torch.is_tensor(limit) else after
+    return torch.where(limit.view(-1, 1, 1) > 0, after, before) if isinstance(limit, torch.Tensor) else after
 
 
 def _uniform(images: torch.Tensor, limit: Limit) -> torch.Tensor:

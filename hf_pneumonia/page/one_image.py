@@ -86,7 +86,7 @@ def real_examples(model: str, read: Callable[[str], Image.Image]) -> list[Exampl
     return examples
 
 
-def gallery_html(examples: list[Example]) -> str:
+def gallery_html(examples: Sequence[Example]) -> str:
     """Return a button with a thumbnail for each example, handled by one_image.js."""
     buttons = [
         f'<button type="button" data-example="{number}" title="{escape(example.note)}">'

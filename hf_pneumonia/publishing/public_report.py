@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -264,7 +265,7 @@ def source_names(report: dict) -> list[str]:
     return names
 
 
-def _pick(value: object, allowed: object) -> object:
+def _pick(value: object, allowed: object) -> Any:
     """Return the part of a JSON value that an allow-list of keys and types permits, or _PRIVATE."""
     if isinstance(allowed, dict):
         table = value if isinstance(value, dict) else {}

@@ -94,7 +94,8 @@ def write_card(run: Path) -> None:
     Raises:
         UsageError: as for `public_files`.
     """
-    (run / "README.md").write_bytes(public_files(run, f"USER/{run.resolve().name}")["README.md"])
+    content = public_files(run, f"USER/{run.resolve().name}")["README.md"]
+    (run / "README.md").write_bytes(content)  # type: ignore[arg-type]  # a made file: bytes
 
 
 def _made_files(run: Path, report: dict, config: dict, repo: str) -> tuple[dict[str, Path | bytes], str]:
@@ -337,7 +338,7 @@ def space_files(repo: str) -> dict[str, Path | bytes]:
         for path in sorted(_PACKAGE.rglob("*"))
         if path.suffix in _SUFFIXES
     }
-    files = {
+    files: dict[str, Path | bytes] = {
         "README.md": _space_readme(repo).encode(),
         "app.py": _ROOT / "app.py",
         "requirements.txt": _pinned((_ROOT / "requirements.txt").read_text()).encode(),

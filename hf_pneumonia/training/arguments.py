@@ -10,6 +10,7 @@ from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -295,7 +296,7 @@ class Recipe(Strengths, TrainingArguments):
 
 def default_values() -> dict:
     """Return the default of every field; strengths as single numbers."""
-    defaults = {
+    defaults: dict[str, Any] = {
         option.name: option.default
         if option.default_factory is dataclasses.MISSING
         else option.default_factory()
@@ -305,7 +306,7 @@ def default_values() -> dict:
 
 
 class _Parser(HfArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         hint = ". Put the recipe before the flags" if re.search(r"unrecognized.*\.ya?ml", message) else ""
         if "--warmup_ratio" in message:
             hint = ". Use --warmup_steps, which below 1 is a share of all steps"

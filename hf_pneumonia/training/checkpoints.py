@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from hf_pneumonia.data.files import read_json, sync
 from hf_pneumonia.errors import UsageError
@@ -121,7 +122,7 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path | None:
+def find_checkpoint(folder: Path, resume: str | Literal[True], with_best: bool) -> Path | None:
     """Return the checkpoint to resume from. Log the checkpoints that are skipped.
 
     Args:
@@ -133,7 +134,7 @@ def find_checkpoint(folder: Path, resume: str | bool, with_best: bool) -> Path |
     Raises:
         UsageError: no checkpoint is complete, or the given one is damaged.
     """
-    if resume not in (True, "auto"):
+    if resume is not True and resume != "auto":
         if reason := _unusable(Path(resume), with_best):
             raise UsageError(
                 "damaged-checkpoint",

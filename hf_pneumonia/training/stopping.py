@@ -41,7 +41,7 @@ class StopBySignal(TrainerCallback):
     def __init__(self, is_saved: Callable[[], bool]) -> None:
         self.is_saved = is_saved
         self.caught, self.agreed, self._caught_at = 0, 0, 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable | int | None] = {}
         self._group: dist.ProcessGroup | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
