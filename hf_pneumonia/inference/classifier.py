@@ -179,7 +179,7 @@ class PneumoniaClassifier:
 
     def __call__(
         self, image: Any, heat_map: bool = False, batch_size: int = 16, force: bool = False
-    ) -> Any:  # not a union, which callers would have to narrow
+    ) -> Any:  # a union would have to be narrowed by every caller
         """Predict one image or several.
 
         Args:
