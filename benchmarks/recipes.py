@@ -28,10 +28,18 @@ from hf_pneumonia.training.trainer import PneumoniaTrainer
 Images = list[tuple[str, int]]  # path and label of each
 
 
-def ours(folder: str, cache: Path, train: Images, validation: Images, *flags: str) -> PneumoniaTrainer:
-    """Train ours on these images, decoding those that are not in the cache."""
+def ours(
+    folder: str,
+    cache: Path,
+    train: Images,
+    validation: Images,
+    *flags: str,
+    recipe: str = "resnet18",
+    model: str = "resnet18",
+) -> PneumoniaTrainer:
+    """Return our Trainer of these images, decoding those that are not in the cache."""
     torch.manual_seed(0)
-    argv = [str(ROOT / "recipes/resnet18.yaml"), "--pretrained", "false", "--model", "resnet18", *flags]
+    argv = [str(ROOT / f"recipes/{recipe}.yaml"), "--pretrained", "false", "--model", model, *flags]
     args, _ = parse_recipe([*argv, "--output_dir", folder], default=None)
     use_machine(args.device)
     images = [*train, *validation]

@@ -22,6 +22,11 @@ SIZES = "--image_size 32 --batch_size 4 --steps 2 --rounds 1"
         ("predict", "RUN --images IMAGES/test --rounds 1", {}),
         ("time_to_auc", "IMAGES --image_size 48 --epochs 3 --cache_dir TMP --contenders ours stock", {}),
         ("ood", "RUN", {}),
+        (
+            "gpu",
+            "IMAGES/train --image_size 32 --batches 8 4 --steps 2 --rounds 1 --epochs 1 --report TMP/gpu.md",
+            {},
+        ),
     ],
 )
 def test_a_benchmark_ends_with_its_results(script, flags, times, finished_run, image_folder, tmp_path):
@@ -36,6 +41,9 @@ def test_a_benchmark_ends_with_its_results(script, flags, times, finished_run, i
     for name, rows in times.items():
         assert len(results[name]) == rows
         assert all(0 < one["least"] <= one["median"] <= one["largest"] for one in results[name].values())
+    if script == "gpu":
+        report = (tmp_path / "gpu.md").read_text()
+        assert not results["left_out"] and all(f"| {name} |" in report for name in results["results"])
     if script == "predict":
         exact, half = (results["agreement"][dtype] for dtype in ("float32", "bfloat16"))
         assert exact["same_label_as_pipeline"] == 1 and exact["largest_difference_of_probability"] < 1e-5
