@@ -90,13 +90,13 @@ def train(args: Recipe, recipe: dict) -> None:
     folder = Path(args.output_dir)
     set_up(args)
     state = PartialState()
-    cohort = prepare_images(args, state)
     model = build_model(args.model, args.image_size, args.drop_rate, args.pretrained)
+    if args.small_epochs:
+        check_input_size(model, args.model, args.small_size, "--small_size")
+    cohort = prepare_images(args, state)
     seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
     leakage = check_leakage(cohort, seen, args.allow_leakage)
     check_free_space(folder, sum(p.nbytes for p in model.parameters()))
-    if args.small_epochs:
-        check_input_size(model, args.model, args.small_size, "--small_size")
     trainer = build_trainer(args, model, cohort)
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)

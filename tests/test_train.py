@@ -247,6 +247,21 @@ def test_calibration_corrects_the_shift_of_balanced_classes(image_folder, tmp_pa
     assert _report(tmp_path / "run")["history"] == [] and _report(tmp_path / "run")["kept_epoch"] == 1
 
 
+@pytest.mark.parametrize(
+    "flags, code",
+    [
+        (("--model", "resnet999"), "unknown-architecture"),
+        (("--model", "test_vit", "--image_size", 40), "unsupported-image-size"),
+        (("--model", "test_vit3", "--small_epochs", 1, "--small_size", 40), "unsupported-image-size"),
+    ],
+)
+def test_an_unsuitable_network_is_refused_before_the_images_are_read(tmp_path, monkeypatch, flags, code):
+    monkeypatch.setattr(train, "prepare_cohort", None)
+    with pytest.raises(UsageError) as error:
+        _train(tmp_path / "images", tmp_path / "run", "--pretrained", "false", *flags)
+    assert error.value.code == code
+
+
 def test_one_command_starts_and_resumes_a_run(image_folder, tmp_path, monkeypatch):
     flags = (image_folder, tmp_path / "run", *QUICK, "--resume_from_checkpoint", "auto")
     with monkeypatch.context() as patch:
