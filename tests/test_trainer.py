@@ -77,6 +77,12 @@ def test_the_final_weights_are_those_of_the_best_epoch(trainer):
     assert not changed(best, run.model.state_dict()) and "timm_model.conv1.0.weight" in changed(best, last)
 
 
+def test_a_part_of_an_epoch_at_the_end_has_a_line_of_its_own(trainer, capsys):
+    trainer("--max_steps", "4").train()  # 3 steps per epoch
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line[1] for line in lines] == ["1/2", "1.33/2"]
+
+
 def test_the_history_has_loss_and_accuracy_of_both_splits_for_every_epoch(trainer):
     run = trainer("--num_train_epochs", "2", "--imbalance", "weights", "--metric_for_best_model", "loss")
     run.train()

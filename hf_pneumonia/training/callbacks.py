@@ -84,7 +84,7 @@ class EpochLines(TrainerCallback):
         if self.bar is None or "eval_auroc_swapped" not in (metrics or {}):
             return
         tqdm.write(
-            f"epoch {state.epoch:>3.0f}/{args.num_train_epochs:.0f}"
+            f"epoch {round(state.epoch, 2):>4g}/{state.num_train_epochs}"
             f"  loss {self.training.get('loss', math.nan):.4f}, validation {metrics['eval_loss']:.4f}"
             f"  accuracy {self.training.get('accuracy', math.nan):.3f}, {metrics['eval_accuracy']:.3f}"
             f"  AUROC {metrics['eval_auroc']:.4f}, swapped {metrics['eval_auroc_swapped']:.4f}"
