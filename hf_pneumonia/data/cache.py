@@ -189,7 +189,7 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
         pairs, correlation = find_copies(np.memmap(thumbnails, np.uint8, "r", shape=shape))
     np.savez(folder / "copies.npz", pairs=pairs, correlation=correlation)
     np.save(folder / "facts.npy", facts)
-    index = {"films": len(images), "size": size, "unreadable": unreadable}
+    index = {"size": size, "unreadable": unreadable}
     (folder / "index.json").write_text(json.dumps(index))
 
 
