@@ -11,10 +11,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_image
+from conftest import ROOT, write_image
 from PIL import Image, ImageDraw
 
-from hf_pneumonia.__main__ import main
+from hf_pneumonia.__main__ import AUGMENTATION, main
 from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.data.images import image_array
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
@@ -30,6 +30,7 @@ from hf_pneumonia.evaluation.audit import (
     write_audit,
 )
 from hf_pneumonia.evaluation.audit_plots import measure_images
+from hf_pneumonia.training.arguments import parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,8 @@ def test_the_command_audits_a_data_set_too_small_to_train_on(tmp_path, capsys):
     assert run_script("hf_pneumonia", main, ["audit", "/no/such/folder", *argv[2:]]) == 2
     error = capsys.readouterr().err.strip()
     assert "no such folder" in error and "\n" not in error
+
+
+def test_the_examples_of_augmentation_have_the_strengths_of_the_main_recipe():
+    recipe, _ = parse_recipe([str(ROOT / "recipes" / "resnet18.yaml")], default=None)
+    assert {name: strength for name, strength in recipe.augmentation.items() if strength} == AUGMENTATION
