@@ -125,6 +125,11 @@ def test_the_page_is_self_contained_and_shows_the_findings(images, audited):
     assert summary(findings)[-len(lines) :] == lines
     for name, count in findings["removed"].items():
         assert f"<td>{name}</td><td>{count}</td>" in html
+    # Medians of gray values are shares in the JSON, and 0 to 255 on the page, as in the plots.
+    for row in findings["appearance"]["statistics"]:
+        scale = 1 if re.match("width|height|log", row["statistic"]) else 255
+        shown = re.search(rf"<td>{re.escape(row['statistic'])}</td><td>.*?</td><td>(.*?)</td>", html)[1]
+        assert float(shown) == pytest.approx(scale * row["median"]["NORMAL"], abs=0.01)
 
 
 def test_the_table_counts_images_and_patients_of_each_split_and_source(images):

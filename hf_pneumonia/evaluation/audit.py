@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.data.appearance import STATISTICS
+from hf_pneumonia.data.appearance import GRAYS, STATISTICS
 from hf_pneumonia.data.cohort import UNREADABLE, Cohort
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.labels import LABELS, SERIES, SPLITS, coarse_patient, is_global_id
@@ -294,6 +294,11 @@ def _pairs_to_plot(cohort: Cohort) -> dict[str, list[Pair]]:
     }
 
 
+def _medians(row: dict) -> list[float]:
+    scale = 255 if row["statistic"] in GRAYS else 1
+    return [round(scale * median, 2) for median in row["median"].values()]
+
+
 def _page(cohort: Cohort, findings: dict, plots: Mapping[str, str]) -> str:
     leaks, appearance = findings["leakage"], findings["appearance"]
     # Names of files may hold markup: autoescape.
@@ -313,7 +318,7 @@ def _page(cohort: Cohort, findings: dict, plots: Mapping[str, str]) -> str:
         statistics=len(STATISTICS),
         appearance_lines=audit_lines(appearance),
         best=[
-            (row["statistic"], f"{row['auroc']:.3f}", *row["median"].values(), row["words"])
+            (row["statistic"], f"{row['auroc']:.3f}", *_medians(row), row["words"])
             for row in appearance["statistics"]
         ],
         against_train=[

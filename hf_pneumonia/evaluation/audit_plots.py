@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from hf_pneumonia.data.appearance import STATISTICS
+from hf_pneumonia.data.appearance import GRAYS, STATISTICS
 from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.evaluation.appearance import PIXELS, judged_rows
@@ -131,8 +131,9 @@ def plot_appearance(cohort: Cohort, findings: dict, scores: np.ndarray) -> Figur
     rows, test = judged_rows(cohort)
     panels = {}
     for name in (row["statistic"] for row in findings["statistics"]):
-        unit = " (pixels)" if name in PIXELS else ""
-        panels[name + unit] = cohort.cache.facts["appearance"][:, STATISTICS.index(name)]
+        unit = " (pixels)" if name in PIXELS else " (gray value)" if name in GRAYS else ""
+        values = cohort.cache.facts["appearance"][:, STATISTICS.index(name)]
+        panels[name + unit] = 255 * values if name in GRAYS else values
     panels["appearance score, cross-fitted (logit)"] = scores
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
