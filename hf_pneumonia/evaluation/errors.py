@@ -147,12 +147,13 @@ def draw_errors(
     for kind in KINDS:
         numbers = [number for number, finding in enumerate(shown) if finding.kind == kind]
         lines.append([numbers[start : start + _PAIRS] for start in range(0, len(numbers), _PAIRS)])
-    heights = [0.4, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
+    heights = [0.5, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
     top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     heading = f"Most confident errors at the operating point, p = {threshold:.3f}"
     shade = "" if maps is None else "; orange: evidence for pneumonia, relative to the image's maximum"
-    top.suptitle(heading + shade + (f"\nno heat maps: {note}" if note else ""), fontsize=11)
+    heading += shade + (f"\nno heat maps: {note}" if note else "")
+    top.suptitle(heading, y=0.5, va="center", fontsize=11)
     for part, kind, places in zip(parts, KINDS, lines, strict=True):
         part.suptitle(_TITLES[kind] + ("" if places else ": none"), x=0.01, ha="left", weight="bold")
         if not places:
@@ -172,9 +173,9 @@ def _pair(panels: np.ndarray, finding: Finding, image: np.ndarray, heat: np.ndar
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     name = PurePath(finding.file).name
     name = name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
-    caption = f"{name}\np = {finding.probability:.3f}"
+    caption = f"{name}\np = {finding.probability:.3f}, {finding.split}"
     panels[0].set_title(caption, fontsize=7.5, loc="left", parse_math=False)  # a name may hold dollar signs
-    panels[1].set_title(f"{finding.split}\nlabel {LABELS[finding.label]}", fontsize=7.5, loc="left")
+    panels[1].set_title(f"label {LABELS[finding.label]}", fontsize=7.5, loc="left")
     if heat is None:
         return
     levels = Image.fromarray((heat * 255).round().astype(np.uint8))
