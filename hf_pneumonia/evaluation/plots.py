@@ -81,7 +81,7 @@ def _curves(history: list[dict], kept: float, recipe: dict) -> Figure:
                 axes.axvline(recipe[key] + 0.5, color=GREEN, linestyle=style, linewidth=1, label=switch)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=5)
     return figure
 
 
@@ -104,7 +104,7 @@ def _confusion_matrix(split: dict) -> Figure:
 
 
 def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figure:
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.4, 4.9), layout="constrained")
     axes = figure.subplots()
     for name, color in (("validation", ORANGE), ("test", BLUE)):
         if name not in predictions or splits[name]["auroc"]["value"] is None:
@@ -127,7 +127,7 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
     axes.set(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal"
     )
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -172,8 +172,9 @@ def plot_class_distribution(counts: dict) -> Figure:
         range(len(counts)), [f"{name}\n{split['patients']} patients" for name, split in counts.items()]
     )
     axes.set(ylabel="images")
+    axes.margins(y=0.08)
     axes.grid(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     return figure
 
 
