@@ -24,7 +24,7 @@ from hf_pneumonia.evaluation.appearance import appearance_lines, audit_lines
 from hf_pneumonia.evaluation.audit import PAGE, check_leakage, write_audit
 from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.metrics import figures_line
+from hf_pneumonia.evaluation.metrics import metrics_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
 from hf_pneumonia.evaluation.scoring import predict_split
@@ -239,10 +239,10 @@ def print_summary(folder: Path, report: dict) -> None:
     """Print the test metrics, the run folder and the commands to try next."""
     test, point = report["splits"]["test"], report["operating_point"]
     kind = "simulated test images" if report["data"]["simulated"] else "test images"
-    print(f"\n{test['films']} {kind}: {figures_line(test)} (threshold 0.5)")
+    print(f"\n{test['films']} {kind}: {metrics_line(test)} (threshold 0.5)")
     print(
         f"threshold {point['threshold']:.3f} ({point['target_sensitivity']:.0%} sensitivity on validation): "
-        f"{figures_line(point['test'], ('sensitivity', 'specificity'))}"
+        f"{metrics_line(point['test'], ('sensitivity', 'specificity'))}"
     )
     for line in appearance_lines(report.get("checks", {}).get("appearance")):
         print(line)

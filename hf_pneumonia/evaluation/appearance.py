@@ -22,7 +22,7 @@ from hf_pneumonia.data.appearance import (
 from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS, SPLITS
 from hf_pneumonia.evaluation.intervals import NOT_DEFINED, bootstrap_counts, chunks, ratio, with_interval
-from hf_pneumonia.evaluation.metrics import auroc, figures_line, metrics_at, rates
+from hf_pneumonia.evaluation.metrics import auroc, metrics_at, metrics_line, rates
 from hf_pneumonia.evaluation.scoring import (
     FACTOR,
     Predictions,
@@ -106,7 +106,7 @@ def audit_appearance(cohort: Cohort, scores: np.ndarray) -> dict:
 
 def audit_lines(findings: dict) -> list[str]:
     """Format the findings of `audit_appearance` as log lines."""
-    area, shown = findings["auroc"], figures_line(findings, ("auroc",))
+    area, shown = findings["auroc"], metrics_line(findings, ("auroc",))
     if area["value"] is None:
         lines = [f"appearance: not measured (a class has fewer than {MIN_PATIENTS} patients)"]
     elif _lower(area) <= 0.5 or area["value"] < _PREDICTS:
@@ -121,7 +121,7 @@ def audit_lines(findings: dict) -> list[str]:
         ]
     for name, area in (findings["test_against_train"] or {}).items():
         if area["value"] is not None and _lower(area) > _PREDICTS:
-            shown = figures_line({"auroc": area}, ("auroc",))
+            shown = metrics_line({"auroc": area}, ("auroc",))
             rate = "specificity" if name == LABELS[0] else "sensitivity"
             lines.append(
                 f"{name} images of test look different from those of train ({shown}): expect another {rate}"
@@ -304,11 +304,11 @@ def appearance_lines(appearance: dict | None) -> list[str]:
         return []
     factor, names = appearance["factor"], ("auroc", "sensitivity", "specificity")
     lines = [
-        f"proportions swapped by {factor}: {figures_line(appearance['proportions'][str(factor)], names)}",
-        f"histogram and spectrum swapped: {figures_line(appearance['histogram_and_spectrum'], names)}",
+        f"proportions swapped by {factor}: {metrics_line(appearance['proportions'][str(factor)], names)}",
+        f"histogram and spectrum swapped: {metrics_line(appearance['histogram_and_spectrum'], names)}",
     ]
     if appearance["matched_auroc"]["value"] is not None:  # enough patients
-        matched = figures_line({"auroc": appearance["matched_auroc"]}, ("auroc",))
-        others = figures_line(appearance["contradicting"], names[1:])
+        matched = metrics_line({"auroc": appearance["matched_auroc"]}, ("auroc",))
+        others = metrics_line(appearance["contradicting"], names[1:])
         lines.append(f"pairs matched by appearance: {matched}; appearance contradicts the label: {others}")
     return lines

@@ -20,7 +20,7 @@ from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import audit_appearance, audit_lines, score_appearance
 from hf_pneumonia.evaluation.audit_plots import KINDS, Pair, as_data_uri, plot_appearance, plot_images
-from hf_pneumonia.evaluation.metrics import figures_line
+from hf_pneumonia.evaluation.metrics import metrics_line
 from hf_pneumonia.modeling.augment import Strength
 
 PAGE = "audit.html"
@@ -322,7 +322,7 @@ def _page(cohort: Cohort, findings: dict, plots: Mapping[str, str]) -> str:
             for row in appearance["statistics"]
         ],
         against_train=[
-            f"{label}: {figures_line({'auroc': area}, ('auroc',))}"
+            f"{label}: {metrics_line({'auroc': area}, ('auroc',))}"
             for label, area in (appearance["test_against_train"] or {}).items()
         ],
         shortcuts=[(name, f"{value:.3f}") for name, value in findings["label_told_by"].items()],

@@ -17,7 +17,7 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import appearance_lines
 from hf_pneumonia.evaluation.audit import was_seen, write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.metrics import figures_line
+from hf_pneumonia.evaluation.metrics import metrics_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, write_report
 from hf_pneumonia.evaluation.scoring import predict_split
@@ -162,8 +162,8 @@ def summary(report: dict) -> list[str]:
         )
     for split, metrics in report["splits"].items():
         label = {"test": "images", "unseen": "of them unseen", "covid": "images of COVID-19"}[split]
-        lines.append(f"{metrics['films']} {label}: {figures_line(metrics)} (threshold 0.5)")
+        lines.append(f"{metrics['films']} {label}: {metrics_line(metrics)} (threshold 0.5)")
         if split in point and point["threshold"] != 0.5:
-            pair = figures_line(point[split], ("sensitivity", "specificity"))
+            pair = metrics_line(point[split], ("sensitivity", "specificity"))
             lines.append(f"at the model's operating point, {point['threshold']:.3f}: {pair}")
     return lines + appearance_lines(report["checks"]["appearance"])

@@ -31,7 +31,7 @@ class CountMetric(NamedTuple):
 class RankMetric(NamedTuple):
     """A metric of the ranking: its title in the model card, and a function of labels and probabilities.
 
-    `bootstrap_rank_figures` computes its bootstrap replicates.
+    `bootstrap_rank_metrics` computes its bootstrap replicates.
     """
 
     title: str
@@ -49,7 +49,7 @@ def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) ->
 
 # The metrics of each split by their names in report.json. Report, model card, seed summary and the choice of
 # the best epoch read these tables.
-AT_THRESHOLD = {
+THRESHOLD_METRICS = {
     "sensitivity": CountMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
     "specificity": CountMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
     "accuracy": CountMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
@@ -57,11 +57,11 @@ AT_THRESHOLD = {
     "f1": CountMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
     "mcc": CountMetric("Matthews correlation", _matthews),
 }
-OF_RANKS = {
+RANK_METRICS = {
     "auroc": RankMetric("AUROC", roc_auc_score),
     "average_precision": RankMetric("average precision", average_precision_score),
 }
-METRICS = (*AT_THRESHOLD, *OF_RANKS)
+METRICS = (*THRESHOLD_METRICS, *RANK_METRICS)
 PREVALENCES = (0.05, 0.2)  # of the predictive values, besides that of the split
 
 
@@ -88,9 +88,9 @@ def all_metrics(label: np.ndarray, probability: np.ndarray, threshold: float) ->
         threshold: an image is called pneumonia from this probability on.
     """
     counts = _cells(label, probability, threshold).sum(0)
-    metrics = matrix_figures(*counts)
+    metrics = matrix_metrics(*counts)
     both = 0 < label.sum() < len(label)
-    for name, metric in OF_RANKS.items():
+    for name, metric in RANK_METRICS.items():
         # Rounding may carry the sum above 1.
         metrics[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
     return {
@@ -111,14 +111,14 @@ def check_probabilities(probability: np.ndarray) -> None:
         )
 
 
-def matrix_figures(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
+def matrix_metrics(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
     """Compute the metrics of many confusion matrices, given as counts in arrays of one shape.
 
     Returns:
-        The metrics of AT_THRESHOLD, float64 of that shape; NaN where undefined.
+        The metrics of THRESHOLD_METRICS, float64 of that shape; NaN where undefined.
     """
     counts = [np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp)]
-    return {name: metric.of_counts(*counts) for name, metric in AT_THRESHOLD.items()}
+    return {name: metric.of_counts(*counts) for name, metric in THRESHOLD_METRICS.items()}
 
 
 def predictive_values(
@@ -135,14 +135,14 @@ def predictive_values(
     return ratio(tp, tp + fp), ratio(tn, tn + fn)
 
 
-def bootstrap_matrix_figures(
+def bootstrap_matrix_metrics(
     counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, threshold: float
 ) -> dict[str, np.ndarray]:
-    """Compute `matrix_figures` of each replicate: (replicates,) each, NaN where undefined."""
-    return matrix_figures(*bootstrap_sums(counts, place, _cells(labels, probabilities, threshold)).T)
+    """Compute `matrix_metrics` of each replicate: (replicates,) each, NaN where undefined."""
+    return matrix_metrics(*bootstrap_sums(counts, place, _cells(labels, probabilities, threshold)).T)
 
 
-def bootstrap_rank_figures(
+def bootstrap_rank_metrics(
     counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Compute `auroc`, ties counted half, and `average_precision` of each replicate: (replicates,) each.
@@ -192,11 +192,11 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
     patient = np.asarray(predictions.patient_id)
     counts, place = bootstrap_counts(patient)
-    ranks = bootstrap_rank_figures(counts, place, label, probability)
+    ranks = bootstrap_rank_metrics(counts, place, label, probability)
     positive, reports = label == 1, []
     for threshold in thresholds:
         scores = score_predictions(label, probability, threshold)
-        drawn = ranks | bootstrap_matrix_figures(counts, place, label, probability, threshold)
+        drawn = ranks | bootstrap_matrix_metrics(counts, place, label, probability, threshold)
         metrics = {name: with_interval(scores[name], drawn[name]) for name in METRICS}
         called = probability >= threshold
         _add_wilson(metrics["accuracy"], patient, called == positive, np.ones_like(positive))
@@ -232,7 +232,7 @@ def auroc(label: np.ndarray, probability: np.ndarray, patient: Sequence[str]) ->
     """
     if not 0 < np.sum(label) < len(label):
         return dict(NOT_DEFINED)
-    drawn = bootstrap_rank_figures(*bootstrap_counts(patient), label, probability)["auroc"]
+    drawn = bootstrap_rank_metrics(*bootstrap_counts(patient), label, probability)["auroc"]
     return with_interval(min(float(roc_auc_score(label, probability)), 1.0), drawn)  # rounding may exceed 1
 
 
@@ -262,11 +262,11 @@ def auroc_difference_interval(
     All arguments are (n,). The result is None where `percentile_interval` gives None.
     """
     drawn = bootstrap_counts(patient)
-    first, second = (bootstrap_rank_figures(*drawn, labels, p)["auroc"] for p in (probabilities, other))
+    first, second = (bootstrap_rank_metrics(*drawn, labels, p)["auroc"] for p in (probabilities, other))
     return percentile_interval(first - second)
 
 
-def figures_line(
+def metrics_line(
     metrics: dict, names: Sequence[str] = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 ) -> str:
     """Format metrics of a report with their intervals as one line of text."""

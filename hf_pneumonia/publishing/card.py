@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.evaluation.metrics import AT_THRESHOLD, OF_RANKS
+from hf_pneumonia.evaluation.metrics import RANK_METRICS, THRESHOLD_METRICS
 from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -78,8 +78,8 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         some_kermany=kermany_files and any(_KERMANY.search(name) for name in names),
         local=[plain(name) for name, kind in zip(names, kinds, strict=True) if kind == "local"],
         augmentations=list(AUGMENTATIONS),
-        at_threshold={name: metric.title for name, metric in AT_THRESHOLD.items()},
-        of_ranks={name: metric.title for name, metric in OF_RANKS.items()},
+        at_threshold={name: metric.title for name, metric in THRESHOLD_METRICS.items()},
+        of_ranks={name: metric.title for name, metric in RANK_METRICS.items()},
         worst=worst_levels(report["checks"]["robustness"]),
     )
 
