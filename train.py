@@ -26,7 +26,7 @@ from hf_pneumonia.evaluation.calibration import calibrate
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
 from hf_pneumonia.evaluation.metrics import metrics_line
 from hf_pneumonia.evaluation.plots import plot_run
-from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
+from hf_pneumonia.evaluation.report import build_report, seed_summary_line, summarise_seeds
 from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.inference.ood import make_ood_check, measure_ood_check
 from hf_pneumonia.modeling.augment import Augment
@@ -80,9 +80,9 @@ def train_seeds(argv: list[str], args: Recipe, recipe: dict) -> None:
         flags = ["--seed", seed, "--output_dir", runs[seed], "--resume_from_checkpoint", resume]
         train(*parse_recipe([*argv, *map(str, flags)], default=QUICKSTART))
     if args.process_index == 0:
-        summary = spread_over_seeds({seed: read_report(run) for seed, run in runs.items()})
+        summary = summarise_seeds({seed: read_report(run) for seed, run in runs.items()})
         (folder / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n")
-        print(f"\n{spread_line(summary)}\nseeds: {folder / 'seeds.json'}")
+        print(f"\n{seed_summary_line(summary)}\nseeds: {folder / 'seeds.json'}")
 
 
 def train(args: Recipe, recipe: dict) -> None:

@@ -17,7 +17,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import finish, full_size_images, interleaved, is_real, print_table, ratio, run_alone, spread
+from measuring import (
+    finish,
+    full_size_images,
+    interleaved,
+    is_real,
+    median_and_range,
+    print_table,
+    ratio,
+    run_alone,
+)
 
 CONTENDERS = (
     "ours, cold",
@@ -117,7 +126,7 @@ def main() -> None:
         values = interleaved(
             {name: partial(run_alone, __file__, *argv, name) for name in CONTENDERS}, args.rounds
         )
-    table = {name: spread(numbers) for name, numbers in values.items()}
+    table = {name: median_and_range(numbers) for name, numbers in values.items()}
     print_table("images/s", table)
     best = {
         kind: max((n for n in CONTENDERS if n.startswith(kind)), key=lambda n: table[n]["median"])
@@ -127,7 +136,7 @@ def main() -> None:
         f"{name} / {best[kind]}": ratio(values, name, best[kind]) for name in CONTENDERS[:2] for kind in best
     }
     rows = store_rows(once, args.image_size, args.rounds)
-    print_table("ms an image, one core", {name: spread(numbers) for name, numbers in rows.items()})
+    print_table("ms an image, one core", {name: median_and_range(numbers) for name, numbers in rows.items()})
     cache, *peers = rows
     ratios |= {f"{peer} / store": ratio(rows, peer, cache) for peer in peers}
     print(*(f"{name}: {value}" for name, value in ratios.items()), sep="\n")
@@ -136,7 +145,7 @@ def main() -> None:
         images=f"{len(images_of(once))}, {is_real(once)}, {args.repeat} times",
         image_size=args.image_size,
         images_per_second=table,
-        store_milliseconds={name: spread(numbers) for name, numbers in rows.items()},
+        store_milliseconds={name: median_and_range(numbers) for name, numbers in rows.items()},
         ratios=ratios,
     )
 

@@ -26,7 +26,7 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
     return values
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def median_and_range(values: list[float]) -> dict[str, float]:
     """Return median, smallest and largest value, to four digits."""
     numbers = {"median": statistics.median(values), "least": min(values), "largest": max(values)}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}

@@ -22,11 +22,11 @@ from measuring import (
     full_size_images,
     interleaved,
     is_real,
+    median_and_range,
     peak_mb,
     print_table,
     ratio,
     run_alone,
-    spread,
 )
 from PIL import Image
 
@@ -149,7 +149,7 @@ def main() -> None:
         return
     single = one_image(args.run, images[:: max(1, len(images) // 40)][:40], args.rounds)
     latency = {
-        name: spread(values) | {"p95": round(float(np.percentile(values, 95)), 2)}
+        name: median_and_range(values) | {"p95": round(float(np.percentile(values, 95)), 2)}
         for name, values in single.items()
     }
     print_table("ms for one image", latency)
@@ -158,7 +158,7 @@ def main() -> None:
         {name: partial(run_alone, __file__, *argv, name) for name in (*PIPELINES, *DTYPES)}, args.rounds
     )
     speeds = {name: [one["images_per_second"] for one in runs] for name, runs in folders.items()}
-    print_table("images/s of a folder", {name: spread(values) for name, values in speeds.items()})
+    print_table("images/s of a folder", {name: median_and_range(values) for name, values in speeds.items()})
     memory = {name: max(one["peak_mb"] for one in runs) for name, runs in folders.items()}
     ratios = {
         **{f"one image, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
@@ -173,7 +173,7 @@ def main() -> None:
         benchmark="predict",
         images=f"{len(images)}, {is_real(place) if args.images is None else 'named'}",
         milliseconds=latency,
-        images_per_second={name: spread(values) for name, values in speeds.items()},
+        images_per_second={name: median_and_range(values) for name, values in speeds.items()},
         pipeline_at={name: folders["pipeline"][-1][name] for name in ("batch_size", "workers")},
         peak_mb=memory,
         ratios=ratios,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from measuring import ROOT, finish, interleaved, peak_mb, print_table, ratio, run_alone, spread
+from measuring import ROOT, finish, interleaved, median_and_range, peak_mb, print_table, ratio, run_alone
 from PIL import Image
 
 SIZE = 224
@@ -139,7 +139,7 @@ def main() -> None:
         return
     argv = [f"--{name}={getattr(args, name)}" for name in ("image_size", "batch_size", "steps")]
     values = interleaved({f"{n} processes": partial(train, argv, n) for n in (1, PROCESSES)}, args.rounds)
-    table = {name: spread(numbers) for name, numbers in values.items()}
+    table = {name: median_and_range(numbers) for name, numbers in values.items()}
     print_table("images/s", table)
     ratios = {"2 processes / 1": ratio(values, "2 processes", "1 processes")}
     stores = []

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import ROOT, finish, interleaved, print_table, ratio, spread
+from measuring import ROOT, finish, interleaved, median_and_range, print_table, ratio
 from page import Server, ask, simulated_images
 
 PIPELINE = """
@@ -111,7 +111,7 @@ def main() -> None:
             },
             args.rounds,
         )
-    table = {name: spread(numbers) for name, numbers in values.items()}
+    table = {name: median_and_range(numbers) for name, numbers in values.items()}
     print_table("seconds", table)
     ratios = {
         "first answer / gradio + pipeline + load": ratio(

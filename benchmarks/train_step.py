@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from measuring import ROOT, finish, interleaved, print_table, ratio, run_alone, spread
+from measuring import ROOT, finish, interleaved, median_and_range, print_table, ratio, run_alone
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_pneumonia.modeling.augment import AUGMENTATIONS, Augment
@@ -180,7 +180,7 @@ def main() -> None:
     values = interleaved(
         {name: partial(run_alone, __file__, *flags, "--one", name) for name in CONTENDERS}, args.rounds
     )
-    table = {name: spread(numbers) for name, numbers in values.items()}
+    table = {name: median_and_range(numbers) for name, numbers in values.items()}
     print_table("images/s", table)
     ratios = {
         "ours / bare loop": ratio(values, "ours", "bare loop"),

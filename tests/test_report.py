@@ -6,7 +6,7 @@ from written import predicted
 
 from hf_pneumonia.evaluation.calibration import calibration_report, operating_points
 from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
-from hf_pneumonia.evaluation.report import build_report, spread_line, spread_over_seeds
+from hf_pneumonia.evaluation.report import build_report, seed_summary_line, summarise_seeds
 
 
 def _drawn(seed):
@@ -63,18 +63,18 @@ def _seed(auroc, swapped=None):
 
 
 def test_mean_and_sample_standard_deviation_over_seeds():
-    spread = spread_over_seeds({7: _seed(0.9, 0.6), 3: _seed(0.94, 0.7), 5: _seed(0.98, 0.8)})
+    spread = summarise_seeds({7: _seed(0.9, 0.6), 3: _seed(0.94, 0.7), 5: _seed(0.98, 0.8)})
     auroc, swapped = spread["splits"]["test"]["auroc"], spread["proportions_swapped"]
     assert spread["seeds"] == [7, 3, 5] and auroc["values"] == [0.9, 0.94, 0.98]
     assert (auroc["mean"], auroc["sd"]) == pytest.approx((0.94, 0.04))
     assert spread["operating_point"]["test"]["accuracy"]["sd"] == 0
     assert swapped["factor"] == 1.2 and swapped["specificity"]["mean"] == pytest.approx(0.7)
     assert swapped["auroc"]["sd"] == pytest.approx(0.1) and swapped["auroc"]["values"] == [0.6, 0.7, 0.8]
-    line = spread_line(spread)
+    line = seed_summary_line(spread)
     assert "auroc 0.9400 ± 0.0400" in line and "swapped by 1.2: auroc 0.7000 ± 0.1000" in line
 
 
 def test_one_seed_has_no_standard_deviation_and_an_undefined_metric_is_left_out():
-    spread = spread_over_seeds({0: _seed(None)})
+    spread = summarise_seeds({0: _seed(None)})
     assert spread["splits"]["test"]["accuracy"]["sd"] is None and "auroc" not in spread["splits"]["test"]
-    assert "proportions_swapped" not in spread_over_seeds({0: _seed(0.99, 0.7), 1: _seed(0.99)})
+    assert "proportions_swapped" not in summarise_seeds({0: _seed(0.99, 0.7), 1: _seed(0.99)})

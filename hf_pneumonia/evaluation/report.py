@@ -80,7 +80,7 @@ def write_report(folder: Path, report: dict) -> None:
         aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
-def spread_over_seeds(reports: dict[int, dict]) -> dict:
+def summarise_seeds(reports: dict[int, dict]) -> dict:
     """Summarise every metric over runs that differ in the seed alone.
 
     The standard deviation is that of training (initial weights, order, augmentation). The variation by
@@ -96,14 +96,14 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
         one run is left out.
     """
     first = next(iter(reports.values()))
-    spread = {
+    summary = {
         "seeds": list(reports),
         "splits": {
-            split: _spread([report["splits"][split] for report in reports.values()])
+            split: _mean_and_sd([report["splits"][split] for report in reports.values()])
             for split in first["splits"]
         },
         "operating_point": {
-            split: _spread([report["operating_point"][split] for report in reports.values()])
+            split: _mean_and_sd([report["operating_point"][split] for report in reports.values()])
             for split in ("validation", "test")
         },
     }
@@ -111,16 +111,16 @@ def spread_over_seeds(reports: dict[int, dict]) -> dict:
     if all(checks):
         factor = checks[0]["factor"]
         levels = [check["proportions"][str(factor)] for check in checks]
-        swapped = _spread(levels, ("auroc", "sensitivity", "specificity"))
-        spread["proportions_swapped"] = {"factor": factor, **swapped}
-    return spread
+        swapped = _mean_and_sd(levels, ("auroc", "sensitivity", "specificity"))
+        summary["proportions_swapped"] = {"factor": factor, **swapped}
+    return summary
 
 
-def spread_line(spread: dict) -> str:
+def seed_summary_line(summary: dict) -> str:
     """Format mean and standard deviation on the test split as one line: at threshold 0.5, and, if measured,
     with proportions swapped, at the operating point."""
-    line = f"test images, {len(spread['seeds'])} seeds, mean ± sd: {_shown(spread['splits']['test'])}"
-    if swapped := dict(spread.get("proportions_swapped", {})):
+    line = f"test images, {len(summary['seeds'])} seeds, mean ± sd: {_shown(summary['splits']['test'])}"
+    if swapped := dict(summary.get("proportions_swapped", {})):
         line += f"; proportions swapped by {swapped.pop('factor')}: {_shown(swapped)}"
     return line
 
@@ -132,7 +132,7 @@ def _shown(metrics: dict) -> str:
     )
 
 
-def _spread(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
+def _mean_and_sd(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
     metrics = {name: [split[name]["value"] for split in splits] for name in names}
     return {
         name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
