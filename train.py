@@ -28,14 +28,14 @@ from hf_pneumonia.evaluation.metrics import metrics_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, seed_summary_line, summarise_seeds
 from hf_pneumonia.evaluation.scoring import predict_split
-from hf_pneumonia.inference.ood import make_ood_check, measure_ood_check
+from hf_pneumonia.inference.ood import fit_ood_check, measure_refusals
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, check_input_size
 from hf_pneumonia.modeling.saved import save_model
 from hf_pneumonia.publishing.publish import write_card
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.image_dataset import ImageDataset
-from hf_pneumonia.training.launch import check_same_images, local_main_first, use_machine
+from hf_pneumonia.training.launch import check_same_images, local_main_first, setup_torch
 from hf_pneumonia.training.run_folder import (
     check_free_space,
     check_run_folder,
@@ -197,9 +197,9 @@ def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: d
     if not trainer.is_world_process_zero():
         return
     save_model(model, folder)
-    if ood_check := args.ood and make_ood_check(model, cohort, batch_size):
+    if ood_check := args.ood and fit_ood_check(model, cohort, batch_size):
         ood_check.save(folder)
-        facts["gate"] = measure_ood_check(ood_check, model, cohort, batch_size)
+        facts["gate"] = measure_refusals(ood_check, model, cohort, batch_size)
     report = build_report(predictions, operating_point, **facts)
     for split, scores in held_out.items():
         scores.write_csv(folder / f"predictions_{split}.csv")
@@ -231,7 +231,7 @@ def set_up(args: Recipe) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # logs ten retries before the error
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    use_machine(args.device)
+    setup_torch(args.device)
     set_seed(args.seed)
 
 

@@ -22,7 +22,7 @@ from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import MEAN, STD, build_model
 from hf_pneumonia.training.arguments import parse_recipe
 from hf_pneumonia.training.image_dataset import ImageDataset
-from hf_pneumonia.training.launch import use_machine
+from hf_pneumonia.training.launch import setup_torch
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 Images = list[tuple[str, int]]  # path and label of each
@@ -41,7 +41,7 @@ def ours(
     torch.manual_seed(0)
     argv = [str(ROOT / f"recipes/{recipe}.yaml"), "--pretrained", "false", "--model", model, *flags]
     args, _ = parse_recipe([*argv, "--output_dir", folder], default=None)
-    use_machine(args.device)
+    setup_torch(args.device)
     images = [*train, *validation]
     rows = {"train": np.arange(len(train)), "validation": np.arange(len(train), len(images))}
     split = SimpleNamespace(

@@ -50,9 +50,9 @@ def train_here(args: argparse.Namespace) -> None:
     import torch
     import train_step
 
-    from hf_pneumonia.training.launch import use_machine
+    from hf_pneumonia.training.launch import setup_torch
 
-    use_machine(torch.device("cpu"))
+    setup_torch(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = train_step.recipe(folder, args.image_size, args.batch_size, args.steps, True, "resnet18")
         images = train_step.InMemory(4 * args.batch_size * PROCESSES, args.image_size, settings.device)

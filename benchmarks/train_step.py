@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_pneumonia.modeling.augment import AUGMENTATIONS, Augment
 from hf_pneumonia.modeling.build import build_model, network_input
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.launch import use_machine
+from hf_pneumonia.training.launch import setup_torch
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
 WARM = 3  # steps before the clock starts
@@ -151,7 +151,7 @@ def measure(name: str, args: argparse.Namespace) -> float:
     """Return images/s of one contender in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "stock Trainer":
-        use_machine(device)
+        setup_torch(device)
     with tempfile.TemporaryDirectory() as folder:
         augmented = "augmented" in name
         settings = recipe(folder, args.image_size, args.batch_size, args.steps, augmented, args.model)

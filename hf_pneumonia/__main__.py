@@ -53,11 +53,11 @@ def evaluate(args: argparse.Namespace) -> None:
     from hf_pneumonia.data.sources import short_names
     from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_taught, summary
     from hf_pneumonia.modeling.saved import load_model
-    from hf_pneumonia.training.launch import check_same_images, join_processes, local_main_first, use_machine
+    from hf_pneumonia.training.launch import check_same_images, join_processes, local_main_first, setup_torch
 
     _quiet_libraries()
     state = join_processes()
-    use_machine(state.device)
+    setup_torch(state.device)
     saved = load_model(args.model)
     source = short_names(args.source)
     name = re.sub(r"[^\w.+-]+", "-", f"evaluate-{saved.name}-{'+'.join(source)}")
@@ -102,11 +102,11 @@ def predict(args: argparse.Namespace) -> None:
     if args.heatmaps is not None:
         _check_output(args.heatmaps, "--heatmaps")
     from hf_pneumonia.inference.batch import predict_paths
-    from hf_pneumonia.training.launch import join_processes, use_machine
+    from hf_pneumonia.training.launch import join_processes, setup_torch
 
     _quiet_libraries()
     state = join_processes()
-    use_machine(state.device)
+    setup_torch(state.device)
     predict_paths(args.model, args.paths, args.output, args.heatmaps, args.batch_size, args.dtype, args.force)
     state.destroy_process_group()
 

@@ -38,7 +38,7 @@ from hf_pneumonia.data.sources import load_sources
 from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.inference import batch
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
-from hf_pneumonia.inference.ood import OODCheck, Spread, layout_features, load_ood_check, stage_statistics
+from hf_pneumonia.inference.ood import Gaussian, OODCheck, layout_features, load_ood_check, stage_statistics
 from hf_pneumonia.modeling.build import build_model
 from hf_pneumonia.page import many_images
 from hf_pneumonia.page.many_images import table
@@ -91,14 +91,14 @@ class Bench:
 
 
 def _gate(model, squares: np.ndarray):
-    def spread(numbers: np.ndarray) -> Spread:
+    def gaussian(numbers: np.ndarray) -> Gaussian:
         directions = np.eye(4, numbers.shape[1])
         parts = (numbers.mean(0), numbers.std(0) + 1, directions, np.ones(4))
-        return Spread(*(part.astype(np.float32) for part in parts))
+        return Gaussian(*(part.astype(np.float32) for part in parts))
 
-    stages = [spread(numbers) for numbers in stage_statistics(model, squares, 32)]
+    stages = [gaussian(numbers) for numbers in stage_statistics(model, squares, 32)]
     limits = np.full(1 + len(stages), 100, np.float32)
-    return OODCheck(spread(layout_features(squares)), tuple(stages), limits)
+    return OODCheck(gaussian(layout_features(squares)), tuple(stages), limits)
 
 
 def _check_weights(model, folder: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hf_pneumonia.data.cohort import CONFLICT, PATIENT, UNREADABLE, prepare_cohort, settle_cohort
+from hf_pneumonia.data.cohort import CONFLICT, PATIENT, UNREADABLE, build_cohort, prepare_cohort
 from hf_pneumonia.errors import UsageError
 
 
@@ -99,7 +99,7 @@ def _run(images, order=None, **options):
     cache = _Cache(sha, images["width"], pairs, correlation, unreadable, appearance)
     table = {name: images[name].tolist() for name in ("file", "source", "patient_id", "split", "label")}
     try:
-        cohort = settle_cohort(table, cache, **options)
+        cohort = build_cohort(table, cache, **options)
     except UsageError:
         return None
     return cohort.split[back], cohort.reason[back], cohort.fingerprint()
@@ -217,22 +217,22 @@ def _children_of_a_data_set(count, rng):
 
 def test_a_cut_and_the_fingerprint_depend_on_labels_and_not_on_names_and_folders():
     table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
-    cohort = settle_cohort(table, cache)
+    cohort = build_cohort(table, cache)
     moved = {**table, "file": [f"elsewhere/{name}" for name in table["file"]]}
-    assert settle_cohort(moved, cache).fingerprint() == cohort.fingerprint()
+    assert build_cohort(moved, cache).fingerprint() == cohort.fingerprint()
     moved["label"] = [1 - table["label"][0], *table["label"][1:]]
-    assert settle_cohort(moved, cache).fingerprint() != cohort.fingerprint()
+    assert build_cohort(moved, cache).fingerprint() != cohort.fingerprint()
     # Each image is a patient, named after its file.
     names = table["file"]
     for split in ("70/20/10", "shifted"):
         tables = [{**table, "file": ids, "patient_id": ids} for ids in (names, names[::-1])]
-        first, second = (settle_cohort(table, cache, split=split) for table in tables)
+        first, second = (build_cohort(table, cache, split=split) for table in tables)
         assert np.array_equal(first.split, second.split)
 
 
 def test_images_of_a_shifted_test_split_contradict_their_label_more_than_those_of_train():
     table, cache = _children_of_a_data_set(150, np.random.default_rng(0))
-    cohort = settle_cohort(table, cache, split="shifted")
+    cohort = build_cohort(table, cache, split="shifted")
     logits = cache.facts["appearance"].sum(1)  # the best prediction from this appearance
     contradiction = np.where(cohort.label == 1, -logits, logits)
     in_test = cohort.split == "test"
@@ -248,9 +248,9 @@ def test_images_of_a_shifted_test_split_contradict_their_label_more_than_those_o
 def test_a_shifted_split_needs_ten_patients_of_each_class():
     table, cache = _children_of_a_data_set(27, np.random.default_rng(0))  # 9 of class 1
     with pytest.raises(UsageError, match="--split shifted: expected 10 ") as error:
-        settle_cohort(table, cache, split="shifted")
+        build_cohort(table, cache, split="shifted")
     assert error.value.code == "too-few-patients"
-    cohort = settle_cohort(table, cache, split="shifted", must_split=False)
+    cohort = build_cohort(table, cache, split="shifted", must_split=False)
     assert cohort.split.tolist() == table["split"]
 
 
@@ -265,9 +265,9 @@ def test_the_two_series_of_a_person_number_are_two_patients_that_a_cut_keeps_tog
     names, splits, labels = zip(*rows, strict=True)
     table = {"file": names, "source": ["a"] * 180, "patient_id": names, "split": splits, "label": labels}
     cache = _Cache(names, 100, [], [], [])
-    cohort = settle_cohort(table, cache)
+    cohort = build_cohort(table, cache)
     assert cohort.counts()["left_out"] == 0 and len(cohort.rows("test")) == 60 + 30
-    cut = settle_cohort(table, cache, split="2/1/1")
+    cut = build_cohort(table, cache, split="2/1/1")
     splits = dict(zip(names, cut.split, strict=True))
     assert all(splits[f"person{one}_bacteria"] == splits[f"person{one}_virus"] for one in range(60))
     assert set(cut.split) == set(TRIO)
@@ -280,7 +280,7 @@ def test_it_is_an_error_if_no_training_image_is_left(why):
     splits, labels = ["train"] * 6 + ["test"] * 6, [0, 1] * 6
     table = {"file": names, "source": names, "patient_id": names, "split": splits, "label": labels}
     with pytest.raises(UsageError, match=f"0 of 6: .*{why}") as error:
-        settle_cohort(table, cache)
+        build_cohort(table, cache)
     assert error.value.code == "no-training-images-left"
-    cohort = settle_cohort(table, cache, must_split=False)
+    cohort = build_cohort(table, cache, must_split=False)
     assert not np.any(cohort.split == "train") and sum(cohort.counts()["removed"].values()) == 6

@@ -17,9 +17,9 @@ from hf_pneumonia.data.images import gray_image
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import NOT_ASSESSED, REFUSED, UNLIKE
 from hf_pneumonia.inference.ood import (
+    Gaussian,
     OODCheck,
-    Spread,
-    fit_ood_check,
+    fit_ood_statistics,
     image_problem,
     layout_features,
     load_ood_check,
@@ -45,7 +45,7 @@ def _trained_on(images: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def ood_check() -> OODCheck:
-    return fit_ood_check(_trained_on(600, 0), _trained_on(400, 1))
+    return fit_ood_statistics(_trained_on(600, 0), _trained_on(400, 1))
 
 
 def test_the_statistics_are_mean_and_deviation_of_what_timm_extracts_at_each_stage():
@@ -82,13 +82,13 @@ def test_distances_are_mahalanobis_along_the_components_and_the_residual():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + 5
     values, vectors = np.linalg.eigh(np.cov(features.T))
-    spread = Spread(features.mean(0), np.ones(3), vectors.T, values)
+    _gaussian = Gaussian(features.mean(0), np.ones(3), vectors.T, values)
     inverse = np.linalg.inv(np.cov(features.T))
     expected = [[mahalanobis(row, features.mean(0), inverse) ** 2, 0] for row in features[:20]]
-    np.testing.assert_allclose(spread.distances(features[:20]), expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(_gaussian.distances(features[:20]), expected, rtol=1e-6, atol=1e-9)
     # 3 along the component; 4 and 10 / 2 in the residual.
-    spread = Spread(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]))
-    np.testing.assert_allclose(spread.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, 16 + 25]])
+    _gaussian = Gaussian(np.zeros(3), np.array([1, 1, 2.0]), np.eye(3)[:1], np.array([4.0]))
+    np.testing.assert_allclose(_gaussian.distances(np.array([[3.0, 4.0, 10.0]])), [[9 / 4, 16 + 25]])
 
 
 def test_new_images_pass_and_images_of_another_kind_do_not(ood_check):

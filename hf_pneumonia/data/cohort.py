@@ -122,7 +122,7 @@ def prepare_cohort(
         size: side of the decoded images in pixels.
         cache_dir: folder for decoded, unpacked and simulated images.
         max_unreadable: largest accepted share of unreadable images, 0 to 1.
-        split, split_seed, must_split: as for `settle_cohort`.
+        split, split_seed, must_split: as for `build_cohort`.
 
     Raises:
         UsageError: a source can't be used, too many images can't be read, or there are too few to split.
@@ -131,10 +131,10 @@ def prepare_cohort(
     table = load_sources(sources, cache_dir, covid, one_class, uncertain)
     cache = open_cache(table["image"], size, cache_dir)
     _check_readable(cache, table["file"], max_unreadable)
-    return settle_cohort(table, cache, split=split, split_seed=split_seed, must_split=must_split)
+    return build_cohort(table, cache, split=split, split_seed=split_seed, must_split=must_split)
 
 
-def settle_cohort(
+def build_cohort(
     table: Mapping[str, Sequence],
     cache: ImageCache,
     *,
@@ -161,7 +161,7 @@ def settle_cohort(
     label = np.array(table["label"])
     group = _duplicate_groups(cache)
     initial = np.where(np.isin(given, SPLITS), "train", given) if split != "official" else given
-    reason = _settle_copies(cache, group, label, initial, source, file)
+    reason = _resolve_copies(cache, group, label, initial, source, file)
     used = reason == ""
     if must_split and "train" in initial and not np.any(initial[used] == "train"):
         raise UsageError(
@@ -273,7 +273,7 @@ def _join_patients(patients: Sequence[str], group: np.ndarray) -> np.ndarray:
     return ids[joined[patient]]
 
 
-def _settle_copies(
+def _resolve_copies(
     cache: ImageCache,
     group: np.ndarray,
     label: np.ndarray,

@@ -71,7 +71,7 @@ _REFUSED, _MARGIN = 0.0025, 1.1
 
 
 @dataclass(frozen=True)
-class Spread:
+class Gaussian:
     """Gaussian in the space of the first principal components of the training images."""
 
     mean: np.ndarray  # (d,)
@@ -98,21 +98,21 @@ class Spread:
 class OODCheck:
     """Statistics of a network's training images."""
 
-    layout: Spread  # of the thumbnails
-    stages: tuple[Spread, ...]  # of the stage statistics, from `watch_stages`
+    layout: Gaussian  # of the thumbnails
+    stages: tuple[Gaussian, ...]  # of the stage statistics, from `watch_stages`
     limits: np.ndarray  # (1 + stages,) distances above which an image is refused
 
     def distances(self, squares: np.ndarray, statistics: list[np.ndarray]) -> np.ndarray:
         """Return (n, 1 + stages) float64 distances from the training images, for layout and each stage.
 
-        A distance is the geometric mean of the two distances of `Spread`, so that neither decides alone.
+        A distance is the geometric mean of the two distances of `Gaussian`, so that neither decides alone.
 
         Args:
             squares, statistics: as for `scores`.
         """
         features = [layout_features(squares), *statistics]
-        spreads = (self.layout, *self.stages)
-        pairs = [spread.distances(part) for spread, part in zip(spreads, features, strict=True)]
+        gaussians = (self.layout, *self.stages)
+        pairs = [gaussian.distances(part) for gaussian, part in zip(gaussians, features, strict=True)]
         # The residual may be 0, as for a blank image.
         return np.stack([np.sqrt(pair.clip(1e-9).prod(1)) for pair in pairs], axis=1)
 
@@ -128,9 +128,9 @@ class OODCheck:
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the tensors of gate.safetensors by name."""
         tensors = {"limits": self.limits}
-        for number, spread in enumerate((self.layout, *self.stages)):
+        for number, gaussian in enumerate((self.layout, *self.stages)):
             name = f"stage{number - 1}" if number else "layout"
-            tensors |= {f"{name}.{key}": np.ascontiguousarray(array) for key, array in vars(spread).items()}
+            tensors |= {f"{name}.{key}": np.ascontiguousarray(array) for key, array in vars(gaussian).items()}
         return tensors
 
     def save(self, folder: Path) -> None:
@@ -155,12 +155,12 @@ def load_ood_check(folder: Path) -> OODCheck | None:
                 raise ValueError(f"{name} has NaN, infinity, or a variance of 0 or less")
         count = sum(name.endswith(".mean") for name in tensors) - 1
         layout, *stages = (
-            Spread(*(tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances")))
+            Gaussian(*(tensors[f"{name}.{key}"] for key in ("mean", "scale", "directions", "variances")))
             for name in ("layout", *(f"stage{number}" for number in range(count)))
         )
-        for spread in (layout, *stages):
-            number, size = spread.directions.shape
-            if not spread.mean.shape == spread.scale.shape == (size,) or spread.variances.shape != (number,):
+        for fit in (layout, *stages):
+            number, size = fit.directions.shape
+            if not fit.mean.shape == fit.scale.shape == (size,) or fit.variances.shape != (number,):
                 raise ValueError("unexpected tensor shapes")
         if tensors["limits"].shape != (1 + count,):
             raise ValueError(f"expected {1 + count} limits")
@@ -283,7 +283,7 @@ def stage_statistics(model: torch.nn.Module, squares: np.ndarray, batch_size: in
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def make_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> OODCheck | None:
+def fit_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> OODCheck | None:
     """Fit an OOD check on the training images and its limits on the validation images.
 
     Args:
@@ -315,10 +315,10 @@ def make_ood_check(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> O
         squares = np.concatenate([plain, _framed(_varied(plain))])
         return squares, stage_statistics(model, squares, batch_size)
 
-    return fit_ood_check(with_varied(train), with_varied(validation))
+    return fit_ood_statistics(with_varied(train), with_varied(validation))
 
 
-def fit_ood_check(
+def fit_ood_statistics(
     train: tuple[np.ndarray, list[np.ndarray]], validation: tuple[np.ndarray, list[np.ndarray]]
 ) -> OODCheck:
     """Fit an OOD check on statistics of training images, and its limits on validation images.
@@ -330,21 +330,21 @@ def fit_ood_check(
     Args:
         train, validation: squares, (n, s, s) uint8, and their statistics from `watch_stages`.
     """
-    layout, *stages = map(_spread, [layout_features(train[0]), *train[1]])
+    layout, *stages = map(_fit_gaussian, [layout_features(train[0]), *train[1]])
     ood_check = OODCheck(layout, tuple(stages), np.ones(1 + len(stages)))
     return replace(
         ood_check, limits=np.array([_limit(column) for column in ood_check.distances(*validation).T])
     )
 
 
-def measure_ood_check(ood_check: OODCheck, model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
+def measure_refusals(ood_check: OODCheck, model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
     """Count the validation and test images that an OOD check refuses.
 
     benchmarks/ood.py measures it on other images.
 
     Args:
         ood_check: the check.
-        model, cohort, batch_size: as for `make_ood_check`.
+        model, cohort, batch_size: as for `fit_ood_check`.
 
     Returns:
         `films`: split -> number of `films`, number `refused`, and their `share` with a Wilson interval.
@@ -386,14 +386,14 @@ def _framed(squares: np.ndarray) -> np.ndarray:
     return framed
 
 
-def _spread(features: np.ndarray) -> Spread:
+def _fit_gaussian(features: np.ndarray) -> Gaussian:
     mean, scale = features.mean(0), features.std(0) + 1e-6
     # At most half of the dimensions: a residual of one or two dimensions varies too much to have a limit.
     count = min(_DIRECTIONS, len(features) // 4, features.shape[1] // 2)
     # Randomised SVD (Halko, Martinsson, Tropp, SIAM Review 2011): a last stage may have 4,096 features.
     pca = PCA(count, svd_solver="randomized", random_state=0).fit((features - mean) / scale)
     parts = (mean, scale, pca.components_, pca.explained_variance_ + 1e-9)
-    return Spread(*(np.asarray(part, dtype=np.float32) for part in parts))
+    return Gaussian(*(np.asarray(part, dtype=np.float32) for part in parts))
 
 
 def _limit(distances: np.ndarray) -> float:

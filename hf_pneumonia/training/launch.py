@@ -65,7 +65,7 @@ def check_same_images(cohort: Cohort) -> None:
             )
 
 
-def use_machine(device: torch.device) -> None:
+def setup_torch(device: torch.device) -> None:
     """Configure torch for the device of the network. Call it before the first tensor is made."""
     if device.type == "cuda":
         # All images have one size, so the search for the fastest convolutions runs once.
