@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from hf_pneumonia.data.labels import COVID, PHANTOMS, UNCERTAIN
+from hf_pneumonia.data.labels import COVID_VALUES, PHANTOMS, UNCERTAIN_VALUES
 from hf_pneumonia.errors import ArgumentParser, UsageError, run_script
 
 # Of the audit's examples. Those of recipes/resnet18.yaml, which an installed package lacks.
@@ -51,7 +51,7 @@ def audit(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """score a saved model on labelled images; write a report, plots and tables"""
     from hf_pneumonia.data.sources import short_names
-    from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_taught, summary
+    from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_trained_on, summary
     from hf_pneumonia.modeling.saved import load_model
     from hf_pneumonia.training.launch import check_same_images, join_processes, local_main_first, setup_torch
 
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     check_same_images(cohort)
     cohort, which = choose_images(cohort, args.images or ("test" if args.split != "official" else None))
     data = {"source": ", ".join(source), "simulated": set(args.source) <= set(PHANTOMS), "films": which}
-    report = evaluate_model(saved, cohort, args.output, seen=images_taught(args.model), data=data)
+    report = evaluate_model(saved, cohort, args.output, seen=images_trained_on(args.model), data=data)
     if state.is_main_process:
         print("\n".join(summary(report)))
         print(f"report: {args.output / 'report.json'}")
@@ -248,7 +248,7 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split_seed", type=int, default=0, help="seed of the random splits")
     command.add_argument("--covid", choices=COVID, default="drop", help="treatment of COVID-19 images")
     command.add_argument(
-        "--uncertain", choices=UNCERTAIN, default="drop", help="treatment of uncertain findings"
+        "--uncertain", choices=UNCERTAIN_VALUES, default="drop", help="treatment of uncertain findings"
     )
     command.add_argument("--cache_dir", type=Path, help="folder of the image cache")
 

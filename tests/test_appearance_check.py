@@ -171,8 +171,8 @@ def shifted():
     given, plain = np.where(test, "test", "train"), np.full(280, "", dtype=object)
     return Cohort(
         cache=SimpleNamespace(facts={"appearance": statistics}), file=names, source=plain, patient_id=names,
-        patient=names, label=label, given=given.astype(object), split=given, duplicate_group=np.arange(280),
-        reason=plain, notes=[],
+        patient=names, label=label, source_split=given.astype(object), split=given,
+        duplicate_group=np.arange(280), reason=plain, notes=[],
     )  # fmt: skip
 
 

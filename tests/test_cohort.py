@@ -242,7 +242,7 @@ def test_images_of_a_shifted_test_split_contradict_their_label_more_than_those_o
     area = {name: roc_auc_score(cohort.label[cohort.rows(name)], logits[cohort.rows(name)]) for name in TRIO}
     assert area["test"] < 0.5 < 0.85 < min(area["train"], area["validation"])
     assert len(cohort.rows("validation")) == pytest.approx(0.1 * np.sum(cohort.split != "test"), abs=3)
-    assert set(cohort.given) == {"train", "test"}  # as the source has them
+    assert set(cohort.source_split) == {"train", "test"}  # as the source has them
 
 
 def test_a_shifted_split_needs_ten_patients_of_each_class():

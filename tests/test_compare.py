@@ -28,7 +28,7 @@ def _probability(noise: float, seed: int) -> np.ndarray:
 
 def _run(folder, noise=1.0, seed=0, order=None, threshold=0.4, files=FILES, label=LABEL, **facts):
     order = np.arange(N) if order is None else order
-    predictions = Predictions(files, PATIENT, label, _probability(noise, seed)).part(order)
+    predictions = Predictions(files, PATIENT, label, _probability(noise, seed)).select(order)
     report = build_report({"test": predictions}, {"threshold": threshold}, **facts)
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from test_images import _bytes
 
-from hf_pneumonia.data.duplicates import ALIKE, COPY, THUMBNAIL, connect, find_copies
+from hf_pneumonia.data.duplicates import COPY, SIMILAR, THUMBNAIL, connect, find_copies
 from hf_pneumonia.data.phantom import simulate_patient
 
 PATIENTS = 20
@@ -64,7 +64,7 @@ def test_pairs_come_in_order_and_the_order_of_the_images_does_not_matter(images)
         assert (found[:, 0] < found[:, 1]).all()
     copies = set(map(frozenset, pairs[correlation >= COPY].tolist()))
     assert copies == set(map(frozenset, order[shuffled[again >= COPY]].tolist()))
-    assert min(correlation) >= ALIKE
+    assert min(correlation) >= SIMILAR
 
 
 def _crowds(image, rng):

@@ -36,7 +36,7 @@ class Cohort:
         file, source, patient_id: (n,) str, as the source has them.
         patient: (n,) str, the patient after joining patients that share an image.
         label: (n,) int64, index into LABELS.
-        given: (n,) the split in the source.
+        source_split: (n,) the split in the source.
         split: (n,) "train", "validation", "test", "covid" (scored only), or "" for an image that is not used.
         duplicate_group: (n,) int64, lowest row of the copies of one image; its own row without copies.
         reason: (n,) why an image is not used (UNREADABLE, COPIES, CONFLICT, PATIENT of manifest.py), or "".
@@ -49,7 +49,7 @@ class Cohort:
     patient_id: np.ndarray
     patient: np.ndarray
     label: np.ndarray
-    given: np.ndarray
+    source_split: np.ndarray
     split: np.ndarray
     duplicate_group: np.ndarray
     reason: np.ndarray

@@ -23,7 +23,7 @@ THUMBNAIL = 64
 
 # Lowest correlation of copies, and of similar images, which may be of one child under two ids.
 COPY = 0.9
-ALIKE = 0.8
+SIMILAR = 0.8
 
 # Part of the key of the image cache. Raise it when the same thumbnails give other pairs.
 VERSION = 3
@@ -46,7 +46,7 @@ def find_copies(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         (m, 2) int64, sorted rows of pairs with the lower row first; and (m,) float32 correlations, at least
-        ALIKE. Equal thumbnails are paired with the first of them, which alone is paired with others; apart
+        SIMILAR. Equal thumbnails are paired with the first of them, which alone is paired with others; apart
         from that the order of the images does not matter. Blank images are in no pair.
     """
     threads = torch.get_num_threads()
@@ -70,7 +70,7 @@ def _search(thumbnails: np.ndarray, pool: Executor) -> tuple[np.ndarray, np.ndar
         pairs = pairs[np.isin(pairs, large).any(axis=1)]
         correlations = np.empty(len(pairs), np.float32)
         list(pool.map(partial(_overlay_rows, thumbnails, pairs, correlations), range(0, len(pairs), _FEW)))
-        alike = correlations >= ALIKE
+        alike = correlations >= SIMILAR
         found = np.concatenate([found, pairs[alike]])
         likeness = np.concatenate([likeness, correlations[alike]])
         group = connect(len(first), found[likeness >= COPY])

@@ -312,7 +312,7 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
 
     Args:
         root: the folder.
-        uncertain: one of `labels.UNCERTAIN`, for tables.
+        uncertain: one of `labels.UNCERTAIN_VALUES`, for tables.
 
     Raises:
         UsageError: there are no images, or the layout is ambiguous.

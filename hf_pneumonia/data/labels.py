@@ -13,10 +13,10 @@ LABELS = ("NORMAL", "PNEUMONIA")
 PHANTOMS = ("phantom", "phantom:shortcut")
 
 # Choices for images of COVID-19, a separate class in some data sets.
-COVID = ("drop", "pneumonia", "keep")
+COVID_VALUES = ("drop", "pneumonia", "keep")
 
 # Choices for images with an uncertain finding (-1 in CheXpert and MIMIC-CXR).
-UNCERTAIN = ("drop", "positive", "negative")
+UNCERTAIN_VALUES = ("drop", "positive", "negative")
 
 # Class names, as letters in lower case: "0_normal" and "No Finding" match.
 _NORMAL = {"normal", "normals", "healthy", "nofinding", "nofindings"}

@@ -118,7 +118,7 @@ def rows_of_listing(file: Path, uncertain: str = "drop") -> list[Row]:
 
     Args:
         file: the table.
-        uncertain: one of `labels.UNCERTAIN`.
+        uncertain: one of `labels.UNCERTAIN_VALUES`.
 
     Raises:
         UsageError: a column is missing, a row has no label or an unknown split, an image has two labels, or
@@ -133,7 +133,7 @@ def rows_of_tables(root: Path, files: Sequence[Path], uncertain: str = "drop") -
     Args:
         root: the folder.
         files: the tables in it.
-        uncertain: one of `labels.UNCERTAIN`.
+        uncertain: one of `labels.UNCERTAIN_VALUES`.
 
     Raises:
         UsageError: as for `rows_of_listing`, or several tables have labels.

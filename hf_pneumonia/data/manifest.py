@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "audit/manifest.csv"  # in a run folder
 SEEN = "seen_before.csv"  # beside it: images that the starting weights were trained on
-TEACHING = ("train", "validation")  # splits that shape a model: validation chooses epoch and temperature
+SEEN_SPLITS = ("train", "validation")  # splits that shape a model: validation chooses epoch and temperature
 
 # Reasons for leaving out an image.
 UNREADABLE = "unreadable"
@@ -52,7 +52,8 @@ def write_manifest(cohort: Cohort, path: Path) -> None:
                 reason = f"{UNREADABLE}: {cohort.cache.unreadable[row]}"
             elif reason == COPIES and row in kept_copy:
                 reason = f"{COPIES} of {cohort.file[kept_copy[row]]}"
-            split, kept = cohort.split[row] or cohort.given[row], "true" if cohort.split[row] else "false"
+            split = cohort.split[row] or cohort.source_split[row]
+            kept = "true" if cohort.split[row] else "false"
             digest = cohort.cache.facts["sha256"][row].decode()
             label, patient = LABELS[cohort.label[row]], cohort.patient[row]
             writer.writerow(
@@ -103,7 +104,7 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
     for path in (audit / "manifest.csv", audit / SEEN):
         if path.exists():
             rows = read_manifest(path)
-            seen += [row for row in rows if row["kept"] == "true" and row["split"] in TEACHING]
+            seen += [row for row in rows if row["kept"] == "true" and row["split"] in SEEN_SPLITS]
     return seen
 
 

@@ -65,7 +65,7 @@ def load_sources(
         covid: "drop" leaves out images of COVID-19, "pneumonia" counts them as pneumonia, "keep" puts them
             into the split "covid", which is only scored.
         one_class: whether a single class is allowed.
-        uncertain: one of `labels.UNCERTAIN`, for images with an uncertain finding.
+        uncertain: one of `labels.UNCERTAIN_VALUES`, for images with an uncertain finding.
 
     Returns:
         Columns of equal length: `image` ({"path", "bytes"}, not decoded), `file` (name to show), `source`

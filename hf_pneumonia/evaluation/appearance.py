@@ -58,7 +58,7 @@ def score_appearance(cohort: Cohort) -> np.ndarray:
         if a class has too few patients.
     """
     scores = np.full(len(cohort.file), np.nan)
-    statistics, (rows, test) = cohort.cache.facts["appearance"], judged_rows(cohort)
+    statistics, (rows, test) = cohort.cache.facts["appearance"], audited_rows(cohort)
     fitted = appearance_scores(statistics[rows], cohort.label[rows], cohort.patient[rows])
     if fitted is None:
         return scores
@@ -84,12 +84,12 @@ def audit_appearance(cohort: Cohort, scores: np.ndarray) -> dict:
         images from training images; None unless the sources have both splits. With too few patients the
         values are None and `statistics` is empty.
     """
-    statistics, (rows, test) = cohort.cache.facts["appearance"], judged_rows(cohort)
+    statistics, (rows, test) = cohort.cache.facts["appearance"], audited_rows(cohort)
     label = cohort.label[rows]
     scored = not np.isnan(scores).all()
     against_train = None
     if len(test):
-        train = np.flatnonzero((cohort.given == "train") & np.isin(cohort.split, SPLITS))
+        train = np.flatnonzero((cohort.source_split == "train") & np.isin(cohort.split, SPLITS))
         against_train = {}
         for index, name in enumerate(LABELS):
             both = np.concatenate([part[cohort.label[part] == index] for part in (train, test)])
@@ -129,13 +129,13 @@ def audit_lines(findings: dict) -> list[str]:
     return lines
 
 
-def judged_rows(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
+def audited_rows(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to audit, and those of a test split of the sources, which is kept apart.
 
     The latter are empty if the test split was cut here, or if there are no training images.
     """
     used, test = np.flatnonzero(np.isin(cohort.split, SPLITS)), cohort.rows("test")
-    if np.all(cohort.given[test] == "test") and "train" in cohort.split:
+    if np.all(cohort.source_split[test] == "test") and "train" in cohort.split:
         return np.setdiff1d(used, test), test
     return used, test[:0]
 

@@ -15,7 +15,7 @@ from hf_pneumonia.data.appearance import GRAYS, STATISTICS
 from hf_pneumonia.data.cohort import UNREADABLE, Cohort
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.data.labels import LABELS, SERIES, SPLITS, coarse_patient, is_global_id
-from hf_pneumonia.data.manifest import TEACHING, write_manifest
+from hf_pneumonia.data.manifest import SEEN_SPLITS, write_manifest
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import audit_appearance, audit_lines, score_appearance
@@ -93,7 +93,7 @@ def _audit_images(cohort: Cohort, scores: np.ndarray) -> dict:
             cohort.file[rows].tolist() for rows in groups if len(set(cohort.label[rows])) > 1
         ],
         "leakage": {
-            "as_given": _crossing(cohort, cohort.given),
+            "as_given": _crossing(cohort, cohort.source_split),
             "as_used": _crossing(cohort, cohort.split),
         },
         "overlays": {name: _by_class(cohort, overlay & readable) for name, overlay in overlays.items()},
@@ -151,7 +151,7 @@ def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> 
     """
     crossed = _crossing(cohort, cohort.split)
     trained_on = [row for row in seen if row["split"] == "train"]
-    chosen_by = [row for row in seen if row["split"] in TEACHING]
+    chosen_by = [row for row in seen if row["split"] in SEEN_SPLITS]
     images_seen = was_seen(cohort, cohort.rows("test"), chosen_by).sum()
     images_seen += was_seen(cohort, cohort.rows("validation"), trained_on).sum()
     leaks = {
@@ -276,12 +276,12 @@ def _pairs_to_plot(cohort: Cohort) -> dict[str, list[Pair]]:
         for pair, value in zip(rows.tolist(), correlation, strict=True)
     }
     conflicting, across = [], []
-    crossed = crossing_ids(cohort.duplicate_group, cohort.given)
+    crossed = crossing_ids(cohort.duplicate_group, cohort.source_split)
     for first, *others in cohort.copy_groups():
         if other := [row for row in others if cohort.label[row] != cohort.label[first]]:
             conflicting.append((int(first), int(other[0])))
         if cohort.duplicate_group[first] in crossed:
-            elsewhere = next(row for row in others if cohort.given[row] != cohort.given[first])
+            elsewhere = next(row for row in others if cohort.source_split[row] != cohort.source_split[first])
             across.append((int(first), int(elsewhere)))
     order = np.argsort(correlation, kind="stable")
     copies = [tuple(rows[index].tolist()) for index in order if correlation[index] >= COPY]

@@ -21,7 +21,7 @@ from PIL import Image
 from hf_pneumonia.data.appearance import GRAYS, STATISTICS
 from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.appearance import PIXELS, judged_rows
+from hf_pneumonia.evaluation.appearance import PIXELS, audited_rows
 from hf_pneumonia.evaluation.plots import GREEN, ORANGE, STYLE, plot_class_distribution
 from hf_pneumonia.modeling.augment import Augment, Strength
 
@@ -128,7 +128,7 @@ def plot_appearance(cohort: Cohort, findings: dict, scores: np.ndarray) -> Figur
         cohort, scores: as for `audit_appearance`.
         findings: its result, with statistics.
     """
-    rows, test = judged_rows(cohort)
+    rows, test = audited_rows(cohort)
     panels = {}
     for name in (row["statistic"] for row in findings["statistics"]):
         unit = " (pixels)" if name in PIXELS else " (gray value)" if name in GRAYS else ""
@@ -206,7 +206,8 @@ def _pairs(cohort: Cohort, pairs: Sequence[Pair]) -> Figure:
             fact, name = cohort.cache.facts[row], f"{cohort.source[row]}: {Path(cohort.file[row]).name}"
             panel.imshow(cohort.cache[[row]][0], cmap="gray", vmin=0, vmax=255)
             panel.axis("off")
-            facts = f"{LABELS[cohort.label[row]]}, {cohort.given[row]}, {fact['width']} x {fact['height']}"
+            label, split = LABELS[cohort.label[row]], cohort.source_split[row]
+            facts = f"{label}, {split}, {fact['width']} x {fact['height']}"
             panel.set_title(f"{similarity}\n{facts}\n{_short(name)}", fontsize=8, parse_math=False)
     return figure
 

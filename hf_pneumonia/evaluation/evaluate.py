@@ -40,7 +40,7 @@ def evaluate_model(
         saved: the model.
         cohort: from `choose_images`; its split `test` is scored, and `covid` if there is one.
         folder: created if missing.
-        seen: from `images_taught`.
+        seen: from `images_trained_on`.
         data: facts of the source, as plain values.
 
     Returns:
@@ -69,7 +69,7 @@ def evaluate_model(
     checked, on = {"test": predictions["test"]}, cohort
     if known.any() and not known.all():
         # Errors on images that the model was trained on are not informative.
-        predictions["unseen"] = predictions["test"].part(np.flatnonzero(~known))
+        predictions["unseen"] = predictions["test"].select(np.flatnonzero(~known))
         split = cohort.split.astype(object)  # a fixed-width dtype would cut longer names
         split[rows[~known]] = "unseen"
         checked, on = {"unseen": predictions["unseen"]}, dataclasses.replace(cohort, split=split)
@@ -120,8 +120,8 @@ def choose_images(cohort: Cohort, which: str | None) -> tuple[Cohort, str]:
     Raises:
         UsageError: no image to score.
     """
-    which = which or ("test" if "test" in cohort.given else "all")
-    apart = cohort.given == "covid"  # scored as a split of its own
+    which = which or ("test" if "test" in cohort.source_split else "all")
+    apart = cohort.source_split == "covid"  # scored as a split of its own
     chosen = cohort.split == which
     if which == "all":
         chosen = np.isin(cohort.reason, ["", PATIENT]) & ~apart
@@ -137,7 +137,7 @@ def choose_images(cohort: Cohort, which: str | None) -> tuple[Cohort, str]:
     return dataclasses.replace(cohort, split=split, reason=reason.astype(object), notes=notes), which
 
 
-def images_taught(name: str) -> list[dict[str, str]] | None:
+def images_trained_on(name: str) -> list[dict[str, str]] | None:
     """Read the list of images on which a model was trained or chosen (`read_seen`); None if it has none.
 
     Args:

@@ -34,7 +34,7 @@ class Predictions:
     label: np.ndarray  # (n,) int, index into LABELS
     probability: np.ndarray  # (n,) float64, of pneumonia
 
-    def part(self, chosen: np.ndarray) -> Predictions:
+    def select(self, chosen: np.ndarray) -> Predictions:
         """Return the images at (k,) indices."""
         file, patient = ([column[index] for index in chosen] for column in (self.file, self.patient_id))
         return Predictions(file, patient, self.label[chosen], self.probability[chosen])

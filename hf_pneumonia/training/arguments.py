@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pneumonia.data.cache import default_cache
 from hf_pneumonia.data.files import read_yaml
-from hf_pneumonia.data.labels import COVID, UNCERTAIN
+from hf_pneumonia.data.labels import COVID_VALUES, UNCERTAIN_VALUES
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
@@ -240,8 +240,8 @@ class Recipe(Strengths, TrainingArguments):
             )
         choices = {
             "metric_for_best_model": (*METRICS, "auroc_swapped", "loss"),
-            "covid": COVID,
-            "uncertain": UNCERTAIN,
+            "covid": COVID_VALUES,
+            "uncertain": UNCERTAIN_VALUES,
             "imbalance": IMBALANCE,
         }
         for name, allowed in choices.items():
