@@ -39,7 +39,7 @@ def test_suspected_label_errors_equal_the_confident_joint(spread):
 
 
 def test_errors_are_sorted_by_kind_and_confidence_and_written_as_csv(tmp_path):
-    findings = find_errors(SPLITS, 0.5)
+    cases = find_errors(SPLITS, 0.5)
     # An image at the threshold is called pneumonia. The confident joint's thresholds: mean of 0.9, 0.3, 0.1,
     # 0.2, 0.8 is 0.46; of 0.8, 0.4, 0.5, 0.05 is 0.4375.
     for kind, expected in {
@@ -47,13 +47,13 @@ def test_errors_are_sorted_by_kind_and_confidence_and_written_as_csv(tmp_path):
         "false alarm": ["validation 1", "test 4", "test 5"],
         "suspected label error": ["validation 1", "test 2", "validation 0", "test 1", "test 4"],
     }.items():
-        assert [f"{one.split} {one.file}" for one in findings if one.kind == kind] == expected
-    assert count_errors(findings, SPLITS) == {
+        assert [f"{one.split} {one.file}" for one in cases if one.kind == kind] == expected
+    assert count_errors(cases, SPLITS) == {
         "test": {"films": 6, "miss": 2, "false_alarm": 2, "suspected_label_error": 3},
         "validation": {"films": 3, "miss": 1, "false_alarm": 1, "suspected_label_error": 2},
     }
-    write_errors(tmp_path / "errors.csv", findings)
+    write_errors(tmp_path / "errors.csv", cases)
     with open(tmp_path / "errors.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     first = {"split": "test", "file": "2", "patient_id": "2", "label": "PNEUMONIA", "probability": "0.1"}
-    assert len(rows) == len(findings) and rows[0] == {**first, "kind": "miss"}
+    assert len(rows) == len(cases) and rows[0] == {**first, "kind": "miss"}

@@ -12,7 +12,7 @@ from conftest import write_images
 from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.evaluation.audit import write_audit
 from hf_pneumonia.evaluation.compare import write_comparison
-from hf_pneumonia.evaluation.errors import KINDS, Finding, draw_errors, shown_findings
+from hf_pneumonia.evaluation.errors import KINDS, ErrorCase, draw_errors, shown_errors
 from hf_pneumonia.evaluation.scoring import Predictions
 
 NAMES = [
@@ -61,9 +61,9 @@ def test_on_the_page_of_an_audit_names_are_text(images, tmp_path):
 
 
 def test_in_the_plot_of_errors_names_are_text(tmp_path):
-    findings = [Finding(kind, "test", 0, name, "p", 0, 0.9) for name in NAMES for kind in KINDS]
-    images = np.zeros((len(findings), 8, 8), np.uint8)
-    figure = draw_errors(shown_findings(findings), images, None, 0.5)
+    cases = [ErrorCase(kind, "test", 0, name, "p", 0, 0.9) for name in NAMES for kind in KINDS]
+    images = np.zeros((len(cases), 8, 8), np.uint8)
+    figure = draw_errors(shown_errors(cases), images, None, 0.5)
     figure.savefig(tmp_path / "x.png", dpi=20)
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from written import predicted
 
-from hf_pneumonia.evaluation.plots import lay_over, plot_run
+from hf_pneumonia.evaluation.plots import overlay_heat_map, plot_run
 from hf_pneumonia.evaluation.report import build_report
 
 COUNTS = {"test": {"patients": 40, "classes": {"NORMAL": 20, "PNEUMONIA": 20}}}
@@ -36,5 +36,5 @@ def test_the_opacity_of_a_heat_map_is_proportional_to_its_heat(gray):
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     share = 0.7 * np.arange(256)[None, :, None] / 255
     expected = share * np.array([255, 140, 0]) + (1 - share) * gray
-    found = np.asarray(lay_over(Image.new("L", (256, 1), gray), ramp), float)
+    found = np.asarray(overlay_heat_map(Image.new("L", (256, 1), gray), ramp), float)
     assert np.abs(found - expected).max() <= 1.5 and (found[0, 0] == gray).all()

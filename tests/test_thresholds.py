@@ -6,9 +6,9 @@ from sklearn.metrics import recall_score
 from hf_pneumonia.evaluation.calibration import (
     measure_band,
     moved_band,
-    operating_point,
     operating_points,
-    trade_off,
+    roc_points,
+    threshold_at_sensitivity,
     uncertain_band,
     youden,
 )
@@ -32,7 +32,7 @@ def test_the_operating_point_is_the_highest_threshold_that_finds_enough(sensitiv
     def found(threshold):
         return np.mean(probabilities[labels == 1] >= threshold)
 
-    threshold = operating_point(labels, probabilities, sensitivity)
+    threshold = threshold_at_sensitivity(labels, probabilities, sensitivity)
     best = max(t for t in probabilities if found(t) >= sensitivity)
     assert found(threshold) == found(best) >= sensitivity
     assert np.array_equal(probabilities >= threshold, probabilities >= best)
@@ -61,12 +61,12 @@ def test_the_operating_points_state_their_sensitivity_and_specificity():
         assert point["specificity"] == pytest.approx(recall_score(labels, called, pos_label=0))
     for target in (0.9, 0.95, 0.98):
         point = points[f"sensitivity_{100 * target:.0f}"]
-        assert point["threshold"] == operating_point(labels, probabilities, target)
+        assert point["threshold"] == threshold_at_sensitivity(labels, probabilities, target)
     assert points["half"]["threshold"] == 0.5 and "target_sensitivity" not in points["youden"]
 
 
 def test_the_curve_of_eight_images_equals_a_count_by_hand():
-    curve = trade_off(LABELS, PROBABILITIES, chosen=0.5)
+    curve = roc_points(LABELS, PROBABILITIES, chosen=0.5)
     assert curve["sensitivity"] == [1, 1, 1, 1, 0.75, 0.75, 0.5, 0.25]
     assert curve["specificity"] == [0, 0.25, 0.5, 0.75, 0.75, 1, 1, 1]
     # The lowest probability, and the midpoints in the logit; that of 0.4 and 0.6 is the one chosen.
@@ -78,7 +78,7 @@ def test_the_curve_of_eight_images_equals_a_count_by_hand():
 @pytest.mark.parametrize("images", [40, 3000])
 def test_each_point_of_the_curve_has_the_rates_at_its_threshold(images):
     labels, probabilities = _random(images)
-    curve = trade_off(labels, probabilities, chosen=0.37)
+    curve = roc_points(labels, probabilities, chosen=0.37)
     assert len(curve["threshold"]) <= 102 and curve["threshold"] == sorted(set(curve["threshold"]))
     for threshold, sensitivity, specificity in zip(*curve.values(), strict=True):
         called = probabilities >= threshold

@@ -110,7 +110,7 @@ def plot_images(
         "brightness": _brightness(facts),
         "films_per_patient": _images_per_patient(facts),
     }
-    shown = [choose_images(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
+    shown = [sample_images(facts, kind, 1, among=facts.split == "train") for kind in range(len(LABELS))]
     if all(shown):
         figures["augmentations"] = _augmentations(
             cohort.cache[[facts.row[index] for (index,) in shown]], augmentation
@@ -165,7 +165,7 @@ def as_data_uri(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
-def choose_images(facts: ImageFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
+def sample_images(facts: ImageFacts, kind: int, count: int, among: np.ndarray | bool = True) -> list[int]:
     """Choose up to `count` images of one kind, from every split and source in turn, with a fixed seed.
 
     `among`, (k,) bool, restricts the choice. Returns indices into `facts`.
@@ -213,7 +213,7 @@ def _pairs(cohort: Cohort, pairs: Sequence[Pair]) -> Figure:
 
 
 def _samples(cohort: Cohort, facts: ImageFacts, per_kind: int = 6, columns: int = 3) -> Figure:
-    chosen = [choose_images(facts, kind, per_kind) for kind in facts.kinds]
+    chosen = [sample_images(facts, kind, per_kind) for kind in facts.kinds]
     lines = [kind[start : start + columns] for kind in chosen for start in range(0, len(kind), columns)]
     figure = Figure(figsize=(_WIDTH, 2.1 * len(lines)), layout="constrained")
     for panels, line in zip(figure.subplots(len(lines), columns, squeeze=False), lines, strict=True):

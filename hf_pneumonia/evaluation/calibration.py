@@ -36,7 +36,7 @@ _SENSITIVITIES = (0.9, 0.95, 0.98)  # of the other operating points
 _POINTS = 101  # of the ROC curve, for the page's slider: steps of 1 in 100 of both classes
 
 
-def operating_point(
+def threshold_at_sensitivity(
     labels: np.ndarray, probabilities: np.ndarray, sensitivity: float = TARGET_SENSITIVITY
 ) -> float:
     """Return the highest threshold that reaches `sensitivity`.
@@ -55,7 +55,7 @@ def operating_point(
 def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the threshold of the largest Youden index sensitivity + specificity - 1; of several the lowest.
 
-    Youden: Index for Rating Diagnostic Tests, Cancer 1950. Arguments as for `operating_point`.
+    Youden: Index for Rating Diagnostic Tests, Cancer 1950. Arguments as for `threshold_at_sensitivity`.
     """
     fpr, tpr, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
     positives = np.sum(np.asarray(labels) == 1)
@@ -68,7 +68,7 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, dict]:
     """Choose thresholds: for a sensitivity of 90%, 95% and 98%, Youden's, and 0.5.
 
-    Arguments as for `operating_point`.
+    Arguments as for `threshold_at_sensitivity`.
 
     Returns:
         By name `threshold`, `sensitivity` and `specificity` on these images; the first three also have
@@ -76,33 +76,33 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     """
     chosen: dict[str, dict] = {
         f"sensitivity_{100 * target:.0f}": {
-            "threshold": operating_point(labels, probabilities, target),
+            "threshold": threshold_at_sensitivity(labels, probabilities, target),
             "target_sensitivity": target,
         }
         for target in _SENSITIVITIES
     }
     chosen |= {"youden": {"threshold": youden(labels, probabilities)}, "half": {"threshold": 0.5}}
     return {
-        name: {**point, **reached(labels, probabilities, point["threshold"])}
+        name: {**point, **rates_at(labels, probabilities, point["threshold"])}
         for name, point in chosen.items()
     }
 
 
-def reached(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Measure `sensitivity` and `specificity` at a threshold. Arguments as for `operating_point`."""
+def rates_at(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
+    """Measure `sensitivity` and `specificity` at a threshold. Arguments as for `threshold_at_sensitivity`."""
     return {
         "sensitivity": float(np.mean(probabilities[labels == 1] >= threshold)),
         "specificity": float(np.mean(probabilities[labels == 0] < threshold)),
     }
 
 
-def trade_off(labels: np.ndarray, probabilities: np.ndarray, chosen: float) -> dict[str, list[float]]:
+def roc_points(labels: np.ndarray, probabilities: np.ndarray, chosen: float) -> dict[str, list[float]]:
     """List the ROC curve from its most sensitive point to its most specific one.
 
     Where it has more than 101 points, those nearest to evenly spaced steps along the curve are kept.
 
     Args:
-        labels, probabilities: as for `operating_point`.
+        labels, probabilities: as for `threshold_at_sensitivity`.
         chosen: threshold of the operating point, which is added to the points.
 
     Returns:
@@ -136,7 +136,7 @@ def uncertain_band(
     and the band reaches to the most misleading image of the class.
 
     Args:
-        labels, probabilities: as for `operating_point`.
+        labels, probabilities: as for `threshold_at_sensitivity`.
         threshold: of the operating point; always inside the band.
         risk: 0 to 1.
 
@@ -288,18 +288,18 @@ def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
     points, of_swapped = (operating_points(label, probability) for probability in copies)
     for name, point in points.items():
         point["threshold"] = min(point["threshold"], of_swapped[name]["threshold"])
-        point |= reached(label, plain, point["threshold"])
-    threshold = min(operating_point(label, probability) for probability in copies)
+        point |= rates_at(label, plain, point["threshold"])
+    threshold = min(threshold_at_sensitivity(label, probability) for probability in copies)
     lows, highs = zip(*(uncertain_band(label, probability, threshold) for probability in copies), strict=True)
     return {
         "threshold": threshold,
         "target_sensitivity": TARGET_SENSITIVITY,
-        **reached(label, plain, threshold),
+        **rates_at(label, plain, threshold),
         "temperature": temperature,
         "intercept": intercept,
         "operating_points": points,
         "uncertain": {"low": min(lows), "high": max(highs), "risk": RISK},
-        "trade_off": trade_off(label, plain, threshold),
+        "trade_off": roc_points(label, plain, threshold),
     }
 
 

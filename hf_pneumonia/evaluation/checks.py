@@ -19,7 +19,7 @@ from hf_pneumonia.evaluation.errors import (
     count_errors,
     draw_errors,
     find_errors,
-    shown_findings,
+    shown_errors,
     write_errors,
 )
 from hf_pneumonia.evaluation.metrics import auroc, metrics_at, rates
@@ -118,10 +118,10 @@ def write_checks(
             logits = model(_inputs(model, shown)).logits.float().cpu()
         plot_swaps(appearance, shown, pneumonia_probability(logits)).savefig(plots / "appearance.png")
 
-    findings = find_errors(predictions, checks["threshold"])
-    write_errors(errors / "errors.csv", findings)
-    shown = shown_findings(findings)
-    images = cohort.cache[[rows[finding.split][finding.index] for finding in shown]] if shown else None
+    cases = find_errors(predictions, checks["threshold"])
+    write_errors(errors / "errors.csv", cases)
+    shown = shown_errors(cases)
+    images = cohort.cache[[rows[case.split][case.index] for case in shown]] if shown else None
     maps, note = None, ""
     try:
         maps = heat_maps(model, _inputs(model, images)).cpu().numpy() if shown else None

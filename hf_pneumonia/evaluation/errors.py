@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_pneumonia.data.labels import LABELS
-from hf_pneumonia.evaluation.plots import lay_over
+from hf_pneumonia.evaluation.plots import overlay_heat_map
 from hf_pneumonia.evaluation.scoring import Predictions
 
 MISS, FALSE_ALARM, SUSPECT = "miss", "false alarm", "suspected label error"
@@ -26,7 +26,7 @@ _PAIRS = 4  # per row
 
 
 @dataclass(frozen=True)
-class Finding:
+class ErrorCase:
     """One error of one kind; an image may have two. `index` is its place in the predictions of its split."""
 
     kind: str
@@ -38,7 +38,7 @@ class Finding:
     probability: float
 
 
-def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> list[Finding]:
+def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> list[ErrorCase]:
     """Find misses and false alarms at a threshold, and suspected label errors.
 
     Args:
@@ -61,13 +61,13 @@ def find_errors(predictions: Mapping[str, Predictions], threshold: float) -> lis
     }
     # By the probability of the other class.
     order = np.argsort(-np.where(label == 1, 1 - probability, probability), kind="stable")
-    findings = []
+    cases = []
     for kind, images in chosen.items():
         for image in order[images[order]]:
             split, index = places[image]
             names = predictions[split].file[index], predictions[split].patient_id[index]
-            findings.append(Finding(kind, split, index, *names, int(label[image]), float(probability[image])))
-    return findings
+            cases.append(ErrorCase(kind, split, index, *names, int(label[image]), float(probability[image])))
+    return cases
 
 
 def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
@@ -96,18 +96,16 @@ def suspected_label_errors(label: np.ndarray, probability: np.ndarray) -> np.nda
     return reached[images, 1 - label] & (~reached[images, label] | (other > own))
 
 
-def count_errors(findings: list[Finding], predictions: Mapping[str, Predictions]) -> dict:
+def count_errors(cases: list[ErrorCase], predictions: Mapping[str, Predictions]) -> dict:
     """Count the images (`films`) and the errors of each kind by split. No image is named."""
     counts = {name: {"films": len(split.label)} for name, split in predictions.items()}
     for name, count in counts.items():
         for kind in KINDS:
-            count[kind.replace(" ", "_")] = sum(
-                finding.kind == kind and finding.split == name for finding in findings
-            )
+            count[kind.replace(" ", "_")] = sum(case.kind == kind and case.split == name for case in cases)
     return counts
 
 
-def write_errors(path: Path, findings: list[Finding]) -> None:
+def write_errors(path: Path, cases: list[ErrorCase]) -> None:
     """Write one row per error: split, file, patient_id, label (name of the class), probability and kind."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -121,23 +119,23 @@ def write_errors(path: Path, findings: list[Finding]) -> None:
                 f"{error.probability:.9g}",
                 error.kind,
             ]
-            for error in findings
+            for error in cases
         )
 
 
-def shown_findings(findings: list[Finding]) -> list[Finding]:
+def shown_errors(cases: list[ErrorCase]) -> list[ErrorCase]:
     """Return the first 8 errors of each kind, in the order of the plot."""
-    by_kind = ([finding for finding in findings if finding.kind == kind] for kind in KINDS)
-    return [finding for some in by_kind for finding in some[:_SHOWN]]
+    by_kind = ([case for case in cases if case.kind == kind] for kind in KINDS)
+    return [case for some in by_kind for case in some[:_SHOWN]]
 
 
 def draw_errors(
-    shown: list[Finding], images: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
+    shown: list[ErrorCase], images: np.ndarray, maps: np.ndarray | None, threshold: float, note: str = ""
 ) -> Figure:
     """Draw each image beside the same image with its heat map.
 
     Args:
-        shown: from `shown_findings`.
+        shown: from `shown_errors`.
         images: (n, h, w) uint8.
         maps: (n, h, w) float, 0 to 1; None draws the images alone.
         threshold: of the operating point, for the heading.
@@ -145,7 +143,7 @@ def draw_errors(
     """
     lines = []
     for kind in KINDS:
-        numbers = [number for number, finding in enumerate(shown) if finding.kind == kind]
+        numbers = [number for number, case in enumerate(shown) if case.kind == kind]
         lines.append([numbers[start : start + _PAIRS] for start in range(0, len(numbers), _PAIRS)])
     heights = [0.5, *(0.35 + 1.85 * max(len(part), 0.1) for part in lines)]
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
@@ -168,10 +166,10 @@ def draw_errors(
     return figure
 
 
-def _pair(panels: np.ndarray, finding: Finding, image: np.ndarray, heat: np.ndarray | None) -> None:
+def _pair(panels: np.ndarray, case: ErrorCase, image: np.ndarray, heat: np.ndarray | None) -> None:
     for axes in panels:
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    name = PurePath(finding.file).name
+    name = PurePath(case.file).name
     name = name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
     caption = f"{name}\np = {finding.probability:.3f}, {finding.split}"
     panels[0].set_title(caption, fontsize=7.5, loc="left", parse_math=False)  # a name may hold dollar signs
@@ -179,6 +177,6 @@ def _pair(panels: np.ndarray, finding: Finding, image: np.ndarray, heat: np.ndar
     if heat is None:
         return
     levels = Image.fromarray((heat * 255).round().astype(np.uint8))
-    panels[1].imshow(lay_over(Image.fromarray(image), levels))
+    panels[1].imshow(overlay_heat_map(Image.fromarray(image), levels))
     if not heat.any():
         panels[1].text(0.5, 0.04, "no evidence", color="white", ha="center", transform=panels[1].transAxes)

@@ -317,7 +317,7 @@ def _floor(levels: list[dict]) -> float:
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
-def lay_over(image: Image.Image, heat: Image.Image) -> Image.Image:
+def overlay_heat_map(image: Image.Image, heat: Image.Image) -> Image.Image:
     """Lay a heat map over an image; the image is unchanged where the map is 0.
 
     Args:

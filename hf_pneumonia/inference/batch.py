@@ -28,7 +28,7 @@ from hf_pneumonia.data.files import naming, written_whole
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableImage, UsageError
-from hf_pneumonia.evaluation.plots import lay_over
+from hf_pneumonia.evaluation.plots import overlay_heat_map
 from hf_pneumonia.inference.classifier import (
     NORMAL,
     NOT_A_CHEST_XRAY,
@@ -400,7 +400,7 @@ def overlay(image: Image.Image, heat_map: np.ndarray) -> Image.Image:
         Image of mode 'RGB' and of the same size as `image`.
     """
     heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
-    return lay_over(image, heat.resize(image.size, Image.Resampling.BICUBIC))
+    return overlay_heat_map(image, heat.resize(image.size, Image.Resampling.BICUBIC))
 
 
 def _overlay_path(folder: Path, numbered: Numbered) -> Path:

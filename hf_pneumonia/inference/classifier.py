@@ -110,7 +110,7 @@ class PneumoniaClassifier:
     threshold: float  # PNEUMONIA from this probability on; 0.5 if config.json has none
     operating_point: dict  # from config.json; empty if it has none
     band: tuple[float, float] | None  # range of uncertain probabilities; None if config.json has none
-    trade_off: dict[str, list[float]]  # from `calibration.trade_off`; empty if config.json has none
+    trade_off: dict[str, list[float]]  # from `calibration.roc_points`; empty if config.json has none
     notes: list[str]  # caveats for the user, one line each
 
     def __init__(self, saved: SavedModel, device: torch.device, dtype: torch.dtype) -> None:
