@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 # A full disk, or a user's full quota.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Errors of the disk, of permissions and of names, which the user can fix. Any other OSError is a bug.
 _FIXABLE = {
-    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    *DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
 }  # fmt: skip
 

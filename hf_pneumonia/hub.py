@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 
-from hf_pneumonia.errors import FULL, UsageError
+from hf_pneumonia.errors import DISK_FULL, UsageError
 
 _LOST_RACE = (409, 412)  # another commit came first
 
@@ -225,7 +225,7 @@ def _explained(api: HfApi, repo: str) -> Iterator[None]:
     except HTTPError as error:
         raise UsageError("hub-unreachable", _connection_failed(api, error)) from error
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise UsageError("no-space", f"{repo}: no disk space left for the download. Free some") from error
         if error.filename is not None:
             raise  # of a local file

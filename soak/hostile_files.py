@@ -44,7 +44,7 @@ from hf_pneumonia.page import many_images
 from hf_pneumonia.page.many_images import table
 from hf_pneumonia.page.uploads import Upload, images_of
 from hf_pneumonia.training.arguments import parse_recipe
-from hf_pneumonia.training.checkpoints import begin, complete, find_checkpoint
+from hf_pneumonia.training.checkpoints import begin_checkpoint, find_checkpoint, finish_checkpoint
 from soak import mutate
 
 SECONDS = 10
@@ -287,10 +287,10 @@ def checkpoint(bench: Bench, rng: np.random.Generator) -> None:
     """Corrupt one file of a complete checkpoint, which must be skipped unless the file is unchanged."""
     run = bench.folder / "case" / "run"
     run.mkdir()
-    aside = begin(run, 1)
+    aside = begin_checkpoint(run, 1)
     for name in ("config.json", "model.safetensors", "gate.safetensors"):
         (aside / name).write_bytes((bench.whole / name).read_bytes())
-    place = complete(run, 1, {"processes": 1})
+    place = finish_checkpoint(run, 1, {"processes": 1})
     files = sorted(place.iterdir())
     file = files[rng.integers(len(files))]
     before = file.read_bytes()

@@ -9,7 +9,7 @@ from conftest import write_image
 from PIL import Image
 
 from hf_pneumonia.data import cache
-from hf_pneumonia.data.cache import CacheCutShort, open_cache
+from hf_pneumonia.data.cache import TruncatedCache, open_cache
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.errors import UsageError
 
@@ -57,7 +57,7 @@ def test_a_cache_that_was_cut_short_raises_an_error(images, tmp_path):
     cache = open_cache(images, 32, tmp_path)
     os.truncate(next((tmp_path / "images").glob("*/images.uint8")), 6 * 32 * 32 + 5)
     assert cache[[5]].any()
-    with pytest.raises(CacheCutShort) as error:
+    with pytest.raises(TruncatedCache) as error:
         cache[[6]]
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 

@@ -15,11 +15,17 @@ from safetensors import SafetensorError
 from trainings import changed, scored, weights
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_pneumonia.data.cache import CacheCutShort
+from hf_pneumonia.data.cache import TruncatedCache
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training import checkpoints, resuming
 from hf_pneumonia.training.arguments import Recipe, parse_recipe
-from hf_pneumonia.training.checkpoints import complete, damage, find_checkpoint, keep_newest, remove_leftovers
+from hf_pneumonia.training.checkpoints import (
+    damage,
+    find_checkpoint,
+    finish_checkpoint,
+    keep_newest,
+    remove_leftovers,
+)
 from hf_pneumonia.training.resuming import decisive_values, read_state, write_state
 from hf_pneumonia.training.run_folder import finish_run_folder
 from hf_pneumonia.training.stopping import explain_failures
@@ -28,10 +34,10 @@ ONE = ("--num_train_epochs", "1")
 
 
 def _written(folder: Path, step: int, best: str | None = None) -> Path:
-    aside = checkpoints.begin(folder, step)
+    aside = checkpoints.begin_checkpoint(folder, step)
     (aside / "model.safetensors").write_bytes(f"weights of step {step}".encode())
     (aside / "optimizer.safetensors").write_bytes(b"moments")
-    return complete(folder, step, {"best": best})
+    return finish_checkpoint(folder, step, {"best": best})
 
 
 def _steps(folder: Path) -> list[int]:
@@ -366,7 +372,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_an_error(trainer, tmp_pa
         (MemoryError(), "out-of-memory"),
         (RuntimeError("can't allocate memory"), "out-of-memory"),
         (OSError(errno.ENOSPC, "No space", "predictions_test.csv"), "no-space"),
-        (CacheCutShort("cache: expected a full image cache, got a part. Delete it"), "cache-cut-short"),
+        (TruncatedCache("cache: expected a full image cache, got a part. Delete it"), "cache-cut-short"),
     ],
 )
 def test_a_lack_of_memory_space_or_images_is_a_usage_error(tmp_path, error, code):

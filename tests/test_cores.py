@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
+from hf_pneumonia.data.cores import available_cores, map_in_threads, one_core_each
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,11 @@ def test_results_come_in_the_order_of_the_items_and_at_most_so_many_ahead():
         return item * item
 
     taken = []
-    for result in work_ahead(work, range(20), threads=3, ahead=5):
+    for result in map_in_threads(work, range(20), threads=3, ahead=5):
         taken.append(result)
         assert len(begun) <= len(taken) + 5
     assert taken == [item * item for item in range(20)]
-    results = work_ahead(lambda item: 1 // (item - 2), range(5), 2, 3)
+    results = map_in_threads(lambda item: 1 // (item - 2), range(5), 2, 3)
     assert [next(results), next(results)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):  # in place of its result
         next(results)
@@ -53,7 +53,7 @@ def test_results_come_in_the_order_of_the_items_and_at_most_so_many_ahead():
 def test_torch_and_numpy_use_one_thread_inside_and_as_many_as_before_after_the_last_thread_left():
     blas, inside, left = _blas(), threading.Barrier(2), []
     with one_core_each():
-        assert list(work_ahead(lambda _: torch.get_num_threads(), range(4), 2, 2)) == [1, 1, 1, 1]
+        assert list(map_in_threads(lambda _: torch.get_num_threads(), range(4), 2, 2)) == [1, 1, 1, 1]
 
     def first() -> None:
         with one_core_each():

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_pneumonia.data.files import DICOM, IMAGE, UNNAMED, build_once, kind_by_name, written_whole
+from hf_pneumonia.data.files import DICOM, IMAGE, UNNAMED, atomic_write, build_once, kind_by_name
 
 
 def test_file_types_follow_the_extension_in_any_case_and_names_without_one_are_unnamed():
@@ -24,7 +24,7 @@ def test_file_types_follow_the_extension_in_any_case_and_names_without_one_are_u
 def test_an_interrupted_write_keeps_the_old_file_and_the_error_names_it(tmp_path, error):
     path = tmp_path / "scores.csv"
     path.write_text("before")
-    with pytest.raises(type(error)), written_whole(path) as aside:
+    with pytest.raises(type(error)), atomic_write(path) as aside:
         aside.write_text("half")
         raise error
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

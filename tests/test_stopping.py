@@ -74,7 +74,7 @@ def test_a_stopped_training_resumes_to_the_weights_and_curves_of_an_uninterrupte
 
 
 def test_a_second_signal_ends_at_once(trainer, monkeypatch):
-    monkeypatch.setattr("hf_pneumonia.training.stopping.ONE_SIGNAL", -1.0)
+    monkeypatch.setattr("hf_pneumonia.training.stopping.IGNORE_REPEAT_SECONDS", -1.0)
     run = trainer(*FLAGS)
     run.add_callback(SignalAt(1, signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from hf_pneumonia.errors import UnreadableImage, UsageError
 logger = logging.getLogger(__name__)
 
 # What zipfile raises on damaged or encrypted files and on unknown compression.
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 # Guard against zip bombs: deflate expands zeros 1,000-fold, images at most about 10-fold.
 _MAX_RATIO = 200
@@ -34,7 +34,7 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except BROKEN as error:
+    except ARCHIVE_ERRORS as error:
         raise UnreadableImage("damaged, or not a zip file") from error
     if {entry.compress_type for entry in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         archive.close()
@@ -55,7 +55,7 @@ def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(entry) as member:
             return member.read(entry.file_size + 1)
-    except BROKEN as error:
+    except ARCHIVE_ERRORS as error:
         raise UnreadableImage(f"damaged zip member: {' '.join(str(error).split())}") from error
 
 
@@ -99,7 +99,7 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
 
     try:
         build_once(folder, extract)
-    except (*BROKEN, tarfile.TarError, OSError) as error:
+    except (*ARCHIVE_ERRORS, tarfile.TarError, OSError) as error:
         raise UsageError(
             "archive-unpack",
             f"{archive}: can't be unpacked into {folder.parent} ({error}). Download it again, unpack it "

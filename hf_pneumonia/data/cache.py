@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_pneumonia.data.appearance import STATISTICS, measure_appearance
-from hf_pneumonia.data.cores import available_cores, work_ahead
+from hf_pneumonia.data.cores import available_cores, map_in_threads
 from hf_pneumonia.data.duplicates import THUMBNAIL, VERSION, find_copies
 from hf_pneumonia.data.files import build_once
 from hf_pneumonia.data.images import INTERPOLATION, UnreadableImage, few_grays, read_file, read_image, squash
@@ -52,7 +52,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
 
 
-class CacheCutShort(UsageError):
+class TruncatedCache(UsageError):
     """The file of an open image cache is shorter than it was."""
 
     # One argument, as a DataLoader needs to raise it again in the main process.
@@ -92,7 +92,7 @@ class ImageCache:
         """Read the images of the given rows: (k, size, size) uint8.
 
         Raises:
-            CacheCutShort: the file was cut short on the disk.
+            TruncatedCache: the file was cut short on the disk.
         """
         rows = np.asarray(rows if len(rows) else np.empty(0, np.int64))
         rows = np.arange(len(self))[rows]  # index like an array: negative rows, masks ...
@@ -100,7 +100,7 @@ class ImageCache:
         for row, image in zip(rows.tolist(), images, strict=True):
             data = self._read(row * image.nbytes, image.nbytes)
             if len(data) != image.nbytes:
-                raise CacheCutShort(f"{self.folder}: expected a full image cache, got a part. Delete it")
+                raise TruncatedCache(f"{self.folder}: expected a full image cache, got a part. Delete it")
             image[:] = np.frombuffer(data, np.uint8).reshape(image.shape)
         return images
 
@@ -173,7 +173,7 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
     # Threads, because Pillow decodes and resizes without the GIL. Files and no memory map, where a full disk
     # would kill the process instead of raising OSError.
     with open(folder / "images.uint8", "wb") as squares, tempfile.TemporaryFile(dir=folder) as thumbnails:
-        decoded = work_ahead(decode, range(len(images)), threads, 8 * threads)
+        decoded = map_in_threads(decode, range(len(images)), threads, 8 * threads)
         progress = tqdm(decoded, "decoding images", len(images), unit=" images", disable=None)
         for row, (square, thumbnail, fact) in enumerate(progress):
             if isinstance(square, str):

@@ -67,7 +67,7 @@ def _release_control() -> None:
         clear(force=True)
 
 
-def work_ahead(
+def map_in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Iterator[Result]:
     """Yield `work(item)` in the order of the items, computed in `threads` threads.

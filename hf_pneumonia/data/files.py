@@ -100,7 +100,7 @@ def walk(
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, and rename it to `path` once its content is on disk.
 
     On any exception `path` stays as it was.
@@ -109,7 +109,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         OSError: the disk is full or can't be written; its `filename` is set.
     """
     aside = path.with_name(f".{path.name}.part")
-    with naming(path):
+    with filename_in_errors(path):
         try:
             yield aside
             sync(aside)
@@ -120,7 +120,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def filename_in_errors(path: Path) -> Iterator[None]:
     """Set `filename` of an OSError that has none, as when the disk is full."""
     try:
         yield
@@ -159,7 +159,7 @@ def build_once(folder: Path, build: Callable[[Path], None], sealed: bool = False
     if not _damage(folder, sealed):
         return
     parent, aside = folder.parent, folder.with_name(_ASIDE + folder.name)
-    with naming(parent):
+    with filename_in_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(parent / ".building.lock")
         try:

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 import torch
 from accelerate import PartialState
 
-from hf_pneumonia.data.files import written_whole
+from hf_pneumonia.data.files import atomic_write
 from hf_pneumonia.evaluation.calibration import BINS, calibration_report, measure_band
 from hf_pneumonia.evaluation.metrics import METRICS, split_reports
 from hf_pneumonia.evaluation.scoring import Predictions
@@ -76,7 +76,7 @@ def build_report(predictions: dict[str, Predictions], operating_point: dict, **f
 
 def write_report(folder: Path, report: dict) -> None:
     """Write report.json atomically: a folder with one counts as a finished run."""
-    with written_whole(folder / "report.json") as aside:
+    with atomic_write(folder / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 

@@ -23,8 +23,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
-from hf_pneumonia.data.files import naming, written_whole
+from hf_pneumonia.data.cores import available_cores, map_in_threads, one_core_each
+from hf_pneumonia.data.files import atomic_write, filename_in_errors
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableImage, UsageError
@@ -74,7 +74,7 @@ class Progress:
                 for key, score in scores.items()
                 if not score.passing
             }
-            with naming(self._path), open(self._path, "a") as file:
+            with filename_in_errors(self._path), open(self._path, "a") as file:
                 file.write(
                     f"\n{json.dumps([self._model, kept])}"
                 )  # newline first: the last line may be cut off
@@ -144,7 +144,7 @@ def print_scores(rows: Iterable[Row]) -> None:
 
 def write_scores(rows: list[Row], path: Path) -> None:
     """Write rows as CSV or Parquet, by the suffix of `path`. An earlier file is replaced atomically."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         # File names may not be valid UTF-8, which both formats require.
         if path.suffix.lower() == ".csv":
             with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -349,7 +349,7 @@ def _score_chunks(
     own = (chunk[start : start + batch_size] for chunk in chunks)
     with ImageReader() as reader, one_core_each():
         score = partial(_score_part, classifier, reader, heatmaps, force)
-        for chunk, scores in zip(chunks, work_ahead(score, own, threads, 2 * threads), strict=True):
+        for chunk, scores in zip(chunks, map_in_threads(score, own, threads, 2 * threads), strict=True):
             if not chunk:
                 continue  # already scored, on every process
             yield chunk, gather_object(scores)
@@ -385,7 +385,7 @@ def _score_part(
 
 def _draw(reader: ImageReader, numbered: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
     image = read_image(reader.read(numbered[1]))  # again: a batch of full-size images would fill memory
-    with written_whole(_overlay_path(heatmaps, numbered)) as aside:
+    with atomic_write(_overlay_path(heatmaps, numbered)) as aside:
         overlay(image, heat_map).save(aside, "PNG")
 
 

@@ -17,8 +17,8 @@ import torch
 from huggingface_hub import HfApi, metadata_load
 from PIL import Image
 
-from hf_pneumonia.data.cores import available_cores, one_core_each, work_ahead
-from hf_pneumonia.data.files import written_whole
+from hf_pneumonia.data.cores import available_cores, map_in_threads, one_core_each
+from hf_pneumonia.data.files import atomic_write
 from hf_pneumonia.data.images import is_one_image, read_any_image, squash
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UnreadableImage, UsageError
@@ -75,7 +75,7 @@ def refusal(reason: str) -> str:
 
 
 # Files that loaders read beside config.json and model.safetensors, removed when another model is saved.
-READ_ALONG = (
+COMPANION_FILES = (
     OOD_FILE,
     "model.safetensors.index.json",
     "preprocessor_config.json",
@@ -217,7 +217,7 @@ class PneumoniaClassifier:
         tasks, threads = self._tasks(image), available_cores()
         batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
         with one_core_each():
-            return list(itertools.chain.from_iterable(work_ahead(predict, batches, threads, 2 * threads)))
+            return list(itertools.chain.from_iterable(map_in_threads(predict, batches, threads, 2 * threads)))
 
     def prepare(self, image: Image.Image) -> tuple[np.ndarray, str]:
         """Return an image at the network's input size and its `image_problem`, for `predict_squares`."""
@@ -304,7 +304,7 @@ class PneumoniaClassifier:
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
         """Save the model for `from_pretrained` and for the Auto classes of transformers.
 
-        The weights keep the dtype of this classifier. Other files in the folder are kept, except READ_ALONG.
+        The weights keep the dtype of this classifier. Other files of the folder stay, except COMPANION_FILES.
 
         Args:
             folder: created if missing.
@@ -328,10 +328,10 @@ class PneumoniaClassifier:
             if self._processor is not None:
                 self._processor.save_pretrained(aside)
             names = sorted(path.name for path in Path(aside).iterdir())
-            for stale in READ_ALONG:
+            for stale in COMPANION_FILES:
                 (folder / stale).unlink(missing_ok=True)
             for name in names:
-                with written_whole(folder / name) as file:
+                with atomic_write(folder / name) as file:
                     os.replace(Path(aside) / name, file)
         return names
 
@@ -350,7 +350,7 @@ class PneumoniaClassifier:
                 message="Upload a classifier of chest X-rays",
                 private=private,
                 revision=revision,
-                stale=READ_ALONG,
+                stale=COMPANION_FILES,
             )
         kept = [name for name in commit.others if name in ("README.md", "report.json")]
         if commit.changed and kept:

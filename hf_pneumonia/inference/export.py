@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import hf_pneumonia
-from hf_pneumonia.data.files import written_whole
+from hf_pneumonia.data.files import atomic_write
 from hf_pneumonia.data.images import INTERPOLATION
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.errors import UsageError
@@ -74,13 +74,13 @@ def export_onnx(saved: SavedModel, output: Path) -> float:
     # The network may be on a GPU or in half precision.
     network = copy.deepcopy(saved.model).cpu().float().eval()
     description = describe(saved)
-    with written_whole(output) as aside:
+    with atomic_write(output) as aside:
         _write(saved.name, network, saved.image_size, description, aside)
         difference = _compare(saved.name, network, saved.image_size, aside)
         digest = hashlib.sha256(aside.read_bytes()).hexdigest()
         description = {"file": output.name, "sha256": digest, **description}
         beside.unlink(missing_ok=True)  # no description is better than one of an earlier file
-    with written_whole(beside) as aside:
+    with atomic_write(beside) as aside:
         aside.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return difference
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hf_pneumonia.data.archive import BROKEN, open_zip, read_member
+from hf_pneumonia.data.archive import ARCHIVE_ERRORS, open_zip, read_member
 from hf_pneumonia.data.files import UNNAMED, kind_by_beginning, kind_by_name, kind_of, walk
 from hf_pneumonia.errors import UnreadableImage
 
@@ -166,5 +166,5 @@ def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     try:
         with archive.open(entry) as file:
             return kind_by_beginning(file.read(132)) is not None
-    except (*BROKEN, OSError):
+    except (*ARCHIVE_ERRORS, OSError):
         return False

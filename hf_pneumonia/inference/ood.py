@@ -26,7 +26,7 @@ from scipy.stats import t as students
 from sklearn.decomposition import PCA
 
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
-from hf_pneumonia.data.files import written_whole
+from hf_pneumonia.data.files import atomic_write
 from hf_pneumonia.data.images import few_grays
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import wilson
@@ -135,7 +135,7 @@ class OODCheck:
 
     def save(self, folder: Path) -> None:
         """Write gate.safetensors to a model's folder."""
-        with written_whole(folder / OOD_FILE) as aside:
+        with atomic_write(folder / OOD_FILE) as aside:
             aside.write_bytes(save(self.tensors()))
 
 

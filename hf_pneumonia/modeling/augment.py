@@ -59,11 +59,11 @@ class Strengths:
 
 
 # Largest valid strengths; the smallest is 0.
-LARGEST = {
+MAX_STRENGTHS = {
     "rotation": 180, "zoom": 0.9, "proportions": 2, "shift": 1, "resolution": 0.9, "blur": 20, "exposure": 5,
     "noise": 1, "horizontal_flip": 1,
 }  # fmt: skip
-AUGMENTATIONS = tuple(LARGEST)
+AUGMENTATIONS = tuple(MAX_STRENGTHS)
 
 
 class Augment(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 # Smallest side of a usable feature map, in cells; below it, the stage before is used. ResNet18's peak hits
 # the simulated lesion (in brackets: by chance) in 64% (56%) with 3 x 3 cells, 96% (74%) with the stage before
 # them, 88% (74%) with 6 x 6.
-PLACES = 6
+MIN_CELLS = 6
 
 
 def heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -47,9 +47,9 @@ def logits_and_heat_maps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[
     adapter = getattr(model, "adapter", None)  # set by `load_model` for other preprocessing or label order
     # Tensors made under torch.inference_mode can't have gradients: leave that mode and copy the input.
     with torch.inference_mode(False), torch.enable_grad():
-        adapted = inputs.clone() if adapter is None else adapter.feed(inputs.clone())
+        adapted = inputs.clone() if adapter is None else adapter.convert_inputs(inputs.clone())
         features, logits = _features_and_logits(network, adapted)
-        logits = logits if adapter is None else adapter.answer(logits)
+        logits = logits if adapter is None else adapter.reorder_logits(logits)
         if not torch.isfinite(logits).all():
             raise ValueError("the network's logits are not finite")
         # The gradient of the features only: no weight gets one.
@@ -80,7 +80,7 @@ def _features_and_logits(network: torch.nn.Module, inputs: torch.Tensor) -> tupl
 
 
 def finer_stage(network: torch.nn.Module, side: int) -> str | None:
-    """Return the name of the stage before the last feature map, if that has fewer than PLACES cells a side.
+    """Return the name of the stage before the last feature map, if that has fewer than MIN_CELLS a side.
 
     Args:
         network: from timm, with its `feature_info`.
@@ -91,7 +91,7 @@ def finer_stage(network: torch.nn.Module, side: int) -> str | None:
     """
     stages = getattr(network, "feature_info", [])
     last = stages[-1]["reduction"] if stages else 1
-    if -(-side // last) >= PLACES:
+    if -(-side // last) >= MIN_CELLS:
         return None
     return next((stage["module"] for stage in reversed(stages) if stage["reduction"] < last), None)
 

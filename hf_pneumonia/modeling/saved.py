@@ -147,7 +147,7 @@ def _invalid(code: str, name: str, problem: str) -> UsageError:
 
 
 # Valid sides of the network's input, in pixels; a larger one takes gigabytes for a single image.
-SIDES = range(8, 2049)
+_SIDES = range(8, 2049)
 
 # Arguments of timm.create_model that are safe in a config.json; others read files (checkpoint_path ...).
 _MODEL_ARGS = set(
@@ -345,9 +345,9 @@ def _preprocessing(
         mean, std = list(mean) * 3, list(std) * 3
     if not (len(mean) == len(std) == 3 and _are_within(mean, -1e6, 1e6) and _are_within(std, 1e-9, 1e6)):
         raise ValueError(f"expected mean and deviation of three channels, got {str([mean, std])[:100]}")
-    if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in SIDES:
+    if not isinstance(size, list | tuple) or len(size) != 2 or size[0] != size[1] or size[0] not in _SIDES:
         found = " x ".join(map(str, size))[:100]
-        raise ValueError(f"expected a square input of {SIDES[0]} to {SIDES[-1]} pixels, got {found}")
+        raise ValueError(f"expected a square input of {_SIDES[0]} to {_SIDES[-1]} pixels, got {found}")
     return int(size[0]), list(mean), list(std), squashed
 
 
@@ -358,11 +358,11 @@ class Adapter:
         own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, std))
         self.scale, self.shift, self.swapped = STD / own_std, (MEAN - own_mean) / own_std, swapped
 
-    def feed(self, inputs: torch.Tensor) -> torch.Tensor:
+    def convert_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Convert inputs from `network_input` to the normalisation of the network."""
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)
 
-    def answer(self, logits: torch.Tensor) -> torch.Tensor:
+    def reorder_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Reorder the network's (b, 2) logits to the order of LABELS."""
         return logits.flip(-1) if self.swapped else logits
 
@@ -377,11 +377,11 @@ def _adapt(model: PreTrainedModel, mean: list[float], std: list[float], swapped:
     adapter = Adapter(mean, std, swapped)
 
     def answer(_, __, output):
-        output.logits = adapter.answer(output.logits)
+        output.logits = adapter.reorder_logits(output.logits)
         return output
 
     model.adapter = adapter
-    model.register_forward_pre_hook(lambda _, args: (adapter.feed(args[0]), *args[1:]))
+    model.register_forward_pre_hook(lambda _, args: (adapter.convert_inputs(args[0]), *args[1:]))
     model.register_forward_hook(answer)
 
 

@@ -19,7 +19,7 @@ import hf_pneumonia
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import Commit, commit_files, content_sha256, download_files, file_size
-from hf_pneumonia.inference.classifier import READ_ALONG
+from hf_pneumonia.inference.classifier import COMPANION_FILES
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
 from hf_pneumonia.publishing.card import TEMPLATE, card, eval_result_files
@@ -33,8 +33,8 @@ from hf_pneumonia.publishing.public_report import (
 )
 from hf_pneumonia.training.checkpoints import checkpoints
 
-AS_THEY_ARE = ("config.json", "model.safetensors")
-WHERE_THERE = ("gate.safetensors",)  # missing for a network trained on too few images
+COPIED_FILES = ("config.json", "model.safetensors")
+OPTIONAL_FILES = ("gate.safetensors",)  # missing for a network trained on too few images
 
 # Without plots/shortcuts.png and plots/samples.png, which show images.
 PLOTS = (
@@ -66,7 +66,7 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         UsageError: a file is missing or damaged, the report lacks a value that the card needs, or a file
             fails `check_private`.
     """
-    for name in ("report.json", "recipe.yaml", MANIFEST, *AS_THEY_ARE, *PLOTS):
+    for name in ("report.json", "recipe.yaml", MANIFEST, *COPIED_FILES, *PLOTS):
         if not (run / name).is_file():
             raise UsageError(
                 "not-a-finished-run",
@@ -82,8 +82,8 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
             f"{run / 'report.json'}: expected {error}, which the model card needs, got none. "
             "Train again with this version",
         ) from error
-    there = [name for name in WHERE_THERE if (run / name).is_file()]
-    files = made | {name: run / name for name in (*AS_THEY_ARE, *there, *PLOTS)}
+    there = [name for name in OPTIONAL_FILES if (run / name).is_file()]
+    files = made | {name: run / name for name in (*COPIED_FILES, *there, *PLOTS)}
     check_private(files, run, innocent)
     return dict(sorted(files.items()))
 
@@ -178,7 +178,7 @@ logger = logging.getLogger(__name__)
 _FOREIGN = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".keras", ".joblib")
 
 # Files of an earlier model that loaders would read, and its metrics.
-_STALE = (".eval_results/", *READ_ALONG)
+_STALE = (".eval_results/", *COMPANION_FILES)
 
 _MANY = 20  # a folder with more files is listed in one line
 

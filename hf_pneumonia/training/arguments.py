@@ -21,7 +21,7 @@ from hf_pneumonia.data.labels import COVID_VALUES, UNCERTAIN_VALUES
 from hf_pneumonia.data.splits import parse_split
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import METRICS
-from hf_pneumonia.modeling.augment import AUGMENTATIONS, LARGEST, Strengths
+from hf_pneumonia.modeling.augment import AUGMENTATIONS, MAX_STRENGTHS, Strengths
 from hf_pneumonia.modeling.build import timm_name
 
 IMBALANCE = ("none", "weights", "sampler")
@@ -226,7 +226,7 @@ class Recipe(Strengths, TrainingArguments):
                     f"--{name}: expected one number, or two (NORMAL, PNEUMONIA), got {len(values)}",
                 )
         ranges = {name: limits for limits, names in _RANGES.items() for name in names.split()}
-        ranges |= {name: (0, largest) for name, largest in LARGEST.items()}
+        ranges |= {name: (0, largest) for name, largest in MAX_STRENGTHS.items()}
         for name, (low, high) in ranges.items():
             # Not `value < low or value > high`: NaN has to fail.
             values = [value for value in _numbers(getattr(self, name)) if value is not None]

@@ -20,7 +20,7 @@ from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-AVERAGE = "ema.safetensors"  # in a checkpoint
+EMA_FILE = "ema.safetensors"  # in a checkpoint
 
 # Steps between two checks of the weights. A check synchronises with the device.
 _EVERY = 50
@@ -152,7 +152,7 @@ class FrozenBackbone(TrainerCallback):
                 head.requires_grad_(True)
 
 
-def keep_statistics(network: nn.Module) -> None:
+def freeze_batch_norm(network: nn.Module) -> None:
     """Freeze BatchNorm's running statistics, until `network.train()`.
 
     With moving statistics a frozen backbone would still change.
@@ -212,11 +212,11 @@ class WeightAverage(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         tensors = self.network.state_dict()
-        save_file({name: value.contiguous() for name, value in tensors.items()}, checkpoint / AVERAGE)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, checkpoint / EMA_FILE)
 
     def load(self, checkpoint: Path) -> None:
         """Load the average of a checkpoint."""
-        self.network.load_state_dict(load_file(checkpoint / AVERAGE))
+        self.network.load_state_dict(load_file(checkpoint / EMA_FILE))
 
     @torch.no_grad()
     def _swap(self, network: nn.Module) -> None:

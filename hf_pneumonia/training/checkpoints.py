@@ -41,20 +41,20 @@ def checkpoint_name(step: int) -> str:
     return f"{_PREFIX}{step}"
 
 
-def writing(folder: Path, step: int) -> Path:
+def unfinished_folder(folder: Path, step: int) -> Path:
     """Return the hidden folder for writing the checkpoint of a step."""
     return folder / f".{checkpoint_name(step)}-writing"
 
 
-def begin(folder: Path, step: int) -> Path:
+def begin_checkpoint(folder: Path, step: int) -> Path:
     """Create the empty hidden folder for the checkpoint of a step."""
-    aside = writing(folder, step)
+    aside = unfinished_folder(folder, step)
     _remove(aside)
     aside.mkdir(parents=True)
     return aside
 
 
-def complete(folder: Path, step: int, facts: dict) -> Path:
+def finish_checkpoint(folder: Path, step: int, facts: dict) -> Path:
     """Write the manifest of a checkpoint and rename its folder.
 
     The files reach the disk first, then the manifest, then the name. If the process is killed at any moment,
@@ -62,13 +62,13 @@ def complete(folder: Path, step: int, facts: dict) -> Path:
 
     Args:
         folder: the run folder.
-        step: the step given to `begin`.
+        step: the step given to `begin_checkpoint`.
         facts: further entries of the manifest.
 
     Returns:
         The folder of the checkpoint.
     """
-    aside, checkpoint = writing(folder, step), folder / checkpoint_name(step)
+    aside, checkpoint = unfinished_folder(folder, step), folder / checkpoint_name(step)
     files = {}
     for path in sorted(aside.iterdir()):
         sync(path)

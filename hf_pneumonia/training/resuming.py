@@ -29,18 +29,18 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.training.arguments import Recipe, default_values
 from hf_pneumonia.training.callbacks import EarlyStop, WeightAverage, check_finite, is_best
 from hf_pneumonia.training.checkpoints import (
-    begin,
+    begin_checkpoint,
     best_of,
     check_best,
     checkpoint_name,
-    complete,
     find_checkpoint,
+    finish_checkpoint,
     keep_newest,
     read_facts,
     remove_leftovers,
-    writing,
+    unfinished_folder,
 )
-from hf_pneumonia.training.stopping import StopBySignal, how_to_continue, log_elsewhere
+from hf_pneumonia.training.stopping import StopBySignal, log_on_other_processes, resume_hint
 
 WEIGHTS = "model.safetensors"
 
@@ -233,8 +233,8 @@ class ResumableTrainer(Trainer):
             for network in (self.model, *([self.average.network] if self.average else [])):
                 check_finite(network, step)
             if first:
-                begin(folder, step)
-        aside = writing(folder, step)
+                begin_checkpoint(folder, step)
+        aside = unfinished_folder(folder, step)
         with self._together(step):
             if not aside.is_dir():
                 raise UsageError(
@@ -259,7 +259,7 @@ class ResumableTrainer(Trainer):
             if first:
                 best = self._best_checkpoint(step)
                 facts = {"best": os.path.relpath(best, folder) if best else None, "seconds": self.seconds}
-                newest = complete(folder, step, {**facts, **self._facts()})
+                newest = finish_checkpoint(folder, step, {**facts, **self._facts()})
                 keep_newest(folder, self._limit, newest, best)
         best = self._best_checkpoint(step)
         self.state.best_model_checkpoint = str(best) if best else None
@@ -285,7 +285,7 @@ class ResumableTrainer(Trainer):
                 f"{checkpoint_name(step)} was not written. See the error of the other process",
             )
         else:
-            log_elsewhere(failure, self.args.process_index)
+            log_on_other_processes(failure, self.args.process_index)
         raise failure
 
     def _not_written(self, step: int, error: Exception) -> UsageError:
@@ -296,7 +296,7 @@ class ResumableTrainer(Trainer):
         return UsageError(
             "checkpoint-not-written",
             f"{checkpoint_name(step)} can't be written to {folder}: {reason}. Fix that, then "
-            f"{how_to_continue(folder)}",
+            f"{resume_hint(folder)}",
         )
 
     def _best_checkpoint(self, step: int) -> Path | None:

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from hf_pneumonia.data.cache import CacheCutShort
-from hf_pneumonia.errors import FULL, Stopped, UsageError
+from hf_pneumonia.data.cache import TruncatedCache
+from hf_pneumonia.errors import DISK_FULL, Stopped, UsageError
 from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.checkpoints import checkpoints
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds in which a repeated signal is ignored: Slurm signals every process of a job, and torchrun forwards
 # its own signals to them.
-ONE_SIGNAL = 2.0
+IGNORE_REPEAT_SECONDS = 2.0
 
 
 class StopBySignal(TrainerCallback):
@@ -73,7 +73,7 @@ class StopBySignal(TrainerCallback):
     def _catch(self, number: int, frame: object) -> None:
         if not self.caught:
             self.caught, self._caught_at = number, time.monotonic()
-        elif time.monotonic() - self._caught_at > ONE_SIGNAL:
+        elif time.monotonic() - self._caught_at > IGNORE_REPEAT_SECONDS:
             self.restore_handlers()
             signal.raise_signal(number)
 
@@ -104,21 +104,21 @@ def explain_failures(args: Recipe) -> Iterator[None]:
     """Turn a lack of memory or disk space, or a truncated image cache, into a UsageError with the fix."""
     try:
         yield
-    except (MemoryError, OSError, RuntimeError, SafetensorError, CacheCutShort) as error:
+    except (MemoryError, OSError, RuntimeError, SafetensorError, TruncatedCache) as error:
         failure = _explanation(error, args)
         if not failure:
             raise
-        log_elsewhere(failure, args.process_index)
+        log_on_other_processes(failure, args.process_index)
         raise failure from error
 
 
 def _explanation(error: Exception, args: Recipe) -> UsageError | None:
     folder, text = Path(args.output_dir), str(error).lower()
-    if isinstance(error, CacheCutShort):
-        return UsageError(error.code, f"{str(error).rstrip('.')}. Then {how_to_continue(folder)}")
-    if "no space left" in text or getattr(error, "errno", None) in FULL:
+    if isinstance(error, TruncatedCache):
+        return UsageError(error.code, f"{str(error).rstrip('.')}. Then {resume_hint(folder)}")
+    if "no space left" in text or getattr(error, "errno", None) in DISK_FULL:
         return UsageError(
-            "no-space", f"--output_dir: no space left in {folder}. Free some, then {how_to_continue(folder)}"
+            "no-space", f"--output_dir: no space left in {folder}. Free some, then {resume_hint(folder)}"
         )
     # An allocation on the CPU fails with a plain RuntimeError.
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -134,7 +134,7 @@ def _explanation(error: Exception, args: Recipe) -> UsageError | None:
     return None
 
 
-def log_elsewhere(error: UsageError, process_index: int) -> None:
+def log_on_other_processes(error: UsageError, process_index: int) -> None:
     """Log an error of another process than the first; the first prints its own."""
     if process_index:
         logger.error("process %d: %s", process_index, error)
@@ -143,6 +143,6 @@ def log_elsewhere(error: UsageError, process_index: int) -> None:
 _RESUME = "resume with --resume_from_checkpoint true"
 
 
-def how_to_continue(folder: Path) -> str:
+def resume_hint(folder: Path) -> str:
     """Return the advice for an interrupted training: resume it if there is a checkpoint."""
     return _RESUME if checkpoints(folder) else "start again"

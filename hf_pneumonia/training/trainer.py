@@ -26,7 +26,7 @@ from hf_pneumonia.training.callbacks import (
     StopOnDivergence,
     WeightAverage,
     after_frozen_phase,
-    keep_statistics,
+    freeze_batch_norm,
 )
 from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.resuming import ResumableTrainer
@@ -115,7 +115,7 @@ class PneumoniaTrainer(ResumableTrainer):
             images, targets = self.mix(images[order], labels[order])
             labels = targets.argmax(1)
         if training and self.state.epoch < self.args.frozen_epochs:
-            keep_statistics(model)
+            freeze_batch_norm(model)
         outputs = model(pixel_values=images)
         # The mean over the batch: the Trainer divides it by the batches per step, and processes average their
         # gradients.
