@@ -259,7 +259,7 @@ def predict(bench: Bench, rng: np.random.Generator) -> None:
     path.write_bytes(mutate.zips(_members(bench, rng), rng))
     sources = batch.list_images([str(path)])
     output = bench.folder / "case" / "scores.csv"
-    progress = batch.score_images(bench.classifier, sources, output, None, 4)
+    progress = batch.predict_images(bench.classifier, sources, output, None, 4)
     rows = list(batch.rows_of(bench.classifier, sources, progress))
     told = [row.error or row.reason or 0 <= row.probability <= 1 for row in rows]
     if len(rows) != len(sources) or not all(told):
@@ -276,7 +276,7 @@ def upload(bench: Bench, rng: np.random.Generator) -> None:
         path.write_bytes(data)
         uploads.append(Upload(f"<img src=x onerror=alert(1)>{name}", str(path)))
     images = images_of(uploads)
-    rows = [row for part in many_images.score_images(bench.classifier, read_image, images) for row in part]
+    rows = [row for part in many_images.classify_images(bench.classifier, read_image, images) for row in part]
     if len(rows) != len(images) or not all(row.reason or 0 <= row.probability <= 1 for row in rows):
         raise Wrong("rows without a probability or a reason")
     if "<img src=x" in table(rows):

@@ -20,7 +20,7 @@ from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.batch import Progress, Row, overlay, print_scores
+from hf_pneumonia.inference.batch import PredictionRow, Progress, overlay, print_scores
 
 HEADER = ["file", "decision", "label", "probability", "threshold", "error", "reason"]
 
@@ -102,7 +102,7 @@ def test_only_the_csv_goes_to_standard_output_and_its_reader_may_stop_early(
     os.close(read)
     with open(write, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
-        print_scores([Row("a.png", "normal", "NORMAL", 0.1, 0.5, None, None)] * 10_000)
+        print_scores([PredictionRow("a.png", "normal", "NORMAL", 0.1, 0.5, None, None)] * 10_000)
 
 
 def test_parquet_holds_what_csv_holds(finished_run, images, reference, tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hf_pneumonia.page import guard
 from hf_pneumonia.page.guard import UploadFolder
-from hf_pneumonia.page.limits import AT_A_TIME, BUSY_UPLOADS, MAX_EVENT_BYTES, MAX_FILE_BYTES, QUEUE
+from hf_pneumonia.page.limits import BUSY_UPLOADS, MAX_CONCURRENT, MAX_EVENT_BYTES, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.uploads import BUG
 
 SECRET = "Müller_Anna_1957"
@@ -126,9 +126,9 @@ def test_a_full_queue_refuses_images_and_accepts_them_again_later(server):
         accepted = []
         while (answer := _call(server.address, {"path": path})).status_code == 200:
             accepted.append(answer)
-            if len(accepted) == AT_A_TIME:
+            if len(accepted) == MAX_CONCURRENT:
                 time.sleep(0.5)  # these are being answered and have left the queue
-        assert answer.status_code == 503 and len(accepted) == AT_A_TIME + QUEUE
+        assert answer.status_code == 503 and len(accepted) == MAX_CONCURRENT + QUEUE
     finally:
         server.classifier.free.set()
     assert {_result(server.address, answer)["model"] for answer in accepted} == {"stub"}

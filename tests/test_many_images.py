@@ -20,10 +20,10 @@ from hf_pneumonia.page.answer import UNREADABLE
 from hf_pneumonia.page.many_images import (
     BATCH,
     ImageRow,
+    classify_images,
     confidence,
     count_rows,
     csv_text,
-    score_images,
     table,
 )
 
@@ -44,7 +44,7 @@ def _steps(path: Path, gray: int) -> Path:
 
 def _scored(paths: list[Path], read=read_image) -> list[ImageRow]:
     images = list(find_images(map(str, paths)))
-    return [row for batch in score_images(StubClassifier(), read, images) for row in batch]
+    return [row for batch in classify_images(StubClassifier(), read, images) for row in batch]
 
 
 def test_rows_are_in_order_and_a_bad_image_does_not_end_the_others(tmp_path):

@@ -19,8 +19,8 @@ from hf_pneumonia.page.one_image import (
     SIMULATED,
     Example,
     card_html,
+    classify_image,
     gallery_html,
-    look_at,
     read_upload,
     real_examples,
     simulated_examples,
@@ -31,7 +31,7 @@ from hf_pneumonia.page.one_image import (
 def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(decision):
     image, heat = Image.new("L", (90, 70)), np.ones((4, 4), np.float32)
     refused = Prediction("PNEUMONIA", 0.8125, 0.5, decision, "a colour picture", heat)
-    answer, shown = look_at(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
+    answer, shown = classify_image(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
     assert shown["heat"] is None
     # Its card is the same at every threshold.
     classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75), decide=lambda *_: "pneumonia")

@@ -6,10 +6,10 @@ import pytest
 from hf_pneumonia.page.trade_off import (
     Setting,
     band_sentence,
-    metrics_at,
     metrics_html,
     own_setting,
     rounded,
+    setting_metrics,
     settings_of,
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_a_share_is_rounded_and_0_and_100_percent_are_exact():
 
 
 def _predictive(sensitivity: float, specificity: float, prevalence: float | None) -> tuple:
-    metrics = metrics_at(Setting(0.5, sensitivity, specificity), prevalence)
+    metrics = setting_metrics(Setting(0.5, sensitivity, specificity), prevalence)
     return metrics["PPV"], metrics["NPV"]
 
 

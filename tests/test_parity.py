@@ -18,7 +18,7 @@ from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.page.answer import prediction_line
-from hf_pneumonia.page.one_image import card_html, look_at
+from hf_pneumonia.page.one_image import card_html, classify_image
 
 # Batches and single images use different kernels.
 TOLERANCE = 1e-5
@@ -80,7 +80,9 @@ def test_timm(finished_run, classifier, reported):
 
 
 def test_the_page(classifier, reported):
-    answers = [look_at(classifier, read_image(image), "image", heat_map=False)[0] for image in reported]
+    answers = [
+        classify_image(classifier, read_image(image), "image", heat_map=False)[0] for image in reported
+    ]
     _assert_same([said["probability"] for said in answers], reported, classifier.threshold)
     for said, probability in zip(answers, reported.values(), strict=True):
         card = card_html(classifier, said, classifier.threshold)

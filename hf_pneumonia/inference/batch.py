@@ -38,7 +38,7 @@ from hf_pneumonia.inference.classifier import (
     PneumoniaClassifier,
     refusal,
 )
-from hf_pneumonia.inference.inputs import ImageReader, Source, find_images, paths_of_lines, why_not
+from hf_pneumonia.inference.inputs import ImageReader, ImageSource, error_reason, find_images, paths_of_lines
 from hf_pneumonia.training.launch import local_main_first
 
 
@@ -49,14 +49,14 @@ class Score:
     probability: float | None
     error: str = ""
     reason: str = ""
-    passing: bool = False  # an I/O error: the next job tries again
+    transient: bool = False  # an I/O error: the next job tries again
 
 
 class Progress:
     """Scores of a job, also saved to `.NAME.progress` beside the output, where the next job resumes."""
 
     def __init__(self, output: Path | None, model: str) -> None:
-        self.scores: dict[str, Score] = {}  # by Source.key
+        self.scores: dict[str, Score] = {}  # by ImageSource.key
         self._model, self._path = model, output and output.with_name(f".{output.name}.progress")
         if self._path and self._path.exists():
             for line in self._path.read_bytes().splitlines():
@@ -66,13 +66,13 @@ class Progress:
                         self.scores |= {key: Score(*score) for key, score in batch.items()}
 
     def add(self, scores: dict[str, Score]) -> None:
-        """Add the scores of a batch, by `Source.key`."""
+        """Add the scores of a batch, by `ImageSource.key`."""
         self.scores |= scores
         if self._path:
             kept = {
                 key: (score.probability, score.error, score.reason)
                 for key, score in scores.items()
-                if not score.passing
+                if not score.transient
             }
             with filename_in_errors(self._path), open(self._path, "a") as file:
                 file.write(
@@ -107,7 +107,7 @@ def fingerprint(classifier: PneumoniaClassifier) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PredictionRow:
     """One row of the output. An image that is unreadable or refused has no label and no probability."""
 
     file: str  # path as given, joined with the path inside the folder or zip file
@@ -119,17 +119,17 @@ class Row:
     reason: str | None  # why the OOD check refused it; with --force a warning beside the prediction
 
 
-COLUMNS = [field.name for field in fields(Row)]
+COLUMNS = [field.name for field in fields(PredictionRow)]
 
 
-def write_csv(rows: Iterable[Row], file: TextIO) -> None:
+def write_csv(rows: Iterable[PredictionRow], file: TextIO) -> None:
     """Write a header and one line per row. File names are not escaped against spreadsheet formulas."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(map(astuple, rows))
 
 
-def print_scores(rows: Iterable[Row]) -> None:
+def print_scores(rows: Iterable[PredictionRow]) -> None:
     """Write the CSV to standard output in UTF-8. A closed pipe is not an error."""
     sys.stdout.reconfigure(  # type: ignore[union-attr]  # typeshed: any TextIO may replace it
         encoding="utf-8", errors="backslashreplace", newline=""
@@ -142,7 +142,7 @@ def print_scores(rows: Iterable[Row]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_scores(rows: list[Row], path: Path) -> None:
+def write_scores(rows: list[PredictionRow], path: Path) -> None:
     """Write rows as CSV or Parquet, by the suffix of `path`. An earlier file is replaced atomically."""
     with atomic_write(path) as aside:
         # File names may not be valid UTF-8, which both formats require.
@@ -162,7 +162,7 @@ def write_scores(rows: list[Row], path: Path) -> None:
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
-Numbered = tuple[int, Source]  # row of the output, from 1, and the image
+Numbered = tuple[int, ImageSource]  # row of the output, from 1, and the image
 
 
 def predict_paths(
@@ -180,7 +180,7 @@ def predict_paths(
         model, dtype: as for `PneumoniaClassifier.from_pretrained`.
         paths: files, folders and zip files; `-` reads paths from standard input, one per line.
         output: .csv or .parquet; None writes CSV to standard output.
-        heatmaps, batch_size: as for `score_images`.
+        heatmaps, batch_size: as for `predict_images`.
         force: also predict images that the OOD check refuses, with the reason beside the prediction.
 
     Raises:
@@ -194,7 +194,7 @@ def predict_paths(
         classifier = PneumoniaClassifier.from_pretrained(model, device=state.device, dtype=dtype)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-    progress = score_images(classifier, sources, output, heatmaps, batch_size, force)
+    progress = predict_images(classifier, sources, output, heatmaps, batch_size, force)
     if progress is None:
         return
     rows = list(rows_of(classifier, sources, progress, force))
@@ -213,14 +213,14 @@ def predict_paths(
     logger.info("; ".join([summary, *(f"{name}: {path}" for name, path in written.items() if path)]))
 
 
-def list_images(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
+def list_images(paths: list[str], heatmaps: Path | None = None) -> list[ImageSource]:
     """Return the images under the paths, except those in `heatmaps`, the same on every process.
 
     Raises:
         UsageError: no images found.
     """
 
-    def find() -> list[Source]:
+    def find() -> list[ImageSource]:
         given = ([path] if path != "-" else paths_of_lines(sys.stdin.buffer) for path in paths)
         sources = list(find_images(chain.from_iterable(given), heatmaps))
         if all(source.problem for source in sources):
@@ -235,9 +235,9 @@ def list_images(paths: list[str], heatmaps: Path | None = None) -> list[Source]:
     return _from_main(find)
 
 
-def score_images(
+def predict_images(
     classifier: PneumoniaClassifier,
-    sources: list[Source],
+    sources: list[ImageSource],
     output: Path | None = None,
     heatmaps: Path | None = None,
     batch_size: int = 16,
@@ -298,20 +298,22 @@ def score_images(
 
 
 def rows_of(
-    classifier: PneumoniaClassifier, sources: list[Source], progress: Progress, force: bool = False
-) -> Iterator[Row]:
+    classifier: PneumoniaClassifier, sources: list[ImageSource], progress: Progress, force: bool = False
+) -> Iterator[PredictionRow]:
     """Yield one row per source, in order."""
     for source in sources:
         score = Score(None, source.problem) if source.problem else progress.scores[source.key]
         if score.error:
-            yield Row(source.name, None, None, None, classifier.threshold, score.error, None)
+            yield PredictionRow(source.name, None, None, None, classifier.threshold, score.error, None)
         elif score.reason and not force:
             decision = refusal(score.reason)
-            yield Row(source.name, decision, None, None, classifier.threshold, None, score.reason)
+            yield PredictionRow(source.name, decision, None, None, classifier.threshold, None, score.reason)
         else:
             label = LABELS[int(score.probability >= classifier.threshold)]
             digits, decision = float(f"{score.probability:.9g}"), classifier.decide(score.probability)
-            yield Row(source.name, decision, label, digits, classifier.threshold, None, score.reason or None)
+            yield PredictionRow(
+                source.name, decision, label, digits, classifier.threshold, None, score.reason or None
+            )
 
 
 def _from_main(make: Callable[[], Made]) -> Made:
@@ -371,7 +373,7 @@ def _score_part(
         except UnreadableImage as error:
             scores[number] = Score(None, str(error))
         except OSError as error:
-            scores[number] = Score(None, why_not(error), passing=True)
+            scores[number] = Score(None, error_reason(error), transient=True)
     if prepared:
         squares, problems = zip(*prepared.values(), strict=True)
         predictions = classifier.predict_squares(np.stack(squares), heatmaps is not None, problems)

@@ -22,7 +22,7 @@ _OPEN_ZIPS = 8  # zip files kept open at the same time
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ImageSource:
     """Location of one image."""
 
     name: str  # path as given, joined with the path inside the folder or zip file; for display only
@@ -37,12 +37,12 @@ class Source:
         return hashlib.sha256(ascii((self.name, self.member, self.stamp)).encode()).hexdigest()[:24]
 
 
-def find_images(paths: Iterable[str], exclude: Path | None = None) -> Iterator[Source]:
+def find_images(paths: Iterable[str], exclude: Path | None = None) -> Iterator[ImageSource]:
     """Yield the images under the paths, in the order of the paths and sorted by name within each.
 
     A file that is given by its path counts as an image, whatever its name. In folders and zip files hidden
     files, `__MACOSX`, nested zip files and files without an image suffix are skipped; a file without any
-    suffix counts if it starts like DICOM. A missing path is a Source with a `problem`.
+    suffix counts if it starts like DICOM. A missing path is an ImageSource with a `problem`.
 
     Args:
         paths: files, folders and zip files.
@@ -82,7 +82,7 @@ class ImageReader:
     def __exit__(self, *_) -> None:
         self._open.cache_clear()
 
-    def read(self, source: Source) -> str | bytes:
+    def read(self, source: ImageSource) -> str | bytes:
         """Return the input of `read_image`: the path of a file, or the bytes of a zip entry.
 
         Raises:
@@ -103,14 +103,14 @@ class ImageReader:
         return read_member(archive, entry)
 
 
-def why_not(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """Return a short reason why a file can't be read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         return "no such file"
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
-def _images_of_folder(root: str, excluded: str | None) -> Iterator[Source]:
+def _images_of_folder(root: str, excluded: str | None) -> Iterator[ImageSource]:
     problems: list[OSError] = []
     found, zips = [], []
     for parent, names in walk(Path(root), problems.append):
@@ -126,31 +126,33 @@ def _images_of_folder(root: str, excluded: str | None) -> Iterator[Source]:
         message = "%s: skipped %d zip files, such as %s. Give their paths to score the images in them"
         logger.warning(message, root, len(zips), zips[0].name)
     for error in problems:
-        yield Source(str(error.filename), str(error.filename), problem=why_not(error))
+        yield ImageSource(str(error.filename), str(error.filename), problem=error_reason(error))
 
 
-def _image_of_file(name: str, path: str) -> Source:
+def _image_of_file(name: str, path: str) -> ImageSource:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        return Source(name, path, problem=why_not(error))
+        return ImageSource(name, path, problem=error_reason(error))
     if not stat.S_ISREG(status.st_mode):
-        return Source(name, path, problem="neither a file nor a folder")  # reading a pipe could block forever
-    return Source(name, path, stamp=(status.st_size, status.st_mtime_ns))
+        # Reading a pipe could block forever.
+        return ImageSource(name, path, problem="neither a file nor a folder")
+    return ImageSource(name, path, stamp=(status.st_size, status.st_mtime_ns))
 
 
-def _images_of_zip(archive_file: Source) -> Iterator[Source]:
+def _images_of_zip(archive_file: ImageSource) -> Iterator[ImageSource]:
     path = archive_file.path
     try:
         with open_zip(path) as archive:
             entries = list(enumerate(archive.infolist()))
             entries = [(number, entry) for number, entry in entries if _is_image_entry(archive, entry)]
     except (UnreadableImage, OSError) as error:
-        yield Source(path, path, problem=why_not(error) if isinstance(error, OSError) else str(error))
+        problem = error_reason(error) if isinstance(error, OSError) else str(error)
+        yield ImageSource(path, path, problem=problem)
         return
     for number, entry in sorted(entries, key=lambda pair: pair[1].filename.split("/")):
         stamp = (*archive_file.stamp, entry.file_size, entry.CRC)
-        yield Source(f"{path}/{entry.filename}", path, number, stamp)
+        yield ImageSource(f"{path}/{entry.filename}", path, number, stamp)
 
 
 def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:

@@ -16,7 +16,7 @@ from hf_pneumonia.page.limits import (
     MAX_PIXELS,
     MAX_UNPACKED_BYTES,
 )
-from hf_pneumonia.page.many_images import IN_TURN, ImageRow, confidence, count_rows, row_of, score_images
+from hf_pneumonia.page.many_images import ONE_QUEUE, ImageRow, classify_images, confidence, count_rows, row_of
 from hf_pneumonia.page.uploads import errors_shown, images_of, uploaded
 
 _PREDICT = f"""Classify one chest X-ray.
@@ -73,11 +73,11 @@ def add_endpoints(classifier: PneumoniaClassifier, read: Callable[[str | bytes],
         if not isinstance(images, list):
             raise UsageError("not-a-list", "images: expected a list of files, got a single value")
         found = images_of(map(uploaded, images))
-        rows = [row for batch in score_images(classifier, read, found, thumbnails=False) for row in batch]
+        rows = [row for batch in classify_images(classifier, read, found, thumbnails=False) for row in batch]
         return {"films": list(map(_row, rows)), "counts": count_rows(rows), "model": classifier.name}
 
     gr.api(predict, api_name="predict", api_description=_PREDICT)
-    gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **IN_TURN)
+    gr.api(predict_batch, api_name="predict_batch", api_description=_PREDICT_BATCH, **ONE_QUEUE)
 
 
 def _answer(row: ImageRow) -> dict:

@@ -30,7 +30,7 @@ SWEEP_SECONDS = 30
 QUEUE = 32
 # Concurrent requests of each event. The second uses the network while the first is decoded or sent: on two
 # cores 264 images in 25 s, against 214 with one at a time (one run each); 15 MB more.
-AT_A_TIME = 2
+MAX_CONCURRENT = 2
 
 UPLOAD_SECONDS = 300  # per upload request
 UPLOAD_BYTES = 220_000_000  # per request, which may have many images

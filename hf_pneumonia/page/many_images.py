@@ -22,11 +22,11 @@ from hf_pneumonia.inference.classifier import (
     PneumoniaClassifier,
     Prediction,
 )
-from hf_pneumonia.inference.inputs import ImageReader, Source, why_not
+from hf_pneumonia.inference.inputs import ImageReader, ImageSource, error_reason
 from hf_pneumonia.page.answer import UNREADABLE, WORDS, percent, shape, thumbnail_uri
 from hf_pneumonia.page.limits import (
-    AT_A_TIME,
     MANY_IMAGES_SECONDS,
+    MAX_CONCURRENT,
     MAX_FILE_BYTES,
     MAX_IMAGES,
     MAX_UNPACKED_BYTES,
@@ -38,7 +38,7 @@ BATCH = 32
 COLUMNS = ("file", "decision", "label", "probability", "threshold", "reason")
 
 # Limits concurrent batches of the page and the API together: each holds a batch of images in memory.
-IN_TURN = {"concurrency_limit": AT_A_TIME, "concurrency_id": "many images"}
+ONE_QUEUE = {"concurrency_limit": MAX_CONCURRENT, "concurrency_id": "many images"}
 
 TOO_LONG = "not read: the time limit was reached; send fewer images at once"
 
@@ -99,7 +99,7 @@ def many_images_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes
             rows: list[ImageRow] = []
             progress((0, len(images)), unit="images")
             try:
-                for batch in score_images(classifier, read, images, force=force):
+                for batch in classify_images(classifier, read, images, force=force):
                     rows += batch
                     progress((len(rows), len(images)), unit="images")
                     yield gr.skip()
@@ -120,17 +120,17 @@ def many_images_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes
     )
     # Not preprocessed: Gradio would leave an empty file per image, and lose the original names.
     running = button.click(
-        classify, [files, force], answers, preprocess=False, api_visibility="private", **IN_TURN
+        classify, [files, force], answers, preprocess=False, api_visibility="private", **ONE_QUEUE
     )
     # Other files remove the table and cancel a running classification.
     hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     files.change(None, None, answers, js="() => ''", cancels=running, **hidden)
 
 
-def score_images(
+def classify_images(
     classifier: PneumoniaClassifier,
     read: Callable[[str | bytes], Image.Image],
-    images: list[Source],
+    images: list[ImageSource],
     thumbnails: bool = True,
     force: bool = False,
 ) -> Iterator[list[ImageRow]]:
@@ -149,7 +149,7 @@ def score_images(
     with ImageReader() as reader:
 
         def decoded(
-            batch: list[Source], problems: dict[int, str], small: dict[int, str]
+            batch: list[ImageSource], problems: dict[int, str], small: dict[int, str]
         ) -> Iterator[Image.Image]:
             for number, source in enumerate(batch):
                 if monotonic() > end:
@@ -160,7 +160,7 @@ def score_images(
                 except UnreadableImage as error:
                     problems[number] = str(error)
                 except OSError as error:
-                    problems[number] = why_not(error)
+                    problems[number] = error_reason(error)
                 else:
                     small[number] = thumbnail_uri(image, _THUMBNAIL) if thumbnails else ""
                     yield image

@@ -119,7 +119,7 @@ _AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visi
 _ZIP = b"PK\3\4"  # signature of a zip file
 
 
-def look_at(
+def classify_image(
     classifier: PneumoniaClassifier, image: Image.Image, name: str, heat_map: bool, note: str = ""
 ) -> tuple[dict[str, Any], Any]:
     """Classify an image for `card_html` and the viewer.
@@ -150,8 +150,8 @@ def card_html(
     """Return the content of `answer_panel`.
 
     Args:
-        answer: of `look_at`; or {"problem": ...}, with the image's "name" if it has one; or None before the
-            first image.
+        answer: of `classify_image`; or {"problem": ...}, with the image's "name" if it has one; or None
+            before the first image.
         threshold: the chosen one.
         force: classify a refused image too, with the reason as a warning.
     """
@@ -211,7 +211,7 @@ def one_image_tab(
 
     def classify(choice: Any, name: str, note: str, image: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            answer, view = look_at(classifier, image(), name, heat_map, note)
+            answer, view = classify_image(classifier, image(), name, heat_map, note)
         except UnreadableImage as error:
             answer, view = {"problem": f"This file can't be read as an image: {error}", "name": name}, None
         except UsageError as error:

@@ -19,7 +19,7 @@ from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.about import about_tab
 from hf_pneumonia.page.api import add_endpoints
 from hf_pneumonia.page.guard import RequestFilter, UploadFolder
-from hf_pneumonia.page.limits import AT_A_TIME, MAX_FILE_BYTES, QUEUE
+from hf_pneumonia.page.limits import MAX_CONCURRENT, MAX_FILE_BYTES, QUEUE
 from hf_pneumonia.page.many_images import many_images_tab
 from hf_pneumonia.page.one_image import Example, one_image_tab
 
@@ -62,7 +62,7 @@ def build_page(
     return page
 
 
-def appearance() -> dict[str, Any]:
+def launch_options() -> dict[str, Any]:
     """Return the theme, CSS and footer for `launch`; light or dark follows the system."""
     theme = gr.themes.Default(
         primary_hue="sky", secondary_hue="sky", neutral_hue="slate", font=_FONT, font_mono=_FONT_MONO
@@ -93,7 +93,7 @@ def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
 def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Iterator[list[str]]:
     """Yield the addresses of a page while it is served. Arguments as for `serve`."""
     # Closed API: no request bypasses the queue.
-    page.queue(max_size=QUEUE, default_concurrency_limit=AT_A_TIME, api_open=False)
+    page.queue(max_size=QUEUE, default_concurrency_limit=MAX_CONCURRENT, api_open=False)
     try:
         _, address, public = page.launch(
             share=share,
@@ -109,7 +109,7 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Itera
             mcp_server=False,
             num_workers=0,
             app_kwargs={"middleware": [Middleware(RequestFilter, uploads=uploads)]},
-            **appearance(),
+            **launch_options(),
         )
     except OSError as error:
         raise UsageError(

@@ -70,7 +70,7 @@ def rounded(share: float | None) -> str:
     return f"{whole}%"
 
 
-def metrics_at(setting: Setting, prevalence: float | None) -> dict[str, float | None]:
+def setting_metrics(setting: Setting, prevalence: float | None) -> dict[str, float | None]:
     """Return sensitivity, specificity, PPV and NPV of a setting, 0 to 1.
 
     Args:
@@ -110,13 +110,13 @@ def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
 def metrics_html(
     classifier: PneumoniaClassifier, settings: list[Setting], index: int, prevalence: float | None
 ) -> str:
-    """Return a table of `metrics_at` the chosen threshold and the model's own, with two sentences on it.
+    """Return a table of `setting_metrics`, the chosen one and the model's own, with two sentences on it.
 
     Args:
         classifier: states the model's threshold and band.
         settings: of `settings_of`.
         index: of the chosen setting.
-        prevalence: as for `metrics_at`.
+        prevalence: as for `setting_metrics`.
     """
     if not settings:
         return _region(
@@ -125,7 +125,7 @@ def metrics_html(
         )
     chosen, own = settings[index], settings[own_setting(settings, classifier.threshold)]
     columns = {"Chosen": chosen, "Model's own": own} if len(settings) > 1 else {"Model's own": own}
-    metrics = [metrics_at(setting, prevalence) for setting in columns.values()]
+    metrics = [setting_metrics(setting, prevalence) for setting in columns.values()]
     rows = {"Threshold": [percent(setting.threshold) for setting in columns.values()]}
     rows |= {name: [rounded(column[name]) for column in metrics] for name in metrics[0]}
     unknown = ""

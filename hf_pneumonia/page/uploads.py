@@ -16,7 +16,7 @@ from gradio.utils import get_upload_folder
 
 from hf_pneumonia.data.archive import open_zip
 from hf_pneumonia.errors import UnreadableImage, UsageError
-from hf_pneumonia.inference.inputs import Source, find_images
+from hf_pneumonia.inference.inputs import ImageSource, find_images
 from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_IMAGES, MAX_UNPACKED_BYTES
 
 logger = logging.getLogger(__name__)
@@ -88,17 +88,17 @@ def uploaded(file: Any) -> Upload:
     return Upload(shown_name(os.path.basename(name if isinstance(name, str) else real)), real)
 
 
-def images_of(uploads: Iterable[Upload]) -> list[Source]:
+def images_of(uploads: Iterable[Upload]) -> list[ImageSource]:
     """Return the images of files and zip files in order, each to be read by `inputs.ImageReader`.
 
-    Zip files are searched as `inputs.find_images` does. A file that can't be read becomes a Source with its
-    problem: too large, a damaged zip file, an unsupported compression, a zip file in a zip file.
+    Zip files are searched as `inputs.find_images` does. A file that can't be read becomes an ImageSource with
+    its problem: too large, a damaged zip file, an unsupported compression, a zip file in a zip file.
 
     Raises:
         UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files,
             before anything is unpacked.
     """
-    images: list[Source] = []
+    images: list[ImageSource] = []
     for upload in uploads:
         images += _images_of_upload(upload)
         if len(images) > MAX_IMAGES:
@@ -122,7 +122,7 @@ def shown_name(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
-def _images_of_upload(upload: Upload) -> Iterator[Source]:
+def _images_of_upload(upload: Upload) -> Iterator[ImageSource]:
     if os.path.getsize(upload.path) > MAX_FILE_BYTES:
         yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE_BYTES)}")
     elif upload.path.lower().endswith(".zip"):
@@ -131,7 +131,7 @@ def _images_of_upload(upload: Upload) -> Iterator[Source]:
         yield from (replace(image, name=upload.name) for image in find_images([upload.path]))
 
 
-def _images_of_zip(upload: Upload) -> Iterator[Source]:
+def _images_of_zip(upload: Upload) -> Iterator[ImageSource]:
     problem, zips = _look_into(upload.path)
     if problem:
         yield _problem(upload.name, upload.path, problem)
@@ -167,13 +167,13 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__")) and part not in (".", "..") for part in name.split("/"))
 
 
-def _size(image: Source) -> int:
+def _size(image: ImageSource) -> int:
     """Unpacked bytes: first in a file's stamp, before the checksum in a zip entry's."""
     return image.stamp[0] if image.member is None else image.stamp[-2]
 
 
-def _problem(name: str, path: str, problem: str) -> Source:
-    return Source(shown_name(name), path, problem=problem)
+def _problem(name: str, path: str, problem: str) -> ImageSource:
+    return ImageSource(shown_name(name), path, problem=problem)
 
 
 def _mb(size: int) -> str:
