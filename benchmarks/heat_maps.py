@@ -43,7 +43,7 @@ class Difference(nn.Module):
         return logits[:, 1] - logits[:, 0]
 
 
-def captums(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+def captum_maps(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
     """Return (n, h, w) heat maps of that layer by captum, scaled as by `heat_maps`."""
     captum = LayerGradCam(Difference(model), model.timm_model.get_submodule(layer))
     parts = [captum.attribute(part, relu_attributions=True).detach() for part in inputs.split(BATCH)]
@@ -93,7 +93,7 @@ def main() -> None:
     last = network.feature_info[-1]["module"]
     read = finer_stage(network, saved.image_size) or last
     started = time.perf_counter()
-    theirs = captums(model, read, inputs)
+    theirs = captum_maps(model, read, inputs)
     peer_seconds = time.perf_counter() - started
     result = {
         "films": len(called),
@@ -101,7 +101,7 @@ def main() -> None:
         "map": read,
         "hits": hits(maps.numpy(), lesions),
         "last_map": last,
-        "hits_of_last_map": hits(captums(model, last, inputs).numpy(), lesions),
+        "hits_of_last_map": hits(captum_maps(model, last, inputs).numpy(), lesions),
         "correlation_with_captum": round(float(np.corrcoef(maps.flatten(), theirs.flatten())[0, 1]), 6),
         "largest_difference": float((maps - theirs).abs().max()),
         "seconds": round(seconds, 1),

@@ -22,11 +22,11 @@ from hf_pneumonia.data.images import read_image
 from hf_pneumonia.evaluation.intervals import wilson
 
 SIDE = 224  # of the generated images, in pixels
-ASKED, TURNED = 20, 100  # images per kind; test images per transformation
+IMAGES_PER_KIND, TEST_IMAGES = 20, 100  # images per kind; test images per transformation
 
 Draw = Callable[[np.random.Generator], Image.Image]
 
-TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "test images as they are": lambda pixels: pixels,
     "inverted": lambda pixels: 255 - pixels,
     "on their side": np.rot90,
@@ -43,14 +43,14 @@ def main() -> None:
     classifier = PneumoniaClassifier.from_pretrained(folder)
     with open(folder / "predictions_test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    chosen = np.random.default_rng(0).permutation(len(rows))[:TURNED]  # of both classes
+    chosen = np.random.default_rng(0).permutation(len(rows))[:TEST_IMAGES]  # of both classes
     images = [np.asarray(read_image(rows[row]["file"])) for row in chosen]
     asked = {
         **{
             name: [Image.fromarray(np.ascontiguousarray(turn(image))) for image in images]
-            for name, turn in TURNS.items()
+            for name, turn in TRANSFORMS.items()
         },
-        **ood_pictures(ASKED),
+        **ood_pictures(IMAGES_PER_KIND),
     }
     found = {}
     for name, pictures in asked.items():

@@ -88,15 +88,15 @@ def stock(folder: str, size: int, train: Images, validation: Images, **settings:
         build_model("resnet18", size),
         arguments,
         data_collator=_collate,
-        train_dataset=Pictures(train, augmented),
-        eval_dataset=Pictures(validation, plain),
+        train_dataset=TransformedImages(train, augmented),
+        eval_dataset=TransformedImages(validation, plain),
         compute_metrics=lambda said: {
             "auroc": roc_auc_score(said.label_ids, said.predictions[:, 1] - said.predictions[:, 0])
         },
     )
 
 
-class Pictures(torch.utils.data.Dataset):
+class TransformedImages(torch.utils.data.Dataset):
     """Images decoded and transformed one by one, like `set_transform` of `datasets`."""
 
     def __init__(self, images: Images, transform: Callable) -> None:

@@ -27,7 +27,7 @@ from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.launch import setup_torch
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
-WARM = 3  # steps before the clock starts
+WARMUP_STEPS = 3  # steps before the clock starts
 
 
 class InMemory(torch.utils.data.Dataset):
@@ -52,7 +52,7 @@ class Clock(TrainerCallback):
     """Timer from the end of the warm-up to the end of the last step."""
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step == WARM:
+        if state.global_step == WARMUP_STEPS:
             _wait()
             self.started = time.perf_counter()
         if state.global_step == state.max_steps:
@@ -67,13 +67,11 @@ def _wait() -> None:
 
 def recipe(folder: str, size: int, batch: int, steps: int, augmented: bool, model: str) -> Recipe:
     off = [] if augmented else [f"--{name}=0" for name in AUGMENTATIONS]
-    flags = (
-        f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARM} --ema_decay 0 "
-    )
+    flags = f"--pretrained false --model {model} --image_size {size} --max_steps {steps + WARMUP_STEPS} "
     flags += (
         f"--per_device_train_batch_size {batch} --output_dir {folder} --eval_strategy no --save_strategy no "
     )
-    flags += "--load_best_model_at_end false"
+    flags += "--ema_decay 0 --load_best_model_at_end false"
     return parse_recipe([str(ROOT / "recipes/resnet18.yaml"), *flags.split(), *off], default=None)[0]
 
 
@@ -83,7 +81,7 @@ def ours(args: Recipe, images: InMemory) -> float:
     trainer, clock = PneumoniaTrainer(model, args, images, images, Augment(**args.augmentation)), Clock()
     trainer.add_callback(clock)
     trainer.train()
-    return (args.max_steps - WARM) * args.train_batch_size / clock.seconds
+    return (args.max_steps - WARMUP_STEPS) * args.train_batch_size / clock.seconds
 
 
 def bare(args: Recipe, images: InMemory) -> float:
@@ -99,7 +97,7 @@ def bare(args: Recipe, images: InMemory) -> float:
     optimizer = torch.optim.AdamW(groups, args.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_steps)
     for step in range(args.max_steps):
-        if step == WARM:
+        if step == WARMUP_STEPS:
             _wait()
             started = time.perf_counter()
         batch = images.__getitems__(torch.randint(len(images), (args.train_batch_size,)).tolist())
@@ -113,7 +111,7 @@ def bare(args: Recipe, images: InMemory) -> float:
         schedule.step()
         optimizer.zero_grad()
     _wait()
-    return (args.max_steps - WARM) * args.train_batch_size / (time.perf_counter() - started)
+    return (args.max_steps - WARMUP_STEPS) * args.train_batch_size / (time.perf_counter() - started)
 
 
 def stock(args: Recipe, images: InMemory, folder: str) -> float:
@@ -141,7 +139,7 @@ def stock(args: Recipe, images: InMemory, folder: str) -> float:
         use_cpu=args.use_cpu,
     )
     Trainer(model, settings, data_collator=collate, train_dataset=examples, callbacks=[clock]).train()
-    return (args.max_steps - WARM) * args.train_batch_size / clock.seconds
+    return (args.max_steps - WARMUP_STEPS) * args.train_batch_size / clock.seconds
 
 
 CONTENDERS = ("bare loop", "ours", "bare loop, augmented", "ours, augmented", "stock Trainer")

@@ -139,14 +139,14 @@ def _one_of(choices: dict[str, bytes], rng: np.random.Generator) -> tuple[str, b
 
 
 def image(bench: Bench, rng: np.random.Generator) -> None:
-    data = mutate.spoil(_one_of(bench.images, rng)[1], rng, _one_of(bench.images, rng)[1])
+    data = mutate.corrupt(_one_of(bench.images, rng)[1], rng, _one_of(bench.images, rng)[1])
     image = read_image(data)
     _check_image(image)
     _check_answers(bench.classifier([image]))
 
 
 def dicom(bench: Bench, rng: np.random.Generator) -> None:
-    image = read_image(mutate.spoil(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
+    image = read_image(mutate.corrupt(_one_of(bench.dicoms, rng)[1], rng, _one_of(bench.dicoms, rng)[1]))
     _check_image(image)
     _check_answers(bench.classifier([image]))
 
@@ -156,7 +156,7 @@ def _members(bench: Bench, rng: np.random.Generator) -> dict[str, bytes]:
     for number in range(6):
         name, data = _one_of(bench.images | bench.dicoms, rng)
         ending = "dcm" if name in bench.dicoms else name.split("-")[0].removesuffix("16")
-        data = mutate.spoil(data, rng) if rng.random() < 0.3 else data
+        data = mutate.corrupt(data, rng) if rng.random() < 0.3 else data
         label = ("NORMAL", "PNEUMONIA")[number % 2]
         members[f"{label}/{number}.{ending}"] = data
     return members
@@ -173,10 +173,10 @@ def cache(bench: Bench, rng: np.random.Generator) -> None:
     before = np.array(open_cache(rows, 16, cache)[range(6)])
     files = sorted((cache / "images").glob("*/*"))
     file = files[rng.integers(len(files))]
-    content = mutate.spoil(file.read_bytes(), rng)
+    content = mutate.corrupt(file.read_bytes(), rng)
     file.write_bytes(content)
     if not np.array_equal(open_cache(rows, 16, cache)[range(6)], before):
-        raise Wrong(f"a cache whose {file.name} is spoilt was trusted")
+        raise Wrong(f"a cache whose {file.name} is corrupted was trusted")
 
 
 def _all_of(source: Path, bench: Bench) -> None:
@@ -216,16 +216,16 @@ def folder(bench: Bench, rng: np.random.Generator) -> None:
     text = "\n".join(lines)
     if name.endswith("jsonl"):
         rows = [{"file_name": name, "patient_id": "1", "label": "NORMAL"} for name in members]
-        text = "\n".join(json.dumps(mutate.spoil_settings(row, rng)) for row in rows)
+        text = "\n".join(json.dumps(mutate.corrupt_settings(row, rng)) for row in rows)
     (root / name).write_bytes(
-        mutate.spoil_text(text, rng) if rng.random() < 0.5 else mutate.spoil(text.encode(), rng)
+        mutate.corrupt_text(text, rng) if rng.random() < 0.5 else mutate.corrupt(text.encode(), rng)
     )
     _all_of(root / name if name == "table.csv" else root, bench)
 
 
 def recipe(bench: Bench, rng: np.random.Generator) -> None:
     path = bench.folder / "case" / "recipe.yaml"
-    path.write_bytes(mutate.spoil_text(_RECIPE.read_text(), rng))
+    path.write_bytes(mutate.corrupt_text(_RECIPE.read_text(), rng))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         args, _ = parse_recipe([str(path), "--output_dir", str(bench.folder / "case" / "run")], default=path)
     if not np.isfinite([args.learning_rate, args.num_train_epochs, args.drop_rate]).all():
@@ -234,8 +234,8 @@ def recipe(bench: Bench, rng: np.random.Generator) -> None:
 
 def config(bench: Bench, rng: np.random.Generator) -> None:
     text = (bench.whole / "config.json").read_text()
-    settings = mutate.spoil_settings(json.loads(text), rng)
-    data = json.dumps(settings).encode() if rng.random() < 0.9 else mutate.spoil(text.encode(), rng)
+    settings = mutate.corrupt_settings(json.loads(text), rng)
+    data = json.dumps(settings).encode() if rng.random() < 0.9 else mutate.corrupt(text.encode(), rng)
     bench.answers(bench.model(config=data))
 
 
@@ -295,13 +295,13 @@ def checkpoint(bench: Bench, rng: np.random.Generator) -> None:
     file = files[rng.integers(len(files))]
     before = file.read_bytes()
     if file.name == "manifest.json" and rng.random() < 0.7:
-        file.write_text(json.dumps(mutate.spoil_settings(json.loads(before), rng)))
+        file.write_text(json.dumps(mutate.corrupt_settings(json.loads(before), rng)))
     else:
-        file.write_bytes(mutate.spoil(before, rng))
+        file.write_bytes(mutate.corrupt(before, rng))
     find_checkpoint(run, True, False)
     same = file.read_bytes() == before
     if not same and not (file.name == "manifest.json" and json.loads(file.read_text()) == json.loads(before)):
-        raise Wrong(f"a checkpoint whose {file.name} is spoilt was trusted")
+        raise Wrong(f"a checkpoint whose {file.name} is corrupted was trusted")
 
 
 # Share of each kind among the cases.

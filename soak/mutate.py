@@ -32,7 +32,7 @@ _KEYS = (
 _FILES = ("gate.safetensors", "model.bin", "../model.safetensors", "/etc/passwd", {"AutoConfig": "x.Y"}, {})
 
 
-def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
+def corrupt(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
     """Apply one to four random changes to bytes.
 
     Bytes are flipped, cut, doubled, or overwritten with extreme numbers, zeros, or a part of another file.
@@ -67,7 +67,7 @@ def spoil(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
     return bytes(content)
 
 
-def spoil_settings(settings: dict, rng: np.random.Generator) -> dict:
+def corrupt_settings(settings: dict, rng: np.random.Generator) -> dict:
     """Change one to three values of nested settings to extremes, or remove or move them."""
     settings = copy.deepcopy(settings)
     for _ in range(rng.integers(1, 4)):
@@ -195,7 +195,7 @@ def zips(members: dict[str, bytes], rng: np.random.Generator) -> bytes:
                 at = place + int(rng.choice([8, 10, 20, 24, 28, 30, 42]))
                 content[at : at + 2] = int(rng.choice([0, 1, 9, 12, 14, 0xFFFF])).to_bytes(2, "little")
         data = bytes(content)
-    return data if kind == 9 else data if rng.random() < 0.3 else spoil(data, rng, data)
+    return data if kind == 9 else data if rng.random() < 0.3 else corrupt(data, rng, data)
 
 
 def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
@@ -205,12 +205,12 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     kind = rng.integers(8)
     if kind == 0:
         if rng.random() < 0.5:
-            return spoil(data, rng)
-        return data[: 8 + length] + spoil(content[:-512], rng) + content[-512:]
+            return corrupt(data, rng)
+        return data[: 8 + length] + corrupt(content[:-512], rng) + content[-512:]
     if kind == 1:
-        return spoil(data[:8], rng).ljust(8, b"\0")[:8] + data[8:]
+        return corrupt(data[:8], rng).ljust(8, b"\0")[:8] + data[8:]
     if kind == 2:
-        return data[:8] + spoil(data[8 : 8 + length], rng) + content
+        return data[:8] + corrupt(data[8 : 8 + length], rng) + content
     if kind == 3:
         number = np.float32([np.nan, np.inf, -np.inf, 3e38][rng.integers(4)]).tobytes()
         place = 4 * int(rng.integers(len(content) // 4))
@@ -219,10 +219,10 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
         return data[: 8 + length] + content
     if kind == 4:
         return _pack((b'{"a":' if rng.random() < 0.5 else b"[") * 20_000, content)
-    return _pack(json.dumps(spoil_settings(header, rng)).encode(), content)
+    return _pack(json.dumps(corrupt_settings(header, rng)).encode(), content)
 
 
-def spoil_text(text: str, rng: np.random.Generator) -> bytes:
+def corrupt_text(text: str, rng: np.random.Generator) -> bytes:
     """Move, double or remove lines, add aliases, tags and depth, or corrupt bytes."""
     lines = text.splitlines()
     kind = rng.integers(7)
@@ -249,7 +249,7 @@ def spoil_text(text: str, rng: np.random.Generator) -> bytes:
         value = _VALUES[rng.integers(len(_VALUES))]
         lines[place] = f"{key}: {value if not isinstance(value, str) else json.dumps(value)}"
     else:
-        return spoil(text.encode(), rng)
+        return corrupt(text.encode(), rng)
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
