@@ -189,7 +189,8 @@ class Recipe(Strengths, TrainingArguments):
             # Otherwise Accelerate shuffles by torch's seed, which differs between processes: an epoch would
             # miss some images and repeat others.
             self.data_seed = self.seed
-        self._check()
+        self._check_values()
+        self._check_consistency()
         if self.frozen_epochs:
             self.frozen_learning_rate = self.frozen_learning_rate or self.learning_rate
             # The frozen backbone is unused; finding it costs far less than its gradients.
@@ -218,7 +219,7 @@ class Recipe(Strengths, TrainingArguments):
         """The folder of the image cache."""
         return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache()
 
-    def _check(self) -> None:
+    def _check_values(self) -> None:
         for name in _BY_CLASS:
             if len(values := _numbers(getattr(self, name))) not in (1, 2):
                 raise UsageError(
@@ -251,9 +252,12 @@ class Recipe(Strengths, TrainingArguments):
                 )
         parse_split(self.split)
         self.model = timm_name(self.model)
+        self.lr_scheduler_kwargs = _settings("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         for name, reason in _REFUSED.items():
             if getattr(self, name):
                 raise UsageError("unsupported-flag", f"--{name}: {reason}")
+
+    def _check_consistency(self) -> None:
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UsageError(
                 "overwrite-and-resume",
@@ -274,7 +278,6 @@ class Recipe(Strengths, TrainingArguments):
                 "frozen-without-learning-rate",
                 "--frozen_epochs: expected a --learning_rate above 0 for the epochs that follow, got 0",
             )
-        self.lr_scheduler_kwargs = _settings("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if self.small_epochs and self.small_size >= self.image_size:
             limit = f"--image_size {self.image_size}"
             raise UsageError("small-size", f"--small_size: expected less than {limit}, got {self.small_size}")
