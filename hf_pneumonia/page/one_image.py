@@ -247,8 +247,15 @@ def one_image_tab(
             metrics_html(classifier, settings, index, prevalence),
         )
 
+    parts = _parts(settings, own, examples, metrics_html(classifier, settings, own, USUAL_PREVALENCE))
+    _connect(parts, own, from_file, from_example, move)
+
+
+def _connect(
+    parts: SimpleNamespace, own: int, from_file: Callable, from_example: Callable, move: Callable
+) -> None:
+    """Connect the components' events to their handlers; `own` is the index of the model's own setting."""
     fresh = move(own, USUAL_PREVALENCE, None)
-    parts = _parts(settings, own, examples, fresh[2])
     answer, view, answered, card, short = parts.answer, parts.view, parts.answered, parts.card, parts.short
     moved = [card, short, parts.metrics]
     setting = [parts.slider, parts.prevalence, answer, parts.force]
