@@ -199,7 +199,8 @@ def _listed_splits(folder: Path) -> dict[str, str]:
     return splits
 
 
-def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
+def _read_lines(table: _Table, uncertain: str) -> tuple[dict[str, list[str]], dict[str, tuple], Counter[str]]:
+    """Return by image its answers, and its patient and split; and how many lines are left out, by reason."""
     file = table.file
     if not table.usable:
         raise UsageError(
@@ -207,7 +208,6 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
             f"{file}: expected the columns `path` and `label` (optionally `patient_id` and `split`), got "
             f"{', '.join(table.columns.values()) or 'an empty file'}. Rename the columns",
         )
-    lists = _listed_splits(file.parent)
     if table.known:
         logger.info("%s: read as %s", file, table.known.name)
     left_out: Counter[str] = Counter()
@@ -243,6 +243,12 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
                 f"{file}, line {number}: {name} is listed twice with different values. Keep one of the lines",
             )
         votes[name].append(answer)
+    return votes, described, left_out
+
+
+def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
+    file = table.file
+    votes, described, left_out = _read_lines(table, uncertain)
     answers = {name: _majority(cast) for name, cast in votes.items()}
     if not table.findings and not (table.known and table.known.several):
         answers = _named(file, answers, uncertain)
@@ -257,7 +263,7 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
             "no-labelled-images",
             f"{file}: expected images with {PNEUMONIA} or {NO_FINDING}, got none. Check its label column",
         )
-    rows = []
+    rows, lists = [], _listed_splits(file.parent)
     for path, (name, answer) in zip(_locate(file, root, list(answers)), answers.items(), strict=True):
         patient, split = described[name]
         inside = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
