@@ -212,20 +212,6 @@ def check_appearance(
     for factor in _FACTORS:
         logits = score_swapped(model, *part, vertical, factor)
         proportions[str(factor)] = metrics(pneumonia_probability(logits))
-    if scores is None:
-        by_score = {
-            "appearance_auroc": NOT_DEFINED,
-            "matched_auroc": NOT_DEFINED,
-            "contradicting": {
-                "images": dict.fromkeys(LABELS, 0), "sensitivity": NOT_DEFINED, "specificity": NOT_DEFINED
-            },
-        }  # fmt: skip
-    else:
-        by_score = {
-            "appearance_auroc": auroc(label, scores, patient),
-            "matched_auroc": matched_auroc(label, probability, patient, scores),
-            "contradicting": contradicting(label, probability, patient, scores, threshold),
-        }
     return {
         "images": len(chosen),
         "threshold": threshold,
@@ -233,7 +219,25 @@ def check_appearance(
         "factor": FACTOR,
         "proportions": proportions,
         "histogram_and_spectrum": metrics(pneumonia_probability(score_matched(model, *part))),
-        **by_score,
+        **_metrics_by_score(scored, scores, threshold),
+    }
+
+
+def _metrics_by_score(scored: Predictions, scores: np.ndarray | None, threshold: float) -> dict:
+    """Compute the metrics of `check_appearance` that need appearance scores, (n,); None without scores."""
+    if scores is None:
+        return {
+            "appearance_auroc": NOT_DEFINED,
+            "matched_auroc": NOT_DEFINED,
+            "contradicting": {
+                "images": dict.fromkeys(LABELS, 0), "sensitivity": NOT_DEFINED, "specificity": NOT_DEFINED
+            },
+        }  # fmt: skip
+    label, probability, patient = scored.label, scored.probability, scored.patient_id
+    return {
+        "appearance_auroc": auroc(label, scores, patient),
+        "matched_auroc": matched_auroc(label, probability, patient, scores),
+        "contradicting": contradicting(label, probability, patient, scores, threshold),
     }
 
 
