@@ -31,14 +31,14 @@ import torch
 import train_step
 import transformers
 from epoch import images_of
-from measuring import ROOT, interleaved, machine, run_alone, spread
+from measuring import ROOT, interleaved, machine, median_and_range, run_alone
 from sklearn.metrics import roc_auc_score
 
 import recipes
 from hf_pneumonia.evaluation.scoring import pneumonia_probability, score_images
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import build_model, network_input
-from hf_pneumonia.training.launch import use_machine
+from hf_pneumonia.training.launch import setup_torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = {
@@ -69,8 +69,8 @@ def steps(args: argparse.Namespace, batch: int) -> Rows:
 
     values = interleaved({name: partial(run, name) for name in STEPS}, args.rounds)
     for name, speeds in values.items():
-        yield f"{name}, batches of {batch}, images/s", spread(speeds)
-    medians = {name: spread(speeds)["median"] for name, speeds in values.items()}
+        yield f"{name}, batches of {batch}, images/s", median_and_range(speeds)
+    medians = {name: median_and_range(speeds)["median"] for name, speeds in values.items()}
     for kind in ("", ", augmented"):
         share = medians[f"our Trainer{kind}"] / medians[f"bare loop{kind}"]
         yield f"our Trainer / bare loop{kind}, batches of {batch}", round(share, 3)
@@ -218,7 +218,7 @@ def rate(args: argparse.Namespace, call: Callable[[], object]) -> dict[str, floa
         return args.steps * args.batches[0] / (time.perf_counter() - started)
 
     call()
-    return spread([clocked() for _ in range(args.rounds)])
+    return median_and_range([clocked() for _ in range(args.rounds)])
 
 
 def wait() -> None:
@@ -267,7 +267,7 @@ def main() -> None:
         one_card(args)
         return
     transformers.utils.logging.disable_progress_bar()
-    use_machine(DEVICE)
+    setup_torch(DEVICE)
     results: dict[str, object] = {}
     left_out: list[str] = []
     with tempfile.TemporaryDirectory() as place:

@@ -246,7 +246,7 @@ def _add_source_flags(command: argparse.ArgumentParser) -> None:
         help="official, shifted, or shares such as 70/20/10, as in train.py",
     )
     command.add_argument("--split_seed", type=int, default=0, help="seed of the random splits")
-    command.add_argument("--covid", choices=COVID, default="drop", help="treatment of COVID-19 images")
+    command.add_argument("--covid", choices=COVID_VALUES, default="drop", help="treatment of COVID-19 images")
     command.add_argument(
         "--uncertain", choices=UNCERTAIN_VALUES, default="drop", help="treatment of uncertain findings"
     )

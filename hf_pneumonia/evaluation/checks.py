@@ -172,7 +172,7 @@ def check_shortcuts(
         its interval, and `mean_probability` by class name, None for a class without images.
     """
     chosen = draw_evenly(scored.label, IMAGES)
-    rows, scored = np.asarray(rows)[chosen], scored.part(chosen)
+    rows, scored = np.asarray(rows)[chosen], scored.select(chosen)
     probabilities = {"as_they_are": scored.probability}
     for name, keep in keep_masks(cache.size).items():
         logits = score_images(
@@ -282,7 +282,7 @@ def check_robustness(
         `specificity`, with intervals.
     """
     chosen = draw_evenly(scored.label, _ROBUSTNESS_IMAGES)
-    rows, scored = np.asarray(rows)[chosen], scored.part(chosen)
+    rows, scored = np.asarray(rows)[chosen], scored.select(chosen)
 
     def metrics(level: float, probability: np.ndarray) -> dict:
         return {"level": level, **metrics_at(scored.label, probability, scored.patient_id, threshold)}

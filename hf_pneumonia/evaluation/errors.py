@@ -171,9 +171,9 @@ def _pair(panels: np.ndarray, case: ErrorCase, image: np.ndarray, heat: np.ndarr
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     name = PurePath(case.file).name
     name = name if len(name) <= 26 else f"{name[:10]}…{name[-15:]}"
-    caption = f"{name}\np = {finding.probability:.3f}, {finding.split}"
+    caption = f"{name}\np = {case.probability:.3f}, {case.split}"
     panels[0].set_title(caption, fontsize=7.5, loc="left", parse_math=False)  # a name may hold dollar signs
-    panels[1].set_title(f"label {LABELS[finding.label]}", fontsize=7.5, loc="left")
+    panels[1].set_title(f"label {LABELS[case.label]}", fontsize=7.5, loc="left")
     if heat is None:
         return
     levels = Image.fromarray((heat * 255).round().astype(np.uint8))
