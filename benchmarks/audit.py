@@ -1,108 +1,143 @@
-"""Benchmark of the duplicate search by number of images, against a search over all pairs.
+"""Benchmark of the audit by number of images: time and memory from files to audit.html.
 
-    python benchmarks/audit.py [--images 5000 50000] [--cache_dir DIR]
+    python benchmarks/audit.py [--images 10000 50000 200000] [--cache_dir DIR]
 
-The images are simulated once and kept. Each size is measured in its own process: the search among the cached
-thumbnails, and the peak memory. The peer finds each image's nearest neighbour by the same perceptual hashes
-without blocks (scikit-learn, brute force). The comparison of candidate pairs by pixels is the same for both,
-so only the search for candidates is compared. The last line is JSON.
+The images are simulated chest X-rays of 128 pixels, blended in pairs and overlaid with a smooth random
+pattern, so that all look alike and no two are the same. One in a hundred is a planted duplicate at another
+JPEG quality. They are generated once and kept. Each number is measured in its own process: reading, decoding
+and the search for duplicates (`prepare_cohort`), the audit (`write_audit`), and the peak memory.
+
+The peer finds each image's nearest neighbour by the lowest cosine frequencies (SciPy) among all pairs
+(scikit-learn, brute force), up to `--peer` images. The last line is JSON.
 """
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
-from sklearn.neighbors import NearestNeighbors
+from measuring import finish, peak_mb, run_alone
+from PIL import Image
 
-from hf_pneumonia.data import duplicates
-from hf_pneumonia.data.cache import ImageCache, available_cores, default_cache, open_cache
-from hf_pneumonia.data.phantom_folder import write_dataset
-
-IMAGES_PER_PATIENT = 1.5  # on average
-SIZE = 64  # that of a thumbnail: images are their own
+SIZE = 128  # of the files, in pixels
+PLANTED = 100  # one image in so many is a duplicate of the one before
 
 
-def build(images: int, cache_dir: Path) -> ImageCache:
-    """Simulate and cache at least `images` images; the caller takes the first ones."""
-    patients = round(images / IMAGES_PER_PATIENT) + 20
-    folder = cache_dir / f"benchmark-{SIZE}-{patients}"
-    write_dataset(folder, patients, seed=1, size=SIZE)
-    paths = sorted(map(str, folder.glob("*/*/*.png")))[:images]
-    return open_cache([{"path": path, "bytes": None} for path in paths], SIZE, cache_dir)
+def make_images(folder: Path, count: int) -> Path:
+    """Generate class folders of `count` images, two per patient, unless they exist."""
+    done = folder / "complete"
+    if done.exists():
+        return folder
+    from hf_pneumonia.data.phantom import simulate_patient
+
+    base = [
+        np.asarray(Image.fromarray(simulate_patient(n)[0].image).resize((SIZE, SIZE)), np.float32)
+        for n in range(1, 201)
+    ]
+
+    def make(number: int) -> None:
+        copy = number % PLANTED == PLANTED - 1
+        rng = np.random.default_rng(number - copy)
+        first, second = rng.integers(len(base), size=2)
+        pattern = Image.fromarray(rng.normal(0, 255, (24, 24)).astype(np.float32)).resize(
+            (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
+        pixels = (base[first] + base[second]) / 2 + np.asarray(pattern) / 6
+        label = "PNEUMONIA" if (number // 2) % 4 else "NORMAL"
+        name = (
+            f"person{number // 2}_virus_{number}.jpeg"
+            if label == "PNEUMONIA"
+            else f"IM-{number // 2:06}-{number:06}.jpeg"
+        )
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / label / name, quality=70 if copy else 90)
+
+    for label in ("NORMAL", "PNEUMONIA"):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, range(count)))
+    done.touch()
+    return folder
 
 
-def measure(images: int, cache_dir: Path) -> dict:
-    cache = build(images, cache_dir)
-    thumbnails = cache[np.arange(len(cache))]
-    started = time.perf_counter()
-    pairs, correlation = duplicates.find_copies(thumbnails)
-    search = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def measure(count: int, cache_dir: Path) -> dict:
+    """Measure the audit of `count` images in this process."""
+    import tempfile
 
-    started = time.perf_counter()
-    with ThreadPoolExecutor(available_cores()) as pool:
-        proposed = duplicates._propose(thumbnails, np.arange(len(thumbnails)), pool)
-    propose = time.perf_counter() - started
-    hashes, rows = (torch.cat(part) for part in zip(*_hashes(thumbnails), strict=True))
-    started = time.perf_counter()
-    peer = NearestNeighbors(n_neighbors=2, algorithm="brute", n_jobs=-1).fit(hashes).kneighbors(hashes)[1]
-    brute = time.perf_counter() - started
-    # The nearest image that is not the same image seen without its edge.
-    nearest = np.stack([rows.numpy(), rows.numpy()[peer[:, 1]]])
-    nearest = nearest[:, nearest[0] != nearest[1]]
-    ours = set(map(tuple, proposed.tolist()))
-    found = [(min(a, b), max(a, b)) in ours for a, b in nearest.T.tolist()]
+    from hf_pneumonia.data.cohort import prepare_cohort
+    from hf_pneumonia.evaluation.audit import write_audit
+
+    folder = make_images(cache_dir / f"benchmark-audit-{count}", count)
+    with tempfile.TemporaryDirectory(dir=cache_dir) as place:
+        started = time.perf_counter()
+        cohort = prepare_cohort([str(folder)], 64, Path(place), 0, split="80/10/10")
+        prepared = time.perf_counter()
+        write_audit(cohort, Path(place) / "audit")
+        audited = time.perf_counter()
+        page = (Path(place) / "audit" / "audit.html").stat().st_size
+        found = int(np.sum(cohort.cache.copies()[1] >= 0.9))
     return {
-        "films": len(thumbnails),
-        "copies_found": int(np.sum(correlation >= duplicates.COPY)),
-        "pairs_overlaid": len(proposed),
-        "search_seconds": round(search, 1),
-        "milliseconds_per_film": round(1e3 * search / len(thumbnails), 2),
-        "peak_memory_mb": round(memory),
-        "propose_seconds": round(propose, 2),
-        "all_pairs_seconds": round(brute, 2),
-        "all_pairs_over_blocks": round(brute / propose, 2),
-        "nearest_neighbours_proposed": round(float(np.mean(found)), 4),
+        "images": count,
+        "prepare_seconds": round(prepared - started, 1),
+        "audit_seconds": round(audited - prepared, 1),
+        "milliseconds_per_image": round(1e3 * (audited - started) / count, 2),
+        "peak_memory_mb": peak_mb(),
+        "page_mb": round(page / 1e6, 1),
+        "duplicates_planted": count // PLANTED,
+        "duplicates_found": found,
     }
 
 
-def _hashes(thumbnails: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    chunks = np.array_split(np.arange(len(thumbnails)), len(thumbnails) // duplicates._CHUNK + 1)
-    return [duplicates._hashes(thumbnails, chunk) for chunk in chunks]
+def search(count: int, cache_dir: Path) -> dict:
+    """Compare the search for duplicates with one among all pairs."""
+    from scipy.fft import dctn
+    from sklearn.neighbors import NearestNeighbors
+
+    from hf_pneumonia.data.duplicates import THUMBNAIL, find_copies
+
+    folder = make_images(cache_dir / f"benchmark-audit-{count}", count)
+    paths = sorted(folder.glob("*/*.jpeg"))
+    thumbnails = np.stack([np.asarray(Image.open(path).resize((THUMBNAIL, THUMBNAIL))) for path in paths])
+    started = time.perf_counter()
+    find_copies(thumbnails)
+    ours = time.perf_counter() - started
+    started = time.perf_counter()
+    hashes = dctn(thumbnails.astype(np.float32), axes=(1, 2))[:, :13, :13].reshape(count, -1)[:, 1:]
+    NearestNeighbors(n_neighbors=2, algorithm="brute", n_jobs=-1).fit(hashes).kneighbors(hashes)
+    peer = time.perf_counter() - started
+    return {"images": count, "search_seconds": round(ours, 1), "all_pairs_seconds": round(peer, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="+", default=[5_000, 50_000])
-    parser.add_argument("--cache_dir", type=Path, default=default_cache())
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 50_000, 200_000])
+    parser.add_argument("--peer", type=int, default=50_000, help="most images of the search among all pairs")
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/hf-pneumonia").expanduser())
+    parser.add_argument("--one", choices=("measure", "search"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args.cache_dir)))
+        print(json.dumps({"measure": measure, "search": search}[args.one](args.images[0], args.cache_dir)))
         return
-    results = []
-    for images in args.images:
-        build(images, args.cache_dir)
-        command = [sys.executable, __file__, "--one", str(images), "--cache_dir", str(args.cache_dir)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(*(f"{name}: {value}" for name, value in results[-1].items()), sep="\n", end="\n\n")
+    results, searches = [], []
+    for count in args.images:
+        make_images(args.cache_dir / f"benchmark-audit-{count}", count)
+        argv = ("--images", count, "--cache_dir", args.cache_dir, "--one")
+        results.append(run_alone(__file__, *argv, "measure"))
+        print(results[-1], flush=True)
+        if count <= args.peer:
+            searches.append(run_alone(__file__, *argv, "search"))
+            print(searches[-1], flush=True)
     first, last = results[0], results[-1]
     growth = {
-        "films": round(last["films"] / first["films"], 2),
-        "search_seconds": round(last["search_seconds"] / first["search_seconds"], 2),
-        "peak_memory_mb": round(last["peak_memory_mb"] / first["peak_memory_mb"], 2),
+        name: round(last[name] / first[name], 2)
+        for name in ("images", "prepare_seconds", "audit_seconds", "peak_memory_mb")
     }
-    print(json.dumps({"results": results, "growth": growth}))
+    print(growth)
+    finish(benchmark="audit", results=results, searches=searches, growth=growth)
 
 
 if __name__ == "__main__":
