@@ -116,7 +116,7 @@ def test_nan_probabilities_and_the_folder_of_a_training_are_clear_errors(
     finished_run, image_folder, tmp_path
 ):
     before = (finished_run / "report.json").read_bytes()
-    with pytest.raises(UsageError, match="choose another folder"):
+    with pytest.raises(UsageError, match="expected no training run"):
         _evaluate(finished_run, image_folder, finished_run)
     assert (finished_run / "report.json").read_bytes() == before
     model = build_model("resnet10t", 32)
