@@ -37,10 +37,11 @@ def ratio(values: dict[str, list[float]], one: str, other: str) -> float:
     return round(statistics.median(values[one]) / statistics.median(values[other]), 3)
 
 
-def run_alone(script: str, *argv: object):
+def run_alone(script: str | Path, *argv: object, **environment: str):
     """Run a script in its own process and return the JSON of its last line."""
-    command = [sys.executable, script, *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, *map(str, (script, *argv))]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

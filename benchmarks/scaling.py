@@ -55,7 +55,8 @@ def train_here(args: argparse.Namespace) -> None:
     setup_torch(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = train_step.recipe(folder, args.image_size, args.batch_size, args.steps, True, "resnet18")
-        images = train_step.InMemory(4 * args.batch_size * PROCESSES, args.image_size, settings.device)
+        steps = PROCESSES * (args.steps + train_step.WARMUP_STEPS)
+        images = train_step.InMemory(steps, args.batch_size, args.image_size, settings.device)
         speed = train_step.ours(settings, images)
     if int(os.environ.get("RANK", 0)) == 0:
         print(speed, flush=True)

@@ -31,21 +31,24 @@ WARMUP_STEPS = 3  # steps before the clock starts
 
 
 class InMemory(torch.utils.data.Dataset):
-    """Random images and labels for a few batches, in the format of `ImageDataset`."""
+    """Random images and labels of four batches, over and over, in the format of `ImageDataset`."""
 
-    def __init__(self, images: int, size: int, device: torch.device) -> None:
+    def __init__(self, steps: int, batch: int, size: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (images, size, size), dtype=torch.uint8, generator=generator)
-        self.labels = torch.arange(images) % 2
+        shape = (4 * batch, size, size)
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        self.labels = torch.arange(len(self.images)) % 2
         self.cache = SimpleNamespace(folder=Path.cwd())  # there is none to be watched
-        self.on_device, self.laid = device.type == "cuda", self.images.to(device)
+        self.on_device, self.device, self.length = device.type == "cuda", device, steps * batch
+        self._labels = self.labels.to(device)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.length  # an epoch has all steps: what happens once per epoch is not measured
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        which = torch.tensor(indices)
-        return {"pixel_values": self.laid[which.to(self.laid.device)], "labels": self.labels[which]}
+        chosen = torch.tensor(indices, pin_memory=self.on_device) % len(self.images)
+        chosen = chosen.to(self.device, non_blocking=True)
+        return {"pixel_values": self.images[chosen], "labels": self._labels[chosen]}
 
 
 class Clock(TrainerCallback):
@@ -101,9 +104,10 @@ def bare(args: Recipe, images: InMemory) -> float:
             _wait()
             started = time.perf_counter()
         batch = images.__getitems__(torch.randint(len(images), (args.train_batch_size,)).tolist())
-        labels = batch["labels"].to(args.device)
+        labels = batch["labels"]
+        inputs = network_input(augment(batch["pixel_values"], labels))
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            logits = model(network_input(augment(batch["pixel_values"].to(args.device), labels))).logits
+            logits = model(inputs).logits
             loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -117,10 +121,10 @@ def bare(args: Recipe, images: InMemory) -> float:
 def stock(args: Recipe, images: InMemory, folder: str) -> float:
     torch.manual_seed(0)
     model = build_model(args.model, args.image_size, args.drop_rate)
-    pixels = network_input(images.images).contiguous()
+    pixels = network_input(images.images.cpu()).contiguous()
     examples = [
         {"pixel_values": one, "labels": int(label)} for one, label in zip(pixels, images.labels, strict=True)
-    ]
+    ] * (len(images) // len(pixels) + 1)
 
     def collate(batch: list[dict]) -> dict[str, torch.Tensor]:  # as the example's own
         stacked = torch.stack([one["pixel_values"] for one in batch])
@@ -130,7 +134,7 @@ def stock(args: Recipe, images: InMemory, folder: str) -> float:
     settings = TrainingArguments(
         folder,
         max_steps=args.max_steps,
-        per_device_train_batch_size=args.train_batch_size,
+        per_device_train_batch_size=args.per_device_train_batch_size,
         learning_rate=args.learning_rate,
         remove_unused_columns=False,
         save_strategy="no",
@@ -153,7 +157,7 @@ def measure(name: str, args: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
         augmented = "augmented" in name
         settings = recipe(folder, args.image_size, args.batch_size, args.steps, augmented, args.model)
-        images = InMemory(4 * args.batch_size, args.image_size, settings.device)
+        images = InMemory(args.steps + WARMUP_STEPS, args.batch_size, args.image_size, settings.device)
         if name == "stock Trainer":
             return stock(settings, images, folder)
         return (ours if name.startswith("ours") else bare)(settings, images)

@@ -22,9 +22,11 @@ SIZES = "--image_size 32 --batch_size 4 --steps 2 --rounds 1"
         ("predict", "RUN --images IMAGES/test --rounds 1", {}),
         ("time_to_auc", "IMAGES --image_size 48 --epochs 3 --cache_dir TMP --contenders ours stock", {}),
         ("ood", "RUN", {}),
+        ("audit", "--images 200 400 --peer 200 --cache_dir TMP", {}),
         (
             "gpu",
-            "IMAGES/train --image_size 32 --batches 8 4 --steps 2 --rounds 1 --epochs 1 --report TMP/gpu.md",
+            "IMAGES/train --image_size 32 --batches 8 --steps 2 --rounds 1 --epochs 1 --processes 2 "
+            "--report TMP/gpu.md",
             {},
         ),
     ],
