@@ -9,7 +9,8 @@ import pytest
 from conftest import write_image, write_images
 from datasets.table import embed_table_storage
 
-from hf_pneumonia.data.sources import load_sources, rows_of_hub, short_names
+from hf_pneumonia.data.hub_datasets import rows_of_hub
+from hf_pneumonia.data.sources import load_sources, short_names
 from hf_pneumonia.errors import UsageError
 
 

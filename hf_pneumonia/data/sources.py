@@ -7,24 +7,17 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-import datasets
 
 from hf_pneumonia.data.archive import fetch_kaggle, is_archive, unpack
 from hf_pneumonia.data.folder import rows_of_folder
-from hf_pneumonia.data.labels import LABELS, PHANTOMS, SPLITS, Row, is_covid, label_of, patient_of, split_of
+from hf_pneumonia.data.labels import LABELS, PHANTOMS, Row, is_covid, label_of, patient_of, split_of
 from hf_pneumonia.data.listing import rows_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-# Columns of a Hub data set, in order of preference.
-_IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
-_LABEL_COLUMNS = ("label", "labels", "class")
 
 _COVID_DONE = {
     "drop": "left out (--covid pneumonia counts them as PNEUMONIA, --covid keep scores them separately)",
@@ -158,8 +151,11 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
         return rows_of_folder(fetch_kaggle(name.removeprefix("kaggle:")), uncertain)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        saved = _saved_dataset(path)
-        return rows_of_folder(path, uncertain) if saved is None else rows_of_hub(saved, name)
+        if not _is_saved_dataset(path):
+            return rows_of_folder(path, uncertain)
+        from hf_pneumonia.data.hub_datasets import rows_of_saved  # `datasets` takes a second to import
+
+        return rows_of_saved(path, name)
     if path.is_file() and is_archive(path):
         folder = unpack(path, cache_dir)
         try:
@@ -175,87 +171,15 @@ def _load(name: str, cache_dir: Path, uncertain: str) -> list[Row]:
             "--dataset: expected `phantom`, a folder, a .zip, .tar or .csv file, kaggle:owner/name or a Hub "
             f"id (user/name), optionally after train=, validation= or test=, got {name!r}{problem}",
         )
-    return _fetch_hub(name)
+    from hf_pneumonia.data.hub_datasets import fetch_hub
+
+    return fetch_hub(name)
 
 
-def _saved_dataset(folder: Path) -> datasets.DatasetDict | None:
-    """Load a folder saved by `datasets.save_to_disk`, or of Parquet files; return None for any other."""
-    try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            saved = datasets.load_from_disk(folder)
-        elif any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")):
-            saved = datasets.load_dataset(str(folder))
-        else:
-            return None
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            "dataset-damaged",
-            f"{folder}: expected a data set saved by `datasets`, got {str(error).splitlines()[0]}. Save it "
-            "again",
-        ) from error
-    return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
-
-
-def _fetch_hub(name: str) -> list[Row]:
-    logger.info("downloading %s from the Hub", name)
-    try:
-        loaded = datasets.load_dataset(name)
-    # Not found, gated, offline, unknown host, or a broken repository.
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(
-            "hub-download",
-            f"--dataset {name}: expected a folder or a Hub data set, got neither ({reason}). Check the name "
-            "and the connection, or download it and give the folder",
-        ) from error
-    return rows_of_hub(loaded, name)
-
-
-def rows_of_hub(loaded: datasets.DatasetDict, name: str) -> list[Row]:
-    """List the images of a loaded Hub data set.
-
-    Raises:
-        UsageError: it has no image column, no column of class names, or an unknown split.
-    """
-    rows = []
-    for given, table in loaded.items():
-        split = split_of(given)
-        if split is None:
-            raise UsageError(
-                "unknown-split", f"{name}: expected the splits {', '.join(SPLITS)}, got {given!r}. Rename it"
-            )
-        column = next((column for column in _IMAGE_COLUMNS if column in table.column_names), None)
-        classes = _class_names(table)
-        if column is None or not all(classes):
-            raise UsageError(
-                "no-image-or-label-column",
-                f"{name}: expected the columns `image` and `label` (class names), got "
-                f"{', '.join(table.column_names)}. Rename the columns, or cast the label to ClassLabel",
-            )
-        images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        patients = table["patient_id"] if "patient_id" in table.column_names else [None] * len(table)
-        for row, (image, class_name, patient) in enumerate(zip(images, classes, patients, strict=True)):
-            file = Path(image[column]["path"] or "").name
-            # The row number distinguishes files of the same name.
-            place = f"{split}/{row:06d}/{file}".rstrip("/")
-            patient = patient_of(file) if patient in (None, "") else str(patient)
-            rows.append(Row(partial(_image, images, row, column), place, class_name, patient, place, split))
-    return rows
-
-
-def _image(images: datasets.Dataset, row: int, column: str) -> dict:
-    return images[row][column]
-
-
-def _class_names(table: datasets.Dataset) -> list[str | None]:
-    """Return the class names in the first label column that has names, or None for each row."""
-    for column in _LABEL_COLUMNS:
-        feature = table.features.get(column)
-        if isinstance(feature, datasets.ClassLabel):
-            return [feature.int2str(value) for value in table[column]]
-        if getattr(feature, "dtype", "") in ("string", "large_string"):
-            return list(table[column])
-    return [None] * len(table)
+def _is_saved_dataset(folder: Path) -> bool:
+    """Return whether `datasets.save_to_disk` wrote a folder, or whether it has Parquet files."""
+    index = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return index or any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet"))
 
 
 def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:

@@ -1,15 +1,12 @@
 """Calibration on the validation split, operating points, the uncertain band, and calibration errors."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import (
     REPLICATES,
@@ -24,9 +21,6 @@ from hf_pneumonia.evaluation.intervals import (
 from hf_pneumonia.evaluation.metrics import check_probabilities
 from hf_pneumonia.evaluation.scoring import Predictions, score_images, score_swapped
 from hf_pneumonia.modeling.build import has_bias, scale_logits
-
-if TYPE_CHECKING:
-    from hf_pneumonia.data.cohort import Cohort
 
 # Of the main operating point on validation: a missed pneumonia costs more than a second look.
 TARGET_SENSITIVITY = 0.95

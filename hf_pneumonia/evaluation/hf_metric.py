@@ -2,9 +2,8 @@
 
 import datasets
 import evaluate
-import numpy as np
 
-from hf_pneumonia.evaluation.metrics import METRICS, all_metrics
+from hf_pneumonia.evaluation.metrics import METRICS, score_predictions
 
 
 class PneumoniaMetric(evaluate.Metric):
@@ -25,4 +24,4 @@ class PneumoniaMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, threshold: float = 0.5) -> dict:
-        return all_metrics(np.asarray(references), np.asarray(predictions), threshold)
+        return score_predictions(references, predictions, threshold)

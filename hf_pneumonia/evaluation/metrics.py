@@ -66,27 +66,18 @@ PREVALENCES = (0.05, 0.2)  # of the predictive values, besides that of the split
 
 
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict:
-    """Compute `PneumoniaMetric` of (n,) labels and (n,) probabilities, in memory.
+    """Compute all METRICS (None where undefined) and `confusion_matrix`, counts by `tn`, `fp`, `fn` and `tp`.
+
+    Args:
+        labels: (n,) 0 or 1.
+        probabilities: (n,) of class 1.
+        threshold: an image is called pneumonia from this probability on.
 
     Raises:
         UsageError: a probability is NaN or outside 0 to 1.
     """
-    # Imported here: `evaluate` and `datasets` take a second to import, and the page needs neither.
-    from hf_pneumonia.evaluation.hf_metric import PneumoniaMetric
-
-    check_probabilities(probabilities)
-    metric = PneumoniaMetric(keep_in_memory=True)
-    return metric.compute(predictions=probabilities, references=labels, threshold=threshold)
-
-
-def all_metrics(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict:
-    """Compute all METRICS (None where undefined) and `confusion_matrix`, counts by `tn`, `fp`, `fn` and `tp`.
-
-    Args:
-        label: (n,) 0 or 1.
-        probability: (n,) of class 1.
-        threshold: an image is called pneumonia from this probability on.
-    """
+    label, probability = np.asarray(labels), np.asarray(probabilities)
+    check_probabilities(probability)
     counts = _cells(label, probability, threshold).sum(0)
     metrics = matrix_metrics(*counts)
     both = 0 < label.sum() < len(label)

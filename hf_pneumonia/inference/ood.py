@@ -5,8 +5,6 @@ features at each stage of the network and its coarse layout with the training im
 gray levels and DICOM header. It does not use the prediction. It is fitted after training.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator
@@ -14,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +22,7 @@ from safetensors.numpy import load_file, save
 from scipy.stats import t as students
 from sklearn.decomposition import PCA
 
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.dicom import BODY_PARTS, MODALITIES
 from hf_pneumonia.data.files import atomic_write
 from hf_pneumonia.data.images import few_grays
@@ -32,9 +30,6 @@ from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.intervals import wilson
 from hf_pneumonia.modeling.augment import Augment
 from hf_pneumonia.modeling.build import network_input
-
-if TYPE_CHECKING:
-    from hf_pneumonia.data.cohort import Cohort
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,11 @@
 """Dataset of one split, read in batches from the image cache or from GPU memory."""
 
-from __future__ import annotations
-
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from hf_pneumonia.data.cohort import Cohort
-
+from hf_pneumonia.data.cohort import Cohort
 
 # Largest share of a GPU's free memory for the images of one split; there are two splits.
 _SHARE = 0.2

@@ -1,7 +1,5 @@
 """Multi-process and CPU setup that Accelerate and torchrun leave to their users."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging
@@ -11,17 +9,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.cores import available_cores
 from hf_pneumonia.errors import UsageError
-
-if TYPE_CHECKING:
-    from hf_pneumonia.data.cohort import Cohort
 
 logger = logging.getLogger(__name__)
 
