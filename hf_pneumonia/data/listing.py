@@ -1,7 +1,7 @@
 """Label tables: CSV files that list images with their labels, and metadata files in image folders.
 
 An image is positive with pneumonia and negative without any finding. Images with other findings only are left
-out and counted. `KNOWN` lists the public data sets that are recognised (docs/data.md).
+out and counted. `PUBLIC_TABLES` lists the public data sets that are recognised (docs/data.md).
 """
 
 import csv
@@ -23,12 +23,30 @@ logger = logging.getLogger(__name__)
 LABEL_COLUMNS = ("label", "labels", "class")
 
 # Column names as letters in lower case, in order of preference.
-_IMAGE = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex", "film")
-_IMAGE += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
-_LABEL = (*LABEL_COLUMNS, "classname", "diagnosis", "finding", "findinglabels", "target", "pneumonia")
-_PATIENT = ("patientid", "patient", "subjectid", "subject")
-_SPLIT = ("split", "set", "subset", "partition", "datasettype")
-_VIEW = ("frontallateral", "viewposition", "projection", "view")
+_IMAGE_COLUMNS = (
+    "path",
+    "filepath",
+    "imagepath",
+    "filename",
+    "file",
+    "imagename",
+    "image",
+    "imageindex",
+    "film",
+)
+_IMAGE_COLUMNS += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
+_ALL_LABEL_COLUMNS = (
+    *LABEL_COLUMNS,
+    "classname",
+    "diagnosis",
+    "finding",
+    "findinglabels",
+    "target",
+    "pneumonia",
+)
+_PATIENT_COLUMNS = ("patientid", "patient", "subjectid", "subject")
+_SPLIT_COLUMNS = ("split", "set", "subset", "partition", "datasettype")
+_VIEW_COLUMNS = ("frontallateral", "viewposition", "projection", "view")
 
 _YES = frozenset(("1", "1.0", "true", "t", "yes", "y", "positive", "pos"))
 _NO = frozenset(("0", "0.0", "false", "f", "no", "n", "negative", "neg", ""))
@@ -41,34 +59,36 @@ _COVIDX = re.compile(r"(train|val|test)(_\w+)?\.txt$")
 
 
 @dataclass(frozen=True)
-class Known:
+class PublicTable:
     """A public data set, recognised by the columns of its table.
 
     Attributes:
         name: name for the log.
         columns: columns of its table, as letters in lower case.
-        several: whether one cell may have several findings.
+        several_findings: whether one cell may have several findings.
     """
 
     name: str
     columns: frozenset[str]
-    several: bool = False
+    several_findings: bool = False
 
 
-def _known(name: str, columns: str, several: bool = False) -> Known:
-    return Known(name, frozenset(columns.split()), several)
+def _table_of(name: str, columns: str, several_findings: bool = False) -> PublicTable:
+    return PublicTable(name, frozenset(columns.split()), several_findings)
 
 
-KNOWN = (
-    _known("NIH ChestX-ray14", "imageindex findinglabels patientid", several=True),
-    _known("CheXpert", "path frontallateral nofinding pneumonia"),
-    _known("MIMIC-CXR-JPG", "subjectid studyid nofinding pneumonia"),
-    _known("PadChest", "imageid patientid projection labels", several=True),
-    _known("VinDr-CXR or VinDr-PCXR", "imageid radid nofinding pneumonia"),
-    _known("RSNA Pneumonia Detection Challenge", "patientid x y width height target"),
-    _known("CoronaHack", "xrayimagename label datasettype"),
-    _known(
-        "ieee8023 covid-chestxray-dataset", "patientid finding view modality folder filename", several=True
+PUBLIC_TABLES = (
+    _table_of("NIH ChestX-ray14", "imageindex findinglabels patientid", several_findings=True),
+    _table_of("CheXpert", "path frontallateral nofinding pneumonia"),
+    _table_of("MIMIC-CXR-JPG", "subjectid studyid nofinding pneumonia"),
+    _table_of("PadChest", "imageid patientid projection labels", several_findings=True),
+    _table_of("VinDr-CXR or VinDr-PCXR", "imageid radid nofinding pneumonia"),
+    _table_of("RSNA Pneumonia Detection Challenge", "patientid x y width height target"),
+    _table_of("CoronaHack", "xrayimagename label datasettype"),
+    _table_of(
+        "ieee8023 covid-chestxray-dataset",
+        "patientid finding view modality folder filename",
+        several_findings=True,
     ),
 )
 
@@ -86,10 +106,10 @@ class _Table:
         self.columns: dict[str, str] = {}
         for name in self.rows[0] if self.rows else ():
             self.columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
-        self.known = next((known for known in KNOWN if known.columns <= set(self.columns)), None)
+        self.public = next((public for public in PUBLIC_TABLES if public.columns <= set(self.columns)), None)
         self.image, self.label, self.patient, self.split, self.view = (
             next((self.columns[name] for name in names if name in self.columns), None)
-            for names in (_IMAGE, _LABEL, _PATIENT, _SPLIT, _VIEW)
+            for names in (_IMAGE_COLUMNS, _ALL_LABEL_COLUMNS, _PATIENT_COLUMNS, _SPLIT_COLUMNS, _VIEW_COLUMNS)
         )
         if self.image is None and "studyid" not in self.columns:
             self.image, self.patient = self.patient, None  # RSNA: images are named after the patient
@@ -208,8 +228,8 @@ def _read_lines(table: _Table, uncertain: str) -> tuple[dict[str, list[str]], di
             f"{file}: expected the columns `path` and `label` (optionally `patient_id` and `split`), got "
             f"{', '.join(table.columns.values()) or 'an empty file'}. Rename the columns",
         )
-    if table.known:
-        logger.info("%s: read as %s", file, table.known.name)
+    if table.public:
+        logger.info("%s: read as %s", file, table.public.name)
     left_out: Counter[str] = Counter()
     described: dict[str, tuple] = {}  # name -> patient, split
     votes: dict[str, list[str]] = defaultdict(list)
@@ -250,7 +270,7 @@ def _rows_of_table(table: _Table, root: Path, uncertain: str) -> list[Row]:
     file = table.file
     votes, described, left_out = _read_lines(table, uncertain)
     answers = {name: _majority(cast) for name, cast in votes.items()}
-    if not table.findings and not (table.known and table.known.several):
+    if not table.findings and not (table.public and table.public.several_findings):
         answers = _named(file, answers, uncertain)
     for name, answer in list(answers.items()):
         if answer in (OTHER, UNSURE):
@@ -285,7 +305,7 @@ def _answer(table: _Table, line: dict[str, str], uncertain: str) -> str:
             positive |= unsure if uncertain == "positive" else set()
         return _one_of(positive)
     cell = line[table.label]
-    if table.known and table.known.several:
+    if table.public and table.public.several_findings:
         return _one_of(re.split(r"[|/,;]", re.sub(r"[\[\]'\"]", "", cell)))
     return cell
 
