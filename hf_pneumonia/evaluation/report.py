@@ -133,6 +133,8 @@ def _shown(metrics: dict) -> str:
 
 
 def _mean_and_sd(splits: list[dict], names: Sequence[str] = METRICS) -> dict:
+    # A run of an earlier version may lack a metric.
+    names = [name for name in names if all(name in split for split in splits)]
     metrics = {name: [split[name]["value"] for split in splits] for name in names}
     return {
         name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
