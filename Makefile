@@ -12,7 +12,7 @@ RUN ?= runs/quickstart
 # One process, without the launcher's warnings about defaults. For several GPUs see docs/distributed.md.
 LAUNCH ?= --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train test test-all soak bench clean
+.PHONY: train lint test test-all soak bench clean
 
 train: .venv/installed
 	.venv/bin/accelerate launch $(LAUNCH) train.py $(ARGS)
@@ -20,14 +20,14 @@ train: .venv/installed
 # Two workers with one thread each. The tests of a file run in one worker, since they share trained models.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-test: .venv/installed-test
+lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+test: lint
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-test-all: .venv/installed-test
-	.venv/bin/ruff check .
-	.venv/bin/mypy
+test-all: lint
 	$(PYTEST) $(PYTEST_ARGS)
 
 soak: .venv/installed-test
