@@ -170,13 +170,13 @@ def build_trainer(args: Recipe, model: transformers.PreTrainedModel, cohort: Coh
 
 
 def evaluate(trainer: PneumoniaTrainer, args: Recipe, cohort: Cohort, leakage: dict, **facts: Any) -> None:
-    """Calibrate the trained network, score every split once, run the checks and write the run folder.
+    """Calibrate the trained network, score the splits, run the checks and write the run folder.
 
     Args:
         facts: further entries of report.json.
     """
     folder, batch_size = Path(args.output_dir), args.per_device_eval_batch_size
-    # Without the Trainer's mixed precision: scored as every other loader runs the weights.
+    # Without the Trainer's mixed precision: in float32, as all other loaders compute.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     operating_point = calibrate(model, cohort, batch_size)
     model.config.pneumonia = {

@@ -37,7 +37,8 @@ _WORDS: dict[str, tuple[str, str]] = {
        for row in range(1, _GRID + 1) for column in range(1, _GRID + 1)},
 }  # fmt: skip
 STATISTICS = tuple(_WORDS)
-GRAYS = STATISTICS[3:]  # measured in gray values, as shares of 255
+# Measured in gray values, as shares of 255: all but width, height and proportions.
+GRAYS = STATISTICS[3:]
 
 
 def measure_appearance(square: np.ndarray, width: int, height: int) -> np.ndarray:

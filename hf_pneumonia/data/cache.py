@@ -123,7 +123,7 @@ class ImageCache:
 def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache:
     """Open the cache of these images ({"path", "bytes"} each), and build it first if there is none.
 
-    Each cache has a folder in `cache_dir`/films, named by a hash of the size and of each file's path, size
+    Each cache has a folder in `cache_dir`/images, named by a hash of the size and of each file's path, size
     and times of change (or its bytes, if given): a changed file makes a new cache.
 
     Raises:

@@ -172,8 +172,8 @@ def check_appearance(
 ) -> dict | None:
     """Measure the metrics without the help of appearance, by swapping it between the classes.
 
-    Takes six forward passes over 300 images. The appearance model is fitted to the training images, or, if
-    there are none, to the checked images, cross-fitted by patient.
+    Takes six forward passes over at most 300 images. The appearance model is fitted to the training images,
+    or, if there are none, to the checked images, cross-fitted by patient.
 
     Args:
         model, batch_size: as for `score_images`.

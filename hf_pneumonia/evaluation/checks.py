@@ -161,7 +161,7 @@ def black_out(images: np.ndarray, keep: np.ndarray) -> np.ndarray:
 def check_shortcuts(
     model: torch.nn.Module, cache: ImageCache, rows: np.ndarray, scored: Predictions, batch_size: int
 ) -> dict:
-    """Measure the AUROC with parts of the images masked, in four forward passes over 300 images.
+    """Measure the AUROC with parts of the images masked, in four forward passes over at most 300 images.
 
     A network that reads the lungs alone has AUROC 0.5 with the lungs masked, and keeps its AUROC with the
     rest masked. A deviation does not prove a shortcut: the edge of an image also shows the child's size and

@@ -49,7 +49,7 @@ class Strengths:
     # Also changes the brightness, by up to half of this, as a share of the full range.
     exposure: list[float] = _strength("change of log(gamma) and log(contrast)")
     noise: list[float] = _strength("noise, sigma as a share of the gray range")
-    # Off by default: it mirrors the heart and the side marker, which hardly any image to be read shows.
+    # Off by default: it mirrors the heart and the side marker, and hardly any real image is mirrored.
     horizontal_flip: float = field(
         default=0.0,
         metadata={
