@@ -4,8 +4,8 @@
 
 The images are simulated chest X-rays of 128 pixels, blended in pairs and overlaid with a smooth random
 pattern, so that all look alike and no two are the same. One in a hundred is a planted duplicate at another
-JPEG quality. They are generated once and kept. Each number is measured in its own process: reading, decoding
-and the search for duplicates (`prepare_cohort`), the audit (`write_audit`), and the peak memory.
+JPEG quality. They are generated once and kept. Each size is measured in its own process: reading, decoding to
+64 pixels and the search for duplicates (`prepare_cohort`), the audit (`write_audit`), and the peak memory.
 
 The peer finds each image's nearest neighbour by the lowest cosine frequencies (SciPy) among all pairs
 (scikit-learn, brute force), up to `--peer` images. The last line is JSON.
@@ -13,6 +13,7 @@ The peer finds each image's nearest neighbour by the lowest cosine frequencies (
 
 import argparse
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ def make_images(folder: Path, count: int) -> Path:
 
     def make(number: int) -> None:
         copy = number % PLANTED == PLANTED - 1
-        rng = np.random.default_rng(number - copy)
+        rng = np.random.default_rng(number - 1 if copy else number)
         first, second = rng.integers(len(base), size=2)
         pattern = Image.fromarray(rng.normal(0, 255, (24, 24)).astype(np.float32)).resize(
             (SIZE, SIZE), Image.Resampling.BICUBIC
@@ -67,6 +68,7 @@ def measure(count: int, cache_dir: Path) -> dict:
     import tempfile
 
     from hf_pneumonia.data.cohort import prepare_cohort
+    from hf_pneumonia.data.duplicates import COPY
     from hf_pneumonia.evaluation.audit import write_audit
 
     folder = make_images(cache_dir / f"benchmark-audit-{count}", count)
@@ -77,7 +79,9 @@ def measure(count: int, cache_dir: Path) -> dict:
         write_audit(cohort, Path(place) / "audit")
         audited = time.perf_counter()
         page = (Path(place) / "audit" / "audit.html").stat().st_size
-        found = int(np.sum(cohort.cache.copies()[1] >= 0.9))
+        pairs, correlation = cohort.cache.similar_pairs()
+        names = [[number_of(cohort.file[row]) for row in pair] for pair in pairs[correlation >= COPY]]
+        planted = [max(pair) % PLANTED == PLANTED - 1 and abs(pair[0] - pair[1]) == 1 for pair in names]
     return {
         "images": count,
         "prepare_seconds": round(prepared - started, 1),
@@ -86,8 +90,13 @@ def measure(count: int, cache_dir: Path) -> dict:
         "peak_memory_mb": peak_mb(),
         "page_mb": round(page / 1e6, 1),
         "duplicates_planted": count // PLANTED,
-        "duplicates_found": found,
+        "duplicates_found": sum(planted),
+        "other_pairs_found": len(planted) - sum(planted),
     }
+
+
+def number_of(file: str) -> int:
+    return int(re.findall(r"\d+", Path(file).stem)[-1])
 
 
 def search(count: int, cache_dir: Path) -> dict:

@@ -23,7 +23,7 @@ from sklearn import metrics as sklearn
 
 from hf_pneumonia.evaluation.calibration import bootstrap_errors, reliability_errors
 from hf_pneumonia.evaluation.intervals import bootstrap_counts, percentile_interval
-from hf_pneumonia.evaluation.metrics import bootstrap_matrix_metrics, bootstrap_rank_metrics
+from hf_pneumonia.evaluation.metrics import bootstrap_rank_metrics, bootstrap_threshold_metrics
 
 
 def draw_images(images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def draw_images(images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def ours(labels: np.ndarray, probabilities: np.ndarray, patient: np.ndarray, replicates: int) -> dict:
     counts, place = bootstrap_counts(patient, replicates)
-    drawn = bootstrap_matrix_metrics(counts, place, labels, probabilities, 0.5)
+    drawn = bootstrap_threshold_metrics(counts, place, labels, probabilities, 0.5)
     drawn |= bootstrap_rank_metrics(counts, place, labels, probabilities)
     return drawn | bootstrap_errors(counts, place, labels, probabilities)
 

@@ -18,7 +18,7 @@ from hf_pneumonia.data.labels import COVID_VALUES, PHANTOMS, UNCERTAIN_VALUES
 from hf_pneumonia.errors import ArgumentParser, UsageError, run_script
 
 # Of the audit's examples. Those of recipes/resnet18.yaml, which an installed package lacks.
-AUGMENTATION = {
+AUDIT_STRENGTHS = {
     "rotation": 7, "zoom": 0.05, "proportions": 0.35, "shift": 0.03, "resolution": 0.4, "blur": 1.2,
     "exposure": 0.5, "noise": 0.05,
 }  # fmt: skip
@@ -43,7 +43,7 @@ def audit(args: argparse.Namespace) -> None:
     # Imported late, in all commands: these imports are slow.
     from hf_pneumonia.evaluation.audit import PAGE, summary, write_audit
 
-    for line in summary(write_audit(cohort, args.output, AUGMENTATION)):
+    for line in summary(write_audit(cohort, args.output, AUDIT_STRENGTHS)):
         print(line)
     print(f"audit: {args.output / PAGE}, {args.output / 'audit.json'}, {args.output / 'manifest.csv'}")
 

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, write_image
 from PIL import Image, ImageDraw
 
-from hf_pneumonia.__main__ import AUGMENTATION, main
+from hf_pneumonia.__main__ import AUDIT_STRENGTHS, main
 from hf_pneumonia.data.cohort import prepare_cohort
 from hf_pneumonia.data.images import image_array
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
@@ -270,4 +270,4 @@ def test_the_command_audits_a_data_set_too_small_to_train_on(tmp_path, capsys):
 
 def test_the_examples_of_augmentation_have_the_strengths_of_the_main_recipe():
     recipe, _ = parse_recipe([str(ROOT / "recipes" / "resnet18.yaml")], default=None)
-    assert {name: strength for name, strength in recipe.augmentation.items() if strength} == AUGMENTATION
+    assert {name: strength for name, strength in recipe.augmentation.items() if strength} == AUDIT_STRENGTHS

@@ -66,12 +66,15 @@ def test_a_cache_that_was_cut_short_raises_an_error(images, tmp_path):
 def test_a_second_run_reads_the_cache_of_the_first_and_finds_copies_at_any_size(images, tmp_path, size):
     first = open_cache(images, size, tmp_path)
     built = (first.folder / "images.uint8").stat().st_ino
-    pairs, correlation = first.copies()
+    pairs, correlation = first.similar_pairs()
     assert pairs[correlation >= COPY].tolist() == [[1, 4]]
     again = open_cache(images, size, tmp_path)
     assert (again.folder / "images.uint8").stat().st_ino == built
     assert np.array_equal(again[range(7)], first[range(7)])
-    assert all(np.array_equal(one, other) for one, other in zip(again.copies(), first.copies(), strict=True))
+    assert all(
+        np.array_equal(one, other)
+        for one, other in zip(again.similar_pairs(), first.similar_pairs(), strict=True)
+    )
 
 
 def test_another_size_or_a_changed_file_makes_a_new_cache(images, tmp_path):

@@ -26,7 +26,7 @@ from hf_pneumonia.training.checkpoints import (
     keep_newest,
     remove_leftovers,
 )
-from hf_pneumonia.training.resuming import decisive_values, read_state, write_state
+from hf_pneumonia.training.resuming import read_state, values_to_compare, write_state
 from hf_pneumonia.training.run_folder import finish_run_folder
 from hf_pneumonia.training.stopping import explain_failures
 
@@ -329,7 +329,7 @@ def test_a_training_resumes_only_with_its_own_recipe_and_images(trainer, tmp_pat
 def test_every_field_of_a_recipe_that_changes_the_weights_is_compared():
     args, _ = parse_recipe([], default=ROOT / "recipes" / "quickstart.yaml")
     own = Recipe.__annotations__.keys() - TrainingArguments.__annotations__.keys()
-    compared = decisive_values(args).keys()
+    compared = values_to_compare(args).keys()
     assert own - compared == {
         "dataset", "max_unreadable", "allow_leakage", "seeds", "cache_dir", "overwrite_output_dir", "checks",
         "ood",

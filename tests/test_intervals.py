@@ -18,8 +18,8 @@ from hf_pneumonia.evaluation.intervals import (
 )
 from hf_pneumonia.evaluation.metrics import (
     auroc_difference_interval,
-    bootstrap_matrix_metrics,
     bootstrap_rank_metrics,
+    bootstrap_threshold_metrics,
     score_predictions,
 )
 
@@ -93,7 +93,7 @@ def test_every_replicate_has_the_metrics_of_repeated_images(decimals):
     labels = rng.integers(0, 2, len(patient))
     probabilities = np.round(np.clip(rng.normal(0.3 + 0.4 * labels, 0.25), 0, 1), decimals)
     counts, place = bootstrap_counts(patient, 60)
-    drawn = bootstrap_matrix_metrics(counts, place, labels, probabilities, 0.5)
+    drawn = bootstrap_threshold_metrics(counts, place, labels, probabilities, 0.5)
     drawn |= bootstrap_rank_metrics(counts, place, labels, probabilities)
     drawn |= bootstrap_errors(counts, place, labels, probabilities)
     assert len(drawn) == 11

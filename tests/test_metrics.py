@@ -10,11 +10,11 @@ from hf_pneumonia.evaluation.intervals import NOT_DEFINED, wilson
 from hf_pneumonia.evaluation.metrics import (
     METRICS,
     auroc,
-    matrix_metrics,
     metrics_at,
     predictive_values,
     score_predictions,
     split_reports,
+    threshold_metrics,
 )
 
 # By hand: threshold 0.5 calls images 0, 1, 2, 5. Of 4 pneumonias (0 to 3) three are found; one alarm is
@@ -47,7 +47,7 @@ def test_the_metrics_equal_a_table_computed_by_hand(tmp_path):
     # Separated perfectly: scikit-learn's own sum is 1.0000000000000002 for these.
     separated = score_predictions(np.repeat([0, 1], [4, 9]), np.linspace(0, 1, 13))
     assert (separated["auroc"], separated["average_precision"]) == (1, 1)
-    assert all(matrix_metrics(tn, 0, 0, tp)["mcc"] <= 1 for tn in range(1, 30) for tp in range(1, 30))
+    assert all(threshold_metrics(tn, 0, 0, tp)["mcc"] <= 1 for tn in range(1, 30) for tp in range(1, 30))
 
 
 def test_an_undefined_metric_is_none():

@@ -115,7 +115,7 @@ class ImageCache:
             self._images.seek(start)
             return self._images.read(count)
 
-    def copies(self) -> tuple[np.ndarray, np.ndarray]:
+    def similar_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs of similar images and their correlations, as `find_copies`."""
         return self._copies
 

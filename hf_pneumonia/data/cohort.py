@@ -225,7 +225,7 @@ def _clusters(patient_id: np.ndarray, group: np.ndarray, cache: ImageCache) -> n
 
     A cluster is named after its lowest file hash, so that a cut does not depend on file names.
     """
-    links = np.concatenate([cache.copies()[0], np.stack([np.arange(len(group)), group], axis=1)])
+    links = np.concatenate([cache.similar_pairs()[0], np.stack([np.arange(len(group)), group], axis=1)])
     coarse = [coarse_patient(patient) for patient in patient_id]
     cluster = _join_patients(coarse, connect(len(group), links))
     ids, which = np.unique(cluster.astype(str), return_inverse=True)
@@ -254,7 +254,7 @@ def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: floa
 
 def _duplicate_groups(cache: ImageCache) -> np.ndarray:
     """(n,) lowest row of the copies of one image, by their bytes or by their pixels."""
-    pairs, correlation = cache.copies()
+    pairs, correlation = cache.similar_pairs()
     hashes = cache.facts["sha256"]
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     same_bytes = np.stack([np.arange(len(hashes)), first[which]], axis=1)

@@ -8,13 +8,13 @@ from pathlib import Path
 import datasets
 
 from hf_pneumonia.data.labels import SPLITS, Row, patient_of, split_of
+from hf_pneumonia.data.listing import LABEL_COLUMNS
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 # Columns of a Hub data set, in order of preference.
 _IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
-_LABEL_COLUMNS = ("label", "labels", "class")
 
 
 def rows_of_saved(folder: Path, name: str) -> list[Row]:
@@ -85,7 +85,7 @@ def _image(images: datasets.Dataset, row: int, column: str) -> dict:
 
 def _class_names(table: datasets.Dataset) -> list[str | None]:
     """Return the class names in the first label column that has names, or None for each row."""
-    for column in _LABEL_COLUMNS:
+    for column in LABEL_COLUMNS:
         feature = table.features.get(column)
         if isinstance(feature, datasets.ClassLabel):
             return [feature.int2str(value) for value in table[column]]

@@ -305,7 +305,10 @@ def _layout(image: Image.Image) -> str:
 
 
 def _stretch(values: np.ndarray) -> Image.Image:
-    """Map (h, w) values of more than 8 bits to 0 to 255: the lowest becomes black, the highest white."""
+    """Map (h, w) values of more than 8 bits to 0 to 255: the lowest becomes black, the highest white.
+
+    One bright marker or defective pixel makes the rest darker: no percentiles are clipped.
+    """
     # Pillow's own conversion clips 16-bit images at 255, which turns them white.
     values = np.asarray(values, dtype=np.float32)
     if not np.isfinite(values).all():

@@ -71,7 +71,7 @@ def write_audit(cohort: Cohort, folder: Path, augmentation: Mapping[str, Strengt
 
 
 def _audit_images(cohort: Cohort, scores: np.ndarray) -> dict:
-    correlation = cohort.cache.copies()[1]
+    correlation = cohort.cache.similar_pairs()[1]
     groups = cohort.copy_groups()
     readable, facts = cohort.reason != UNREADABLE, cohort.cache.facts
     overlays = {"text": facts["text_rows"] >= TEXT_ROWS, "colour": facts["colour_share"] >= COLOUR_SHARE}
@@ -270,7 +270,7 @@ def count_images(cohort: Cohort) -> tuple[list[str], list[list[str]]]:
 
 def _pairs_to_plot(cohort: Cohort) -> dict[str, list[Pair]]:
     """Pairs of rows for each of _PAIRS, with their similarity in words."""
-    rows, correlation = cohort.cache.copies()
+    rows, correlation = cohort.cache.similar_pairs()
     similarity = {
         tuple(pair): f"correlation {value:.3f}"
         for pair, value in zip(rows.tolist(), correlation, strict=True)

@@ -21,7 +21,7 @@ from hf_pneumonia.evaluation.intervals import (
 from hf_pneumonia.evaluation.scoring import Predictions
 
 
-class CountMetric(NamedTuple):
+class ThresholdMetric(NamedTuple):
     """A metric of the confusion matrix: title in the model card, and function of arrays tn, fp, fn, tp."""
 
     title: str
@@ -50,12 +50,14 @@ def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) ->
 # The metrics of each split by their names in report.json. Report, model card, seed summary and the choice of
 # the best epoch read these tables.
 THRESHOLD_METRICS = {
-    "sensitivity": CountMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
-    "specificity": CountMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
-    "accuracy": CountMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
-    "precision": CountMetric("precision (PPV among these images)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)),
-    "f1": CountMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
-    "mcc": CountMetric("Matthews correlation", _matthews),
+    "sensitivity": ThresholdMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
+    "specificity": ThresholdMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
+    "accuracy": ThresholdMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
+    "precision": ThresholdMetric(
+        "precision (PPV among these images)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)
+    ),
+    "f1": ThresholdMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
+    "mcc": ThresholdMetric("Matthews correlation", _matthews),
 }
 RANK_METRICS = {
     "auroc": RankMetric("AUROC", roc_auc_score),
@@ -79,7 +81,7 @@ def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: 
     label, probability = np.asarray(labels), np.asarray(probabilities)
     check_probabilities(probability)
     counts = _cells(label, probability, threshold).sum(0)
-    metrics = matrix_metrics(*counts)
+    metrics = threshold_metrics(*counts)
     both = 0 < label.sum() < len(label)
     for name, metric in RANK_METRICS.items():
         # Rounding may carry the sum above 1.
@@ -102,7 +104,9 @@ def check_probabilities(probability: np.ndarray) -> None:
         )
 
 
-def matrix_metrics(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> dict[str, np.ndarray]:
+def threshold_metrics(
+    tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray
+) -> dict[str, np.ndarray]:
     """Compute the metrics of many confusion matrices, given as counts in arrays of one shape.
 
     Returns:
@@ -126,11 +130,11 @@ def predictive_values(
     return ratio(tp, tp + fp), ratio(tn, tn + fn)
 
 
-def bootstrap_matrix_metrics(
+def bootstrap_threshold_metrics(
     counts: np.ndarray, place: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, threshold: float
 ) -> dict[str, np.ndarray]:
-    """Compute `matrix_metrics` of each replicate: (replicates,) each, NaN where undefined."""
-    return matrix_metrics(*bootstrap_sums(counts, place, _cells(labels, probabilities, threshold)).T)
+    """Compute `threshold_metrics` of each replicate: (replicates,) each, NaN where undefined."""
+    return threshold_metrics(*bootstrap_sums(counts, place, _cells(labels, probabilities, threshold)).T)
 
 
 def bootstrap_rank_metrics(
@@ -187,7 +191,7 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
     positive, reports = label == 1, []
     for threshold in thresholds:
         scores = score_predictions(label, probability, threshold)
-        drawn = ranks | bootstrap_matrix_metrics(counts, place, label, probability, threshold)
+        drawn = ranks | bootstrap_threshold_metrics(counts, place, label, probability, threshold)
         metrics = {name: with_interval(scores[name], drawn[name]) for name in METRICS}
         called = probability >= threshold
         _add_wilson(metrics["accuracy"], patient, called == positive, np.ones_like(positive))

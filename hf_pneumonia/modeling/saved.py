@@ -40,11 +40,11 @@ _FILES = [
 # neither downloaded nor shown.
 LARGEST_TEXT, LARGEST_PLOT = 5_000_000, 4_000_000
 MOST_EXAMPLES, LARGEST_EXAMPLE = 8, 20_000_000
-EXAMPLES = (".jpeg", ".jpg", ".png", ".dcm")
+EXAMPLE_SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm")
 _EVIDENCE = (
     (("README.md", "report.json"), 2, LARGEST_TEXT),
     (("plots/*.png",), 16, LARGEST_PLOT),
-    (tuple(f"examples/*{ending}" for ending in EXAMPLES), MOST_EXAMPLES, LARGEST_EXAMPLE),
+    (tuple(f"examples/*{ending}" for ending in EXAMPLE_SUFFIXES), MOST_EXAMPLES, LARGEST_EXAMPLE),
     (("examples/README.md", "examples/LICENSE"), 2, 100_000),
 )
 # Code and message by exception; GatedRepoError, a subclass of RepositoryNotFoundError, comes first.

@@ -169,7 +169,7 @@ def _place(share: float) -> str:
 
 
 # Longest side of the image in the browser: twice what a laptop shows before zooming.
-MOST_PIXELS = 1024
+MAX_SIDE = 1024
 
 _JPEG_QUALITY = 90
 
@@ -207,12 +207,12 @@ def viewer_value(
         no_heat_map: the caption without a heat map.
 
     Returns:
-        `image`, a JPEG of at most MOST_PIXELS a side, and `heat`, a PNG of the heat map's size, or None, as
+        `image`, a JPEG of at most MAX_SIDE a side, and `heat`, a PNG of the heat map's size, or None, as
         gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
         orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks like
         `overlay`.
     """
-    image = _shrunk(image, MOST_PIXELS)
+    image = _shrunk(image, MAX_SIDE)
     heat, caption = None, no_heat_map
     if heat_map is not None:
         layer = Image.new("RGB", heat_map.shape[::-1], HEAT)

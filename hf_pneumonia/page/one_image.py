@@ -15,7 +15,7 @@ from PIL import Image
 from hf_pneumonia.data.phantom import simulate_patient
 from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.inference.classifier import REFUSED, PneumoniaClassifier
-from hf_pneumonia.modeling.saved import EXAMPLES, LARGEST_EXAMPLE, MOST_EXAMPLES, evidence_folder
+from hf_pneumonia.modeling.saved import EXAMPLE_SUFFIXES, LARGEST_EXAMPLE, MOST_EXAMPLES, evidence_folder
 from hf_pneumonia.page.answer import (
     answer_html,
     answer_panel,
@@ -106,7 +106,9 @@ def _example_files(model: str) -> list[Path]:
     files = [
         path
         for path in sorted(folder.glob("[!.]*"))
-        if path.suffix.lower() in EXAMPLES and path.is_file() and path.stat().st_size <= LARGEST_EXAMPLE
+        if path.suffix.lower() in EXAMPLE_SUFFIXES
+        and path.is_file()
+        and path.stat().st_size <= LARGEST_EXAMPLE
     ]
     return files[:MOST_EXAMPLES]
 

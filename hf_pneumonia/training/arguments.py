@@ -27,7 +27,7 @@ from hf_pneumonia.modeling.build import timm_name
 IMBALANCE = ("none", "weights", "sampler")
 
 # Fields of TrainingArguments that change the result: always written to the resolved recipe, also as defaults.
-_DECISIVE = (
+_ALWAYS_WRITTEN = (
     "seed num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps optim "
     "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type "
     "lr_scheduler_kwargs warmup_steps label_smoothing_factor metric_for_best_model bf16 fp16"
@@ -365,7 +365,7 @@ def parse_recipe(argv: list[str], default: Path) -> tuple[Recipe, dict]:
         *AUGMENTATIONS,
         *(name for name in Recipe.__annotations__ if name not in TrainingArguments.__annotations__),
     ]
-    resolved = {**given, **{name: getattr(recipe, name) for name in (*own, *_DECISIVE)}}
+    resolved = {**given, **{name: getattr(recipe, name) for name in (*own, *_ALWAYS_WRITTEN)}}
     return recipe, {
         name: value.value if isinstance(value, Enum) else value
         for name, value in resolved.items()

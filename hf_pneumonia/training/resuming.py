@@ -58,7 +58,7 @@ _FREE = set(
 _FREE_PREFIXES = ("hub_", "push_", "log_", "logging_", "save_", "trackio_", "do_", "dataloader_")
 
 
-def decisive_values(args: Recipe) -> dict:
+def values_to_compare(args: Recipe) -> dict:
     """Return the fields of a recipe that the weights depend on, as plain JSON values."""
     values = {
         name: value
@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *, args: Recipe, **settings) -> None:
         # Before the Trainer adapts values to this machine.
-        self._recipe = decisive_values(args)
+        self._recipe = values_to_compare(args)
         super().__init__(args=args, **settings)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UsageError("sharded-training", "--fsdp, --deepspeed: not supported. Leave them out")
