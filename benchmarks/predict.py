@@ -1,6 +1,6 @@
 """Benchmark of inference from JPEG bytes to probability: PneumoniaClassifier against transformers' pipeline.
 
-    python benchmarks/predict.py RUN [--images FOLDER] [--rounds 3]
+    python benchmarks/predict.py RUN [--images FOLDER] [--rounds 3] [--dtypes float32]
 
 Measures one image (p50, p95), also with a heat map; a folder of images, with the pipeline at its best batch
 size and number of workers; the peak memory; and the difference of logits and decisions on all images between
@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from measuring import (
 from PIL import Image
 
 DTYPES = ("float32", "bfloat16")
-PIPELINES = ("pipeline", "pipeline, bfloat16")
+PIPELINES = {"float32": "pipeline", "bfloat16": "pipeline, bfloat16"}
 BATCHES, WORKERS = (1, 4, 8, 16), (0, 2)  # that the pipeline is tried with
 
 
@@ -49,13 +50,12 @@ def classifier_of(run: Path, dtype: str):
     return PneumoniaClassifier.from_pretrained(run, device="cpu", dtype=dtype)
 
 
-def one_image(run: Path, images: list[Path], rounds: int) -> dict[str, list[float]]:
+def one_image(run: Path, images: list[Path], rounds: int, dtypes: Sequence[str]) -> dict[str, list[float]]:
     """Return milliseconds per single image, all contenders interleaved."""
     asked = {}
-    for name in PIPELINES:
-        pipe = pipeline_of(run, name)
+    for dtype in dtypes:
+        name, pipe = PIPELINES[dtype], pipeline_of(run, PIPELINES[dtype])
         asked[name] = lambda data, pipe=pipe: pipe(Image.open(io.BytesIO(data)))
-    for dtype in DTYPES:
         classifier = classifier_of(run, dtype)
         asked[dtype] = classifier
         asked[f"{dtype}, heat map"] = partial(classifier, heat_map=True)
@@ -100,7 +100,7 @@ def _speed(ask, paths: list[str]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def agreement(run: Path, images: list[Path]) -> dict:
+def agreement(run: Path, images: list[Path], dtypes: Sequence[str]) -> dict:
     """Return differences between ours and the pipeline on original files, and bfloat16 decisions."""
     paths = [str(path) for path in images]
     pipe = pipeline_of(run, "pipeline")
@@ -109,7 +109,7 @@ def agreement(run: Path, images: list[Path]) -> dict:
         [next(one["score"] for one in answer if one["label"] == "PNEUMONIA") for answer in said]
     )
     answers, found = {}, {}
-    for dtype in DTYPES:
+    for dtype in dtypes:
         classifier = classifier_of(run, dtype)
         answers[dtype] = classifier(paths)
         probability = np.array([one.probability for one in answers[dtype]])
@@ -120,8 +120,12 @@ def agreement(run: Path, images: list[Path]) -> dict:
             "largest_difference_of_probability": float(np.abs(probability - expected).max()),
             "same_label_as_pipeline": float(np.mean(called == right)),
         }
-    same = [one.decision == other.decision for one, other in zip(*answers.values(), strict=True)]
-    found["bfloat16"]["same_decision_as_float32"] = float(np.mean(same))
+    for dtype in dtypes[1:]:
+        same = [
+            one.decision == other.decision
+            for one, other in zip(answers[dtypes[0]], answers[dtype], strict=True)
+        ]
+        found[dtype][f"same_decision_as_{dtypes[0]}"] = float(np.mean(same))
     return found
 
 
@@ -137,6 +141,13 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of images; by default full-size ones")
     parser.add_argument("--count", type=int, default=300, help="images that are taken")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES,
+        help="bfloat16 is slow on processors without it",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     place = args.images or full_size_images(
@@ -147,7 +158,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(folder(args.run, images, args.one)))
         return
-    single = one_image(args.run, images[:: max(1, len(images) // 40)][:40], args.rounds)
+    single = one_image(args.run, images[:: max(1, len(images) // 40)][:40], args.rounds, args.dtypes)
     latency = {
         name: median_and_range(values) | {"p95": round(float(np.percentile(values, 95)), 2)}
         for name, values in single.items()
@@ -155,26 +166,31 @@ def main() -> None:
     print_table("ms for one image", latency)
     argv = (args.run, "--images", place, "--count", args.count, "--one")
     folders = interleaved(
-        {name: partial(run_alone, __file__, *argv, name) for name in (*PIPELINES, *DTYPES)}, args.rounds
+        {
+            name: partial(run_alone, __file__, *argv, name)
+            for dtype in args.dtypes
+            for name in (PIPELINES[dtype], dtype)
+        },
+        args.rounds,
     )
     speeds = {name: [one["images_per_second"] for one in runs] for name, runs in folders.items()}
     print_table("images/s of a folder", {name: median_and_range(values) for name, values in speeds.items()})
     memory = {name: max(one["peak_mb"] for one in runs) for name, runs in folders.items()}
     ratios = {
-        **{f"one image, {dtype} / pipeline": ratio(single, dtype, "pipeline") for dtype in DTYPES},
-        **{f"heat map / plain, {dtype}": ratio(single, f"{dtype}, heat map", dtype) for dtype in DTYPES},
-        **{f"folder, {dtype} / pipeline": ratio(speeds, dtype, "pipeline") for dtype in DTYPES},
-        "one image, bfloat16 / pipeline, bfloat16": ratio(single, "bfloat16", "pipeline, bfloat16"),
-        "folder, bfloat16 / pipeline, bfloat16": ratio(speeds, "bfloat16", "pipeline, bfloat16"),
+        **{f"heat map / plain, {d}": ratio(single, f"{d}, heat map", d) for d in args.dtypes},
+        **{f"one image, {d} / {PIPELINES[d]}": ratio(single, d, PIPELINES[d]) for d in args.dtypes},
+        **{f"folder, {d} / {PIPELINES[d]}": ratio(speeds, d, PIPELINES[d]) for d in args.dtypes},
     }
-    agreed = agreement(args.run, images)
+    agreed = agreement(args.run, images, args.dtypes)
     print(*(f"{name}: {value}" for name, value in ratios.items()), f"peak MB: {memory}", agreed, sep="\n")
     finish(
         benchmark="predict",
         images=f"{len(images)}, {is_real(place) if args.images is None else 'named'}",
         milliseconds=latency,
         images_per_second={name: median_and_range(values) for name, values in speeds.items()},
-        pipeline_at={name: folders["pipeline"][-1][name] for name in ("batch_size", "workers")},
+        pipeline_at={
+            name: folders[PIPELINES[args.dtypes[0]]][-1][name] for name in ("batch_size", "workers")
+        },
         peak_mb=memory,
         ratios=ratios,
         agreement=agreed,
