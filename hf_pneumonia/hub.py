@@ -197,7 +197,8 @@ def _check_token(api: HfApi) -> None:
     if not re.fullmatch("[!-~]+", token):
         raise UsageError(
             "invalid-hub-token",
-            "Hub token: expected ASCII without spaces, got others. Run `hf auth login`, or set HF_TOKEN",
+            "Hub token: expected ASCII without spaces, got other characters. Run `hf auth login`, or set "
+            "HF_TOKEN",
         )
 
 

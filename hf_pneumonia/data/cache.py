@@ -139,7 +139,7 @@ def open_cache(images: Sequence[dict], size: int, cache_dir: Path) -> ImageCache
             raise UsageError(
                 "images-changed",
                 "images: expected no change during decoding, got changed or missing files. Start again when "
-                "nothing writes to them",
+                "no program writes to them",
             )
 
     build_once(folder, build, sealed=True)

@@ -247,7 +247,7 @@ def _check_readable(cache: ImageCache, file: Sequence[str], max_unreadable: floa
     if len(cache.unreadable) > max_unreadable * len(file):
         raise UsageError(
             "unreadable-images",
-            f"--max_unreadable {max_unreadable:g}: {problem}. Repair or remove them, or skip them with 1",
+            f"--max_unreadable {max_unreadable:g}: {problem}. Repair or remove them, or pass 1",
         )
     logger.warning("%s; they are left out and listed in the report", problem)
 

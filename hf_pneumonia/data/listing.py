@@ -370,7 +370,7 @@ def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
     if not any(os.path.isfile(path) for path in paths):
         raise UsageError(
             "images-missing",
-            f"{file}: expected {len(names)} images, got none (the first: {paths[0]}). Write their paths "
+            f"{file}: expected {len(names)} images, got none (no file {paths[0]}). Write their paths "
             "relative to the CSV file",
         )
     return paths

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "audit/manifest.csv"  # in a run folder
-SEEN = "seen_before.csv"  # beside it: images that the starting weights were trained on
+SEEN = "seen_before.csv"  # beside it: images that the initial weights were trained on
 SEEN_SPLITS = ("train", "validation")  # splits that shape a model: validation chooses epoch and temperature
 
 # Reasons for leaving out an image.
@@ -109,7 +109,7 @@ def read_seen(weights: Path) -> list[dict[str, str]]:
 
 
 def write_seen(seen: list[dict[str, str]], path: Path) -> None:
-    """Write the result of `read_seen` for the starting weights, for runs that start from this one."""
+    """Write the result of `read_seen` for the initial weights, for runs that start from this one."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

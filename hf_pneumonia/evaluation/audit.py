@@ -138,7 +138,7 @@ def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> 
 
     Args:
         cohort: images with their splits.
-        seen: rows of `read_seen`, the images on which the starting weights were trained or chosen.
+        seen: rows of `read_seen`, the images on which the initial weights were trained or chosen.
         allowed: return the counts instead of raising.
 
     Returns:
@@ -164,8 +164,9 @@ def check_leakage(cohort: Cohort, seen: list[dict[str, str]], allowed: bool) -> 
             "leakage",
             f"--allow_leakage: expected no leakage, got {leaks['patients']} patients and "
             f"{leaks['duplicate_groups']} groups of duplicates in two splits, and {leaks['films_seen']} "
-            "validation and test images that the starting weights were trained on. Start from other weights, "
-            "keep their split, or pass --allow_leakage true (recorded in the report and in config.json)",
+            "validation and test images that the initial weights were trained on. Start from other weights, "
+            "keep the split of their training, or pass --allow_leakage true (recorded in the report and in "
+            "config.json)",
         )
     return leaks
 

@@ -91,7 +91,7 @@ def compare_runs(folders: Sequence[Path]) -> tuple[dict, dict[str, Predictions]]
                 raise UsageError(
                     "labels-differ",
                     f"{file}: expected one label, got {LABELS[label[key]]} in {run.name} and "
-                    f"{LABELS[labels[0][key]]} in {runs[0].name}. Evaluate both models on one data set",
+                    f"{LABELS[labels[0][key]]} in {runs[0].name}. Evaluate both on the same data set",
                 )
     shared = set.intersection(*map(set, labels))
     same = all(len(label) == len(shared) for label in labels)

@@ -140,8 +140,8 @@ class PneumoniaClassifier:
         except ValueError as error:
             raise UsageError(
                 "ood-check-mismatch",
-                f"{self.name}: expected {OOD_FILE} and model.safetensors of one run, got those of two. "
-                "Copy or publish both from one run",
+                f"{self.name}: expected {OOD_FILE} and model.safetensors of one run, got files of two runs. "
+                "Copy or publish both from the same run",
             ) from error
         except RuntimeError as error:
             raise UsageError(

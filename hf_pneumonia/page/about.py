@@ -18,7 +18,7 @@ _ALT = {
     "plots/curves.png": "Loss and metrics by training epoch.",
     "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
     "plots/roc.png": "ROC curves of validation and test: sensitivity against 1 - specificity.",
-    "plots/reliability.png": "Reliability of validation and test: observed share by predicted probability.",
+    "plots/reliability.png": "Reliability, validation and test: observed share by predicted probability.",
     "plots/robustness.png": "Metrics by level of blur, noise, compression, exposure, rotation, resolution.",
     "plots/class_distribution.png": "Number of images of each class in each split.",
 }

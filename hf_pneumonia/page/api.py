@@ -27,7 +27,7 @@ image: a JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000, PGM or DICOM file of at mos
 Returns a dict:
 prediction: "Pneumonia", "Normal", "Uncertain: needs review by a radiologist", "Not assessed" (unlike the
 X-rays this model was trained on) or "Not a chest X-ray";
-confidence: calibrated probability, 0 to 1, of the predicted class; null without a class;
+confidence: calibrated probability, 0 to 1, of the predicted class; null for other decisions;
 decision: "pneumonia", "normal", "uncertain", "not assessed" or "not a chest X-ray";
 label: "PNEUMONIA" if probability is at least threshold, else "NORMAL"; null for a refused image;
 probability: of pneumonia, calibrated, 0 to 1; null for a refused image;
@@ -52,7 +52,7 @@ file: the image's name; error: why it could not be read, else null. With an erro
 decision, label and probability are null.
 counts: number of images by decision, and of those that "could not be read";
 model: the model's name.
-Images not read within {MANY_IMAGES_SECONDS / 60:g} minutes have an error, too. Not a medical device.
+Images not read within {MANY_IMAGES_SECONDS / 60:g} minutes have an error too. Not a medical device.
 
 from gradio_client import Client, handle_file
 client = Client("ADDRESS_OF_THIS_PAGE")

@@ -99,7 +99,10 @@ def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
         return ""
     uncertain = f"Uncertain range {' to '.join(dict.fromkeys(map(percent, band)))}"
     if threshold != classifier.threshold:
-        return f"{uncertain}: it moves with the threshold; its error limits hold only at the model's own."
+        return (
+            f"{uncertain}: it moves with the threshold. Its error limits hold only at the model's own "
+            "threshold."
+        )
     risk = rounded(classifier.operating_point["uncertain"].get("risk", 0))
     return (
         f"{uncertain}: in validation, at most {risk} of pneumonias were below it and at most {risk} of "
@@ -134,7 +137,7 @@ def metrics_html(
     elif any(None in column.values() for column in metrics):
         unknown = "n/a: validation has too few images to estimate this value."
     source = (
-        "Measured on the model's validation images, with uncertain results counted by the threshold; at your "
+        "Measured on the model's validation images, with uncertain ones classified by the threshold. At your "
         "hospital the metrics may be lower."
     )
     return _region(unknown, source, band_sentence(classifier, chosen.threshold), table=_table(columns, rows))

@@ -293,7 +293,7 @@ class Recipe(Strengths, TrainingArguments):
         if self.early_stopping_epochs and self.eval_strategy == "no":
             raise UsageError(
                 "early-stopping-unevaluated",
-                "--early_stopping_epochs: expected an evaluation, got --eval_strategy no. Use epoch",
+                "--early_stopping_epochs: expected evaluation, got --eval_strategy no. Use epoch instead",
             )
 
 

@@ -152,8 +152,8 @@ def find_checkpoint(folder: Path, resume: str | Literal[True], with_best: bool) 
         return None
     raise UsageError(
         "no-complete-checkpoint",
-        f"--resume_from_checkpoint: expected a complete one, got none of the {len(found)} in {folder}. "
-        "Start over with --overwrite_output_dir",
+        f"--resume_from_checkpoint: expected a complete checkpoint, but none of the {len(found)} in {folder} "
+        "is. Start over with --overwrite_output_dir",
     )
 
 
