@@ -46,7 +46,7 @@ class _Cache:
     def __len__(self):
         return len(self.facts)
 
-    def copies(self):
+    def similar_pairs(self):
         return self._copies
 
 
