@@ -23,27 +23,9 @@ logger = logging.getLogger(__name__)
 LABEL_COLUMNS = ("label", "labels", "class")
 
 # Column names as letters in lower case, in order of preference.
-_IMAGE_COLUMNS = (
-    "path",
-    "filepath",
-    "imagepath",
-    "filename",
-    "file",
-    "imagename",
-    "image",
-    "imageindex",
-    "film",
-)
-_IMAGE_COLUMNS += ("xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
-_ALL_LABEL_COLUMNS = (
-    *LABEL_COLUMNS,
-    "classname",
-    "diagnosis",
-    "finding",
-    "findinglabels",
-    "target",
-    "pneumonia",
-)
+_IMAGE_COLUMNS = ("path", "filepath", "imagepath", "filename", "file", "imagename", "image", "imageindex")
+_IMAGE_COLUMNS += ("film", "xrayimagename", "dicompath", "dicom", "dicomid", "imageid", "img", "id")
+_CLASS_COLUMNS = (*LABEL_COLUMNS, "classname", "diagnosis", "finding", "findinglabels", "target", "pneumonia")
 _PATIENT_COLUMNS = ("patientid", "patient", "subjectid", "subject")
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "datasettype")
 _VIEW_COLUMNS = ("frontallateral", "viewposition", "projection", "view")
@@ -109,7 +91,7 @@ class _Table:
         self.public = next((public for public in PUBLIC_TABLES if public.columns <= set(self.columns)), None)
         self.image, self.label, self.patient, self.split, self.view = (
             next((self.columns[name] for name in names if name in self.columns), None)
-            for names in (_IMAGE_COLUMNS, _ALL_LABEL_COLUMNS, _PATIENT_COLUMNS, _SPLIT_COLUMNS, _VIEW_COLUMNS)
+            for names in (_IMAGE_COLUMNS, _CLASS_COLUMNS, _PATIENT_COLUMNS, _SPLIT_COLUMNS, _VIEW_COLUMNS)
         )
         if self.image is None and "studyid" not in self.columns:
             self.image, self.patient = self.patient, None  # RSNA: images are named after the patient
