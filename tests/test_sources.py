@@ -66,6 +66,15 @@ def test_metadata_without_its_column_or_its_images_is_an_error(tmp_path, lines, 
     assert error.value.code == code
 
 
+def test_a_file_name_that_is_not_utf_8_is_an_error(tmp_path):
+    write_images(tmp_path / "images", 2, 2)
+    file = next(tmp_path.glob("images/NORMAL/*"))
+    os.rename(file, os.fsencode(file.parent) + b"/Andr\xe9.jpeg")
+    with pytest.raises(UsageError, match="UTF-8") as error:
+        load_sources(str(tmp_path / "images"), tmp_path)
+    assert error.value.code == "name-not-utf8" and str(error.value).isprintable()
+
+
 def test_a_single_class_is_an_error_unless_allowed(tmp_path):
     write_images(tmp_path / "images", 3, 0)
     with pytest.raises(UsageError, match="got only NORMAL") as error:

@@ -68,7 +68,7 @@ def load_sources(
 
     Raises:
         UsageError: a source is missing, empty or listed twice, has an unknown class, or has splits and is
-            named as one split; or only one class was found.
+            named as one split; only one class was found; or a file's name is not UTF-8.
     """
     named = [_named_split(source) for source in ([sources] if isinstance(sources, str) else sources)]
     names = [name for _, name in named]
@@ -79,6 +79,13 @@ def load_sources(
     for (split, name), short in zip(named, short_names(names), strict=True):
         found = _in_split(_load(name, cache_dir, uncertain), name, split, several=len(names) > 1)
         rows += _label(found, short, covid, prefix=f"{short}:" if len(names) > 1 else "")
+    for row in rows:
+        try:
+            f"{row.image}{row.file}".encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                "name-not-utf8", f"--dataset: expected file names in UTF-8, got {row.file!r}. Rename the file"
+            ) from error
     found = {row.label for row in rows}
     if len(found) < 2 - one_class:
         present = f"only {LABELS[found.pop()]}" if found else "none"
