@@ -35,11 +35,11 @@ def _mistake(name: str, revision: str | None = None) -> UsageError:
 
 
 def test_only_the_files_of_the_model_are_downloaded_and_are_available_offline(hub, monkeypatch):
-    more = {"pytorch_model.bin": b"x", "checkpoint-1/model.safetensors": b"x", "gate.safetensors": b"z"}
-    _publish(hub, "ann/x", MODEL | more)
+    wanted = MODEL | {"gate.safetensors": b"z", "report.json": b"{}"}
+    _publish(hub, "ann/x", {**wanted, "pytorch_model.bin": b"x", "checkpoint-1/model.safetensors": b"x"})
     hub.requests.clear()
     folder = model_folder("ann/x")
-    assert _files_of(folder) == {*MODEL, "gate.safetensors"}
+    assert _files_of(folder) == {*wanted}
     assert not any("bin" in path or "checkpoint" in path for path in hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.requests.clear()

@@ -35,6 +35,7 @@ _FILES = [
     "model*.safetensors",
     "gate.safetensors",
     "model.safetensors.index.json",
+    "report.json",
 ]
 # Files that a model publishes beside its weights: patterns, largest number, largest size in bytes. Others are
 # neither downloaded nor shown.
