@@ -37,7 +37,6 @@ from hf_pneumonia.training.arguments import Recipe, parse_recipe
 from hf_pneumonia.training.image_dataset import ImageDataset
 from hf_pneumonia.training.launch import check_same_images, local_main_first, setup_torch
 from hf_pneumonia.training.run_folder import (
-    check_free_space,
     check_run_folder,
     check_same_recipe,
     clear_run_folder,
@@ -49,7 +48,7 @@ from hf_pneumonia.training.run_folder import (
 from hf_pneumonia.training.stopping import explain_failures
 from hf_pneumonia.training.trainer import PneumoniaTrainer
 
-TRAIN_SCORED = 1000  # images: enough to see overfitting, and independent of the size of the data set
+TRAIN_SCORED = 500  # images: enough to see overfitting, and independent of the size of the data set
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
 logger = logging.getLogger("hf_pneumonia")
@@ -96,7 +95,6 @@ def train(args: Recipe, recipe: dict) -> None:
     cohort = prepare_images(args, state)
     seen = [] if args.pretrained in ("true", "false") else read_seen(Path(args.pretrained).expanduser())
     leakage = check_leakage(cohort, seen, args.allow_leakage)
-    check_free_space(folder, sum(p.nbytes for p in model.parameters()))
     trainer = build_trainer(args, model, cohort)
     # From here on each process draws its own augmentation and dropout.
     set_seed(args.seed, device_specific=True)
@@ -129,6 +127,7 @@ def train(args: Recipe, recipe: dict) -> None:
             audit=audit,
             history=trainer.history(),
             kept_epoch=trainer.kept_epoch,
+            model={"parameters": sum(parameter.numel() for parameter in model.parameters())},
             training_seconds=round(trainer.seconds, 1),
         )
 

@@ -5,7 +5,6 @@ The metrics are read from the reports; only the tests are computed, from the pre
 
 import csv
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from safetensors import SafetensorError, safe_open
 from sklearn.metrics import roc_curve
 
 from hf_pneumonia.data.labels import LABELS
@@ -29,8 +27,6 @@ from hf_pneumonia.evaluation.plots import STYLE
 from hf_pneumonia.evaluation.scoring import Predictions
 
 _COLUMNS = ("file", "patient_id", "label", "probability")
-# Buffers of BatchNorm are saved with the weights, but are not parameters.
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Safe for colour-blind readers (Okabe, Ito: Color Universal Design, 2008).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -156,7 +152,6 @@ def run_metrics(run: Run) -> dict:
     calibration = report.get("calibration", {}).get("test", {}).get("after", {})
     appearance = report.get("checks", {}).get("appearance")
     swapped = appearance["proportions"][str(appearance["factor"])]["auroc"] if appearance else None
-    weights = run.folder / "model.safetensors"
 
     def plain(metric: dict | None) -> dict | None:
         return metric and {"value": metric["value"], "ci95": metric["ci95"]}
@@ -170,8 +165,7 @@ def run_metrics(run: Run) -> dict:
         "auroc_swapped": plain(swapped),
         **{name: plain(at_point[name]) for name in ("sensitivity", "specificity", "accuracy")},
         **{name: plain(calibration.get(name)) for name in ("brier", "ece")},
-        "parameters": report.get("model", {}).get("parameters") or _parameters(weights),
-        "megabytes": round(weights.stat().st_size / 1e6, 1) if weights.is_file() else None,
+        "parameters": report.get("model", {}).get("parameters"),
         "training_seconds": report.get("training_seconds"),
     }
 
@@ -234,19 +228,6 @@ def _keys(folder: Path, files: list[str], hashed: bool) -> list[str]:
         seen[name] += 1
         keys.append(f"{name}#{seen[name]}")
     return keys
-
-
-def _parameters(weights: Path) -> int | None:
-    if not weights.is_file():
-        return None
-    try:
-        with safe_open(weights, "np") as tensors:
-            names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-    except SafetensorError as error:
-        raise UsageError(
-            "damaged-run", f"{weights}: expected safetensors, got {error}. Train it again"
-        ) from error
 
 
 @matplotlib.rc_context(STYLE)
