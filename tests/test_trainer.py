@@ -259,9 +259,10 @@ def test_the_frozen_phase_trains_the_head_and_keeps_the_backbone_and_its_statist
     assert {name for name in start if "running_" in name or name.endswith("weight")} <= changed(frozen, after)
 
 
-def test_the_learning_rate_is_constant_in_the_frozen_phase_then_a_warmup_and_cosine(trainer):
-    run = trainer(*TWO_PHASES, "--warmup_steps", "0.25", "--lr_scheduler_type", "cosine")
-    per_epoch = math.ceil(85 / 32)
+@pytest.mark.parametrize("drop, per_epoch", [("false", 3), ("true", 2)])  # of 85 images in batches of 32
+def test_the_learning_rate_is_constant_in_the_frozen_phase_then_a_warmup_and_cosine(trainer, drop, per_epoch):
+    flags = ("--warmup_steps", "0.25", "--lr_scheduler_type", "cosine", "--dataloader_drop_last", drop)
+    run = trainer(*TWO_PHASES, *flags)
     rates = _rates_of(run, 6 * per_epoch)
     frozen, rest = 2 * per_epoch, 4 * per_epoch
     expected = [0.01] * frozen

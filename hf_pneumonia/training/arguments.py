@@ -10,7 +10,7 @@ from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -297,17 +297,6 @@ class Recipe(Strengths, TrainingArguments):
             )
 
 
-def default_values() -> dict:
-    """Return the default of every field; strengths as single numbers."""
-    defaults: dict[str, Any] = {
-        option.name: option.default
-        if option.default_factory is dataclasses.MISSING
-        else option.default_factory()
-        for option in dataclasses.fields(Recipe)
-    }
-    return {**defaults, **{name: defaults[name][0] for name in _BY_CLASS}}
-
-
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ". Put the recipe before the flags" if re.search(r"unrecognized.*\.ya?ml", message) else ""
@@ -430,5 +419,6 @@ def _tokens(recipe: dict) -> list[str]:
 def _has_bf16(use_cpu: bool) -> bool:
     """Return whether the hardware supports bfloat16; emulated, it is slower than float32."""
     if use_cpu:
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

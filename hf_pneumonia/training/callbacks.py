@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -160,20 +159,6 @@ def freeze_batch_norm(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-
-
-def after_frozen_phase(
-    optimizer: torch.optim.Optimizer, scheduler: LRScheduler, factor: float, steps: int
-) -> SequentialLR:
-    """Put a phase of constant learning rates before a schedule.
-
-    Args:
-        optimizer: the optimizer of `scheduler`.
-        scheduler: not yet stepped.
-        factor: multiplies every group's learning rate in the frozen phase.
-        steps: length of the frozen phase.
-    """
-    return SequentialLR(optimizer, [LambdaLR(optimizer, lambda _: factor), scheduler], milestones=[steps])
 
 
 class WeightAverage(TrainerCallback):

@@ -20,7 +20,6 @@ from hf_pneumonia.hub import content_sha256
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # increase it when the format changes
 
 _PREFIX = "checkpoint-"
 _WITHOUT_BEST = (
@@ -73,7 +72,7 @@ def finish_checkpoint(folder: Path, step: int, facts: dict) -> Path:
     for path in sorted(aside.iterdir()):
         sync(path)
         files[path.name] = {"size": path.stat().st_size, "sha256": content_sha256(path)}
-    manifest = {"format": FORMAT, "step": step, **facts, "files": files}
+    manifest = {"step": step, **facts, "files": files}
     manifest["sha256"] = _own_sha256(manifest)
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     sync(aside / MANIFEST)
@@ -99,8 +98,6 @@ def read_facts(checkpoint: Path) -> dict:
         raise ValueError(f"{MANIFEST} can't be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _own_sha256(manifest):
         raise ValueError(f"{MANIFEST} was changed after it was written")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, got {manifest['format']}")
     return manifest
 
 

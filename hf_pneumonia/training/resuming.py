@@ -26,7 +26,7 @@ from transformers.training_args import ParallelMode
 
 from hf_pneumonia.data.files import sync
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.training.arguments import Recipe, default_values
+from hf_pneumonia.training.arguments import Recipe
 from hf_pneumonia.training.callbacks import EarlyStop, WeightAverage, check_finite, is_best
 from hf_pneumonia.training.checkpoints import (
     begin_checkpoint,
@@ -165,10 +165,8 @@ class ResumableTrainer(Trainer):
         """Raise UsageError if recipe, data or processes differ from those of a checkpoint."""
         saved = read_facts(checkpoint)
         for part, now in self._facts().items():
-            # A checkpoint of an earlier version lacks newer settings.
-            default = default_values() if part == "recipe" else {}
             for name in {**now, **saved[part]}:
-                old, new = (values.get(name, default.get(name)) for values in (saved[part], now))
+                old, new = (values.get(name) for values in (saved[part], now))
                 if old != new:
                     raise UsageError(
                         "checkpoint-differs",

@@ -139,26 +139,6 @@ def read_report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
-def check_free_space(folder: Path, weights: int) -> None:
-    """Check that the disk has space for the checkpoints.
-
-    Args:
-        folder: the run folder.
-        weights: size of the network in bytes. A checkpoint takes three times that (Adam has two moments);
-            there are up to three of them (best, last, and the one being written), and the model itself.
-
-    Raises:
-        UsageError: less than ten times `weights` is free.
-    """
-    free = shutil.disk_usage(_nearest_existing(folder)).free
-    if free < 10 * weights:
-        raise UsageError(
-            "no-space",
-            f"--output_dir: expected {weights / 1e5:.0f} MB of free space for checkpoints in {folder}, got "
-            f"{free / 1e6:.0f} MB. Free some, or use another folder",
-        )
-
-
 def _run_files(folder: Path) -> list[Path]:
     """Return the files and folders of a run, the report first."""
     names = ("report.json", "recipe.yaml", "config.json", "model.safetensors", "gate.safetensors")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from timm.utils import distribute_bn
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, SequentialLR, StepLR
 from transformers import EvalPrediction
 from transformers.trainer_callback import PrinterCallback
 
@@ -25,7 +26,6 @@ from hf_pneumonia.training.callbacks import (
     FrozenBackbone,
     StopOnDivergence,
     WeightAverage,
-    after_frozen_phase,
     freeze_batch_norm,
 )
 from hf_pneumonia.training.image_dataset import ImageDataset
@@ -183,8 +183,7 @@ class PneumoniaTrainer(ResumableTrainer):
                 epoch["train"] = {name: line[name] for name in names}
             elif "eval_loss" in line:
                 names = ("loss", "accuracy", "auroc", "auroc_swapped")
-                # A checkpoint of an earlier version has no `auroc_swapped`.
-                epoch["validation"] = {name: line[f"eval_{name}"] for name in names if f"eval_{name}" in line}
+                epoch["validation"] = {name: line[f"eval_{name}"] for name in names}
         return [epoch for epoch in epochs.values() if len(epoch) == 3]
 
     @property
@@ -244,7 +243,7 @@ class PneumoniaTrainer(ResumableTrainer):
             args.lr_scheduler_kwargs = {**mode, **(args.lr_scheduler_kwargs or {})}
         if args.lr_step_epochs:
             every = args.lr_step_epochs * self._steps_per_epoch
-            self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer, every, gamma=0.1)
+            self.lr_scheduler = StepLR(optimizer, every, gamma=0.1)
         else:
             try:
                 super().create_scheduler(num_training_steps - frozen, optimizer)
@@ -254,16 +253,16 @@ class PneumoniaTrainer(ResumableTrainer):
                 ) from error
         if frozen:
             factor = args.frozen_learning_rate / args.learning_rate
-            self.lr_scheduler = after_frozen_phase(optimizer, self.lr_scheduler, factor, frozen)
+            constant = LambdaLR(optimizer, lambda _: factor)
+            self.lr_scheduler = SequentialLR(optimizer, [constant, self.lr_scheduler], milestones=[frozen])
         return self.lr_scheduler
 
     @property
     def _steps_per_epoch(self) -> int:
         """Number of optimizer steps per epoch."""
-        batches = math.ceil(
-            len(self.train_dataset) / (self.args.train_batch_size * max(self.args.world_size, 1))
-        )
-        return math.ceil(batches / self.args.gradient_accumulation_steps)
+        rounded = math.floor if self.args.dataloader_drop_last else math.ceil
+        images = self.args.train_batch_size * max(self.args.world_size, 1)
+        return math.ceil(rounded(len(self.train_dataset) / images) / self.args.gradient_accumulation_steps)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # timm's rule: no weight decay on biases and scales. The Trainer exempts only those of LayerNorm.
