@@ -26,7 +26,6 @@ from hf_pneumonia.evaluation.audit import (
     count_images,
     crossing_ids,
     summary,
-    was_seen,
     write_audit,
 )
 from hf_pneumonia.evaluation.audit_plots import measure_images
@@ -225,16 +224,6 @@ def test_a_run_lists_the_images_that_its_starting_weights_had_seen(images, tmp_p
     first, second = (_run_folder(images, tmp_path / name) for name in ("first", "second"))
     write_seen([{**read_seen(first)[0], "content_hash": "another"}], second / "audit" / SEEN)
     assert len(read_seen(second)) == 1 + len(read_seen(first))
-
-
-def test_a_manifest_of_an_earlier_version_identifies_a_person_by_the_number_alone(images):
-    rows = images.rows("test")
-    first = images.patient[rows] == "person200_virus"
-    ids = {"person200": first, "person200_virus": first, "person200_bacteria": first & False}
-    for patient, expected in ids.items():
-        seen = [{"content_hash": "", "patient_id": patient}]
-        assert np.array_equal(was_seen(images, rows, seen), expected)
-    assert first.sum() == 1
 
 
 def test_leakage_between_splits_is_refused(images):

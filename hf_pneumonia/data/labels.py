@@ -33,7 +33,6 @@ _PNEUMONIA = (
 _COVID = {"covid", "covidpneumonia", "coronavirus", "coronavirusdisease"}
 
 # Series in Kermany et al. that number their patients separately.
-SERIES = ("bacteria", "virus")
 _SERIES = re.compile(r"^(?:NORMAL\d*-(?=IM-)|(person\d+)_(?:bacteria|virus)$)", re.IGNORECASE)
 
 # File names that begin with a patient id, which means the same person in every copy of the data set.
@@ -98,12 +97,8 @@ def _global_id(file_name: str) -> str | None:
 
 
 def is_global_id(patient_id: str) -> bool:
-    """Return whether an id comes from a file name of a public data set, and so is valid across sources.
-
-    Ids without a series, such as `person1000`, count too: manifests of earlier versions have them.
-    """
-    from_name = patient_id in (_global_id(f"{patient_id}-1"), _global_id(f"{patient_id}_1"))
-    return from_name or _global_id(f"{patient_id}_virus_1") == f"{patient_id}_virus"
+    """Return whether an id comes from a file name of a public data set, and so is valid across sources."""
+    return patient_id in (_global_id(f"{patient_id}-1"), _global_id(f"{patient_id}_1"))
 
 
 def coarse_patient(patient_id: str) -> str:

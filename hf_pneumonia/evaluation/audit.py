@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from hf_pneumonia.data.appearance import GRAYS, STATISTICS
 from hf_pneumonia.data.cohort import UNREADABLE, Cohort
 from hf_pneumonia.data.duplicates import COPY
-from hf_pneumonia.data.labels import LABELS, SERIES, SPLITS, coarse_patient, is_global_id
+from hf_pneumonia.data.labels import LABELS, SPLITS, coarse_patient, is_global_id
 from hf_pneumonia.data.manifest import SEEN_SPLITS, write_manifest
 from hf_pneumonia.data.overlays import COLOUR_SHARE, TEXT_ROWS, TEXT_SIDE
 from hf_pneumonia.errors import UsageError
@@ -179,8 +179,6 @@ def was_seen(cohort: Cohort, rows: np.ndarray, seen: list[dict[str, str]]) -> np
     """
     hashes = {row["content_hash"].encode() for row in seen}
     patients = {row["patient_id"] for row in seen if is_global_id(row["patient_id"])}
-    # Manifests of earlier versions have person1000 for both series.
-    patients |= {f"{patient}_{series}" for patient in patients for series in SERIES}
     sha256 = cohort.cache.facts["sha256"]
     return np.array([sha256[row] in hashes or cohort.patient[row] in patients for row in rows], dtype=bool)
 
