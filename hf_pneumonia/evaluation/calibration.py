@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 
@@ -18,7 +18,6 @@ from hf_pneumonia.evaluation.intervals import (
     wilson,
     with_interval,
 )
-from hf_pneumonia.evaluation.metrics import check_probabilities
 from hf_pneumonia.evaluation.scoring import Predictions, score_images, score_swapped
 from hf_pneumonia.modeling.build import has_bias, scale_logits
 
@@ -196,30 +195,19 @@ _TEMPERATURES = (0.5, 10.0)
 _INTERCEPTS = (-10.0, 10.0)  # bounded: one class alone drives it to infinity
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature T, 0.5 to 10, that minimises the negative log-likelihood of softmax(logits / T).
-
-    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
-
-    Args:
-        logits: (n, 2) float.
-        labels: (n,) 0 or 1.
-    """
-    # For two classes softmax is the logistic function of the margin, and -log p = log(1 + exp(-margin)).
-    margin = np.where(np.asarray(labels) == 1, 1, -1) * _margins(logits)
-
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -margin / np.exp(log_temperature)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
-
-
-def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def fit_platt(logits: np.ndarray, labels: np.ndarray, bias: bool = True) -> tuple[float, float]:
     """Fit temperature T (0.5 to 10) and intercept b (-10 to 10) that minimise the negative log-likelihood of
     1 / (1 + exp(-(margin / T + b))), where the margin is logit 1 minus logit 0.
 
     The intercept is needed because augmentation and balanced classes shift the margins of clean images by a
     constant. Platt: Probabilistic Outputs for Support Vector Machines, 1999, by plain maximum likelihood.
+    Without it, this is temperature scaling (Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural
+    Networks, ICML 2017).
+
+    Args:
+        logits: (n, 2) float.
+        labels: (n,) 0 or 1.
+        bias: whether to fit the intercept; otherwise it is 0.
     """
     margin, labels = _margins(logits), np.asarray(labels)
     sign = np.where(labels == 1, 1, -1)
@@ -231,7 +219,7 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         gradient = np.array([(error * margin).mean(), error.mean()])
         return float(np.logaddexp(0, -sign * scaled).mean()), gradient
 
-    bounds = [(1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]), _INTERCEPTS]
+    bounds = [(1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]), _INTERCEPTS if bias else (0, 0)]
     options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000}
     slope, intercept = minimize(loss, [1.0, 0.0], jac=True, bounds=bounds, options=options).x
     return float(1 / slope), float(intercept)
@@ -275,7 +263,7 @@ def calibrate(model: torch.nn.Module, cohort: Cohort, batch_size: int) -> dict:
         )
     swapped = score_swapped(model, cohort.cache, rows, label, batch_size, cohort.vertical_class())
     both = np.concatenate([logits, swapped]), np.tile(label, 2)
-    temperature, intercept = fit_platt(*both) if has_bias(model) else (fit_temperature(*both), 0.0)
+    temperature, intercept = fit_platt(*both, bias=has_bias(model))
     scale_logits(model, 1 / temperature, intercept)
     copies = [expit(_margins(values) / temperature + intercept) for values in (logits, swapped)]
     plain = copies[0]
@@ -309,11 +297,7 @@ def calibration_report(
     Returns:
         For each: `ece`, `brier` and `nll` as {"value", "ci95"}, and the `reliability` table. `ece` also has
         `if_calibrated`, the expected ECE of perfectly calibrated probabilities on as many images.
-
-    Raises:
-        UsageError: a probability is NaN or outside 0 to 1.
     """
-    check_probabilities(predictions.probability)
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
     counts, place = bootstrap_counts(predictions.patient_id)
     stages = {} if temperature is None else {"before": uncalibrated(probability, temperature, intercept)}
