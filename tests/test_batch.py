@@ -20,7 +20,8 @@ from hf_pneumonia import PneumoniaClassifier
 from hf_pneumonia.__main__ import main
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.inference.batch import PredictionRow, Progress, overlay, print_scores
+from hf_pneumonia.evaluation.plots import overlay_heat_map
+from hf_pneumonia.inference.batch import PredictionRow, Progress, print_scores
 
 HEADER = ["file", "decision", "label", "probability", "threshold", "error", "reason"]
 
@@ -213,14 +214,14 @@ def test_heat_maps_are_drawn_also_for_images_that_are_already_scored(finished_ru
     drawn = sorted(folder.iterdir())  # 000001-NAME-DIGEST.png
     assert [path.stem[7:].rpartition("-")[0] for path in drawn] == [Path(one).stem for one in scored]
     heat_map = PneumoniaClassifier.from_pretrained(finished_run)(scored[0], heat_map=True).heat_map
-    want = np.asarray(overlay(read_image(scored[0]), heat_map)).astype(int)
+    want = np.asarray(overlay_heat_map(read_image(scored[0]), heat_map)).astype(int)
     assert np.abs(np.asarray(Image.open(drawn[0])).astype(int) - want).max() <= 2
 
 
 def test_an_overlay_keeps_its_place_on_an_image_of_other_proportions():
     heat, image = np.zeros((8, 8), np.float32), Image.new("L", (400, 200), 90)
     heat[1, 6] = 1  # rows 1/8 to 2/8, columns 6/8 to 7/8
-    picture = overlay(image, heat)
+    picture = overlay_heat_map(image, heat)
     assert (picture.size, picture.mode) == (image.size, "RGB")
     coloured = np.ptp(np.asarray(picture, float), axis=2)
     assert np.unravel_index(coloured.argmax(), coloured.shape) == pytest.approx((37, 325), abs=30)

@@ -33,7 +33,7 @@ def test_every_plot_is_drawn_for_two_classes_and_for_one(labels, tmp_path):
 
 @pytest.mark.parametrize("gray", [0, 90, 255])
 def test_the_opacity_of_a_heat_map_is_proportional_to_its_heat(gray):
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    ramp = np.arange(256)[None] / 255
     share = 0.7 * np.arange(256)[None, :, None] / 255
     expected = share * np.array([255, 140, 0]) + (1 - share) * gray
     found = np.asarray(overlay_heat_map(Image.new("L", (256, 1), gray), ramp), float)

@@ -9,8 +9,7 @@ import pytest
 from browser import LAPTOP
 from PIL import Image
 
-from hf_pneumonia.evaluation.plots import OPAQUE
-from hf_pneumonia.inference.batch import overlay
+from hf_pneumonia.evaluation.plots import OPAQUE, overlay_heat_map
 from hf_pneumonia.page.answer import viewer, viewer_value
 
 
@@ -39,7 +38,7 @@ def test_image_and_heat_map_layer_compose_to_the_overlay():
     layer = Image.open(value["heat"]["path"]).resize(given.size, Image.Resampling.BICUBIC)
     layer.putalpha(layer.getchannel("A").point([round(OPAQUE * level) for level in range(256)]))
     laid = Image.alpha_composite(Image.open(value["image"]["path"]).convert("RGBA"), layer).convert("RGB")
-    difference = np.abs(np.asarray(laid, float) - np.asarray(overlay(given, heat()), float))
+    difference = np.abs(np.asarray(laid, float) - np.asarray(overlay_heat_map(given, heat()), float))
     assert difference.mean() < 1 and difference.max() < 12
 
 

@@ -107,7 +107,7 @@ def count_errors(cases: list[ErrorCase], predictions: Mapping[str, Predictions])
 
 def write_errors(path: Path, cases: list[ErrorCase]) -> None:
     """Write one row per error: split, file, patient_id, label (name of the class), probability and kind."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "file", "patient_id", "label", "probability", "kind"])
         writer.writerows(
@@ -176,7 +176,6 @@ def _pair(panels: np.ndarray, case: ErrorCase, image: np.ndarray, heat: np.ndarr
     panels[1].set_title(f"label {LABELS[case.label]}", fontsize=7.5, loc="left")
     if heat is None:
         return
-    levels = Image.fromarray((heat * 255).round().astype(np.uint8))
-    panels[1].imshow(overlay_heat_map(Image.fromarray(image), levels))
+    panels[1].imshow(overlay_heat_map(Image.fromarray(image), heat))
     if not heat.any():
         panels[1].text(0.5, 0.04, "no evidence", color="white", ha="center", transform=panels[1].transAxes)

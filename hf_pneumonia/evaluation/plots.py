@@ -22,7 +22,6 @@ STYLE = {
     "grid.alpha": 0.25,
     "font.size": 10,
     "figure.dpi": 120,
-    "savefig.bbox": "tight",
 }
 BLUE, ORANGE, GREEN = "#2a6fbb", "#d9762b", "#3b8f5a"
 
@@ -36,8 +35,6 @@ _PANELS = {**STYLE, "axes.grid": False, "axes.axisbelow": True}
 _CLASS_COLORS = (GREEN, ORANGE)
 _CURVES = {"auroc": BLUE, "sensitivity": ORANGE, "specificity": GREEN}
 EXAMPLE_FACTORS = (1.0, 1.2, 1.4)  # of the stretched example of the appearance check
-_RATES = ("sensitivity", "specificity")
-_REVERSED = ("jpeg", "resolution")  # lower is worse: axis inverted
 
 
 def plot_run(
@@ -109,7 +106,8 @@ def _roc(splits: dict, point: dict, predictions: dict[str, Predictions]) -> Figu
     for name, color in (("validation", ORANGE), ("test", BLUE)):
         if name not in predictions or splits[name]["auroc"]["value"] is None:
             continue
-        area, sensitivity, specificity = splits[name]["auroc"], *(point[name][key] for key in _RATES)
+        area = splits[name]["auroc"]
+        sensitivity, specificity = point[name]["sensitivity"], point[name]["specificity"]
         interval = " ({:.3f} to {:.3f})".format(*area["ci95"]) if area["ci95"] else ""
         fpr, tpr, _ = roc_curve(predictions[name].label, predictions[name].probability)
         axes.plot(fpr, tpr, color=color, label=f"{name}, AUROC {area['value']:.3f}{interval}")
@@ -264,7 +262,7 @@ def plot_robustness(robustness: dict) -> Figure:
         axes.set_xticks(places, ticks)
         axes.set(title="JPEG" if name == "jpeg" else name, xlabel=check["unit"], ylim=(floor, 1.01))
         axes.grid(True)
-        if name in _REVERSED:
+        if check["clean"] == levels[-1]:  # lower is worse
             axes.invert_xaxis()
     handles, titles = panels.flat[0].get_legend_handles_labels()
     heading = f"{robustness['films']} images, operating point p = {robustness['threshold']:.3f}"
@@ -317,15 +315,16 @@ def _floor(levels: list[dict]) -> float:
     return np.floor(10 * min((end[0] for end in ends if end and end[0] is not None), default=0)) / 10
 
 
-def overlay_heat_map(image: Image.Image, heat: Image.Image) -> Image.Image:
-    """Lay a heat map over an image; the image is unchanged where the map is 0.
+def overlay_heat_map(image: Image.Image, heat_map: np.ndarray) -> Image.Image:
+    """Overlay a heat map on its image; orange marks evidence for pneumonia.
 
     Args:
-        image: mode 'L'.
-        heat: mode 'L', same size, 0 to 255 (hottest).
+        image: mode 'L', any size.
+        heat_map: (h, w) float in [0, 1] of the whole image, resized to the network's input.
 
     Returns:
-        Image of mode 'RGB' and the same size.
+        Image of mode 'RGB' and of the same size as `image`, which is unchanged where the map is 0.
     """
-    opacity = heat.point([round(OPAQUE * level) for level in range(256)])
+    heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
+    opacity = heat.resize(image.size, Image.Resampling.BICUBIC).point(lambda level: round(OPAQUE * level))
     return Image.composite(Image.new("RGB", image.size, HEAT), image.convert("RGB"), opacity)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from PIL import Image
 from tqdm import tqdm
 
 from hf_pneumonia.data.cores import available_cores, map_in_threads, one_core_each
@@ -388,21 +387,7 @@ def _score_part(
 def _draw(reader: ImageReader, numbered: Numbered, heat_map: np.ndarray, heatmaps: Path) -> None:
     image = read_image(reader.read(numbered[1]))  # again: a batch of full-size images would fill memory
     with atomic_write(_overlay_path(heatmaps, numbered)) as aside:
-        overlay(image, heat_map).save(aside, "PNG")
-
-
-def overlay(image: Image.Image, heat_map: np.ndarray) -> Image.Image:
-    """Overlay a heat map on its image; orange marks evidence for pneumonia.
-
-    Args:
-        image: mode 'L', any size, from `read_image`.
-        heat_map: (h, w) float in [0, 1] of the whole image, resized to the network's input.
-
-    Returns:
-        Image of mode 'RGB' and of the same size as `image`.
-    """
-    heat = Image.fromarray((heat_map * 255).round().astype(np.uint8))
-    return overlay_heat_map(image, heat.resize(image.size, Image.Resampling.BICUBIC))
+        overlay_heat_map(image, heat_map).save(aside, "PNG")
 
 
 def _overlay_path(folder: Path, numbered: Numbered) -> Path:

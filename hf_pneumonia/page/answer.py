@@ -210,7 +210,7 @@ def viewer_value(
         `image`, a JPEG of at most MAX_SIDE a side, and `heat`, a PNG of the heat map's size, or None, as
         gr.FileData of files in Gradio's cache; `width` and `height` of the JPEG; the `caption`. The PNG is
         orange with the heat as its alpha: stretched over the image at an opacity of OPAQUE it looks like
-        `overlay`.
+        `overlay_heat_map`.
     """
     image = _shrunk(image, MAX_SIDE)
     heat, caption = None, no_heat_map
