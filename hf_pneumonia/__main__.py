@@ -50,8 +50,9 @@ def audit(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """score a saved model on labelled images; write a report, plots and tables"""
+    from hf_pneumonia.data.manifest import read_seen
     from hf_pneumonia.data.sources import short_names
-    from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, images_trained_on, summary
+    from hf_pneumonia.evaluation.evaluate import choose_images, evaluate_model, summary
     from hf_pneumonia.modeling.saved import load_model
     from hf_pneumonia.training.launch import check_same_images, join_processes, local_main_first, setup_torch
 
@@ -72,7 +73,8 @@ def evaluate(args: argparse.Namespace) -> None:
     check_same_images(cohort)
     cohort, which = choose_images(cohort, args.images or ("test" if args.split != "official" else None))
     data = {"source": ", ".join(source), "simulated": set(args.source) <= set(PHANTOMS), "films": which}
-    report = evaluate_model(saved, cohort, args.output, seen=images_trained_on(args.model), data=data)
+    seen = read_seen(Path(args.model).expanduser()) or None
+    report = evaluate_model(saved, cohort, args.output, seen=seen, data=data)
     if state.is_main_process:
         print("\n".join(summary(report)))
         print(f"report: {args.output / 'report.json'}")

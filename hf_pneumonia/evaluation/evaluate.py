@@ -4,7 +4,6 @@ Images that the model was trained on are scored and counted; a second set of met
 """
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,15 @@ import torch
 from accelerate import PartialState
 
 from hf_pneumonia.data.cohort import PATIENT, Cohort
-from hf_pneumonia.data.manifest import MANIFEST, read_seen
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.appearance import appearance_lines
 from hf_pneumonia.evaluation.audit import was_seen, write_audit
 from hf_pneumonia.evaluation.checks import run_checks, write_checks
-from hf_pneumonia.evaluation.metrics import metrics_line
+from hf_pneumonia.evaluation.metrics import check_probabilities, metrics_line
 from hf_pneumonia.evaluation.plots import plot_run
 from hf_pneumonia.evaluation.report import build_report, write_report
 from hf_pneumonia.evaluation.scoring import predict_split
 from hf_pneumonia.modeling.saved import SavedModel
-
-logger = logging.getLogger(__name__)
 
 NOT_SCORED = "not scored"
 
@@ -40,7 +36,7 @@ def evaluate_model(
         saved: the model.
         cohort: from `choose_images`; its split `test` is scored, and `covid` if there is one.
         folder: created if missing.
-        seen: from `images_trained_on`.
+        seen: from `read_seen`, of the images that the model was trained on; None if unknown.
         data: facts of the source, as plain values.
 
     Returns:
@@ -56,12 +52,8 @@ def evaluate_model(
     model = saved.model.to(state.device, memory_format=torch.channels_last)
     scored = ["test", "covid"] if len(cohort.rows("covid")) else ["test"]
     predictions = {split: predict_split(model, cohort, split, _BATCH) for split in scored}
-    broken = sum(int(np.sum(~np.isfinite(split.probability))) for split in predictions.values())
-    if broken:
-        raise UsageError(
-            "invalid-probabilities",
-            f"{saved.name}: expected probabilities from 0 to 1, got NaN for {broken} images. Train it again",
-        )
+    for split in predictions.values():
+        check_probabilities(split.probability)
     stated = {"threshold": 0.5, **saved.operating_point}
     point = {name: stated[name] for name in _POINT if name in stated}
     rows = cohort.rows("test")
@@ -135,19 +127,6 @@ def choose_images(cohort: Cohort, which: str | None) -> tuple[Cohort, str]:
     reason = np.where(split != "", "", np.where(cohort.reason == "", NOT_SCORED, cohort.reason))
     notes = [] if which == "all" else cohort.notes  # about splits, which do not matter for "all"
     return dataclasses.replace(cohort, split=split, reason=reason.astype(object), notes=notes), which
-
-
-def images_trained_on(name: str) -> list[dict[str, str]] | None:
-    """Read the list of images on which a model was trained or chosen (`read_seen`); None if it has none.
-
-    Args:
-        name: run folder or Hub repository; only a run folder has the list.
-    """
-    folder = Path(name).expanduser()
-    if any((path / MANIFEST).is_file() for path in (folder, folder.parent)):
-        return read_seen(folder)
-    logger.warning("%s has no %s: cannot check whether it was trained on these images", name, MANIFEST)
-    return None
 
 
 def summary(report: dict) -> list[str]:

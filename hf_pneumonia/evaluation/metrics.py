@@ -21,21 +21,11 @@ from hf_pneumonia.evaluation.intervals import (
 from hf_pneumonia.evaluation.scoring import Predictions
 
 
-class ThresholdMetric(NamedTuple):
-    """A metric of the confusion matrix: title in the model card, and function of arrays tn, fp, fn, tp."""
+class Metric(NamedTuple):
+    """A metric: its title in the model card, and the function that computes it."""
 
     title: str
-    of_counts: Callable[..., np.ndarray]
-
-
-class RankMetric(NamedTuple):
-    """A metric of the ranking: its title in the model card, and a function of labels and probabilities.
-
-    `bootstrap_rank_metrics` computes its bootstrap replicates.
-    """
-
-    title: str
-    of_scores: Callable[[np.ndarray, np.ndarray], float]
+    compute: Callable
 
 
 def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) -> np.ndarray:
@@ -50,18 +40,16 @@ def _matthews(tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray) ->
 # The metrics of each split by their names in report.json. Report, model card, seed summary and the choice of
 # the best epoch read these tables.
 THRESHOLD_METRICS = {
-    "sensitivity": ThresholdMetric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
-    "specificity": ThresholdMetric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
-    "accuracy": ThresholdMetric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
-    "precision": ThresholdMetric(
-        "precision (PPV among these images)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)
-    ),
-    "f1": ThresholdMetric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
-    "mcc": ThresholdMetric("Matthews correlation", _matthews),
+    "sensitivity": Metric("sensitivity", lambda tn, fp, fn, tp: ratio(tp, tp + fn)),
+    "specificity": Metric("specificity", lambda tn, fp, fn, tp: ratio(tn, tn + fp)),
+    "accuracy": Metric("accuracy", lambda tn, fp, fn, tp: ratio(tp + tn, tp + tn + fp + fn)),
+    "precision": Metric("precision (PPV among these images)", lambda tn, fp, fn, tp: ratio(tp, tp + fp)),
+    "f1": Metric("F1", lambda tn, fp, fn, tp: ratio(2 * tp, 2 * tp + fp + fn)),
+    "mcc": Metric("Matthews correlation", _matthews),
 }
 RANK_METRICS = {
-    "auroc": RankMetric("AUROC", roc_auc_score),
-    "average_precision": RankMetric("average precision", average_precision_score),
+    "auroc": Metric("AUROC", roc_auc_score),
+    "average_precision": Metric("average precision", average_precision_score),
 }
 METRICS = (*THRESHOLD_METRICS, *RANK_METRICS)
 PREVALENCES = (0.05, 0.2)  # of the predictive values, besides that of the split
@@ -85,7 +73,7 @@ def score_predictions(labels: np.ndarray, probabilities: np.ndarray, threshold: 
     both = 0 < label.sum() < len(label)
     for name, metric in RANK_METRICS.items():
         # Rounding may carry the sum above 1.
-        metrics[name] = min(metric.of_scores(label, probability), 1) if both else np.nan
+        metrics[name] = min(metric.compute(label, probability), 1) if both else np.nan
     return {
         **{name: None if np.isnan(metrics[name]) else float(metrics[name]) for name in METRICS},
         "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts.tolist(), strict=True)),
@@ -113,7 +101,7 @@ def threshold_metrics(
         The metrics of THRESHOLD_METRICS, float64 of that shape; NaN where undefined.
     """
     counts = [np.asarray(count, dtype=np.float64) for count in (tn, fp, fn, tp)]
-    return {name: metric.of_counts(*counts) for name, metric in THRESHOLD_METRICS.items()}
+    return {name: metric.compute(*counts) for name, metric in THRESHOLD_METRICS.items()}
 
 
 def predictive_values(
@@ -183,7 +171,6 @@ def split_reports(predictions: Predictions, thresholds: Sequence[float]) -> list
     Raises:
         UsageError: a probability is NaN or outside 0 to 1.
     """
-    check_probabilities(predictions.probability)
     label, probability = np.asarray(predictions.label), np.asarray(predictions.probability)
     patient = np.asarray(predictions.patient_id)
     counts, place = bootstrap_counts(patient)

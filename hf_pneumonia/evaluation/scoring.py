@@ -1,24 +1,21 @@
 """Scoring of images with a network: unchanged, changed, or with the appearance of the other class."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 from scipy.special import softmax
 
+from hf_pneumonia.data.cache import ImageCache
+from hf_pneumonia.data.cohort import Cohort
 from hf_pneumonia.data.labels import LABELS
 from hf_pneumonia.modeling.build import network_input
-
-if TYPE_CHECKING:
-    from hf_pneumonia.data.cache import ImageCache
-    from hf_pneumonia.data.cohort import Cohort
 
 # Default factor of swapped proportions: about the difference between the classes of Kermany's images (median
 # width / height 1.25 and 1.49).
@@ -34,14 +31,14 @@ class Predictions:
     label: np.ndarray  # (n,) int, index into LABELS
     probability: np.ndarray  # (n,) float64, of pneumonia
 
-    def select(self, chosen: np.ndarray) -> Predictions:
+    def select(self, chosen: np.ndarray) -> "Predictions":
         """Return the images at (k,) indices."""
         file, patient = ([column[index] for index in chosen] for column in (self.file, self.patient_id))
         return Predictions(file, patient, self.label[chosen], self.probability[chosen])
 
     def write_csv(self, path: Path) -> None:
         """Write one row per image: file, patient_id, label (name of the class) and probability."""
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "patient_id", "label", "probability"])
             names = [LABELS[label] for label in self.label]
@@ -70,10 +67,6 @@ def score_images(
     Returns:
         (n, 2) float32 logits in the order of `rows`, the same on every process.
     """
-    # Imported here: it takes a second, and `pneumonia_probability` does not need it.
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
     model.eval()
     device = next(model.parameters()).device
     with PartialState().split_between_processes(rows.tolist()) as own:
@@ -84,10 +77,7 @@ def score_images(
             logits.append(model(network_input(images)).logits.float())
     # Copied to the CPU at the end: doing so per batch would wait for the device each time.
     scores = torch.cat(logits).cpu().tolist() if logits else []
-    gathered = np.asarray(gather_object(scores), dtype=np.float32).reshape(-1, len(LABELS))
-    if len(gathered) != len(rows):
-        raise RuntimeError(f"expected {len(rows)} scores, got {len(gathered)}")
-    return gathered
+    return np.asarray(gather_object(scores), dtype=np.float32).reshape(-1, len(LABELS))
 
 
 def pneumonia_probability(logits: np.ndarray) -> np.ndarray:
