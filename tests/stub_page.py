@@ -50,7 +50,7 @@ class StubClassifier(PneumoniaClassifier):
         self.free.set()
         self.white.set()
 
-    def predict_squares(self, squares, heat_map=False, problems=None):
+    def predict_squares(self, squares, heat_map=False, problems=None, force=False):
         assert self.free.wait(60) and (np.min(squares) < 250 or self.white.wait(60))
         predictions = []
         for square, problem in zip(squares, problems or [""] * len(squares), strict=True):

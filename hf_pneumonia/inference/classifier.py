@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,14 +205,14 @@ class PneumoniaClassifier:
             )
         if is_one_image(image):
             square, problem = self.prepare(read_any_image(image))
-            return self._predict(square[None], heat_map, [problem], force)[0]
+            return self.predict_squares(square[None], heat_map, [problem], force)[0]
         if hasattr(image, "__len__"):
             # Each core takes a batch: divide a few images among all cores.
             batch_size = max(1, min(batch_size, -(-len(image) // available_cores())))
 
         def predict(batch: list[Callable[[], tuple[np.ndarray, str]]]) -> list[Prediction]:
             squares, problems = zip(*(task() for task in batch), strict=True)
-            return self._predict(np.stack(squares), heat_map, problems, force)
+            return self.predict_squares(np.stack(squares), heat_map, problems, force)
 
         tasks, threads = self._tasks(image), available_cores()
         batches = iter(lambda: list(itertools.islice(tasks, batch_size)), [])
@@ -223,12 +223,6 @@ class PneumoniaClassifier:
         """Return an image at the network's input size and its `image_problem`, for `predict_squares`."""
         square = squash(image, self.image_size)
         return square, image_problem(image, square)
-
-    def _predict(self, squares: np.ndarray, heat_map: bool, problems: Sequence[str], force: bool) -> list:
-        predictions = self.predict_squares(squares, heat_map, problems)
-        if not force:
-            return predictions
-        return [replace(one, decision=self.decide(one.probability)) for one in predictions]
 
     def makes_heat_maps(self) -> bool:
         """Return whether the network supports heat maps, by trying."""
@@ -274,7 +268,11 @@ class PneumoniaClassifier:
                 yield lambda done=done: done  # type: ignore[misc]  # mypy infers no lambda with a default
 
     def predict_squares(
-        self, squares: np.ndarray, heat_map: bool = False, problems: Sequence[str] | None = None
+        self,
+        squares: np.ndarray,
+        heat_map: bool = False,
+        problems: Sequence[str] | None = None,
+        force: bool = False,
     ) -> list[Prediction]:
         """Predict images that `squash` has resized to the network's input.
 
@@ -282,6 +280,7 @@ class PneumoniaClassifier:
             squares: (b, image_size, image_size) uint8, b >= 1.
             heat_map: whether to return heat maps.
             problems: from `image_problem`, one per image; "" for no problem.
+            force: decide by the probability even if an image is refused; the reason is kept.
 
         Raises:
             UsageError: the network does not support heat maps, or its output is NaN or infinity.
@@ -299,7 +298,12 @@ class PneumoniaClassifier:
             for number, score in enumerate(self.ood_check.scores(squares, statistics)):
                 if score > 1 and not problems[number]:
                     problems[number] = self._reason(squares[number])
-        return list(map(self._prediction, probabilities.tolist(), problems, maps))
+        predictions = []
+        for probability, reason, drawn in zip(probabilities.tolist(), problems, maps, strict=True):
+            label = LABELS[int(probability >= self.threshold)]
+            decision = refusal(reason) if reason and not force else self.decide(probability)
+            predictions.append(Prediction(label, probability, self.threshold, decision, reason, drawn))
+        return predictions
 
     def save_pretrained(self, folder: str | os.PathLike) -> list[str]:
         """Save the model for `from_pretrained` and for the Auto classes of transformers.
@@ -387,11 +391,6 @@ class PneumoniaClassifier:
         corrected = np.stack([undo(square) for _, undo in _MISTAKES])
         scores = self.ood_check.scores(corrected, self._forward(corrected)[1])
         return _MISTAKES[int(scores.argmin())][0] if scores.min() <= 1 else UNLIKE
-
-    def _prediction(self, probability: float, reason: str, heat_map: np.ndarray | None) -> Prediction:
-        label = LABELS[int(probability >= self.threshold)]
-        decision = refusal(reason) if reason else self.decide(probability)
-        return Prediction(label, probability, self.threshold, decision, reason, heat_map)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
