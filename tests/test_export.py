@@ -127,17 +127,6 @@ def test_the_metadata_equals_the_json_and_contains_no_local_path(file):
     assert not any(text in data for text in (b".py", b"stack_trace", *(str(one).encode() for one in places)))
 
 
-def test_a_half_precision_network_is_exported_in_float32_and_not_modified(tmp_path):
-    saved = saved_model("resnet10t")
-    saved.model.train().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-    before = {name: value.clone() for name, value in saved.model.state_dict().items()}
-    export_onnx(saved, tmp_path / "model.onnx")
-    assert all(torch.equal(value, before[name]) for name, value in saved.model.state_dict().items())
-    assert all(module.training for module in saved.model.modules())
-    assert all(weight.requires_grad and weight.grad is None for weight in saved.model.parameters())
-    assert_matches_torch(tmp_path / "model.onnx", saved.model.eval().float())
-
-
 @pytest.mark.parametrize("wrong", [0.01, np.nan])
 def test_a_file_that_does_not_match_is_discarded_and_the_earlier_one_kept(
     saved, file, wrong, tmp_path, monkeypatch

@@ -1,6 +1,5 @@
 """ONNX export of a saved model, verified against PyTorch, with a JSON description."""
 
-import copy
 import hashlib
 import io
 import json
@@ -59,7 +58,7 @@ def export_onnx(saved: SavedModel, output: Path) -> float:
     only if onnxruntime reproduces the outputs of torch.
 
     Args:
-        saved: model; not modified.
+        saved: from `load_model`: in float32, on the CPU.
         output: path of the .onnx file. An earlier file is replaced; the folder is created.
 
     Returns:
@@ -71,12 +70,10 @@ def export_onnx(saved: SavedModel, output: Path) -> float:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(output.name + ".json")
-    # The network may be on a GPU or in half precision.
-    network = copy.deepcopy(saved.model).cpu().float().eval()
     description = describe(saved)
     with atomic_write(output) as aside:
-        _write(saved.name, network, saved.image_size, description, aside)
-        difference = _compare(saved.name, network, saved.image_size, aside)
+        _write(saved.name, saved.model, saved.image_size, description, aside)
+        difference = _compare(saved.name, saved.model, saved.image_size, aside)
         digest = hashlib.sha256(aside.read_bytes()).hexdigest()
         description = {"file": output.name, "sha256": digest, **description}
         beside.unlink(missing_ok=True)  # no description is better than one of an earlier file
