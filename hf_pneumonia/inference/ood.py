@@ -177,7 +177,7 @@ def layout_features(squares: np.ndarray) -> np.ndarray:
     Returns:
         (n, 256) float32.
     """
-    inner = [torch.from_numpy(_without_frame(square).copy())[None, None].float() for square in squares]
+    inner = (torch.from_numpy(_without_frame(square).copy())[None, None].float() for square in squares)
     small = np.stack([F.interpolate(one, (_LAYOUT, _LAYOUT), mode="area").numpy().ravel() for one in inner])
     # + 5 keeps the noise of a blank image from being amplified to a layout.
     return (small - small.mean(1, keepdims=True)) / (small.std(1, keepdims=True) + 5)
@@ -346,14 +346,15 @@ def measure_refusals(ood_check: OODCheck, model: torch.nn.Module, cohort: Cohort
     """
     splits = {}
     for split in ("validation", "test"):
-        rows = cohort.rows(split)
-        squares, hues = cohort.cache[rows], cohort.cache.facts["hues"][rows]
-        refused = ood_check.scores(squares, stage_statistics(model, squares, batch_size)) > 1
-        for number, square in enumerate(squares):
-            image = Image.fromarray(square)
-            image.info["hues"] = float(hues[number])
-            refused[number] |= bool(image_problem(image))
-        count = int(sum(refused))
+        rows, count = cohort.rows(split), 0
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            squares = cohort.cache[batch]
+            refused = ood_check.scores(squares, stage_statistics(model, squares, batch_size)) > 1
+            for row, square, far in zip(batch, squares, refused, strict=True):
+                image = Image.fromarray(square)
+                image.info["hues"] = float(cohort.cache.facts["hues"][row])
+                count += bool(far or image_problem(image))
         share = {"value": count / len(rows), "wilson95": wilson(count, len(rows))}
         splits[split] = {"films": len(rows), "refused": count, "share": share}
     return {"films": splits}
