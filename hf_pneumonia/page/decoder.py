@@ -15,13 +15,7 @@ from PIL import Image
 
 from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UnreadableImage
-from hf_pneumonia.page.limits import (
-    DECODING_BYTES,
-    DECODING_PROCESSES,
-    DECODING_SECONDS,
-    MAX_FILE_BYTES,
-    MAX_PIXELS,
-)
+from hf_pneumonia.page.limits import DECODING_BYTES, DECODING_PROCESSES, DECODING_SECONDS, MAX_PIXELS
 
 DECODER_FAILED = "decoding crashed or took too long"
 NO_MEMORY = "decoding needs too much memory"
@@ -64,10 +58,9 @@ class Decoder:
             The image, as from `read_image`.
 
         Raises:
-            UnreadableImage: as `read_image`; also a file above MAX_FILE_BYTES, or a process that died.
+            UnreadableImage: as `read_image`; also a process that died.
             OSError: as `read_image`, without the file's name.
         """
-        _check_size(source)
         pool = self._idle.get()
         try:
             try:
@@ -102,15 +95,6 @@ class Decoder:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def _check_size(source: str | bytes) -> None:
-    try:
-        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-    except (OSError, ValueError):
-        return  # read_image has a better message
-    if size > MAX_FILE_BYTES:
-        raise UnreadableImage(f"larger than {MAX_FILE_BYTES / 2**20:g} MB")
 
 
 def _limit_this_process(memory: int) -> None:

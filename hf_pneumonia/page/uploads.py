@@ -92,7 +92,8 @@ def images_of(uploads: Iterable[Upload]) -> list[ImageSource]:
     """Return the images of files and zip files in order, each to be read by `inputs.ImageReader`.
 
     Zip files are searched as `inputs.find_images` does. A file that can't be read becomes an ImageSource with
-    its problem: too large, a damaged zip file, an unsupported compression, a zip file in a zip file.
+    its problem: a damaged zip file, an unsupported compression, a zip entry that is too large, a zip file in a
+    zip file.
 
     Raises:
         UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files,
@@ -123,9 +124,7 @@ def shown_name(name: str) -> str:
 
 
 def _images_of_upload(upload: Upload) -> Iterator[ImageSource]:
-    if os.path.getsize(upload.path) > MAX_FILE_BYTES:
-        yield _problem(upload.name, upload.path, f"more than {_mb(MAX_FILE_BYTES)}")
-    elif upload.path.lower().endswith(".zip"):
+    if upload.path.lower().endswith(".zip"):
         yield from _images_of_zip(upload)
     else:
         yield from (replace(image, name=upload.name) for image in find_images([upload.path]))
