@@ -93,8 +93,10 @@ def test_images_of_a_zip_file_are_sorted_read_in_memory_and_never_extracted(here
     other = _png(np.full((2, 2), 9, np.uint8))
     members = [("b/2.png", PNG), ("a.png", PNG), ("../out.png", other), ("/abs.png", other), ("b/", b"")]
     members += [("__MACOSX/._a.png", b"x"), (".x.png", PNG), ("read.me.txt", b"x"), ("é.png", PNG)]
+    members += [("ü/more.ZIP", b"x"), (".hidden/more.zip", b"x")]
     _zip("Images.ZIP", members)
-    found = list(find_images(["Images.ZIP"]))
+    *found, nested = find_images(["Images.ZIP"])
+    assert (nested.name, nested.problem) == ("Images.ZIP/ü/more.ZIP", "zip files in zip files are not opened")
     with ImageReader() as reader, ThreadPoolExecutor(4) as threads:
         read = dict(zip((source.name for source in found), threads.map(reader.read, found), strict=True))
     inside = ["../out.png", "/abs.png", "a.png", "b/2.png", "é.png"]

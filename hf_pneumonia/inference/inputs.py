@@ -41,8 +41,8 @@ def find_images(paths: Iterable[str], exclude: Path | None = None) -> Iterator[I
     """Yield the images under the paths, in the order of the paths and sorted by name within each.
 
     A file that is given by its path counts as an image, whatever its name. In folders and zip files hidden
-    files, `__MACOSX`, nested zip files and files without an image suffix are skipped; a file without any
-    suffix counts if it starts like DICOM. A missing path is an ImageSource with a `problem`.
+    files, `__MACOSX`, and files without an image suffix are skipped; a file without any suffix counts if it
+    starts like DICOM. A missing path, and a zip file in a zip file, is an ImageSource with a `problem`.
 
     Args:
         paths: files, folders and zip files.
@@ -152,7 +152,8 @@ def _images_of_zip(archive_file: ImageSource) -> Iterator[ImageSource]:
         return
     for number, entry in sorted(entries, key=lambda pair: pair[1].filename.split("/")):
         stamp = (*archive_file.stamp, entry.file_size, entry.CRC)
-        yield ImageSource(f"{path}/{entry.filename}", path, number, stamp)
+        problem = "zip files in zip files are not opened" if entry.filename.lower().endswith(".zip") else ""
+        yield ImageSource(f"{path}/{entry.filename}", path, number, stamp, problem)
 
 
 def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
@@ -162,6 +163,8 @@ def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     # ".." is not a hidden folder. It is never followed: entries are read by index.
     if entry.is_dir() or any(part.startswith((".", "__")) and part not in (".", "..") for part in parts):
         return False
+    if parts[-1].lower().endswith(".zip"):
+        return True  # listed, with a problem
     kind = kind_by_name(parts[-1])
     if kind != UNNAMED:
         return kind is not None

@@ -9,12 +9,12 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from hf_pneumonia.data.archive import open_zip
 from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.inference.inputs import ImageSource, find_images
 from hf_pneumonia.page.limits import MAX_ENTRIES, MAX_FILE_BYTES, MAX_IMAGES, MAX_UNPACKED_BYTES
@@ -92,8 +92,8 @@ def images_of(uploads: Iterable[Upload]) -> list[ImageSource]:
     """Return the images of files and zip files in order, each to be read by `inputs.ImageReader`.
 
     Zip files are searched as `inputs.find_images` does. A file that can't be read becomes an ImageSource with
-    its problem: a damaged zip file, an unsupported compression, a zip entry that is too large, a zip file in a
-    zip file.
+    its problem: a damaged zip file, an unsupported compression, a zip file in a zip file, a zip entry that is
+    too large.
 
     Raises:
         UsageError: more than MAX_IMAGES, or more than MAX_UNPACKED_BYTES by the directories of the zip files,
@@ -131,48 +131,24 @@ def _images_of_upload(upload: Upload) -> Iterator[ImageSource]:
 
 
 def _images_of_zip(upload: Upload) -> Iterator[ImageSource]:
-    problem, zips = _look_into(upload.path)
-    if problem:
-        yield _problem(upload.name, upload.path, problem)
+    # Counted first, as zipfile lists all entries when it opens.
+    if Path(upload.path).read_bytes().count(_ENTRY) > MAX_ENTRIES:
+        problem = f"a zip file of more than {MAX_ENTRIES:,} entries"
+        yield ImageSource(upload.name, upload.path, problem=problem)
         return
     images = list(find_images([upload.path]))
-    if not images and not zips:
-        yield _problem(upload.name, upload.path, "no images in this zip file")
+    if not images:
+        yield ImageSource(upload.name, upload.path, problem="no images in this zip file")
     for image in images:
         name, problem = shown_name(upload.name + image.name[len(upload.path) :]), image.problem
         if not problem and _size(image) > MAX_FILE_BYTES:
             problem = f"more than {_mb(MAX_FILE_BYTES)}"
         yield replace(image, name=name, problem=problem)
-    for name in zips:
-        yield _problem(f"{upload.name}/{name}", upload.path, "zip files in zip files are not opened")
-
-
-def _look_into(path: str) -> tuple[str, list[str]]:
-    """Why a zip file is not opened, or ""; and the names of the zip files in it."""
-    with open(path, "rb") as file:
-        data = file.read()
-    # Counted first, as zipfile lists all entries when it opens.
-    if data.count(_ENTRY) > MAX_ENTRIES:
-        return f"a zip file of more than {MAX_ENTRIES:,} entries", []
-    try:
-        with open_zip(path) as archive:
-            names = archive.namelist()
-    except UnreadableImage as error:
-        return str(error), []
-    return "", [name for name in names if name.lower().endswith(".zip") and not _is_hidden(name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__")) and part not in (".", "..") for part in name.split("/"))
 
 
 def _size(image: ImageSource) -> int:
     """Unpacked bytes: first in a file's stamp, before the checksum in a zip entry's."""
     return image.stamp[0] if image.member is None else image.stamp[-2]
-
-
-def _problem(name: str, path: str, problem: str) -> ImageSource:
-    return ImageSource(shown_name(name), path, problem=problem)
 
 
 def _mb(size: int) -> str:
