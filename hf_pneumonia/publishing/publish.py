@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import HfApi
 
 import hf_pneumonia
+from hf_pneumonia.data.files import read_json
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import Commit, commit_files, content_sha256, download_files, file_size
@@ -72,8 +73,8 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
                 "not-a-finished-run",
                 f"{run}: expected a finished run of train.py, got no {name}. Train again",
             )
-    report, config = (_read_json(run / name) for name in ("report.json", "config.json"))
     try:
+        report, config = (read_json(run / name) for name in ("report.json", "config.json"))
         _check_weights(run, report, config)
         made, innocent = _made_files(run, report, config, repo)
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
@@ -81,6 +82,11 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
             "report-incomplete",
             f"{run / 'report.json'}: expected {error}, which the model card needs, got none. "
             "Train again with this version",
+        ) from error
+    except ValueError as error:  # also NaN and infinity, which are not JSON
+        raise UsageError(
+            "damaged-json",
+            f"{run}: expected valid JSON in report.json and config.json, got an error ({error}). Train again",
         ) from error
     there = [name for name in OPTIONAL_FILES if (run / name).is_file()]
     files = made | {name: run / name for name in (*COPIED_FILES, *there, *PLOTS)}
@@ -150,22 +156,6 @@ def _check_weights(run: Path, report: dict, config: dict) -> None:
                 "weights-differ-from-report",
                 f"{run / name}: expected the file that report.json lists, got none or another. Train again",
             )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise UsageError(
-            "damaged-json", f"{path}: expected JSON, got an error ({error}). Train again"
-        ) from error
-    if not isinstance(found, dict):
-        raise UsageError("damaged-json", f"{path}: expected a JSON object, got another value. Train again")
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")
 
 
 def _json(value: dict) -> bytes:
