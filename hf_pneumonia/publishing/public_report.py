@@ -222,6 +222,7 @@ def summarise_manifest(run: Path, report: dict) -> dict:
     for row in rows:
         by_source[row["source"]].append(row)
     groups = Counter(row["duplicate_group"] for row in rows if row["duplicate_group"])
+    known_by = Counter(map(_known_by, rows))
     seen = (run / MANIFEST).parent / SEEN
     trained_on = {row["content_hash"] for row in read_manifest(seen)} if seen.exists() else set()
     return {
@@ -230,9 +231,13 @@ def summarise_manifest(run: Path, report: dict) -> dict:
             name: {"kind": _kind(given, name, by_source[name]), "splits": _counts(by_source[name])}
             for given, name in zip(report["recipe"]["dataset"], source_names(report), strict=True)
         },
-        "removed": _count(_REASONS, (_reason(row["reason"]) for row in rows if row["kept"] != "true")),
+        # By their beginnings: what follows names files.
+        "removed": {
+            reason: sum(row["kept"] != "true" and row["reason"].startswith(reason) for row in rows)
+            for reason in _REASONS
+        },
         "copies": {"groups": len(groups), "films": sum(groups.values())},
-        "patients_known_by": _count(_KNOWN_BY, map(_known_by, rows)),
+        "patients_known_by": {name: known_by[name] for name in _KNOWN_BY},
         "seen_before": len(trained_on),
         "split_sha256": report["data"]["split_sha256"],
         "manifest_sha256": manifest_sha256(rows),
@@ -311,23 +316,6 @@ def _counts(rows: list[dict[str, str]]) -> dict:
         }
         for split in sorted(images)
     }
-
-
-def _count(names: Iterable[str], found: Iterable[str]) -> dict[str, int]:
-    """Count how often each name occurs, including 0."""
-    counted = Counter(found)
-    return {name: counted[name] for name in names}
-
-
-def _reason(text: str) -> str:
-    """Return why an image is excluded, without the names of files in the manifest's text."""
-    for reason in _REASONS:
-        if text.startswith(reason):
-            return reason
-    raise UsageError(
-        "unknown-exclusion",
-        f"{MANIFEST}: expected a known reason, got another. Train again with this version",
-    )
 
 
 def _known_by(row: dict[str, str]) -> str:
