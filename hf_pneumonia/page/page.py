@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -62,15 +61,6 @@ def build_page(
     return page
 
 
-def launch_options() -> dict[str, Any]:
-    """Return the theme, CSS and footer for `launch`; light or dark follows the system."""
-    theme = gr.themes.Default(
-        primary_hue="sky", secondary_hue="sky", neutral_hue="slate", font=_FONT, font_mono=_FONT_MONO
-    )
-    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return {"theme": theme, "css": css, "footer_links": ["api"]}
-
-
 def serve(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> None:
     """Serve a page until Ctrl-C or SIGTERM, and print its address.
 
@@ -94,22 +84,26 @@ def served(page: gr.Blocks, uploads: UploadFolder, share: bool = False) -> Itera
     """Yield the addresses of a page while it is served. Arguments as for `serve`."""
     # Closed API: no request bypasses the queue.
     page.queue(max_size=QUEUE, default_concurrency_limit=MAX_CONCURRENT, api_open=False)
+    theme = gr.themes.Default(  # light or dark follows the system
+        primary_hue="sky", secondary_hue="sky", neutral_hue="slate", font=_FONT, font_mono=_FONT_MONO
+    )
     try:
         _, address, public = page.launch(
             share=share,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=False,
             max_file_size=MAX_FILE_BYTES,
             run_history=False,
             enable_monitoring=False,
-            strict_cors=True,
             ssr_mode=False,
             pwa=False,
+            # Environment variables would start these, and the request filter does not cover them.
             mcp_server=False,
             num_workers=0,
             app_kwargs={"middleware": [Middleware(RequestFilter, uploads=uploads)]},
-            **launch_options(),
+            theme=theme,
+            css_paths=Path(__file__).with_name("page.css"),
+            footer_links=["api"],
         )
     except OSError as error:
         raise UsageError(
