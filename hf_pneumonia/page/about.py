@@ -12,16 +12,7 @@ import gradio as gr
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.hub import content_sha256
 from hf_pneumonia.modeling.saved import LARGEST_PLOT, evidence_folder
-
-# The published plots and their alt texts.
-_ALT = {
-    "plots/curves.png": "Loss and metrics by training epoch.",
-    "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
-    "plots/roc.png": "ROC curves of validation and test: sensitivity against 1 - specificity.",
-    "plots/reliability.png": "Reliability, validation and test: observed share by predicted probability.",
-    "plots/robustness.png": "Metrics by level of blur, noise, compression, exposure, rotation, resolution.",
-    "plots/class_distribution.png": "Number of images of each class in each split.",
-}
+from hf_pneumonia.publishing.card import PLOTS
 
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?:.*?\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _WEIGHTS = re.compile(r"SHA-256 of `model\.safetensors`:\s*([0-9a-f]{64})")
@@ -64,7 +55,7 @@ def read_evidence(model: str) -> tuple[str, dict[str, Path]]:
         parts = ["The model card is not shown: it belongs to other weights."]
     elif card:
         parts = [plain_markdown(card)]
-        plots = {name: folder / name for name in _ALT if _is_plot(folder / name)}
+        plots = {name: folder / name for name in PLOTS if _is_plot(folder / name)}
     else:
         parts = ["This model has no model card."]
     if source := _read_text(folder / "examples" / "README.md") or _read_text(folder / "examples" / "LICENSE"):
@@ -89,4 +80,4 @@ def _is_plot(path: Path) -> bool:
 def _image(name: str, file: Path) -> str:
     """The plot as HTML, with its data inside."""
     data = base64.b64encode(file.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{_ALT[name]}">'
+    return f'<img src="data:image/png;base64,{data}" alt="{PLOTS[name]}">'

@@ -16,6 +16,16 @@ from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
+# The published plots and their alt texts. The other plots, such as plots/samples.png, show images.
+PLOTS = {
+    "plots/curves.png": "Loss and accuracy by epoch, training and validation.",
+    "plots/confusion_matrix.png": "Confusion matrix of the test images at threshold 0.5.",
+    "plots/roc.png": "ROC curves of validation and test: sensitivity against 1 - specificity.",
+    "plots/reliability.png": "Reliability, validation and test: observed share by predicted probability.",
+    "plots/robustness.png": "Metrics by level of blur, noise, compression, exposure, rotation, resolution.",
+    "plots/class_distribution.png": "Number of images of each class in each split.",
+}
+
 # Names of copies of the data set of Kermany et al., which the card describes.
 _KERMANY = re.compile(r"kermany|chest[-_]?xray[-_]pneumonia", re.IGNORECASE)
 
@@ -80,6 +90,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         augmentations=list(AUGMENTATIONS),
         at_threshold={name: metric.title for name, metric in THRESHOLD_METRICS.items()},
         of_ranks={name: metric.title for name, metric in RANK_METRICS.items()},
+        plots=PLOTS,
         worst=worst_levels(report["checks"]["robustness"]),
     )
 

@@ -23,7 +23,7 @@ from hf_pneumonia.hub import Commit, commit_files, content_sha256, download_file
 from hf_pneumonia.inference.classifier import COMPANION_FILES
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
-from hf_pneumonia.publishing.card import TEMPLATE, card, eval_result_files
+from hf_pneumonia.publishing.card import PLOTS, TEMPLATE, card, eval_result_files
 from hf_pneumonia.publishing.private import check_private, check_source_code
 from hf_pneumonia.publishing.public_report import (
     RECIPE_KEYS,
@@ -36,16 +36,6 @@ from hf_pneumonia.training.checkpoints import checkpoints
 
 COPIED_FILES = ("config.json", "model.safetensors")
 OPTIONAL_FILES = ("gate.safetensors",)  # missing for a network trained on too few images
-
-# Without plots/shortcuts.png and plots/samples.png, which show images.
-PLOTS = (
-    "plots/curves.png",
-    "plots/confusion_matrix.png",
-    "plots/roc.png",
-    "plots/reliability.png",
-    "plots/robustness.png",
-    "plots/class_distribution.png",
-)
 
 # Words in the front matter of every card.
 _FRONT_MATTER = ("license", "library name", "pipeline tag", "datasets", "model index", "type", "value")
@@ -118,7 +108,7 @@ def _made_files(run: Path, report: dict, config: dict, repo: str) -> tuple[dict[
         "manifest.json": _json(manifest),
         **eval_result_files(public, recipe, manifest, repo),
     }
-    innocent = [TEMPLATE.read_text(encoding="utf-8"), repo, *RECIPE_KEYS, *sources]
+    innocent = [TEMPLATE.read_text(encoding="utf-8"), *PLOTS.values(), repo, *RECIPE_KEYS, *sources]
     innocent += public["checks"]["subgroups"]["families"]  # each is shared by at least five patients
     innocent += [*_keys(public), *_keys(config), *_FRONT_MATTER]
     innocent += [str(value) for value in (*recipe.values(), *report["versions"].values(), report["device"])]
