@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -98,14 +97,10 @@ def test_an_image_that_hangs_or_kills_the_decoder_costs_one_answer(tmp_path, end
     assert _children() <= before
 
 
-def test_too_little_memory_is_a_reason_and_an_idle_process_that_is_killed_costs_no_answer():
-    before = _children()
+def test_too_little_memory_is_a_reason():
     with Decoder(processes=1, memory=100_000_000) as decoder:
         with pytest.raises(UnreadableImage, match=NO_MEMORY):
             decoder.read(_saved(np.zeros((4_000, 5_000), np.uint16), "PNG"))
-        (pid,) = _children() - before
-        os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)  # its end is noticed before the next image
         assert decoder.read(IMAGE).size == (50, 60)
 
 

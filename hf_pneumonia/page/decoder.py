@@ -7,7 +7,7 @@ import queue
 import resource
 import signal
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -63,12 +63,7 @@ class Decoder:
         """
         pool = self._idle.get()
         try:
-            try:
-                image = self._submit(pool, source)
-            except BrokenProcessPool:  # killed while idle, not by this image
-                pool = self._start()
-                image = self._submit(pool, source)
-            return image.result()
+            return pool.submit(_decode, source, self._seconds).result()
         except BrokenProcessPool:
             pool = self._start()
             raise UnreadableImage(DECODER_FAILED) from None
@@ -86,9 +81,6 @@ class Decoder:
         pool = ProcessPoolExecutor(1, context, _limit_this_process, (self._memory,))
         pool.submit(Image.init)  # starts the process and loads all decoders before the first image
         return pool
-
-    def _submit(self, pool: ProcessPoolExecutor, source: str | bytes) -> "Future[Image.Image]":
-        return pool.submit(_decode, source, self._seconds)
 
     def __enter__(self) -> "Decoder":
         return self
