@@ -70,12 +70,6 @@ class Decoder:
         finally:
             self._idle.put(pool)
 
-    def close(self) -> None:
-        """Finish the images in progress and end the processes."""
-        for pool in [self._idle.get() for _ in range(self._processes)]:
-            pool.shutdown()
-            self._idle.put(pool)
-
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, _limit_this_process, (self._memory,))
@@ -86,7 +80,10 @@ class Decoder:
         return self
 
     def __exit__(self, *_) -> None:
-        self.close()
+        """Finish the images in progress and end the processes."""
+        for pool in [self._idle.get() for _ in range(self._processes)]:
+            pool.shutdown()
+            self._idle.put(pool)
 
 
 def _limit_this_process(memory: int) -> None:
