@@ -10,7 +10,6 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from hf_pneumonia.errors import UsageError
 from hf_pneumonia.evaluation.metrics import RANK_METRICS, THRESHOLD_METRICS
 from hf_pneumonia.modeling.augment import AUGMENTATIONS
 
@@ -55,8 +54,8 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         repo: user/name of the published model; `USER/...` if it is not known yet.
 
     Raises:
-        KeyError, jinja2.UndefinedError: the report lacks a value that the card needs.
-        UsageError: the report has null for a count or a name.
+        KeyError, TypeError, jinja2.UndefinedError: the report lacks a value that the card needs, or has null
+            for a count or a name.
     """
     names = list(manifest["sources"])
     # Other data sets have such names, too, but not files like person1000_bacteria_2931 and IM-0115-0001.
@@ -70,7 +69,7 @@ def card(report: dict, config: dict, recipe: dict, manifest: dict, repo: str) ->
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"metric": show_metric, "epochs": _show_epochs, "plain": plain}
+    environment.filters |= {"metric": show_metric, "plain": plain}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         front_matter=card_data(report, recipe, manifest, repo).to_yaml(),
         repo=repo,
@@ -196,17 +195,10 @@ def eval_result_files(report: dict, recipe: dict, manifest: dict, repo: str) -> 
     return {".eval_results/test.yaml": content.encode()}
 
 
-def _show_epochs(number: float) -> str:
-    return str(number).removesuffix(".0")
-
-
 def _no_null(value: object) -> object:
     """Refuse null for counts and names; a metric that is null goes through `show_metric`."""
     if value is None:
-        raise UsageError(
-            "report-incomplete",
-            "report.json: expected a value for the model card, got null. Train again with this version",
-        )
+        raise TypeError("a value, not null")
     return value
 
 
