@@ -155,11 +155,6 @@ def download_files(api: HfApi, repo: str, sha: str, files: dict[str, Path | byte
                 )
 
 
-def file_size(content: Path | bytes) -> int:
-    """Return the size of a file to send, in bytes."""
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
 def _ensure_repo(api: HfApi, repo: str, repo_type: str, private: bool) -> bool:
     """Create the repository if it does not exist; return whether it is private."""
     try:

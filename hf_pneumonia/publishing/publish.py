@@ -19,7 +19,7 @@ import hf_pneumonia
 from hf_pneumonia.data.files import read_json
 from hf_pneumonia.data.manifest import MANIFEST
 from hf_pneumonia.errors import UsageError
-from hf_pneumonia.hub import Commit, commit_files, content_sha256, download_files, file_size
+from hf_pneumonia.hub import Commit, commit_files, content_sha256, download_files
 from hf_pneumonia.inference.classifier import COMPANION_FILES
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.saved import SavedModel, load_model
@@ -223,7 +223,8 @@ def listing(files: dict[str, Path | bytes]) -> list[str]:
     for name, content in sorted(files.items()):
         folder = name.partition("/")[0]
         many = inside[folder] > _MANY
-        sizes[f"{folder}/ ({inside[folder]} files)" if many else name] += file_size(content)
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        sizes[f"{folder}/ ({inside[folder]} files)" if many else name] += size
     sizes[f"total of {len(files)} files"] = sum(sizes.values())
     width = max(map(len, sizes))
     return [f"  {name:{width}}  {_readable(size):>8}" for name, size in sizes.items()]
