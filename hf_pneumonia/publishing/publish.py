@@ -209,10 +209,7 @@ def prepare_run(run: Path, repo: str) -> dict[str, Path | bytes]:
         UsageError: the folder is not a finished run, or its files are damaged.
     """
     _check_run(run)
-    try:
-        _load(run)
-    except UsageError as error:
-        raise UsageError(error.code, f"{run}: can't be published: {error}") from error
+    _load(run)
     return public_files(run, repo)
 
 
