@@ -229,13 +229,8 @@ def one_image_tab(
 
     @errors_shown()
     def from_example(event: gr.EventData) -> dict[str, Any]:
-        number = getattr(event, "number", None)
-        if not isinstance(number, int) or not 0 <= number < len(examples):
-            raise UsageError(
-                "no-such-example", f"example: expected a number below {len(examples)}, got {number!r}"
-            )
-        example, choice = examples[number], getattr(event, "choice", None)
-        return classify(choice, example.caption, example.note, lambda: example.image)
+        example = examples[event.number]
+        return classify(event.choice, example.caption, example.note, lambda: example.image)
 
     @errors_shown()
     def move(
