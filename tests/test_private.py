@@ -45,7 +45,8 @@ def as_text(secret: str) -> bytes:
 
 
 def as_json(secret: str) -> bytes:
-    return json.dumps({"a": [{secret: 1}]}).encode()  # escapes umlauts and backslashes
+    inner = json.dumps([{secret: 1}])  # escapes umlauts and backslashes
+    return f'{{"a": {inner}, "a": 0}}'.encode()  # a repeated key
 
 
 def as_png(secret: str) -> bytes:

@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
@@ -53,10 +54,10 @@ def check_private(files: Mapping[str, Path | bytes], run: Path, innocent: str = 
     paths, tokens = _paths(run), _tokens()
     names = _Names(_private_names(run), innocent)
     for place, content in files.items():
-        for text, search_names in _texts(place, content):
+        for text in _texts(place, content):
             _refuse_token(place, text, tokens)
             _refuse_path(place, text, [*paths, *(path.group() for path in _PATH.finditer(text))])
-            if search_names and (name := names.found_in(text)):
+            if name := names.found_in(text):
                 raise UsageError(
                     "private-name",
                     f"{place}: expected no image or patient name, got {name}; nothing was sent. Remove it",
@@ -76,7 +77,7 @@ def check_source_code(files: Mapping[str, Path | bytes]) -> None:
     """
     home, tokens = str(Path.home()), _tokens()
     for place, content in files.items():
-        for text, _ in _texts(place, content):
+        for text in _texts(place, content):
             _refuse_token(place, text, tokens)
             _refuse_path(place, text, [f"{home}/"] if len(home) > 4 else [])
 
@@ -170,20 +171,21 @@ def _tokens() -> set[str]:
     return {token for token in tokens if len(token) >= 8}
 
 
-def _texts(place: str, content: Path | bytes) -> Iterable[tuple[str, bool]]:
-    """Yield the texts in one file, and whether to search each for names.
-
-    Raw JSON is not searched for names, only its strings are: "null" may be a name.
-    """
+def _texts(place: str, content: Path | bytes) -> Iterable[str]:
+    """Yield the texts in one file: of JSON its strings, as "null" may be a name."""
     ending = Path(place).suffix.lower()
     if ending == ".png":
-        yield from ((text, True) for text in _png_texts(place, content))
+        yield from _png_texts(place, content)
     elif ending in (".json", ".safetensors"):
         data = _header(place, content) if ending == ".safetensors" else _bytes(content)
-        yield _decoded(place, data).replace("\\/", "/").replace("\\\\", "\\"), False
-        yield "\n".join(_strings(place, data)), True
+        yield "\n".join(_strings(place, data))
     elif ending in _TEXTUAL or Path(place).name.startswith("."):
-        yield _decoded(place, _bytes(content)), True
+        try:
+            yield _bytes(content).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                "unsearchable-file", f"{place}: expected UTF-8, got {error}. Convert it"
+            ) from error
     else:
         raise UsageError(
             "unsearchable-file",
@@ -195,24 +197,16 @@ def _bytes(content: Path | bytes) -> bytes:
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def _decoded(place: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError("unsearchable-file", f"{place}: expected UTF-8, got {error}. Convert it") from error
-
-
 def _strings(place: str, data: bytes) -> Iterable[str]:
     """Yield every string in a JSON file, with escapes such as \\u00e4 decoded."""
     try:
-        waiting = [json.loads(data)]
+        # Each object as a list of its keys and values, since a dict would drop repeated keys.
+        waiting = [json.loads(data, object_pairs_hook=lambda pairs: list(chain(*pairs)))]
     except ValueError as error:
         raise UsageError("unsearchable-file", f"{place}: expected JSON, got {error}. Correct it") from error
     while waiting:
         value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
+        if isinstance(value, list):
             waiting += value
         elif isinstance(value, str):
             yield value
