@@ -11,6 +11,7 @@ from browser import LAPTOP, PHONE
 from conftest import until
 from PIL import Image
 
+from hf_pneumonia.data.images import read_image
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import prediction_line
 from hf_pneumonia.page.limits import MAX_FILE_BYTES
@@ -209,7 +210,7 @@ def test_on_a_dark_phone_no_other_host_is_contacted_and_a_hostile_card_runs_noth
 
 
 def test_a_model_without_metrics_has_no_slider_and_a_reason(vit_folder):
-    page = build_page(PneumoniaClassifier.from_pretrained(vit_folder))
+    page = build_page(PneumoniaClassifier.from_pretrained(vit_folder), read_image, [], str(vit_folder))
     shown = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
     assert not shown["image-setting"].visible and not shown["image-prevalence"].visible
     assert "states no validation metrics" in shown["image-metrics"].value

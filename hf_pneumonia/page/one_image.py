@@ -204,7 +204,7 @@ def read_upload(read: Callable[[str], Image.Image], path: str) -> Image.Image:
 
 
 def one_image_tab(
-    classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example] = ()
+    classifier: PneumoniaClassifier, read: Callable[[str], Image.Image], examples: Sequence[Example]
 ) -> None:
     """Add the tab's components to the open gr.Blocks or gr.Tab. Arguments as for `build_page`."""
     settings = settings_of(classifier)

@@ -12,7 +12,6 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 
-from hf_pneumonia.data.images import read_image
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.about import about_tab
@@ -32,9 +31,9 @@ _FONT_MONO = ("ui-monospace", "Consolas", "monospace")
 
 def build_page(
     classifier: PneumoniaClassifier,
-    read: Callable[[str | bytes], Image.Image] = read_image,
-    examples: Sequence[Example] = (),
-    model: str | None = None,
+    read: Callable[[str | bytes], Image.Image],
+    examples: Sequence[Example],
+    model: str,
 ) -> gr.Blocks:
     """Build the page.
 
@@ -42,7 +41,7 @@ def build_page(
         classifier: classifies the images.
         read: decodes a path or bytes to an image of mode 'L', or raises UnreadableImage.
         examples: shown in the tab "One image".
-        model: run folder or repository of the tab "About the model"; None omits that tab.
+        model: run folder or repository, for the tab "About the model".
     """
     notes = "".join(f'<p class="quiet note">{escape(note)}</p>' for note in classifier.notes)
     head = f'<h1>{TITLE}</h1><p class="quiet">Model: {escape(classifier.name)}</p>{notes}'
@@ -54,9 +53,8 @@ def build_page(
                 one_image_tab(classifier, read, examples)
             with gr.Tab("Several images"):
                 many_images_tab(classifier, read)
-            if model is not None:
-                with gr.Tab("About the model"):
-                    about_tab(model)
+            with gr.Tab("About the model"):
+                about_tab(model)
         add_endpoints(classifier, read)
     return page
 
