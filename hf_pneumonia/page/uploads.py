@@ -37,8 +37,6 @@ def errors_shown() -> Iterator[None]:
     """
     try:
         yield
-    except gr.Error:
-        raise
     except UsageError as error:
         raise gr.Error(str(error), print_exception=False) from None
     except UnreadableImage as error:
