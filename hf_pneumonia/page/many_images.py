@@ -31,6 +31,7 @@ from hf_pneumonia.page.limits import (
     MAX_IMAGES,
     MAX_UNPACKED_BYTES,
 )
+from hf_pneumonia.page.one_image import AT_ONCE
 from hf_pneumonia.page.uploads import errors_shown, images_of, uploaded
 
 BATCH = 32
@@ -123,8 +124,7 @@ def many_images_tab(classifier: PneumoniaClassifier, read: Callable[[str | bytes
         classify, [files, force], answers, preprocess=False, api_visibility="private", **ONE_QUEUE
     )
     # Other files remove the table and cancel a running classification.
-    hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    files.change(None, None, answers, js="() => ''", cancels=running, **hidden)
+    files.change(None, None, answers, js="() => ''", cancels=running, **AT_ONCE)
 
 
 def classify_images(

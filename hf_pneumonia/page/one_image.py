@@ -116,7 +116,7 @@ def _example_files(model: str) -> list[Path]:
 _HINT = "JPEG, PNG (8 or 16 bits), TIFF or DICOM. A copied image can be pasted with Ctrl+V."
 
 # Events outside the queue and the API.
-_AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 _ZIP = b"PK\3\4"  # signature of a zip file
 
@@ -259,7 +259,7 @@ def _connect(
 
     def then_check(done: Any) -> None:
         """Remove the answer again if its image was removed meanwhile."""
-        done.then(None, answer, [card, short], js="(answer) => answer ? [] : ['', '']", **_AT_ONCE)
+        done.then(None, answer, [card, short], js="(answer) => answer ? [] : ['', '']", **AT_ONCE)
 
     # Every choice is classified; the browser drops the answers that it no longer awaits.
     running = {"show_progress_on": [card], "trigger_mode": "multiple", "api_visibility": "private"}
@@ -270,19 +270,19 @@ def _connect(
     for done in (of_file, parts.gallery.select(from_example, None, answered, **running)):
         # The input is emptied, so that the next image can be dropped there.
         show = "(answer) => window.oneImage.show(answer)"
-        shown = done.then(None, answered, [answer, view, parts.file], js=show, **_AT_ONCE)
+        shown = done.then(None, answered, [answer, view, parts.file], js=show, **AT_ONCE)
         # Uses the slider's present position, not that of the time of upload.
-        then_check(shown.then(move, setting, moved, **_AT_ONCE))
+        then_check(shown.then(move, setting, moved, **AT_ONCE))
         fail = "() => window.oneImage.fail('No answer from the server. Try again.')"
-        done.failure(None, None, [answer, card, parts.file], js=fail, **_AT_ONCE)
+        done.failure(None, None, [answer, card, parts.file], js=fail, **AT_ONCE)
     # A new choice removes the last image at once: the new one may fail.
     empty = "() => [null, null, '', '', null]"
-    parts.gallery.input(None, None, [answer, view, card, short, answered], js=empty, **_AT_ONCE)
+    parts.gallery.input(None, None, [answer, view, card, short, answered], js=empty, **AT_ONCE)
     everything = [parts.slider, parts.prevalence, parts.force, parts.file, answer, view, answered, *moved]
     as_new = json.dumps([own, USUAL_PREVALENCE, False, None, None, None, None, *fresh])
     clear = f"() => {{ window.oneImage.clear(); return {as_new}; }}"
-    parts.clear.click(None, None, everything, js=clear, **_AT_ONCE)
-    sliding = {"trigger_mode": "always_last", **_AT_ONCE}
+    parts.clear.click(None, None, everything, js=clear, **AT_ONCE)
+    sliding = {"trigger_mode": "always_last", **AT_ONCE}
     then_check(
         gr.on(
             [parts.slider.input, parts.prevalence.input, parts.force.input], move, setting, moved, **sliding
@@ -292,7 +292,7 @@ def _connect(
     def reset(prevalence: float | None, answer: dict | None, force: bool) -> tuple:
         return own, *move(own, prevalence, answer, force)
 
-    then_check(parts.reset.click(reset, setting[1:], [parts.slider, *moved], **_AT_ONCE))
+    then_check(parts.reset.click(reset, setting[1:], [parts.slider, *moved], **AT_ONCE))
 
 
 def _parts(settings: list[Setting], own: int, examples: Sequence[Example], metrics: str) -> SimpleNamespace:
