@@ -1,7 +1,6 @@
 import base64
 import io
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ def test_the_card_of_a_refused_image_has_no_number_unless_an_answer_is_forced(de
     answer, shown = classify_image(lambda image, heat_map: refused, image, "cat.png", heat_map=True)
     assert shown["heat"] is None
     # Its card is the same at every threshold.
-    classifier = SimpleNamespace(threshold=0.5, band=(0.25, 0.75), decide=lambda *_: "pneumonia")
+    classifier = StubClassifier()
     (card,) = {card_html(classifier, answer, threshold) for threshold in (0.5, 0.1, 0.99)}
     assert f"{WORDS[decision]}: a colour picture" in card and "%" not in card
     forced = card_html(classifier, answer, 0.5, force=True)

@@ -1,8 +1,8 @@
 import re
-from types import SimpleNamespace
 
 import pytest
 
+from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.trade_off import (
     Setting,
     band_sentence,
@@ -19,7 +19,9 @@ POINT["uncertain"] = {"low": 0.2, "high": 0.6, "risk": 0.02}
 
 
 def _model(trade_off=POINTS, operating_point=POINT, band=(0.2, 0.6)):
-    return SimpleNamespace(trade_off=trade_off, operating_point=operating_point, band=band, threshold=0.4)
+    model = object.__new__(PneumoniaClassifier)  # without a network
+    vars(model).update(trade_off=trade_off, operating_point=operating_point, band=band, threshold=0.4)
+    return model
 
 
 def test_the_slider_runs_over_the_models_points_and_starts_at_its_own():

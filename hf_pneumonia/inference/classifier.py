@@ -232,18 +232,21 @@ class PneumoniaClassifier:
             return False
         return True
 
+    def band_at(self, threshold: float) -> tuple[float, float] | None:
+        """Return the uncertain band around a threshold, equally wide in logits; None without a band."""
+        if self.band is None or threshold == self.threshold:
+            return self.band
+        return moved_band(self.band, self.threshold, threshold)
+
     def decide(self, probability: float, threshold: float | None = None) -> str:
         """Return the decision at a probability: "pneumonia", "normal" or "uncertain".
 
         Args:
             probability: of pneumonia, in [0, 1].
-            threshold: replaces the model's operating point; the band moves with it, equally wide in logits.
+            threshold: replaces the model's operating point; the band moves with it.
         """
-        band = self.band
-        if threshold is None:
-            threshold = self.threshold
-        elif band is not None:
-            band = moved_band(band, self.threshold, threshold)
+        threshold = self.threshold if threshold is None else threshold
+        band = self.band_at(threshold)
         if band is not None and band[0] <= probability <= band[1]:
             return UNCERTAIN
         return PNEUMONIA if probability >= threshold else NORMAL

@@ -28,7 +28,6 @@ from hf_pneumonia.page.answer import (
 from hf_pneumonia.page.trade_off import (
     USUAL_PREVALENCE,
     Setting,
-    band_at,
     in_words,
     metrics_html,
     own_setting,
@@ -170,7 +169,7 @@ def card_html(
         lines.append(
             f"Chosen threshold: {in_words(threshold)} (the model's own: {in_words(classifier.threshold)})."
         )
-    band = band_at(classifier, threshold)
+    band = classifier.band_at(threshold)
     return answer_html(probability, threshold, band, decision, answer["reason"]) + _quiet(lines)
 
 
@@ -358,7 +357,7 @@ def _html(value: str, **options: Any) -> gr.HTML:
 def _decision(classifier: PneumoniaClassifier, answer: dict[str, Any], threshold: float, force: bool) -> str:
     if answer.get("refused") and not force:
         return answer["refused"]
-    return classifier.decide(answer["probability"], None if threshold == classifier.threshold else threshold)
+    return classifier.decide(answer["probability"], threshold)
 
 
 def _quiet(lines: Sequence[str]) -> str:

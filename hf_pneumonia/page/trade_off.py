@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-from hf_pneumonia.evaluation.calibration import moved_band
 from hf_pneumonia.evaluation.metrics import predictive_values
 from hf_pneumonia.inference.classifier import PneumoniaClassifier
 from hf_pneumonia.page.answer import percent
@@ -44,13 +43,6 @@ def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
 def own_setting(settings: list[Setting], threshold: float) -> int:
     """Return the index of the setting nearest to the model's threshold; 0 if there are no settings."""
     return min(range(len(settings)), key=lambda index: abs(settings[index].threshold - threshold), default=0)
-
-
-def band_at(classifier: PneumoniaClassifier, threshold: float) -> tuple[float, float] | None:
-    """Return the uncertain band around a threshold; None if the model has no band."""
-    if classifier.band is None or threshold == classifier.threshold:
-        return classifier.band
-    return moved_band(classifier.band, classifier.threshold, threshold)
 
 
 def in_words(probability: float) -> str:
@@ -94,7 +86,7 @@ def setting_metrics(setting: Setting, prevalence: float | None) -> dict[str, flo
 
 def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
     """Return what the uncertain band means at a threshold; "" if the model has no band."""
-    band = band_at(classifier, threshold)
+    band = classifier.band_at(threshold)
     if band is None:
         return ""
     uncertain = f"Uncertain range {' to '.join(dict.fromkeys(map(percent, band)))}"
