@@ -4,7 +4,7 @@ Uses neither Gradio nor a network: moving the slider recomputes nothing on the i
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from hf_pneumonia.evaluation.metrics import predictive_values
@@ -33,7 +33,11 @@ def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
     points = classifier.trade_off
     if points:
         columns = (points["threshold"], points["sensitivity"], points["specificity"])
-        return [Setting(*map(float, values)) for values in zip(*columns, strict=True)]
+        settings = [Setting(*map(float, values)) for values in zip(*columns, strict=True)]
+        own = own_setting(settings, classifier.threshold)
+        # A user may have changed the threshold in config.json: the nearest point stands for it.
+        settings[own] = replace(settings[own], threshold=classifier.threshold)
+        return settings
     stated = classifier.operating_point
     if {"sensitivity", "specificity"} <= stated.keys():
         return [Setting(classifier.threshold, float(stated["sensitivity"]), float(stated["specificity"]))]
