@@ -108,3 +108,5 @@ def test_the_band_is_explained_with_its_error_limits_at_the_models_threshold_onl
     moved = band_sentence(_model(), 0.1)
     assert moved.startswith("Uncertain range 4% to 20%: it moves") and " 2%" not in moved
     assert band_sentence(_model(band=None), 0.4) == ""
+    without_risk = POINT | {"uncertain": {"low": 0.2, "high": 0.6}}
+    assert band_sentence(_model(operating_point=without_risk), 0.4) == ""

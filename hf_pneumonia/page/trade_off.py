@@ -89,9 +89,10 @@ def setting_metrics(setting: Setting, prevalence: float | None) -> dict[str, flo
 
 
 def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
-    """Return what the uncertain band means at a threshold; "" if the model has no band."""
+    """Return what the uncertain band means at a threshold; "" if the model has no band or states no risk."""
     band = classifier.band_at(threshold)
-    if band is None:
+    risk = None if band is None else classifier.operating_point["uncertain"].get("risk")
+    if risk is None:
         return ""
     uncertain = f"Uncertain range {' to '.join(dict.fromkeys(map(percent, band)))}"
     if threshold != classifier.threshold:
@@ -99,10 +100,9 @@ def band_sentence(classifier: PneumoniaClassifier, threshold: float) -> str:
             f"{uncertain}: it moves with the threshold. Its error limits hold only at the model's own "
             "threshold."
         )
-    risk = rounded(classifier.operating_point["uncertain"].get("risk", 0))
     return (
-        f"{uncertain}: in validation, at most {risk} of pneumonias were below it and at most {risk} of "
-        "normal images above it."
+        f"{uncertain}: in validation, at most {rounded(risk)} of pneumonias were below it and at most "
+        f"{rounded(risk)} of normal images above it."
     )
 
 
