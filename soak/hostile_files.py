@@ -246,7 +246,7 @@ def weights(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def ood_check(bench: Bench, rng: np.random.Generator) -> None:
-    folder = bench.model(ood_check=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
+    folder = bench.model(gate=mutate.safetensors((bench.whole / "gate.safetensors").read_bytes(), rng))
     found = load_ood_check(folder)
     if not all(np.isfinite(part).all() for part in found.tensors().values()):
         raise Wrong("an OOD check whose numbers are none")
