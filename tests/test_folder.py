@@ -53,6 +53,18 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path):
     }  # fmt: skip
 
 
+def test_metadata_describes_linked_images_and_those_in_linked_folders(tmp_path):
+    put(tmp_path, "blobs/a.dcm", "elsewhere/viral/b.dcm")
+    (tmp_path / "images" / "NORMAL").mkdir(parents=True)
+    for name in ("1.dcm", "2.dcm"):  # equal files, as in a snapshot of the Hub
+        (tmp_path / "images" / "NORMAL" / name).symlink_to(tmp_path / "blobs" / "a.dcm")
+    (tmp_path / "images" / "PNEUMONIA").symlink_to(tmp_path / "elsewhere")
+    lines = "file_name,patient_id\nNORMAL/1.dcm,7\nNORMAL/2.dcm,8\n"
+    (tmp_path / "images" / "metadata.csv").write_text(lines)
+    (tmp_path / "elsewhere" / "metadata.csv").write_text("file_name,patient_id\nviral/b.dcm,9\n")
+    assert [row.patient_id for row in rows_of_folder(tmp_path / "images")] == ["7", "8", "9"]
+
+
 def test_file_names_that_sound_like_a_split_are_not_splits(tmp_path):
     write_images(tmp_path, 3, 3)
     write_image(tmp_path / "NORMAL" / "test_1.png", 0, np.random.default_rng(0))

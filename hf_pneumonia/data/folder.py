@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from hf_pneumonia.data.files import IMAGE, kind_of, walk
 from hf_pneumonia.data.labels import SPLITS, Row, is_class, label_of, patient_of, split_of, words
-from hf_pneumonia.data.listing import LABEL_COLUMNS, is_table, read_metadata, rows_of_tables
+from hf_pneumonia.data.listing import LABEL_COLUMNS, image_key, is_table, read_metadata, rows_of_tables
 from hf_pneumonia.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -328,16 +328,15 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
     places, left_out = read_layout(kinds, str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
-    metadata = read_metadata(root, [table for table in tables if table.stem != "metadata"])
+    metadata = read_metadata(root, tables)
     rows, listed = [], 0
     for name in sorted(places, key=lambda name: _order(places[name].split, name, kinds[name])):
         path, place = root / name, places[name]
-        image = path.resolve()
-        described = metadata.get(image, {})
+        described = metadata.get(image_key(path), {}) if metadata else {}
         listed += bool(described)
         rows.append(
             Row(
-                image=str(image),
+                image=str(path.resolve()),
                 file=str(path),
                 class_name=_class_name(described) or place.class_name,
                 patient_id=described.get("patient_id") or place.patient,

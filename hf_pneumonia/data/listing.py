@@ -358,37 +358,40 @@ def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
     return paths
 
 
-def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[str, str]]:
-    """Read every metadata.csv and metadata.jsonl in a folder tree, and patient ids from its other tables.
+def image_key(path: Path) -> str:
+    """Resolve the links to the folders of a path, but not to its file, which equal files of the Hub share."""
+    folder = str(path.parent).replace("\0", "")  # realpath refuses a zero byte
+    return os.path.join(os.path.realpath(folder), path.name)
+
+
+def read_metadata(root: Path, tables: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Read the metadata files of a folder, and patient ids from its other tables.
 
     Values stay text: as a number, the patient id 0012 would be 12, or 12.0 in a column with blanks, and one
     patient could be in two splits.
 
     Args:
         root: the folder.
-        tables: other CSV files in it, of which only the patient ids are used.
+        tables: the tables in it; of those that are not metadata.csv or .jsonl only the patient ids are used.
 
     Returns:
-        Resolved path of each image -> its row, without blank values.
+        `image_key` of each image -> its row, without blank values.
 
     Raises:
         UsageError: a file can't be read, or has no column `file_name`.
     """
     described = {}
-    for parent, children, names in os.walk(root):
-        children[:] = [name for name in children if not name.startswith((".", "__"))]
-        for name in {"metadata.csv", "metadata.jsonl"}.intersection(names):
-            file = Path(parent, name)
-            for row in _read_table(file):
-                if not row.get("file_name"):
-                    raise UsageError(
-                        "metadata-without-file-name",
-                        f"{file}: expected the path of an image in column file_name of each row, got none. "
-                        "Add the missing paths",
-                    )
-                image = Path(os.path.normpath(file.parent.resolve() / row["file_name"]))
-                described[image] = {key: value for key, value in row.items() if value != ""}
-    for file in tables:
+    for file in (table for table in tables if table.stem == "metadata"):
+        for row in _read_table(file):
+            if not row.get("file_name"):
+                raise UsageError(
+                    "metadata-without-file-name",
+                    f"{file}: expected the path of an image in column file_name of each row, got none. "
+                    "Add the missing paths",
+                )
+            given = {key: value for key, value in row.items() if value != ""}
+            described[image_key(file.parent / row["file_name"])] = given
+    for file in (table for table in tables if table.stem != "metadata"):
         table = _Table(file)
         if not (table.image and table.patient):
             logger.warning("%s: not used, because the class folders give the labels", file)
@@ -396,7 +399,7 @@ def read_metadata(root: Path, tables: Sequence[Path] = ()) -> dict[Path, dict[st
         rows = [row for row in table.rows if row[table.image]]
         for path, row in zip(_locate(file, root, [row[table.image] for row in rows]), rows, strict=True):
             if row[table.patient]:
-                described.setdefault(path.resolve(), {}).setdefault("patient_id", row[table.patient])
+                described.setdefault(image_key(path), {}).setdefault("patient_id", row[table.patient])
         logger.info("%s: patient ids are read from column %s, labels from the folders", file, table.patient)
     return described
 
