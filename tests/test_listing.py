@@ -45,6 +45,12 @@ def test_an_image_may_be_an_absolute_path_a_file_name_a_stem_or_a_windows_path(f
     assert _column(rows, "class_name") == ["NORMAL"] * 5 and _column(rows, "patient_id") == [None] * 5
 
 
+def test_files_beside_an_image_and_links_to_a_parent_folder_do_not_make_its_stem_ambiguous(folder):
+    (folder / "deep" / "below" / "e.xml").write_text("")
+    (folder / "deep" / "up").symlink_to(folder)
+    assert _column(_rows(folder, "path,label", "e,NORMAL"), "file") == [str(folder / "deep/below/e.png")]
+
+
 def test_patients_and_splits_come_from_their_columns_or_from_the_file_name(folder):
     (folder / "c.png").rename(folder / "person12_virus_3.png")
     lines = ("a.png,NORMAL,007,Training", "b.png,NORMAL,,val", "person12_virus_3.png,viral,,test")

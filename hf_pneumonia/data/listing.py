@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from hf_pneumonia.data.files import kind_by_name, walk
 from hf_pneumonia.data.labels import SPLITS, Row, is_class, is_covid, label_of, patient_of, split_of
 from hf_pneumonia.errors import UsageError
 
@@ -335,8 +336,8 @@ def _locate(file: Path, root: Path, names: list[str]) -> list[Path]:
             if os.path.isfile(candidate):
                 return candidate
         if not below:
-            for parent, _, files in os.walk(root, followlinks=True):
-                for file_name in files:
+            for parent, files in walk(root):
+                for file_name in filter(kind_by_name, files):
                     for key in {file_name, os.path.splitext(file_name)[0]}:
                         below.setdefault(key, []).append(Path(parent, file_name))
         candidates = below.get(name, [path])
