@@ -111,10 +111,10 @@ def test_several_sources_are_one_table_in_their_order(tmp_path):
 
 def test_only_ids_of_public_file_names_mean_the_same_patient_in_every_source(tmp_path, caplog):
     sources = [str(tmp_path / name) for name in ("one", "two")]
-    names = ("IM-0115-0001.jpeg", "person7_virus_9.jpeg", "0.png", "1.png", "c.png")
+    names = ("IM-0115-0001.jpeg", "person7_virus_9.jpeg", "0.png", "1.png", "c.png", "patient001_view1.png")
     for source in sources:
         for name in names:
-            kind = "PNEUMONIA" if name[0] in "p1" else "NORMAL"
+            kind = "PNEUMONIA" if name[:2] in ("pe", "1.") else "NORMAL"
             write_image(tmp_path / source / kind / name, 0, np.random.default_rng(0))
         lines = "file_name,patient_id\nNORMAL/0.png,12\nPNEUMONIA/1.png,13\n"
         (tmp_path / source / "metadata.csv").write_text(lines)
@@ -124,9 +124,9 @@ def test_only_ids_of_public_file_names_mean_the_same_patient_in_every_source(tmp
         found[names.index(os.path.basename(file))].add(patient)
     assert found == [
         {"IM-0115"}, {"person7_virus"}, {"one:12", "two:12"}, {"one:13", "two:13"},
-        {"one:NORMAL/c.png", "two:NORMAL/c.png"},
+        {"one:NORMAL/c.png", "two:NORMAL/c.png"}, {"one:patient001", "two:patient001"},
     ]  # fmt: skip
-    assert caplog.text.count("no patient id in 1 of 5 file names") == 2
+    assert caplog.text.count("no patient id in 1 of 6 file names") == 2
 
 
 @pytest.mark.parametrize(

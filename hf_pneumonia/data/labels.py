@@ -87,9 +87,13 @@ def patient_of(file_name: str, folders: Sequence[str] = ()) -> str | None:
         _global_id(file_name)
         or next((match[1] for name in (*folders, file_name) if (match := _PATIENT.match(name))), None)
         or next((name for name in folders if _ID_FOLDER.fullmatch(name)), None)
-        or ((match := _UUID.match(file_name)) and match[1])
-        or None
+        or global_id(file_name)
     )
+
+
+def global_id(file_name: str) -> str | None:
+    """Return the id in a file name of a public data set, which means the same patient everywhere, or None."""
+    return _global_id(file_name) or ((match := _UUID.match(file_name)) and match[1]) or None
 
 
 def _global_id(file_name: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_pneumonia.data.archive import fetch_kaggle, is_archive, unpack
 from hf_pneumonia.data.folder import rows_of_folder
-from hf_pneumonia.data.labels import LABELS, PHANTOMS, Row, is_covid, label_of, patient_of, split_of
+from hf_pneumonia.data.labels import LABELS, PHANTOMS, Row, global_id, is_covid, label_of, split_of
 from hf_pneumonia.data.listing import rows_of_listing
 from hf_pneumonia.data.phantom import VERSION as PHANTOM_VERSION
 from hf_pneumonia.data.phantom_folder import write_dataset
@@ -213,9 +213,8 @@ def _label(rows: list[Row], source: str, covid: str, prefix: str) -> list[Row]:
         if has_covid and covid == "drop":
             continue
         patient = row.patient_id or row.place
-        # An id in a file name of a public data set means the same person in every source. Any other id, and
-        # the place of an image without one, may belong to another person in another source.
-        if row.patient_id is None or patient != patient_of(Path(row.place).name):
+        # Any id that is not global, and any place, may belong to another person in another source.
+        if patient != global_id(Path(row.place).name):
             patient = prefix + patient
         split, label = "covid" if has_covid and covid == "keep" else row.split, labels[row.class_name]
         labelled.append(replace(row, source=source, label=label, patient_id=patient, split=split))
