@@ -67,6 +67,11 @@ def test_the_table_of_the_rsna_challenge_is_read_unchanged(folder):
     assert _column(rows, "class_name") == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
 
 
+def test_line_separators_of_unicode_inside_a_cell_do_not_end_its_line(folder):
+    rows = _rows(folder, "path,note,label", "a.png,one\u2028two\x85,NORMAL", '"b.png","one\ntwo",viral')
+    assert _column(rows, "class_name") == ["NORMAL", "viral"]
+
+
 def test_missing_images_are_kept_to_be_reported_as_unreadable(folder):
     rows = _rows(folder, "path,label", "a.png,NORMAL", "lost.png,NORMAL", f"{'x' * 300}.png,NORMAL")
     assert len(rows) == 3 and rows[1].file == str(folder / "lost.png")

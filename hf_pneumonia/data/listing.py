@@ -6,6 +6,7 @@ out and counted. `PUBLIC_TABLES` lists the public data sets that are recognised 
 
 import csv
 import gzip
+import io
 import json
 import logging
 import os
@@ -411,18 +412,19 @@ def _read_table(file: Path) -> list[dict[str, str]]:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
         text = _decoded(content)
+        lines = io.StringIO(text, newline="")  # str.splitlines also splits at characters such as \u2028
         if file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line that is not an object")
         elif file.suffix.lower() == ".txt":
-            cells = [line.split() for line in text.splitlines()]
+            cells = [line.split() for line in lines]
             cells = [line for line in cells if len(line) >= 3 and is_class(line[2])]
             rows = [dict(zip(("patient_id", "path", "label"), line, strict=False)) for line in cells]
         else:
             # Spreadsheets in many locales separate cells by a semicolon.
             head = text.partition("\n")[0]
-            rows = list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count)))
+            rows = list(csv.DictReader(lines, delimiter=max(",;\t", key=head.count)))
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise UsageError(
             "unreadable-table", f"{file}: expected a CSV or JSON Lines file, got {error}. Save it again"
