@@ -84,7 +84,7 @@ def test_missing_images_are_kept_to_be_reported_as_unreadable(folder):
         (("path:label", "a.png:NORMAL"), "no-image-or-label-column", "got path:label"),
         (("path,label",), "no-image-or-label-column", "an empty file"),
         (("path,label", "a.png,NORMAL", "b.png,"), "incomplete-line", "line 3: .* label"),
-        (("path,label", ",NORMAL"), "incomplete-line", "line 2: .* path"),
+        (("path,label", "", ",", ",NORMAL"), "incomplete-line", "line 4: .* path"),
         (("path,label,split", "a.png,NORMAL,later"), "unknown-split", "line 2: .*'later'"),
         (("path,label", "a.png,NORMAL", "a.png,viral"), "image-twice", "line 3: a.png"),
         (("path,label", "x.png,NORMAL", "y.png,viral"), "images-missing", "2 images.*x.png"),

@@ -83,12 +83,12 @@ def is_table(name: str) -> bool:
 
 
 class _Table:
-    """A table: its rows, and which columns have the image, label, patient, split and view."""
+    """A table: its rows by line, and which columns have the image, label, patient, split and view."""
 
     def __init__(self, file: Path, split: str | None = None):
         self.file, self.rows = file, _read_table(file)
         self.columns: dict[str, str] = {}
-        for name in self.rows[0] if self.rows else ():
+        for name in next(iter(self.rows.values()), ()):
             self.columns.setdefault(re.sub(r"[^a-z]", "", name.lower()), name)
         self.public = next((public for public in PUBLIC_TABLES if public.columns <= set(self.columns)), None)
         self.image, self.label, self.patient, self.split, self.view = (
@@ -178,14 +178,14 @@ def _joined(tables: list[_Table]) -> list[_Table]:
     images = [table for table in tables if table.image and {"studyid", "subjectid"} <= set(table.columns)]
     if not labels or not images:
         return tables
-    by_study = {row[labels[0].columns["studyid"]]: row for row in labels[0].rows}
+    by_study = {row[labels[0].columns["studyid"]]: row for row in labels[0].rows.values()}
     joined: dict[str, dict] = {}
     for table in images:
-        for row in table.rows:
+        for row in table.rows.values():
             study = by_study.get(row[table.columns["studyid"]], {})
             joined.setdefault(row[table.image], {}).update(study | row)
     whole = labels[0]
-    whole.rows = list(joined.values())
+    whole.rows = dict(enumerate(joined.values(), start=1))
     for table in images:
         whole.columns |= table.columns
         whole.image, whole.split, whole.view = (
@@ -217,7 +217,7 @@ def _read_lines(table: _Table, uncertain: str) -> tuple[dict[str, list[str]], di
     left_out: Counter[str] = Counter()
     described: dict[str, tuple] = {}  # name -> patient, split
     votes: dict[str, list[str]] = defaultdict(list)
-    for number, line in enumerate(table.rows, start=2):
+    for number, line in table.rows.items():
         name = line[table.image]
         if not name or not (table.findings or line[table.label]):
             missing = table.label if name else table.image
@@ -384,7 +384,7 @@ def read_metadata(root: Path, tables: Sequence[Path]) -> dict[str, dict[str, str
     """
     described = {}
     for file in (table for table in tables if table.stem == "metadata"):
-        for row in _read_table(file):
+        for row in _read_table(file).values():
             if not row.get("file_name"):
                 raise UsageError(
                     "metadata-without-file-name",
@@ -398,7 +398,7 @@ def read_metadata(root: Path, tables: Sequence[Path]) -> dict[str, dict[str, str
         if not (table.image and table.patient):
             logger.warning("%s: not used, because the class folders give the labels", file)
             continue
-        rows = [row for row in table.rows if row[table.image]]
+        rows = [row for row in table.rows.values() if row[table.image]]
         for path, row in zip(_locate(file, root, [row[table.image] for row in rows]), rows, strict=True):
             if row[table.patient]:
                 described.setdefault(image_key(path), {}).setdefault("patient_id", row[table.patient])
@@ -406,35 +406,37 @@ def read_metadata(root: Path, tables: Sequence[Path]) -> dict[str, dict[str, str
     return described
 
 
-def _read_table(file: Path) -> list[dict[str, str]]:
-    """Read the lines of a CSV or JSON Lines file as column -> text, "" for a missing cell."""
+def _read_table(file: Path) -> dict[int, dict[str, str]]:
+    """Read a CSV or JSON Lines file: number of each line -> its columns as text, "" for a missing cell."""
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
         text = _decoded(content)
         lines = io.StringIO(text, newline="")  # str.splitlines also splits at characters such as \u2028
         if file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in lines if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
+            rows = {number: json.loads(line) for number, line in enumerate(lines, 1) if line.strip()}
+            if not all(isinstance(row, dict) for row in rows.values()):
                 raise ValueError("a line that is not an object")
         elif file.suffix.lower() == ".txt":
-            cells = [line.split() for line in lines]
-            cells = [line for line in cells if len(line) >= 3 and is_class(line[2])]
-            rows = [dict(zip(("patient_id", "path", "label"), line, strict=False)) for line in cells]
+            cells = ((number, line.split()) for number, line in enumerate(lines, 1))
+            cells = [(number, line) for number, line in cells if len(line) >= 3 and is_class(line[2])]
+            columns = ("patient_id", "path", "label")
+            rows = {number: dict(zip(columns, line, strict=False)) for number, line in cells}
         else:
             # Spreadsheets in many locales separate cells by a semicolon.
             head = text.partition("\n")[0]
-            rows = list(csv.DictReader(lines, delimiter=max(",;\t", key=head.count)))
+            reader = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
+            rows = dict((reader.line_num, row) for row in reader)
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise UsageError(
             "unreadable-table", f"{file}: expected a CSV or JSON Lines file, got {error}. Save it again"
         ) from error
     # The csv module gives None for a missing cell, and puts surplus cells under the key None.
-    rows = [
-        {key: "" if value is None else str(value).strip() for key, value in row.items() if key}
-        for row in rows
-    ]
-    return [row for row in rows if any(row.values())]
+    rows = {
+        number: {key: "" if value is None else str(value).strip() for key, value in row.items() if key}
+        for number, row in rows.items()
+    }
+    return {number: row for number, row in rows.items() if any(row.values())}
 
 
 def _decoded(content: bytes) -> str:
