@@ -1,8 +1,10 @@
 """Zip files and Kaggle downloads. A stub module replaces kagglehub."""
 
+import io
 import re
 import shutil
 import sys
+import tarfile
 import types
 import zipfile
 from unittest.mock import Mock
@@ -109,6 +111,17 @@ def test_a_damaged_or_encrypted_zip_file_is_an_error_and_leaves_nothing_behind(a
         locked[found.start() + (6 if found.group() == b"PK\3\4" else 8)] |= 1
     archive.write_bytes(locked)
     assert "password" in _refusal(archive, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_a_damaged_tar_file_is_an_error_and_leaves_nothing_behind(tmp_path, kind):
+    path, member = tmp_path / f"images.tar.{kind}", tarfile.TarInfo("NORMAL/a.png")
+    member.size = 100_000
+    with tarfile.open(path, f"w:{kind}") as content:
+        content.addfile(member, io.BytesIO(str(list(range(20_000))).encode()))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(60) + data[len(data) // 2 + 60 :])
+    assert str(path) in _refusal(path, tmp_path / "cache")
 
 
 def test_a_zip_file_too_large_for_the_disk_is_an_error_before_anything_is_written(

@@ -155,6 +155,13 @@ def test_yes_and_no_are_labels_in_the_encodings_of_spreadsheets(tmp_path, head, 
     assert {name: row[0] for name, row in read(tmp_path).items()} == {"a.png": 0, "b.png": 1}
 
 
+def test_a_damaged_compressed_table_is_an_error(tmp_path):
+    (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(b"path,label")[:10] + b"\xff" * 20)
+    with pytest.raises(UsageError) as error:
+        read(tmp_path)
+    assert error.value.code == "unreadable-table"
+
+
 def test_a_table_beside_class_folders_gives_patients_or_is_reported_as_not_used(tmp_path, caplog):
     put(tmp_path, "NORMAL/a.png", "PNEUMONIA/b.png")
     table(tmp_path / "patients.csv", "image,patient_id,age", "a.png,0012,3", "b.png,0012,3")

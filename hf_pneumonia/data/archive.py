@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import lzma
 import shutil
 import struct
 import tarfile
@@ -99,10 +100,11 @@ def unpack(archive: Path, cache_dir: Path) -> Path:
 
     try:
         build_once(folder, extract)
-    except (*ARCHIVE_ERRORS, tarfile.TarError, OSError) as error:
+    except (*ARCHIVE_ERRORS, tarfile.TarError, lzma.LZMAError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise UsageError(
             "archive-unpack",
-            f"{archive}: can't be unpacked into {folder.parent} ({error}). Download it again, unpack it "
+            f"{archive}: can't be unpacked into {folder.parent} ({reason}). Download it again, unpack it "
             "yourself and give the folder, or choose another --cache_dir",
         ) from error
     return folder

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -427,7 +428,7 @@ def _read_table(file: Path) -> dict[int, dict[str, str]]:
             head = text.partition("\n")[0]
             reader = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
             rows = dict((reader.line_num, row) for row in reader)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise UsageError(
             "unreadable-table", f"{file}: expected a CSV or JSON Lines file, got {error}. Save it again"
         ) from error
