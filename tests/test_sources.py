@@ -230,6 +230,15 @@ def test_a_saved_hub_data_set_is_read(hub_data_set, tmp_path, form):
     assert Counter(images["split"]) == ({"train": 85} if form == "one split" else expected)
 
 
+def test_a_damaged_parquet_file_is_an_error(tmp_path):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_dict({"image": ["x" * 100], "label": ["NORMAL"]}).to_parquet(path)
+    path.write_bytes(b"PAR1" + bytes(20) + path.read_bytes()[24:])
+    with pytest.raises(UsageError) as error:
+        load_sources(str(tmp_path), tmp_path)
+    assert error.value.code == "dataset-damaged" and "\n" not in str(error.value)
+
+
 def test_images_of_a_hub_data_set_with_equal_names_are_distinguished(hub_data_set, monkeypatch, tmp_path):
     alike = hub_data_set.cast_column("image", datasets.Image(decode=False)).map(
         lambda row, number: {"image": {**row["image"], "path": f"{number % 5}.png"}}, with_indices=True

@@ -16,13 +16,16 @@ logger = logging.getLogger(__name__)
 # Columns of a Hub data set, in order of preference.
 _IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 
+# Not found, gated, offline, unknown host, a broken repository or a damaged file.
+_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
+
 
 def rows_of_saved(folder: Path, name: str) -> list[Row]:
     """List the images of a folder saved by `datasets.save_to_disk`, or of Parquet files."""
     try:
         parquet = not any((folder / index).is_file() for index in ("dataset_dict.json", "state.json"))
         saved = datasets.load_dataset(str(folder)) if parquet else datasets.load_from_disk(folder)
-    except (OSError, ValueError) as error:
+    except _ERRORS as error:
         raise UsageError(
             "dataset-damaged",
             f"{folder}: expected a data set saved by `datasets`, got {str(error).splitlines()[0]}. Save it "
@@ -36,8 +39,7 @@ def fetch_hub(name: str) -> list[Row]:
     logger.info("downloading %s from the Hub", name)
     try:
         loaded = datasets.load_dataset(name)
-    # Not found, gated, offline, unknown host, or a broken repository.
-    except (OSError, ValueError) as error:
+    except _ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
             "hub-download",
