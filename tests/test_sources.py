@@ -255,11 +255,15 @@ def test_patient_ids_of_a_column_are_text_and_blank_ones_are_none(hub_data_set, 
     assert set(others) == {"0", "1", "2"} and first not in ("0", "1", "2", "None", "")
 
 
-def test_a_hub_data_set_with_an_unknown_split_or_unnamed_classes_is_an_error(hub_data_set):
+def test_a_hub_data_set_with_an_unknown_split_or_without_class_names_is_an_error(hub_data_set):
     odd = datasets.DatasetDict(train=hub_data_set["train"], extra=hub_data_set["test"])
     with pytest.raises(UsageError, match="user/images: .*'extra'") as error:
         rows_of_hub(odd, "user/images")
     assert error.value.code == "unknown-split"
+    unlabelled = datasets.DatasetDict(hub_data_set, test=hub_data_set["test"].map(lambda _: {"label": -1}))
+    with pytest.raises(UsageError, match="split test, got none in 30 of 30") as error:
+        rows_of_hub(unlabelled, "user/images")
+    assert error.value.code == "images-without-label"
     numbers = hub_data_set.cast_column("label", datasets.Value("int64"))
     with pytest.raises(UsageError, match="user/images: .*class names") as error:
         rows_of_hub(numbers, "user/images")

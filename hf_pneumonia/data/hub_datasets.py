@@ -53,7 +53,8 @@ def rows_of_hub(loaded: Mapping[str, datasets.Dataset], name: str) -> list[Row]:
     """List the images of a loaded data set, given as a table per split.
 
     Raises:
-        UsageError: it has no image column, no column of class names, or an unknown split.
+        UsageError: it has no image column, no column of class names, an image without a class, or an unknown
+            split.
     """
     rows = []
     for given, table in loaded.items():
@@ -64,11 +65,17 @@ def rows_of_hub(loaded: Mapping[str, datasets.Dataset], name: str) -> list[Row]:
             )
         column = next((column for column in _IMAGE_COLUMNS if column in table.column_names), None)
         classes = _class_names(table)
-        if column is None or not all(classes):
+        if column is None or classes is None:
             raise UsageError(
                 "no-image-or-label-column",
                 f"{name}: expected the columns `image` and `label` (class names), got "
                 f"{', '.join(table.column_names)}. Rename the columns, or cast the label to ClassLabel",
+            )
+        if not all(classes):
+            raise UsageError(
+                "images-without-label",
+                f"{name}: expected a class name in each row of the split {given}, got none in "
+                f"{sum(not found for found in classes)} of {len(classes)}. Save a copy without these rows",
             )
         images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
         patients = table["patient_id"] if "patient_id" in table.column_names else [None] * len(table)
@@ -85,12 +92,13 @@ def _image(images: datasets.Dataset, row: int, column: str) -> dict:
     return images[row][column]
 
 
-def _class_names(table: datasets.Dataset) -> list[str | None]:
-    """Return the class names in the first label column that has names, or None for each row."""
+def _class_names(table: datasets.Dataset) -> list[str | None] | None:
+    """Return the class names, None in rows without, of the first label column that has names, if any."""
     for column in LABEL_COLUMNS:
         feature = table.features.get(column)
         if isinstance(feature, datasets.ClassLabel):
-            return [feature.int2str(value) for value in table[column]]
+            names = dict(enumerate(feature.names))  # rows without a label have -1 or None
+            return [names.get(value) for value in table[column]]
         if getattr(feature, "dtype", "") in ("string", "large_string"):
             return list(table[column])
-    return [None] * len(table)
+    return None
