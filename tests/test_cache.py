@@ -9,7 +9,7 @@ from conftest import write_image
 from PIL import Image
 
 from hf_pneumonia.data import cache
-from hf_pneumonia.data.cache import TruncatedCache, open_cache
+from hf_pneumonia.data.cache import TruncatedCache, default_cache, open_cache
 from hf_pneumonia.data.duplicates import COPY
 from hf_pneumonia.errors import UsageError
 
@@ -27,6 +27,11 @@ def images(tmp_path):
     rows = [{"path": str(path), "bytes": None} for path in paths]
     rows[5] = {"path": "5.png", "bytes": paths[5].read_bytes()}
     return rows
+
+
+def test_an_empty_XDG_CACHE_HOME_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert default_cache() == Path.home() / ".cache" / "hf-pneumonia"
 
 
 def _resized(path) -> np.ndarray:

@@ -49,7 +49,7 @@ _FACTS = np.dtype(
 
 def default_cache() -> Path:
     """Return the default folder of decoded, unpacked and simulated images."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "hf-pneumonia"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf-pneumonia"
 
 
 class TruncatedCache(UsageError):
