@@ -82,6 +82,11 @@ def test_a_second_run_reads_the_cache_of_the_first_and_finds_copies_at_any_size(
     )
 
 
+def test_similar_pairs_do_not_depend_on_the_size_of_the_squares(images, tmp_path):
+    small, large = (open_cache(images, size, tmp_path).similar_pairs() for size in (8, 160))
+    assert all(np.array_equal(one, other) for one, other in zip(small, large, strict=True))
+
+
 def test_another_size_or_a_changed_file_makes_a_new_cache(images, tmp_path):
     open_cache(images, 32, tmp_path)
     assert open_cache(images, 48, tmp_path).size == 48

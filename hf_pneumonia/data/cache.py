@@ -29,9 +29,11 @@ from hf_pneumonia.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # Part of every key. Raise it when the same file decodes to other pixels or facts.
-_FORMAT = 9
+_FORMAT = 10
 
-_APPEARANCE_SIDE = 224  # pixels; the appearance is measured on a square of this side
+# Appearance and duplicates are measured on a square of this side (pixels), so that a split does not depend on
+# the training size.
+_FACTS_SIDE = 224
 
 _FACTS = np.dtype(
     [
@@ -203,11 +205,9 @@ def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarra
     except UnreadableImage as error:
         return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(image, size)
-    # From the square if it is large enough: ten times as fast.
-    thumbnail = squash(Image.fromarray(square) if size >= 2 * THUMBNAIL else image, THUMBNAIL)
+    large = square if size == _FACTS_SIDE else squash(image, _FACTS_SIDE)
+    thumbnail = squash(Image.fromarray(large), THUMBNAIL)
     hues, blank = image.info.get("hues", 0.0), thumbnail.std() <= 1
-    # Always at one size, so that a shifted split does not depend on the training size.
-    large = square if size == _APPEARANCE_SIDE else squash(image, _APPEARANCE_SIDE)
     facts = (text_rows(image), colour_share(data), hues, blank, measure_appearance(large, *image.size))
     return square, thumbnail, (hashlib.sha256(data).hexdigest(), *image.size, *facts)
 
