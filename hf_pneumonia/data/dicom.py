@@ -4,7 +4,6 @@ dicom_header.py parses the file; pydicom gets only the pixel data and the values
 """
 
 import logging
-import threading
 
 import numpy as np
 from PIL import Image
@@ -168,33 +167,13 @@ def _look_up(values: np.ndarray, first: int, table: np.ndarray) -> np.ndarray:
     return table[index].astype(np.float32)
 
 
-_silence = threading.local()
-
-
-class _Silence(logging.Filter):
-    """Drop pydicom's log lines in this thread while entered: a traceback per decoder that fails."""
-
-    def __enter__(self) -> None:
-        for name in ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils"):
-            logging.getLogger(name).addFilter(_SILENCE)
-        _silence.active = True
-
-    def __exit__(self, *_) -> None:
-        _silence.active = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(_silence, "active", False)
-
-
-_SILENCE = _Silence()
-
-
 def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
     """Decode the one frame of a file: (rows, columns) integers as stored, or (rows, columns, 3) uint8 RGB."""
     # Imported late: only DICOM files need it.
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # else a traceback per decoder that fails
     try:
         decoder = get_decoder(UID(header.syntax))
     except NotImplementedError:
@@ -219,8 +198,7 @@ def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
         return _decompress(decoder, data[start:stop], options)
     try:
         pixels = _exactly(data[start:stop], options)
-        with _SILENCE:
-            return decoder.as_array(pixels, index=0, **options)[0]
+        return decoder.as_array(pixels, index=0, **options)[0]
     except UnreadableImage:
         raise
     except Exception as error:  # of many types, where the header contradicts itself
@@ -236,8 +214,7 @@ def _decompress(decoder, pixels: bytes, options: dict) -> np.ndarray:
     _check_stream(pixels, options)
     for plugin in plugins:
         try:
-            with _SILENCE:
-                array, _ = decoder.as_array(pixels, index=0, decoding_plugin=plugin, **options)
+            array, _ = decoder.as_array(pixels, index=0, decoding_plugin=plugin, **options)
         # Decoders raise nearly anything on damaged bytes, or on a variant that only the next one reads.
         except Exception:
             continue
@@ -262,9 +239,8 @@ def _check_stream(pixels: bytes, options: dict) -> None:
     from pydicom.encaps import get_frame
 
     try:
-        with _SILENCE:
-            stream = get_frame(pixels, 0, number_of_frames=1)
-            size = _stream_size(stream)
+        stream = get_frame(pixels, 0, number_of_frames=1)
+        size = _stream_size(stream)
     except Exception as error:
         raise UnreadableImage(f"damaged DICOM: its compressed pixels ({type(error).__name__})") from None
     if size is None:
