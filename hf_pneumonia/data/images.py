@@ -51,8 +51,6 @@ _BEGINNINGS = {
     b"\xff\x4f\xff\x51": "JPEG 2000",
 }
 
-_FORMS = "a path, bytes, an open binary file, a Pillow image, an array or a pydicom Dataset"
-
 
 def read_image(source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image at its full size.
@@ -104,23 +102,24 @@ def read_any_image(image: Any) -> Image.Image:
     """
     if isinstance(image, str | os.PathLike | bytes):
         return read_image(image)
-    if isinstance(image, bytearray | memoryview):
-        return read_image(bytes(image))
     if isinstance(image, Image.Image):
-        unread = _unread_file(image)
-        return gray_image(image) if unread is None else read_image(_read_open(unread))
+        unread = getattr(image, "tile", None) and getattr(image, "fp", None)  # the file, if not decoded yet
+        return read_image(_read_open(unread)) if unread else gray_image(image)
     if isinstance(image, np.ndarray):
         return _gray_array(image)
     if _is_dataset(image):
         return read_image(_dataset_bytes(image))
     if hasattr(image, "read"):
         return read_image(_read_open(image))
-    raise TypeError(f"an image is {_FORMS}, got {type(image).__name__}")
+    raise TypeError(
+        "an image is a path, bytes, an open binary file, a Pillow image, an array or a pydicom Dataset, got "
+        f"{type(image).__name__}"
+    )
 
 
 def is_one_image(image: Any) -> bool:
     """Return whether this is one image, not several: most forms of one image are iterable too."""
-    forms = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
+    forms = str | os.PathLike | bytes | Image.Image | np.ndarray
     return (
         isinstance(image, forms)
         or _is_dataset(image)
@@ -329,20 +328,11 @@ def _stretch_upper_bits(gray: Image.Image) -> Image.Image:
     return _stretch(np.asarray(gray))
 
 
-def _unread_file(image: Image.Image) -> Any:
-    """Return the open file of an image that Pillow has not decoded yet, else None."""
-    return getattr(image, "fp", None) if getattr(image, "tile", None) else None
-
-
 def _read_open(file: Any) -> bytes:
-    """Read at most MAX_BYTES + 1 bytes of an open file from its start; its position does not change."""
-    seekable = hasattr(file, "seekable") and file.seekable()
-    position = file.tell() if seekable else 0
-    if seekable:
+    """Read at most MAX_BYTES + 1 bytes of an open file, from its start if it is seekable."""
+    if hasattr(file, "seekable") and file.seekable():
         file.seek(0)
     data = file.read(MAX_BYTES + 1)  # one byte too many makes `read_image` refuse it
-    if seekable:
-        file.seek(position)
     if not isinstance(data, bytes):
         raise TypeError("expected a file opened in binary mode: open(name, 'rb')")
     return data
