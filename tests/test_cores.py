@@ -1,4 +1,3 @@
-import os
 import threading
 import time
 
@@ -7,7 +6,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from hf_pneumonia.data.cores import available_cores, map_in_threads, one_core_each
+from hf_pneumonia.data.cores import map_in_threads, one_core_each
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +20,6 @@ def _three_threads():
 def _blas() -> set[int]:
     np.ones((2, 2)) @ np.ones((2, 2))
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-
-def test_the_quota_of_a_container_limits_the_cores(tmp_path):
-    quota, cores = tmp_path / "cpu.max", available_cores(tmp_path / "none")
-    assert 1 <= cores <= os.cpu_count()
-    for text, expected in (("5000 100000", 1), ("140 100", 1), ("max 100000", cores), ("999 1", cores)):
-        quota.write_text(f"{text}\n")
-        assert available_cores(quota) == expected
 
 
 def test_results_come_in_the_order_of_the_items_and_at_most_so_many_ahead():

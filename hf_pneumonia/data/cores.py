@@ -1,30 +1,22 @@
 """CPU cores: count them, and spread work over threads."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
+import joblib
 from threadpoolctl import OpenBLASController, threadpool_limits
-
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def available_cores(quota: Path = _QUOTA) -> int:
+def available_cores() -> int:
     """Count the cores that this process may use; in a container or under Slurm fewer than the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # set by `docker --cpus` and Kubernetes: CPU time of all cores per period, both in microseconds
-        share, period = quota.read_text().split()
-        return max(1, min(cores, round(int(share) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+    return joblib.cpu_count()
 
 
 class _Shared:
