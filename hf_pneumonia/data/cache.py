@@ -71,9 +71,9 @@ class ImageCache:
     Attributes:
         folder: folder of the cache.
         size: side of the images in pixels.
-        facts: (n,) structured: `sha256` of the file's bytes, `width` and `height` in pixels, `text_rows`,
-            `colour_share` and `hues` as in overlays.py, `blank` (one gray) and `appearance`. All but the
-            hash are zero where the image is unreadable.
+        facts: (n,) structured: `sha256` of the file's bytes ("" if missing, empty or too large), `width` and
+            `height` in pixels, `text_rows`, `colour_share` and `hues` as in overlays.py, `blank` (one gray)
+            and `appearance`. All but the hash are zero where the image is unreadable.
         unreadable: reason by row, of images that could not be decoded; their squares are all zero.
     """
 
@@ -197,30 +197,18 @@ def _build(images: Sequence[dict], size: int, folder: Path) -> None:
 
 def _decode(source: str | bytes, size: int) -> tuple[np.ndarray | str, np.ndarray | None, tuple]:
     """Return square, thumbnail and facts of one image; in place of the square the reason if unreadable."""
+    data = b""
     try:
         data = source if isinstance(source, bytes) else read_file(source)
         image = read_image(data)
         if few_grays(image):
             raise UnreadableImage("only two or three gray levels: a mask, not an X-ray")
     except UnreadableImage as error:
-        return str(error), None, (_sha256(source), 0, 0, 0, 0.0, 0.0, False, 0.0)
+        digest = hashlib.sha256(data).hexdigest() if data else ""
+        return str(error), None, (digest, 0, 0, 0, 0.0, 0.0, False, 0.0)
     square = squash(image, size)
     large = square if size == _FACTS_SIDE else squash(image, _FACTS_SIDE)
     thumbnail = squash(Image.fromarray(large), THUMBNAIL)
     hues, blank = image.info.get("hues", 0.0), thumbnail.std() <= 1
     facts = (text_rows(image), colour_share(data), hues, blank, measure_appearance(large, *image.size))
     return square, thumbnail, (hashlib.sha256(data).hexdigest(), *image.size, *facts)
-
-
-def _sha256(source: str | bytes) -> str:
-    """Return the SHA-256 of an unreadable file, which may be too large for memory; "" if it is missing."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    digest = hashlib.sha256()
-    try:
-        with open(source, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except (OSError, ValueError):
-        return ""
-    return digest.hexdigest()
