@@ -5,7 +5,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
@@ -48,15 +47,6 @@ _RADIOGRAPHY = {"covid", "lung_opacity", "normal", "viral pneumonia"}
 _KERMANY = re.compile(r"person\d+_(bacteria|virus)_\d+", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Class, split and patient of an image by its parent folders."""
-
-    class_name: str
-    split: str | None
-    patient: str | None
-
-
 @cache  # few folders, many images in each
 def is_companion(name: str) -> bool:
     """Return whether a folder holds companions of images by its name: masks, heat maps, thumbnails ..."""
@@ -74,15 +64,15 @@ def _is_part(name: str) -> bool:
     return _is_container(name) and any(letter.isdigit() for letter in name)
 
 
-def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], list[str]]:
-    """Read split, class and patient of every image from the names of its parent folders.
+def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, "_Roles"], list[str]]:
+    """Read the role of every image's parent folders from their names.
 
     Args:
         images: POSIX path of each image, relative to the root.
         root: name of the data set, for messages.
 
     Returns:
-        Place of each image of the data set, and one line for each reason why images were left out.
+        Roles for each image of the data set, and one line for each reason why images were left out.
 
     Raises:
         UsageError: no image is in a class folder, or the layout is ambiguous.
@@ -96,12 +86,8 @@ def read_layout(images: Iterable[str], root: str) -> tuple[dict[str, Place], lis
     _check_classes(found, root)
     _check_splits(found, root)
     found = _labelled_only(found, root, left_out)
-    places = {
-        image: Place(roles.class_name, roles.split, patient_of(PurePath(image).name, roles.inside))
-        for image, roles in found.items()
-    }
-    logger.info("%s: %s", root, _recognised(places))
-    return places, left_out
+    logger.info("%s: %s", root, _recognised(found))
+    return found, left_out
 
 
 class _Roles:
@@ -287,14 +273,14 @@ def _labelled_only(found: dict, root: str, left_out: list[str]) -> dict:
     return {image: roles for image, roles in found.items() if roles.class_name is not None}
 
 
-def _recognised(places: dict[str, Place]) -> str:
+def _recognised(found: dict) -> str:
     """Describe the classes and splits found, and name the public data set that has them."""
-    classes = sorted({place.class_name for place in places.values()})
-    splits = [name for name in SPLITS if name in {place.split for place in places.values()}]
+    classes = sorted({roles.class_name for roles in found.values()})
+    splits = [name for name in SPLITS if name in {roles.split for roles in found.values()}]
     text = f"class folders {', '.join(classes)}" + (f" in splits {', '.join(splits)}" if splits else "")
     if {name.lower() for name in classes} == _RADIOGRAPHY:
         text += ", read as COVID-19 Radiography Database"
-    elif any(_KERMANY.match(PurePath(image).name) for image in places):
+    elif any(_KERMANY.match(PurePath(image).name) for image in found):
         text += ", read as Kermany et al. (patients from the file names)"
     return text
 
@@ -325,23 +311,23 @@ def rows_of_folder(root: Path, uncertain: str = "drop") -> list[Row]:
         tables += [parent / name for name in names if is_table(name)]
     if tables and not classes:
         return rows_of_tables(root, tables, uncertain)
-    places, left_out = read_layout(kinds, str(root))
+    layout, left_out = read_layout(kinds, str(root))
     for line in left_out:
         logger.warning("%s: left out %s", root, line)
     metadata = read_metadata(root, tables)
     rows, listed = [], 0
-    for name in sorted(places, key=lambda name: _order(places[name].split, name, kinds[name])):
-        path, place = root / name, places[name]
+    for name in sorted(layout, key=lambda name: _order(layout[name].split, name, kinds[name])):
+        path, roles = root / name, layout[name]
         described = metadata.get(image_key(path), {}) if metadata else {}
         listed += bool(described)
         rows.append(
             Row(
                 image=str(path.resolve()),
                 file=str(path),
-                class_name=_class_name(described) or place.class_name,
-                patient_id=described.get("patient_id") or place.patient,
+                class_name=_class_name(described) or roles.class_name,
+                patient_id=described.get("patient_id") or patient_of(path.name, roles.inside),
                 place=name,
-                split=place.split,
+                split=roles.split,
             )
         )
     if metadata and not listed:
