@@ -59,7 +59,7 @@ def test_the_simulated_examples_are_two_of_each_class_of_the_simulated_test_spli
     captions = [example.caption for example in examples]
     assert captions == 2 * ["Simulated, normal"] + 2 * ["Simulated, pneumonia"]
     assert all(example.image.mode == "L" and example.note == SIMULATED for example in examples)
-    write_dataset(tmp_path / "phantoms", patients=12, size=64, workers=1)
+    write_dataset(tmp_path / "phantoms", patients=12, size=64)
     tested = {int(re.search(r"\d+", path.stem)[0]) for path in (tmp_path / "phantoms/test").rglob("*.png")}
     held_out = [image.image for patient in tested for image in simulate_patient(patient)]
     for example in examples:

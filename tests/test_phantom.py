@@ -47,7 +47,7 @@ def test_pneumonia_brightens_the_lesion_and_changes_no_other_pixel():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "phantoms"
-    write_dataset(path, patients=18, size=64, workers=1)
+    write_dataset(path, patients=18, size=64)
     return path
 
 
@@ -90,7 +90,7 @@ def test_the_shortcut_of_normal_is_narrower_brighter_and_sharper_and_crops_the_m
 def test_with_the_shortcut_proportions_predict_the_label_in_train_and_not_in_test(folder, tmp_path):
     """Both simulated data sets can be sources of one run."""
     folder.with_name(f"phantom-v{VERSION}").symlink_to(folder)
-    write_dataset(folder.with_name(f"phantom-shortcut-v{VERSION}"), 54, size=64, workers=1, shortcut=True)
+    write_dataset(folder.with_name(f"phantom-shortcut-v{VERSION}"), 54, size=64, shortcut=True)
     images = load_sources(["phantom", "phantom:shortcut"], folder.parent)
     shapes = np.array([Image.open(file).size for file in images["file"]])
     source, split, label = (np.array(images[name]) for name in ("source", "split", "label"))

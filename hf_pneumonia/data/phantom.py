@@ -414,12 +414,7 @@ def simulate_patient(
         seed: random seed; another seed gives other patients under the same numbers.
         size: height and width in pixels, at least 64.
         pneumonia: whether the patient has pneumonia. None: one of each pair (1, 2), (3, 4) ..., at random.
-
-    Raises:
-        ValueError: `patient` is below 1, or `size` below 64.
     """
-    if patient < 1 or size < 64:
-        raise ValueError(f"expected patient >= 1 and size >= 64, got patient={patient} and size={size}")
     if pneumonia is None:
         first = np.random.default_rng((seed, (patient - 1) // 2, 1)).random() < 0.5
         pneumonia = bool(first) ^ bool(patient % 2)

@@ -21,12 +21,7 @@ from hf_pneumonia.data.phantom import simulate_patient
 
 
 def write_dataset(
-    folder: Path,
-    patients: int = 900,
-    seed: int = 0,
-    size: int = 256,
-    workers: int | None = None,
-    shortcut: bool = False,
+    folder: Path, patients: int = 900, seed: int = 0, size: int = 256, shortcut: bool = False
 ) -> None:
     """Write class folders of simulated patients unless `folder` exists. It appears once it is complete.
 
@@ -39,16 +34,9 @@ def write_dataset(
         patients: number of patients, at least 4.
         seed: seed of `simulate_patient`.
         size: height and width in pixels, at least 64.
-        workers: number of processes, by default one per core.
         shortcut: whether to apply `add_shortcut`: by the label in train, at random in test.
-
-    Raises:
-        ValueError: `patients` is below 4, or `size` below 64.
     """
-    folder = Path(folder)
-    if patients < 4:
-        raise ValueError(f"expected patients >= 4 (two classes in two splits), got {patients}")
-    build_once(folder, lambda aside: _write_all(aside, patients, seed, size, workers, shortcut))
+    build_once(folder, lambda aside: _write_all(aside, patients, seed, size, shortcut))
 
 
 def add_shortcut(
@@ -99,14 +87,12 @@ def _write_patient(folder: Path, seed: int, size: int, shortcut: bool, patient: 
     return rows
 
 
-def _write_all(
-    folder: Path, patients: int, seed: int, size: int, workers: int | None, shortcut: bool
-) -> None:
+def _write_all(folder: Path, patients: int, seed: int, size: int, shortcut: bool) -> None:
     for part in ("train/NORMAL", "train/PNEUMONIA", "test/NORMAL", "test/PNEUMONIA", "lesions"):
         (folder / part).mkdir(parents=True)
     numbers, job = range(1, patients + 1), functools.partial(_write_patient, folder, seed, size, shortcut)
     context = multiprocessing.get_context("spawn")  # forking a process with threads, as torch has, can hang
-    with ProcessPoolExecutor(workers or available_cores(), context) as pool:
+    with ProcessPoolExecutor(available_cores(), context) as pool:
         rows = pool.map(job, numbers, chunksize=4)
         done = list(tqdm(rows, "simulating images", patients, unit=" patients", disable=None))
     for split in ("train", "test"):
