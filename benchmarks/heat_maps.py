@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from hf_pneumonia.data.images import image_array
+from hf_pneumonia.data.images import read_image, squash
 from hf_pneumonia.modeling.build import network_input
 from hf_pneumonia.modeling.heatmap import finer_stage, heat_maps
 from hf_pneumonia.modeling.saved import load_model
@@ -84,7 +84,7 @@ def main() -> None:
     lesions = [Image.open(path.parents[2] / "lesions" / path.name) for path in called]
     lesions = np.stack([np.asarray(lesion) > 0 for lesion in lesions])
     inputs = network_input(
-        torch.from_numpy(np.stack([image_array(path, saved.image_size) for path in called]))
+        torch.from_numpy(np.stack([squash(read_image(path), saved.image_size) for path in called]))
     )
 
     started = time.perf_counter()

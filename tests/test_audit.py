@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from hf_pneumonia.__main__ import AUDIT_STRENGTHS, main
 from hf_pneumonia.data.cohort import prepare_cohort
-from hf_pneumonia.data.images import image_array
+from hf_pneumonia.data.images import read_image, squash
 from hf_pneumonia.data.manifest import COLUMNS, SEEN, read_seen, write_manifest, write_seen
 from hf_pneumonia.errors import UsageError, run_script
 from hf_pneumonia.evaluation.appearance import audit_lines
@@ -152,7 +152,7 @@ def test_the_table_counts_images_and_patients_of_each_split_and_source(images):
 def test_brightness_sizes_and_gray_values_are_those_of_the_decoded_files(images):
     facts = measure_images(images)
     assert len(facts.row) == np.sum(images.split != "") and not set(facts.row) & set(images.cache.unreadable)
-    decoded = np.stack([image_array(str(path), 32) for path in images.file[facts.row]])
+    decoded = np.stack([squash(read_image(str(path)), 32) for path in images.file[facts.row]])
     np.testing.assert_allclose(facts.brightness, decoded.reshape(len(decoded), -1).mean(axis=1))
     for kind in range(2):
         levels = np.bincount(decoded[facts.kind == kind].ravel(), minlength=256)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForImageClassification
 
 import hf_pneumonia.modeling.cnn  # noqa: F401  registers networks
-from hf_pneumonia.data.images import image_array
+from hf_pneumonia.data.images import read_image, squash
 from hf_pneumonia.errors import UsageError
 from hf_pneumonia.modeling.build import build_model, network_input, scale_logits
 
@@ -54,7 +54,7 @@ def test_the_input_equals_timms_evaluation_transform_to_the_last_bit(size, tmp_p
     Image.fromarray(pixels).save(tmp_path / "image.png")
     config = build_model("resnet10t.c3_in1k", 64).config.pretrained_cfg
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
-    stored = torch.from_numpy(image_array(tmp_path / "image.png", 64).copy())[None]
+    stored = torch.from_numpy(squash(read_image(tmp_path / "image.png"), 64).copy())[None]
     assert torch.equal(network_input(stored)[0], transform(Image.open(tmp_path / "image.png").convert("RGB")))
     assert torch.equal(network_input(stored.float() / 255), network_input(stored))  # as from the augmentation
 

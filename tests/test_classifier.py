@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_pneumonia
 from hf_pneumonia import PneumoniaClassifier, Prediction
-from hf_pneumonia.data.images import image_array
+from hf_pneumonia.data.images import read_image, squash
 from hf_pneumonia.errors import UnreadableImage, UsageError
 from hf_pneumonia.hub import commit_files
 from hf_pneumonia.modeling.build import network_input
@@ -75,7 +75,7 @@ def test_an_image_gets_the_same_prediction_in_every_form(classifier, files):
 
 def test_heat_maps_are_those_of_heatmap_py_and_change_no_prediction(classifier, files):
     found = classifier(files[:3], heat_map=True)
-    squares = np.stack([image_array(file, classifier.image_size) for file in files[:3]])
+    squares = np.stack([squash(read_image(file), classifier.image_size) for file in files[:3]])
     expected = heat_maps(classifier.model, network_input(torch.from_numpy(squares))).numpy()
     np.testing.assert_allclose(np.stack([one.heat_map for one in found]), expected, atol=1e-5)
     assert found[0].heat_map.dtype == np.float32 and found[0].heat_map.shape == squares.shape[1:]

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,11 +171,6 @@ def _check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None
         raise UnreadableImage(f"{width} x {height} pixels, more than {max_pixels:,}")
     if not width * height:
         raise UnreadableImage(f"{width} x {height} pixels")
-
-
-def image_array(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one image and squash it to the network's input: (size, size) uint8."""
-    return squash(read_image(source), size)
 
 
 def squash(image: Image.Image, size: int) -> np.ndarray:
