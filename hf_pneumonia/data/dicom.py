@@ -43,13 +43,17 @@ _OPENJPEG = "pip install 'pylibjpeg[openjpeg]'"
 _UNSAFE = {"gdcm"}  # some damaged JPEG streams make it end the whole process (std::terminate)
 
 
-def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode one image of at most `max_pixels` through its window: (rows, columns) uint8, 0 is black.
+def read_dicom(data: bytes, max_pixels: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Decode one image of at most `max_pixels` through its window, and read its declared content.
 
     The stored values pass the modality table (or slope and intercept), then the first VOI table or window,
     whose range becomes 0 to 255. Without either, or where the window shows only one gray, the values are
     stretched from the darkest to the brightest, ignoring padding. MONOCHROME1 is inverted;
     PresentationLUTShape only repeats this (PS3.3 C.8.11.3.1.2) and is ignored.
+
+    Returns:
+        (rows, columns) uint8, 0 is black; and `modality` (one of MODALITIES), `body_part` (of BODY_PARTS) and
+        `view` (of VIEWS). Other values are left out, because a damaged file may hold anything.
 
     Raises:
         UnreadableImage: not one readable image. The message quotes nothing of the file but sizes, pixel
@@ -59,24 +63,15 @@ def read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
     _refuse_other_images(header, max_pixels)
     stored = _decode_pixels(header, data)
     if header.text("PhotometricInterpretation") in _COLOUR:
-        return np.asarray(Image.fromarray(stored).convert("L"))
-    return _show(stored, header)
-
-
-def read_kind(data: bytes) -> dict[str, str]:
-    """Read the declared content of a DICOM file: `modality` (one of MODALITIES), `body_part` (of BODY_PARTS)
-    and `view` (of VIEWS). Other values are left out, because a damaged file may hold anything.
-
-    Raises:
-        UnreadableImage: as `read_dicom`.
-    """
-    header = read_header(data)
+        gray = np.asarray(Image.fromarray(stored).convert("L"))
+    else:
+        gray = _show(stored, header)
     declared = {
         "modality": (header.text("Modality"), MODALITIES),
         "body_part": (header.text("BodyPartExamined").upper(), BODY_PARTS),
         "view": (header.text("ViewPosition").upper(), VIEWS),
     }
-    return {name: text for name, (text, known) in declared.items() if text in known}
+    return gray, {name: text for name, (text, known) in declared.items() if text in known}
 
 
 def _refuse_other_images(header: DicomHeader, max_pixels: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_pneumonia.data.dicom import read_dicom, read_kind
+from hf_pneumonia.data.dicom import read_dicom
 from hf_pneumonia.data.dicom_header import is_dicom
 from hf_pneumonia.data.overlays import hue_spread
 from hf_pneumonia.errors import UnreadableImage
@@ -62,7 +62,7 @@ def read_image(source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS) 
     Returns:
         Pillow image of mode 'L', black is 0, rotated as its EXIF tag says. DICOM is shown through its window;
         other images of more than 8 bits are stretched from their darkest to their brightest value. Its `info`
-        holds `hues` (see `hue_spread`) of a colour image, and the result of `read_kind` of a DICOM file.
+        holds `hues` (see `hue_spread`) of a colour image, and the content that a DICOM file declares.
 
     Raises:
         UnreadableImage: missing, empty, truncated, several images, an unsupported colour space, more than 8
@@ -75,8 +75,9 @@ def read_image(source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS) 
         raise UnreadableImage("empty file")
     check_size(len(data))
     if is_dicom(data):
-        image = Image.fromarray(read_dicom(data, max_pixels))
-        image.info |= read_kind(data)
+        gray, declared = read_dicom(data, max_pixels)
+        image = Image.fromarray(gray)
+        image.info |= declared
         return image
     with _reasons(data, max_pixels), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _to_gray(image, max_pixels=max_pixels)
