@@ -29,10 +29,6 @@ MAX_PIXELS = 100_000_000
 # MAX_PIXELS of 16 bits, uncompressed, with room for the file's header.
 MAX_BYTES = 256 * 2**20
 
-# From this many times the output's pixels on, torch resizes in a fifth of Pillow's time with the same filter.
-# The results differ by 0.12 gray levels in the mean (docs/LOG.md).
-_LARGE = 16
-
 # Pillow's other formats are disabled: some start a program (EPS: Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 
@@ -180,11 +176,7 @@ def squash(image: Image.Image, size: int) -> np.ndarray:
     Keeps the whole image but not its aspect ratio (timm's `crop_mode: squash`, `crop_pct: 1.0`): a centre
     crop of 1300 x 950 pixels would cut off 30% of the width, and lung with it.
     """
-    if image.size == (size, size):
-        return np.asarray(image)
-    if image.width * image.height < _LARGE * size**2:
-        return np.asarray(image.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
-    return np.ascontiguousarray(_shrink(_shrink(np.asarray(image), size).T, size).T)
+    return np.asarray(image.resize((size, size), Image.Resampling[INTERPOLATION.upper()]))
 
 
 def few_grays(image: Image.Image) -> bool:
@@ -202,21 +194,6 @@ def few_grays(image: Image.Image) -> bool:
         covered += near[level]
         counts[max(level - 3, 0) : level + 4] = 0
     return covered >= 0.96 * total and len(levels) > 1 and max(levels) - min(levels) >= 48
-
-
-def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize each column: (h, w) -> (size, w) uint8."""
-    import torch  # takes a second, which decoding alone does not need
-
-    height, width = pixels.shape
-    # Four columns pass as the channels of one RGBA pixel, for which torch has a fast routine.
-    padded = np.zeros((height, width + -width % 4), np.uint8)
-    padded[:, :width] = pixels
-    colours = torch.from_numpy(padded).view(1, height, -1, 4).permute(0, 3, 1, 2)
-    small = torch.nn.functional.interpolate(
-        colours, (size, colours.shape[3]), mode=INTERPOLATION, antialias=True
-    )
-    return small.permute(0, 2, 3, 1).reshape(size, -1).numpy()[:, :width]
 
 
 def _why_no_image(data: bytes) -> str:
