@@ -83,12 +83,16 @@ def test_a_report_without_a_value_of_the_card_is_refused(copied):
         assert error.value.code == "report-incomplete"
 
 
-def test_a_config_of_another_run_or_with_a_local_path_is_refused(copied):
+def test_a_config_of_another_run_or_with_nan_or_a_local_path_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"_name_or_path": str(copied)}))
     with pytest.raises(UsageError, match="config.json") as error:
         public_files(copied, REPO)
     assert error.value.code == "local-path-in-file"
+    (copied / "config.json").write_text(json.dumps(config | {"mean": float("nan")}))
+    with pytest.raises(UsageError) as error:
+        public_files(copied, REPO)
+    assert error.value.code == "damaged-json"
     (copied / "config.json").write_text(json.dumps(config | {"pneumonia": {"threshold": 0.123}}))
     with pytest.raises(UsageError) as error:
         public_files(copied, REPO)

@@ -67,13 +67,14 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         report, config = (read_json(run / name) for name in ("report.json", "config.json"))
         _check_weights(run, report, config)
         made, innocent = _made_files(run, report, config, repo)
+        _json(config)  # refuses NaN
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise UsageError(
             "report-incomplete",
             f"{run / 'report.json'}: expected {error}, which the model card needs, got none. "
             "Train again with this version",
         ) from error
-    except ValueError as error:  # also NaN and infinity, which are not JSON
+    except ValueError as error:  # also NaN and infinity, from _json
         raise UsageError(
             "damaged-json",
             f"{run}: expected valid JSON in report.json and config.json, got an error ({error}). Train again",
