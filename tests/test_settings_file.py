@@ -3,7 +3,9 @@ import json
 import pytest
 import yaml
 
-from hf_pneumonia.data.files import read_json, read_yaml
+from hf_pneumonia.data.files import LARGEST_YAML, read_json, read_yaml
+
+LAUGHS = "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n"
 
 
 def test_settings_survive_a_round_trip_through_yaml_and_json(tmp_path):
@@ -17,8 +19,10 @@ def test_settings_survive_a_round_trip_through_yaml_and_json(tmp_path):
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
+        (read_yaml, LAUGHS, r"alias \*a is not supported"),
         (read_yaml, "a: !!python/name:os.system", "could not determine a constructor"),
         (read_yaml, "a: " + "[" * 5_000, "recursion"),
+        (read_yaml, "a: " + "x" * LARGEST_YAML, "at most 100,000 bytes"),
         (read_yaml, "a: 2001-99-99", "month must be in 1..12"),
         (read_yaml, "a: " + "9" * 5000, "Exceeds the limit"),
         (read_yaml, "a: [", "expected"),
@@ -28,7 +32,7 @@ def test_settings_survive_a_round_trip_through_yaml_and_json(tmp_path):
         (read_json, "9" * 5000, "limit"),
     ],
 )
-def test_unsafe_or_invalid_settings_raise_one_line(tmp_path, read, text, message):
+def test_unsafe_huge_or_invalid_settings_raise_one_line(tmp_path, read, text, message):
     (tmp_path / "x").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path / "x")

@@ -215,15 +215,24 @@ def _sum(file: Path) -> list[int | None]:
     return [size, zlib.crc32(file.read_bytes()) if size <= _CHECKSUM_LIMIT else None]
 
 
+# Bytes. A recipe has 3 to 10 kB, and PyYAML reads only about 50 kB per second.
+LARGEST_YAML = 100_000
+
+
 def read_yaml(file: Path) -> object:
     """Read a YAML file as plain values.
 
     Raises:
-        ValueError: it is not YAML of plain values; the message is one line.
+        ValueError: the file is not YAML, is larger than LARGEST_YAML, or has aliases, which can expand to
+            gigabytes; the message is one line.
         OSError: it can't be read.
     """
+    with open(file, "rb") as content:
+        data = content.read(LARGEST_YAML + 1)
+    if len(data) > LARGEST_YAML:
+        raise ValueError(f"expected at most {LARGEST_YAML:,} bytes, got more")
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.load(data.decode("utf-8"), _PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:300]) from error
 
@@ -239,3 +248,13 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:300]) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's SafeLoader that rejects aliases."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            anchor = self.get_event().anchor
+            raise yaml.YAMLError(f"alias *{anchor} is not supported. Write out its value")
+        return super().compose_node(parent, index)
