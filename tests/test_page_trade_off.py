@@ -33,12 +33,15 @@ def test_the_slider_runs_over_the_models_points_and_starts_at_its_own():
     assert settings_of(_model(trade_off={}, operating_point={})) == []
 
 
-def test_the_point_nearest_to_a_threshold_changed_in_the_config_stands_for_it():
+def test_a_threshold_changed_in_the_config_gets_the_lower_values_of_its_neighbours():
     model = _model()
     model.threshold = 0.45
     settings = settings_of(model)
-    assert settings == [Setting(0.1, 1, 0.25), Setting(0.45, 0.95, 0.9), Setting(0.8, 0.6, 1)]
-    assert own_setting(settings, 0.45) == 1
+    points = [Setting(0.1, 1, 0.25), Setting(0.4, 0.95, 0.9), Setting(0.8, 0.6, 1)]
+    assert settings == [*points[:2], Setting(0.45, 0.6, 0.9), points[2]]
+    assert own_setting(settings, 0.45) == 2
+    model.threshold = 0.9
+    assert settings_of(model) == [*points, Setting(0.9, 0, 1)]
 
 
 def test_a_share_is_rounded_and_0_and_100_percent_are_exact():

@@ -4,7 +4,7 @@ Uses neither Gradio nor a network: moving the slider recomputes nothing on the i
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 
 from hf_pneumonia.evaluation.metrics import predictive_values
@@ -34,9 +34,15 @@ def settings_of(classifier: PneumoniaClassifier) -> list[Setting]:
     if points:
         columns = (points["threshold"], points["sensitivity"], points["specificity"])
         settings = [Setting(*map(float, values)) for values in zip(*columns, strict=True)]
-        own = own_setting(settings, classifier.threshold)
-        # A user may have changed the threshold in config.json: the nearest point stands for it.
-        settings[own] = replace(settings[own], threshold=classifier.threshold)
+        own = classifier.threshold
+        if all(setting.threshold != own for setting in settings):
+            # A user has changed it in config.json: it has at least the sensitivity of the next point and the
+            # specificity of the point before.
+            before = [setting for setting in settings if setting.threshold < own]
+            after = [setting for setting in settings if setting.threshold > own]
+            sensitivity = after[0].sensitivity if after else 0.0
+            specificity = before[-1].specificity if before else 0.0
+            settings = [*before, Setting(own, sensitivity, specificity), *after]
         return settings
     stated = classifier.operating_point
     if {"sensitivity", "specificity"} <= stated.keys():
