@@ -82,6 +82,14 @@ def test_a_local_folder_needs_a_finished_model(tmp_path):
     assert model_folder(str(tmp_path)) == evidence_folder(str(tmp_path)) == tmp_path
 
 
+def test_a_card_that_cannot_be_fetched_is_an_error(hub, monkeypatch):
+    _publish(hub, "ann/x", MODEL | {"README.md": b"x", "report.json": b"{}"})
+    model_folder("ann/x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE"):
+        evidence_folder("ann/x")
+
+
 def test_only_the_evidence_that_is_shown_is_downloaded(hub):
     shown = {"README.md", "report.json", "plots/roc.png", "examples/README.md"}
     shown |= {f"examples/image [{number}].dcm" for number in range(8)}
