@@ -64,7 +64,7 @@ def test_a_missing_file_or_a_damaged_report_is_named(copied, tmp_path):
         assert error.value.code == "not-a-finished-run"
         (tmp_path / "aside").rename(copied / name)
     not_json = json.dumps(json.loads((copied / "report.json").read_text()) | {"seed": float("nan")})
-    for content in ("{", "\xff", not_json):
+    for content in ("{", "[]", "\xff", not_json):
         (copied / "report.json").write_text(content, encoding="latin-1")
         with pytest.raises(UsageError, match="report.json") as error:
             public_files(copied, REPO)

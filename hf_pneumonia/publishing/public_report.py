@@ -105,6 +105,7 @@ _REPORT = {
             "test_against_train": {ANY: _METRIC},
         },
     },
+    "model": {"parameters": NUMBER},
     "history": [{"epoch": NUMBER, "train": _COUNTS, "validation": _COUNTS}],
     **_numbers("seed kept_epoch training_seconds processes"),
     "versions": {ANY: TEXT},

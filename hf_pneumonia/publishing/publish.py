@@ -65,6 +65,8 @@ def public_files(run: Path, repo: str) -> dict[str, Path | bytes]:
             )
     try:
         report, config = (read_json(run / name) for name in ("report.json", "config.json"))
+        if not isinstance(report, dict) or not isinstance(config, dict):
+            raise ValueError("not an object")
         _check_weights(run, report, config)
         made, innocent = _made_files(run, report, config, repo)
         _json(config)  # refuses NaN
