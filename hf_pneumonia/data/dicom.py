@@ -168,7 +168,9 @@ def _decode_pixels(header: DicomHeader, data: bytes) -> np.ndarray:
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # else a traceback per decoder that fails
+    logger = logging.getLogger("pydicom")
+    if logger.level in (logging.NOTSET, logging.WARNING):  # not set by the user
+        logger.setLevel(logging.CRITICAL)  # else a traceback per decoder that fails
     try:
         decoder = get_decoder(UID(header.syntax))
     except NotImplementedError:
