@@ -80,7 +80,7 @@ def machine() -> dict:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "bf16": torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "bf16": any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16")),
         "gpu": gpu,
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},

@@ -84,7 +84,7 @@ def read_any_image(image: Any) -> Image.Image:
 
     Args:
         image: one of these, which is not changed:
-            a path, bytes, or an open binary file, read from its beginning;
+            a path, bytes, or an open binary file, read from its beginning and left at its end;
             a pydicom Dataset;
             a Pillow image of any mode, read from its file if not loaded yet (once loaded, 16-bit colour has
             only its upper 8 bits left);

@@ -81,7 +81,7 @@ def load_sources(
         rows += _label(found, short, covid, prefix=f"{short}:" if len(names) > 1 else "")
     for row in rows:
         try:
-            f"{row.image}{row.file}".encode()
+            f"{row.image if isinstance(row.image, str) else ''}{row.file}".encode()
         except UnicodeEncodeError as error:
             raise UsageError(
                 "name-not-utf8", f"--dataset: expected file names in UTF-8, got {row.file!r}. Rename the file"
