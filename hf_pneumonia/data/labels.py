@@ -101,7 +101,8 @@ def _global_id(file_name: str) -> str | None:
 
 
 def is_global_id(patient_id: str) -> bool:
-    """Return whether an id comes from a file name of a public data set, and so is valid across sources."""
+    """Return whether an id comes from a file name of a public data set other than RSNA (whose ids are UUIDs),
+    and so is valid across sources."""
     return patient_id in (_global_id(f"{patient_id}-1"), _global_id(f"{patient_id}_1"))
 
 

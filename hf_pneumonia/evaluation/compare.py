@@ -47,7 +47,6 @@ class Run:
     """Report of a run, and the predictions of its test images."""
 
     name: str  # its folder, with as much of the path as makes it unique
-    folder: Path
     report: dict
     predictions: Predictions
     key: list[str]  # (n,) unique: hashes of the images' bytes if all runs have a manifest, else file names
@@ -139,7 +138,7 @@ def read_run(folder: Path, name: str, hashed: bool) -> Run:
             f"{folder}/predictions_test.csv: expected {sum(counts.values())} test images as in report.json, "
             f"got {len(key)}. Evaluate the model again",
         )
-    return Run(name, folder, report, predictions, key)
+    return Run(name, report, predictions, key)
 
 
 def run_metrics(run: Run) -> dict:

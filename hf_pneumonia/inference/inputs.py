@@ -145,7 +145,7 @@ def _images_of_zip(archive_file: ImageSource) -> Iterator[ImageSource]:
     try:
         with open_zip(path) as archive:
             entries = list(enumerate(archive.infolist()))
-            entries = [(number, entry) for number, entry in entries if _is_image_entry(archive, entry)]
+            entries = [(number, entry) for number, entry in entries if _is_listed(archive, entry)]
     except (UnreadableImage, OSError) as error:
         problem = error_reason(error) if isinstance(error, OSError) else str(error)
         yield ImageSource(path, path, problem=problem)
@@ -156,7 +156,7 @@ def _images_of_zip(archive_file: ImageSource) -> Iterator[ImageSource]:
         yield ImageSource(f"{path}/{entry.filename}", path, number, stamp, problem)
 
 
-def _is_image_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+def _is_listed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     if not entry.filename:
         return False  # a damaged directory; is_dir() would fail on an empty name
     parts = entry.filename.split("/")
